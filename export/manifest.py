@@ -1,0 +1,170 @@
+"""bundle.json: all that a runtime must know about the graphs beside it, so that it never guesses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from perfusion import __version__
+from perfusion.base import BaseModel
+from perfusion.errors import ModelError
+from perfusion.export.convert import OPSET
+from perfusion.export.graphs import downscale, size_multiple
+from perfusion.files import sha256_of
+
+__all__ = [
+    "FORMAT_VERSION",
+    "KEY_PROJECTIONS",
+    "MANIFEST",
+    "TOKENIZER",
+    "file_table",
+    "make_manifest",
+    "scheduler_settings",
+]
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+KEY_PROJECTIONS = "key_projections.safetensors"
+
+_SCHEDULER_SETTINGS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+}
+"""What a bundle says about the noise schedule; the value is for schedulers that do not know the setting."""
+
+
+_KNOWN = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+}
+_REFUSED = ("trained_betas", "thresholding", "rescale_betas_zero_snr")
+"""Settings that no runtime here follows: a schedule without a name, and two that few latent models use."""
+
+
+def make_manifest(
+    base: BaseModel,
+    *,
+    files: Mapping[str, Mapping[str, Any]],
+    parity: Mapping[str, float],
+    precision: str,
+    resolution: int | None = None,
+) -> dict[str, Any]:
+    """The content of bundle.json (docs/graph.md). Raises `ModelError` for settings that no runtime knows."""
+    return {
+        "format": "perfusion-bundle",
+        "format_version": FORMAT_VERSION,
+        "base": base.family,
+        "base_fingerprint": base.fingerprint,
+        "precision": precision,
+        "text_dim": base.text_dim,
+        "tokenizer": TOKENIZER,
+        "text_encoders": [_text_encoder(base)],
+        "unet": _unet(base),
+        "vae": _vae(base),
+        "key_projections": KEY_PROJECTIONS,
+        "scheduler": scheduler_settings(base),
+        "defaults": _defaults(base, resolution),
+        "files": {name: dict(files[name]) for name in sorted(files)},
+        "parity": dict(parity),
+        "versions": _versions(),
+    }
+
+
+def file_table(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """The size and sha256 of each of ``names``, paths relative to ``folder``."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names
+    }
+
+
+def scheduler_settings(base: BaseModel) -> dict[str, Any]:
+    """The noise schedule in the words of diffusers, complete."""
+    config = base.scheduler
+    for name in _REFUSED:
+        if config.get(name):
+            raise ModelError(f"{base.folder}: its scheduler sets {name}, which the runtime does not follow")
+    settings = {name: config.get(name, meaning) for name, meaning in _SCHEDULER_SETTINGS.items()}
+    for name, known in _KNOWN.items():
+        if settings[name] not in known:
+            raise ModelError(
+                f"{base.folder}: its scheduler's {name} is {settings[name]!r}, expected {' or '.join(known)}"
+            )
+    return settings
+
+
+def _text_encoder(base: BaseModel) -> dict[str, Any]:
+    ids = {name: getattr(base.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    for name, value in ids.items():
+        if not isinstance(value, int) or not 0 <= value < base.vocab_size:
+            raise ModelError(
+                f"{base.folder}: the tokenizer's {name} is {value}, expected an id below {base.vocab_size}, "
+                "the size of the text encoder's vocabulary"
+            )
+    return {
+        "file": "text_encoder.onnx",
+        "hidden_size": base.text_dim,
+        "vocab_size": base.vocab_size,
+        "context_length": base.context_length,
+        **ids,
+    }
+
+
+def _unet(base: BaseModel) -> dict[str, Any]:
+    return {
+        "file": "unet.onnx",
+        "in_channels": int(base.unet.config.in_channels),
+        "sample_size": int(base.unet.config.sample_size),
+        "size_multiple": size_multiple(base.unet),
+        "layers": [
+            {"name": layer.name, "key_dim": layer.key_dim, "value_dim": layer.value_dim}
+            for layer in base.layers
+        ],
+    }
+
+
+def _vae(base: BaseModel) -> dict[str, Any]:
+    config = base.vae.config
+    if config.get("shift_factor") or config.get("latents_mean"):
+        raise ModelError(f"{base.folder}: its VAE shifts the latents, expected a scaling factor only")
+    return {
+        "decoder": "vae_decoder.onnx",
+        "encoder": "vae_encoder.onnx",
+        "latent_channels": int(config.latent_channels),
+        "downscale": downscale(base.vae),
+        "scaling_factor": float(config.scaling_factor),
+    }
+
+
+def _defaults(base: BaseModel, resolution: int | None) -> dict[str, Any]:
+    side = resolution or int(base.unet.config.sample_size) * downscale(base.vae)
+    step = size_multiple(base.unet) * downscale(base.vae)
+    if side % step or side <= 0:
+        raise ModelError(
+            f"resolution {side} does not fit this model: the sides of its pictures are multiples of {step} "
+            f"pixels; the nearest is {max(step, round(side / step) * step)}"
+        )
+    return {
+        "width": side,
+        "height": side,
+        "guidance_scale": base.guidance_scale,
+        "num_inference_steps": base.num_inference_steps,
+    }
+
+
+def _versions() -> dict[str, str | int]:
+    packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+    # asked of the modules: onnxruntime comes from distributions of several names
+    versions = {name: str(import_module(name).__version__) for name in packages}
+    return {"perfusion-edge": __version__, "opset": OPSET, **versions}

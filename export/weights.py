@@ -1,0 +1,177 @@
+"""How a graph's weights are stored: as float16 where that loses nothing, in the graph or in another file.
+
+A model that was published in float16 holds float32 weights that float16 represents exactly. Such a weight is
+stored as float16 and cast by the first node that meets it; a runtime folds the cast while loading, so the
+numbers are the same and the file is half as large.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = [
+    "SMALLEST",
+    "StoredTensor",
+    "exact_float16",
+    "link_weights",
+    "save",
+    "store_as_float16",
+    "stored_tensors",
+]
+
+SMALLEST = 1024
+"""Bytes in float32 from which a weight is worth a node of its own; biases and norms stay as they are."""
+
+_INLINE_LIMIT = 1_500_000_000
+"""Bytes of weights a graph may hold itself: a protobuf ends at 2 GB, and its reader needs room."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """Where a float16 tensor lies: at byte ``offset`` of ``location``, a path below the model's folder."""
+
+    name: str
+    location: str
+    offset: int
+    length: int
+    shape: tuple[int, ...]
+
+
+def exact_float16(array: np.ndarray) -> np.ndarray | None:
+    """``array`` (float32) as float16 if every bit survives, otherwise None."""
+    with np.errstate(over="ignore"):
+        half = array.astype("<f2")
+    same = half.astype(np.float32).tobytes() == array.tobytes()
+    return half if same else None
+
+
+def store_as_float16(model: ir.Model) -> int:
+    """Store the weights that allow it as float16 with a cast; returns how many."""
+    count = 0
+    for value, half in _candidates(model):
+        _replace(model, value, _held(value, half))
+        count += 1
+    return count
+
+
+def link_weights(model: ir.Model, folder: Path, tensors: Mapping[str, StoredTensor]) -> tuple[int, int]:
+    """Point the weights at the ``tensors`` (see `stored_tensors`) in ``folder`` that hold the same bytes.
+
+    The exporter folds transposes into weights, so a matrix may be stored the other way around; a Transpose
+    node turns it back. What is found nowhere is stored in the graph. Returns (linked, not linked).
+    """
+    linked = embedded = 0
+    for value, half in _candidates(model):
+        stored, transposed = tensors.get(_key(half)), False
+        if stored is None and half.ndim == 2:
+            stored, transposed = tensors.get(_key(np.ascontiguousarray(half.T))), True
+        if stored is None:
+            _replace(model, value, _held(value, half))
+            embedded += 1
+            continue
+        external = ir.ExternalTensor(
+            stored.location,
+            stored.offset,
+            stored.length,
+            ir.DataType.FLOAT16,
+            shape=ir.Shape(stored.shape),
+            name=f"{value.name}.float16",
+            base_dir=folder,
+        )
+        read = external.numpy().T if transposed else external.numpy()
+        assert read.tobytes() == half.tobytes(), stored  # what a runtime will read there
+        _replace(model, value, external, transposed=transposed)
+        linked += 1
+    return linked, embedded
+
+
+def stored_tensors(folder: Path, *subfolders: str) -> dict[str, StoredTensor]:
+    """The float16 tensors in the safetensors files of ``subfolders``, by a digest of shape and bytes."""
+    found: dict[str, StoredTensor] = {}
+    for subfolder in subfolders:
+        for path in sorted((folder / subfolder).glob("*.safetensors")):
+            for stored in _read_header(path, f"{subfolder}/{path.name}"):
+                raw = np.fromfile(path, "<f2", stored.length // 2, offset=stored.offset).reshape(stored.shape)
+                found.setdefault(_key(raw), stored)
+    return found
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write ``model`` to ``path``; weights beyond what one file can hold go to ``<path>.data`` beside it."""
+    held = 0
+    for value in model.graph.initializers.values():
+        value.shape = value.type = None  # the tensor says both; here they would be written a second time
+        if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
+            held += value.const_value.nbytes
+    ir.save(model, path, external_data=f"{path.name}.data" if held > _INLINE_LIMIT else None)
+
+
+def _candidates(model: ir.Model) -> Iterator[tuple[ir.Value, np.ndarray]]:
+    """The weights large enough to matter that float16 holds exactly, one at a time: they may be gigabytes."""
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes < SMALLEST:
+            continue
+        half = exact_float16(np.ascontiguousarray(tensor.numpy()))
+        if half is not None:
+            yield value, half
+
+
+def _held(value: ir.Value, half: np.ndarray) -> ir.TensorProtocol:
+    return ir.tensor(half, name=f"{value.name}.float16")
+
+
+def _replace(
+    model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol, *, transposed: bool = False
+) -> None:
+    """Put ``tensor`` (float16) in the graph and a cast of it in the place of initializer ``value``."""
+    graph = model.graph
+    name = value.name
+    assert name is not None
+    stored = ir.Value(
+        name=tensor.name,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(ir.DataType.FLOAT16),
+        const_value=tensor,
+    )
+    # nodes without a name: one given by a counter would differ with the graph's history
+    nodes = [ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value}, name="")]
+    if transposed:
+        nodes.append(ir.node("Transpose", [nodes[0].outputs[0]], {"perm": [1, 0]}, name=""))
+        nodes[0].outputs[0].name = f"{name}.stored"
+    result = nodes[-1].outputs[0]
+    value.replace_all_uses_with(result)
+    del graph.initializers[name]
+    result.name = name
+    graph.register_initializer(stored)
+    graph.insert_before(graph[0], nodes)
+
+
+def _key(half: np.ndarray) -> str:
+    """What two tensors share if, and for all that matters only if, their shapes and bytes are equal."""
+    return sha256(repr(half.shape).encode() + half.tobytes()).hexdigest()
+
+
+def _read_header(path: Path, location: str) -> Iterator[StoredTensor]:
+    """The float16 tensors that a safetensors file lists: its length in 8 bytes, a JSON, then the data."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    for name, entry in header.items():
+        if name == "__metadata__" or entry["dtype"] != "F16":
+            continue
+        begin, end = entry["data_offsets"]
+        yield StoredTensor(
+            name=name,
+            location=location,
+            offset=8 + size + begin,
+            length=end - begin,
+            shape=tuple(entry["shape"]),
+        )

@@ -1,0 +1,211 @@
+"""What every command shares: one way to parse, to fail and to report progress. Standard library only.
+
+A command is a module with `main(argv) -> int` and nothing heavy at module level:
+
+    def main(argv: list[str] | None = None) -> int:
+        return run("perfusion-inspect", lambda: _inspect(_parser().parse_args(argv)))
+
+Parsing belongs inside the body: `run` turns argparse's exits into exit codes too. Exit codes: 0 done, 1 could
+not (one line on stderr), 2 wrong command line, 130 interrupted.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import NoReturn, TextIO
+
+from perfusion import __version__
+from perfusion.errors import PerfusionError
+
+__all__ = ["Progress", "parser", "run"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser for command `name`, with `--version` and `--quiet`."""
+    made = _Parser(prog=name, description=description, allow_abbrev=False)
+    made.add_argument("--version", action="version", version=f"{name} {__version__}")
+    made.add_argument("--quiet", action="store_true", help="no progress on stderr; warnings and errors stay")
+    return made
+
+
+def run(name: str, body: Callable[[], int]) -> int:
+    """Run a command's body and return its exit code, telling failures in one line on stderr.
+
+    An exception that is none of `PerfusionError`, `OSError`, `MemoryError` is a bug of ours: it passes, so
+    that its traceback is seen.
+    """
+    try:
+        with _one_line_warnings(name):
+            code = body()
+            sys.stdout.flush()  # here, where a closed pipe is still ours to handle
+            return code
+    except SystemExit as exit:  # argparse: --help, --version, a wrong command line
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except KeyboardInterrupt:
+        _say(f"{name}: interrupted")
+        return 130
+    except PerfusionError as error:
+        _say(f"{name}: {_one_line(error)}")
+    except BrokenPipeError:
+        _drop_stdout()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{name}: {where}{(error.strerror or _one_line(error)).lower()}")
+    except MemoryError as error:
+        detail = f" ({_one_line(error)})" if str(error) else ""
+        _say(f"{name}: not enough memory{detail}; close other programs or ask for a smaller size")
+    return 1
+
+
+class Progress:
+    """How far a piece of work is: a bar on a terminal, a plain line every few seconds elsewhere, on stderr.
+
+        with Progress(400, "training", quiet=args.quiet) as progress:
+            for step in ...:
+                progress.update(step, loss=f"{loss:.4f}")
+
+    `done` counts units of `total`; a resumed work gives what was done before as `start`, so that the time
+    left is estimated from this run's own speed.
+    """
+
+    def __init__(self, total: int, label: str, quiet: bool = False, *, start: int = 0) -> None:
+        self.total, self.label, self.quiet, self.start = total, label, quiet, start
+        self._stream: TextIO = sys.stderr
+        self._terminal = False
+        self._began = self._shown = 0.0
+        self._line: str | None = None
+
+    def __enter__(self) -> "Progress":
+        global _drawing
+        self._stream = sys.stderr
+        self._terminal = self._stream.isatty()
+        self._began = time.monotonic()
+        self._shown = self._began - (_REDRAW_SECONDS if self._terminal else 0)
+        _drawing = self
+        return self
+
+    def update(self, done: int, **fields: str) -> None:
+        """Say that `done` of `total` are done; `fields` are shown behind the times, in their order."""
+        now = time.monotonic()
+        due = now - self._shown >= (_REDRAW_SECONDS if self._terminal else _LINE_SECONDS)
+        if self.quiet or not (due or done >= self.total):
+            return
+        self._shown = now
+        line = self._describe(done, now - self._began, fields)
+        if self._terminal:
+            self._draw(line)
+        elif line != self._line:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        self._line = line
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _drawing
+        _drawing = None
+        if self._terminal and self._line is not None:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _describe(self, done: int, elapsed: float, fields: dict[str, str]) -> str:
+        """One line: the label, a bar on a terminal, the count, both times, the fields."""
+        times = f"{_clock(elapsed)} elapsed"
+        if self.start < done < self.total:
+            times += f", {_clock(elapsed / (done - self.start) * (self.total - done))} left"
+        share = min(max(done / self.total, 0.0), 1.0) if self.total > 0 else 1.0
+        bar = f"[{'#' * round(share * _BAR):.<{_BAR}}] " if self._terminal else ""
+        return ", ".join(
+            [
+                f"{self.label} {bar}{done}/{self.total}",
+                times,
+                *(f"{key} {value}" for key, value in fields.items()),
+            ]
+        )
+
+    def _draw(self, line: str) -> None:
+        """Replace the line the cursor is in, cut to the terminal's width so that it never wraps."""
+        width = shutil.get_terminal_size().columns - 1
+        self._stream.write("\r" + line[:width].ljust(width))
+        self._stream.flush()
+
+    def _wipe(self) -> None:
+        """Make room for a message; the next update draws the bar again."""
+        if self._terminal and self._line is not None:
+            self._stream.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
+
+
+_drawing: Progress | None = None  # the bar that a message must not be written into
+_REDRAW_SECONDS = 0.1
+_LINE_SECONDS = 5.0
+_BAR = 24
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as 1:02 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _one_line(value: object) -> str:
+    """The text of an error or a message with its line breaks removed."""
+    return " ".join(str(value).split())
+
+
+def _say(line: str) -> None:
+    """Write one line on stderr, above a bar that is being drawn."""
+    if _drawing is not None:
+        _drawing._wipe()
+    print(line, file=sys.stderr, flush=True)
+
+
+def _drop_stdout() -> None:
+    """Let what is left in the buffer go nowhere, so that Python does not complain at its exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # stdout is not a file of the system (a test's capture)
+        pass
+
+
+@contextmanager
+def _one_line_warnings(name: str) -> Iterator[None]:
+    """Show warnings, and what our loggers say from WARNING on, as `name: warning: message`."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        _say(f"{name}: warning: {_one_line(message)}")
+
+    logger = logging.getLogger("perfusion")
+    handler = _LineHandler(name)
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _LineHandler(logging.Handler):
+    """Writes a record's message as one line; for tracebacks and times, add a handler of your own."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(logging.WARNING)
+        self._command = command
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(f"{self._command}: {record.levelname.lower()}: {_one_line(record.getMessage())}")

@@ -1,0 +1,180 @@
+"""perfusion-generate: draw pictures with a bundle and any number of concepts."""
+
+import argparse
+import json
+import os
+import re
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfusion.commands import Progress, parser, run
+from perfusion.errors import PerfusionError
+from perfusion.files import writing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from perfusion.runtime import Runtime
+
+__all__ = ["main"]
+
+_NAME = "perfusion-generate"
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_NUMBERS = ("bias", "temperature", "strength")
+
+# A setting's value holds no path separator, so that C:\cats\a=b.safetensors is a path and nothing else.
+_SPEC = re.compile(r"(?P<path>.+?):(?P<settings>\w+=[^,:/\\]*(?:,\w+=[^,:/\\]*)*)", re.DOTALL)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see `perfusion-generate --help`."""
+    return run(_NAME, lambda: _generate(_parser().parse_args(argv)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(_NAME, "Draw pictures from a prompt, with concepts as words of their own. Needs no torch.")
+    add = made.add_argument
+    add("--prompt", required=True, help='what to draw, such as "a photo of <cat> on a beach"')
+    add("--bundle", type=Path, metavar="DIR", help="an exported model (default: the embedded pocket model)")
+    add(
+        "--concept",
+        type=_concept,
+        action="append",
+        default=[],
+        dest="concepts",
+        metavar="FILE[:bias=B,temperature=T,strength=S]",
+        help="a concept file, whose token is then a word; token=<dog> gives it another one (can be repeated)",
+    )
+    add("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
+    add("--scheduler", choices=["ddim", "euler"], default="ddim", help="(default: %(default)s)")
+    add("--steps", type=int, metavar="N", help="denoising steps (default: the bundle's own)")
+    add(
+        "--guidance-scale",
+        type=float,
+        metavar="G",
+        help="how closely to follow the prompt; 1 is twice as fast",
+    )
+    add("--width", type=int, metavar="PIXELS", help="(default: the bundle's own)")
+    add("--height", type=int, metavar="PIXELS", help="(default: the bundle's own)")
+    add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
+    add("--count", type=_at_least_one, default=1, metavar="N", help="pictures, with seeds from --seed on")
+    add("--lock", choices=["local", "global"], help="where keys come from (default: what the concepts say)")
+    add("--provider", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
+    add("--threads", type=_at_least_one, metavar="N", help="CPU threads (default: all there are)")
+    add("--grid", action="store_true", help="all pictures on one sheet, instead of OUT-0, OUT-1, ...")
+    add("--json", action="store_true", help="print what was drawn as JSON")
+    add("--output", type=_picture, required=True, metavar="OUT", help="a .png, .jpg or .webp file")
+    return made
+
+
+def _generate(args: argparse.Namespace) -> int:
+    paths = _paths(args.output, 1 if args.grid else args.count)
+    for path in paths:
+        _check_writable(path)
+    from perfusion.runtime import Runtime
+    from perfusion.runtime.pictures import grid
+
+    seeds = [args.seed + index for index in range(args.count)]
+    with Runtime(args.bundle, provider=args.provider, threads=args.threads) as runtime:
+        for path, settings in args.concepts:
+            runtime.load_concept(path, **settings)
+        began = time.perf_counter()
+        pictures = _draw(runtime, args, seeds)
+        seconds = time.perf_counter() - began
+        used = {token: asdict(runtime.set_concept(token)) for token in runtime.concepts}
+        provider = runtime.provider
+    for path, picture in zip(paths, [grid(pictures)] if args.grid else pictures, strict=True):
+        _write(path, picture)
+    if args.json:
+        named = paths * len(seeds) if args.grid else paths
+        written = [{"path": str(path), "seed": seed} for path, seed in zip(named, seeds, strict=True)]
+        facts = {"prompt": args.prompt, "concepts": used, "provider": provider, "seconds": round(seconds, 3)}
+        print(json.dumps({**facts, "pictures": written}, ensure_ascii=False))
+    else:
+        print("\n".join(map(str, paths)))
+    return 0
+
+
+def _draw(runtime: "Runtime", args: argparse.Namespace, seeds: list[int]) -> "list[Image]":
+    """The pictures, with a line of progress a step."""
+    given = {
+        "num_inference_steps": args.steps, "guidance_scale": args.guidance_scale,
+        "width": args.width, "height": args.height, "lock": args.lock,
+    }  # fmt: skip
+    options: Any = {name: value for name, value in given.items() if value is not None}
+    steps = runtime.denoise(
+        args.prompt, seed=seeds, negative_prompt=args.negative_prompt, scheduler=args.scheduler, **options
+    )
+    total = args.steps or runtime.bundle.defaults.num_inference_steps
+    with Progress(total, "drawing", quiet=args.quiet) as progress:
+        for step in steps:
+            progress.update(step.index + 1)
+    return step.pictures()
+
+
+def _write(path: Path, picture: "Image") -> None:
+    """One picture in the format of its file's name, whole or not at all."""
+    kind = _FORMATS[path.suffix.lower()]
+    with writing(path) as file:
+        picture.save(file, format=kind, **({} if kind == "PNG" else {"quality": 95}))
+
+
+def _paths(output: Path, count: int) -> list[Path]:
+    """OUT itself for one picture, OUT-0, OUT-1, ... for more."""
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise PerfusionError(f"{path} cannot be written. Choose a file in a folder that can be written to.")
+
+
+def _concept(spec: str) -> tuple[Path, dict[str, Any]]:
+    """FILE:bias=0.6,strength=1 as a path and settings."""
+    found = _SPEC.fullmatch(spec)
+    if found is None:
+        return Path(spec), {}
+    settings: dict[str, Any] = {}
+    for setting in found["settings"].split(","):
+        name, _, value = setting.partition("=")
+        if name in settings or name not in (*_NUMBERS, "token"):
+            problem = "is given twice" if name in settings else "is no setting"
+            raise argparse.ArgumentTypeError(
+                f"{name!r} {problem} in {spec!r}; use {', '.join(_NUMBERS)} or token"
+            )
+        settings[name] = value if name == "token" else _number(name, value)
+    return Path(found["path"]), settings
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{name} is {value!r}, expected a number") from None
+
+
+def _at_least_one(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return value
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in _FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in one of {', '.join(_FORMATS)}")
+    return path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

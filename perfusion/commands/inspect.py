@@ -1,0 +1,133 @@
+"""perfusion-inspect: what is in a concept file or a bundle, and whether it is whole."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from perfusion.commands import parser, run
+from perfusion.errors import PerfusionError
+
+_MANIFEST = "bundle.json"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see `perfusion-inspect --help`."""
+    return run("perfusion-inspect", lambda: _inspect(_parser().parse_args(argv)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(
+        "perfusion-inspect",
+        "Show what is in a concept file or a bundle, after checking all of it: names, shapes and numbers of "
+        "a concept; settings, sizes and checksums of a bundle.",
+    )
+    made.add_argument("path", type=Path, metavar="FILE|BUNDLE", help="a concept file, or a bundle's folder")
+    made.add_argument("--json", action="store_true", help="print one JSON object")
+    return made
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    path: Path = args.path
+    if path.name == _MANIFEST and path.is_file():
+        path = path.parent
+    if (path / _MANIFEST).is_file():
+        facts, lines = _bundle(path)
+    elif path.is_file():
+        facts, lines = _concept(path)
+    else:
+        found = f"a folder without {_MANIFEST}" if path.is_dir() else "not there"
+        raise PerfusionError(
+            f"{path} is {found}, expected a concept file (as perfusion-train writes it) or a bundle's folder "
+            "(as perfusion-export writes it)."
+        )
+    print(json.dumps(facts, ensure_ascii=False, indent=2) if args.json else _table(facts, lines))
+    return 0
+
+
+def _table(facts: dict[str, Any], lines: dict[str, str]) -> str:
+    """A headline, then one `name  value` a line."""
+    width = max(map(len, lines))
+    head = f"{facts['path']}: {facts['kind']}, {facts['bytes']:,} bytes, valid"
+    return "\n".join([head, *(f"  {name:<{width}}  {value}" for name, value in lines.items())])
+
+
+def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The facts of a concept file for a program, and for a reader."""
+    from perfusion.concept import FORMAT_VERSION, Concept
+
+    concept = Concept.load(path)
+    facts: dict[str, Any] = {
+        "kind": "concept",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "format_version": FORMAT_VERSION,
+        "token": concept.token,
+        "superclass": concept.superclass,
+        "base": concept.base,
+        "base_fingerprint": concept.base_fingerprint,
+        "rows": concept.rows,
+        "text_dim": concept.direction.shape[1],
+        "hidden_sizes": [embedding.shape[1] for embedding in concept.embeddings],
+        "value_width": concept.target_values.shape[1],
+        "key_width": None if concept.target_keys is None else concept.target_keys.shape[1],
+        "energy": concept.energy.tolist(),
+        "lock": concept.lock,
+        "bias": concept.bias,
+        "temperature": concept.temperature,
+        "created_with": concept.created_with,
+        "training": dict(concept.training),
+    }
+    encoders = " + ".join(map(str, facts["hidden_sizes"]))
+    keys = "derived from the base" if concept.target_keys is None else f"{facts['key_width']} numbers a row"
+    lines = {
+        "token": f"{concept.token} for a {concept.superclass}",
+        "base": f"{concept.base} {concept.base_fingerprint[:12]}…",
+        "rows": f"{concept.rows} of {facts['text_dim']} numbers; word embedding {encoders}",
+        "values": f"{facts['value_width']} numbers a row",
+        "keys": keys,
+        "energy": ", ".join(f"{energy:.4g}" for energy in facts["energy"]),
+        "defaults": f"bias {concept.bias:g}, temperature {concept.temperature:g}, {concept.lock} lock",
+        "made with": concept.created_with or "not said",
+        "training": ", ".join(f"{name} {value}" for name, value in concept.training.items()) or "not said",
+    }
+    return facts, lines
+
+
+def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The facts of a bundle for a program, and for a reader."""
+    from perfusion.runtime.bundle import read_bundle
+
+    bundle = read_bundle(folder, verify=True)
+    manifest = json.loads((folder / _MANIFEST).read_bytes())  # read_bundle has just found it sound
+    files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    encoder, unet, defaults = bundle.text_encoder, bundle.unet, bundle.defaults
+    facts: dict[str, Any] = {
+        "kind": "bundle",
+        "path": str(folder),
+        "bytes": sum(files.values()),
+        "format_version": manifest["format_version"],
+        "base": bundle.base,
+        "base_fingerprint": bundle.base_fingerprint,
+        "precision": bundle.precision,
+        "text_dim": bundle.text_dim,
+        "vocab_size": encoder.vocab_size,
+        "context_length": encoder.context_length,
+        "layers": len(unet.layers),
+        "key_width": unet.key_width,
+        "value_width": unet.value_width,
+        "width": defaults.width,
+        "height": defaults.height,
+        "size_step": bundle.size_step,
+        "files": files,
+    }
+    lines = {
+        "base": f"{bundle.base} {bundle.base_fingerprint[:12]}…",
+        "precision": bundle.precision,
+        "text": f"{encoder.vocab_size} tokens, {encoder.context_length} a prompt, text_dim {bundle.text_dim}",
+        "layers": f"{len(unet.layers)}, with {unet.key_width} key and {unet.value_width} value numbers",
+        "pictures": f"{defaults.width} x {defaults.height}, in steps of {bundle.size_step} pixels",
+        "drawing": f"{defaults.num_inference_steps} steps, guidance scale {defaults.guidance_scale:g}",
+        **{f"file {name}": f"{size:,} bytes, checksum matches" for name, size in files.items()},
+    }
+    return facts, lines

@@ -1,0 +1,370 @@
+"""A concept and its file: one visual idea as a few thousand numbers, tied to one base model.
+
+The file is safetensors with named tensors and string metadata; docs/format.md describes it for those who
+write a reader of their own. Everything is checked when a concept is made, so one that exists is usable.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfusion.container import pack, unpack
+from perfusion.errors import ConceptError
+from perfusion.files import writing
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "Concept"]
+
+FORMAT = "perfusion-concept"
+FORMAT_VERSION = 1
+_MAX_FILE_BYTES = 8 * 1024 * 1024
+_MAX_TEXT_ENCODERS = 2
+_MAX_TEXT = 1000  # characters of a metadata value
+_TRAINING = "training."  # prefix of the training facts among the metadata
+
+_ALWAYS_FLOAT32 = (
+    "direction",
+    "dual",
+    "energy",
+)  # float16 would lose the cancellation that keeps s small elsewhere
+_STORAGE = {"float32": np.float32, "float16": np.float16}
+_LOCKS = ("local", "global")
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Concept:
+    """One trained concept. All arrays are float32, read-only and share their first dimension, `rows`.
+
+    Raises:
+        ConceptError: at construction, when anything is missing, misshapen, not finite or contradictory.
+    """
+
+    token: str  # the word in prompts, "<cat>"
+    superclass: str  # what kind of thing it is, "teddy bear"
+    base: str  # the base model's family: sd15, sd21, sdxl, pocket, …
+    base_fingerprint: str  # SHA-256 over the base's key and value projections, 64 hex digits
+    direction: Float32  # (rows, text_dim) i*
+    dual: Float32  # (rows, text_dim) w* = C⁻¹ i* / n
+    energy: Float32  # (rows,) n = i*ᵀ C⁻¹ i*
+    superclass_encoding: Float32  # (rows, text_dim) ē_super
+    embeddings: tuple[Float32, ...]  # (rows, hidden) of each text encoder: the learned word
+    target_values: Float32  # (rows, Σ d_V) o*_V of every layer, in module order
+    target_keys: Float32 | None = None  # (rows, Σ d_K) o*_K; None: derived from the base's key projections
+    lock: str = "local"  # the default at inference: "local" or "global"
+    bias: float = 0.75  # β, default at inference
+    temperature: float = 0.15  # τ, default at inference
+    created_with: str = ""
+    training: Mapping[str, str] = field(default_factory=dict)  # steps, seed, pictures, …
+
+    def __post_init__(self) -> None:
+        _check_texts(self)
+        object.__setattr__(self, "bias", _number("bias", self.bias))
+        object.__setattr__(self, "temperature", _number("temperature", self.temperature))
+        if self.temperature <= 0:
+            raise ConceptError(
+                f"The temperature is {self.temperature}, expected a number above 0, such as 0.15."
+            )
+        object.__setattr__(self, "training", MappingProxyType(dict(self.training)))
+        if not isinstance(self.embeddings, (tuple, list)):
+            raise ConceptError(
+                f"The embeddings are {type(self.embeddings).__name__}, expected a tuple of arrays."
+            )
+        embeddings = (_checked(f"embeddings.{index}", array) for index, array in enumerate(self.embeddings))
+        object.__setattr__(self, "embeddings", tuple(embeddings))
+        for name in self._tensors():
+            if not name.startswith("embeddings."):
+                object.__setattr__(self, name, _checked(name, getattr(self, name)))
+        _check_shapes(self)
+        _check_algebra(self)
+
+    def __repr__(self) -> str:
+        names = f"token={self.token!r}, superclass={self.superclass!r}, base={self.base!r}"
+        return f"Concept({names}, rows={self.rows})"
+
+    @property
+    def rows(self) -> int:
+        """How many placeholder tokens, and slots of the exported model, the concept takes; usually 1."""
+        return int(self.direction.shape[0])
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Concept":
+        """Read a concept file. Runs no code from it and allocates no more than its size.
+
+        Raises:
+            ConceptError: the file cannot be read or is not a valid concept; the message names the file.
+        """
+        data = _read(Path(path))
+        try:
+            return cls.from_bytes(data)
+        except ConceptError as error:
+            raise ConceptError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Concept":
+        """Read a concept from the bytes of its file.
+
+        Raises:
+            ConceptError: the bytes are not a valid concept.
+        """
+        if len(data) > _MAX_FILE_BYTES:
+            raise ConceptError(
+                f"The file has more than {_MAX_FILE_BYTES} bytes. This is no concept file; give one that "
+                "perfusion-train wrote."
+            )
+        tensors, metadata = unpack(bytes(data))
+        _check_format(metadata)
+        encoders = _check_names(tensors)
+        for name in _ALWAYS_FLOAT32:
+            if tensors[name].dtype.itemsize != 4:
+                raise ConceptError(f"Tensor {name!r} is float16, expected float32. Write the file again.")
+        fields = _fields(metadata)
+        fields["embeddings"] = tuple(tensors.pop(f"embeddings.{index}") for index in range(encoders))
+        fields |= tensors
+        return cls(**fields)
+
+    def save(self, path: str | Path, storage: str = "float16") -> None:
+        """Write the concept file, whole or not at all. The same concept always gives the same bytes.
+
+        `storage` is "float16" or "float32". `direction`, `dual` and `energy` are float32 in both.
+
+        Raises:
+            ConceptError: `storage` is unknown, or a number does not fit float16.
+            PerfusionError: the file cannot be written.
+        """
+        data = self.to_bytes(storage)
+        with writing(Path(path)) as file:
+            file.write(data)
+
+    def to_bytes(self, storage: str = "float16") -> bytes:
+        """The bytes that `save` writes.
+
+        Raises:
+            ConceptError: `storage` is unknown, or a number does not fit float16.
+        """
+        if storage not in _STORAGE:
+            raise ConceptError(f"The storage is {storage!r}, expected one of {sorted(_STORAGE)}.")
+        tensors: dict[str, npt.NDArray[Any]] = {}
+        for name, array in self._tensors().items():
+            tensors[name] = array if name in _ALWAYS_FLOAT32 else _narrowed(name, array, storage)
+        data = pack(tensors, _metadata(self))
+        if len(data) > _MAX_FILE_BYTES:
+            raise ConceptError(
+                f"The concept takes {len(data)} bytes, expected at most {_MAX_FILE_BYTES}. Use fewer rows."
+            )
+        return data
+
+    def _tensors(self) -> dict[str, Float32]:
+        """The tensors by their names in the file; float32 comes first, which keeps all of them aligned."""
+        tensors = {name: getattr(self, name) for name in (*_ALWAYS_FLOAT32, "superclass_encoding")}
+        tensors |= {f"embeddings.{index}": array for index, array in enumerate(self.embeddings)}
+        tensors["target_values"] = self.target_values
+        if self.target_keys is not None:
+            tensors["target_keys"] = self.target_keys
+        return tensors
+
+
+def _read(path: Path) -> bytes:
+    """A file's bytes, or just enough of them to see that there are too many."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a folder, or a pipe that would never end
+            raise ConceptError(f"{path} is not a file, expected a concept file such as cat.safetensors.")
+        with open(path, "rb") as file:
+            return file.read(_MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character in it
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise ConceptError(
+            f"{path} cannot be read: {reason}. Expected a concept file such as cat.safetensors."
+        ) from error
+
+
+def _check_format(metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise ConceptError(
+            f"The metadata says format {metadata.get('format')!r:.80}, expected {FORMAT!r}: some other "
+            "safetensors file. Give one that perfusion-train wrote."
+        )
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise ConceptError(
+            f"The concept has format version {metadata.get('format_version')!r:.40}, this program reads "
+            f"{FORMAT_VERSION}. Install a newer perfusion-edge, or train the concept again."
+        )
+
+
+def _check_names(tensors: Mapping[str, object]) -> int:
+    """Refuse missing and unknown tensors; the number of text encoders."""
+    encoders = max(1, sum(name.startswith("embeddings.") for name in tensors))
+    required = {*_ALWAYS_FLOAT32, "superclass_encoding", "target_values"}
+    required |= {f"embeddings.{index}" for index in range(min(encoders, _MAX_TEXT_ENCODERS))}
+    if missing := sorted(required - set(tensors)):
+        raise ConceptError(f"The file lacks the tensors {missing}. Copy or train the concept again.")
+    if unknown := sorted(set(tensors) - required - {"target_keys"}):
+        raise ConceptError(
+            f"The file has unknown tensors {unknown!r:.200}, expected {sorted(required)} and target_keys."
+        )
+    return encoders
+
+
+def _fields(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The concept's fields from the metadata; other names are ignored, so that later writers can say more."""
+    fields: dict[str, Any] = {}
+    for name in ("token", "superclass", "base", "base_fingerprint"):
+        if name not in metadata:
+            raise ConceptError(f"The metadata lacks {name!r}. Copy or train the concept again.")
+        fields[name] = metadata[name]
+    fields |= {name: metadata[name] for name in ("lock", "created_with") if name in metadata}
+    fields |= {name: _parsed(name, metadata[name]) for name in ("bias", "temperature") if name in metadata}
+    fields["training"] = {
+        name.removeprefix(_TRAINING): value for name, value in metadata.items() if name.startswith(_TRAINING)
+    }
+    return fields
+
+
+def _metadata(concept: Concept) -> dict[str, str]:
+    """The strings that go into the file."""
+    return {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "token": concept.token,
+        "superclass": concept.superclass,
+        "base": concept.base,
+        "base_fingerprint": concept.base_fingerprint,
+        "lock": concept.lock,
+        "bias": repr(concept.bias),
+        "temperature": repr(concept.temperature),
+        "created_with": concept.created_with,
+        **{_TRAINING + name: value for name, value in concept.training.items()},
+    }
+
+
+def _parsed(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConceptError(f"The metadata's {name} is {text!r:.40}, expected a number.") from error
+
+
+def _number(name: str, value: Any) -> float:
+    """A finite Python float, so that it is written the same whatever number it came as."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConceptError(f"The {name} is {value!r:.40}, expected a number.") from error
+    if not np.isfinite(number):
+        raise ConceptError(f"The {name} is {number}, expected a finite number.")
+    return number
+
+
+def _check_texts(concept: Concept) -> None:
+    """Refuse names that could not be typed in a prompt, printed on one line or compared."""
+    if not isinstance(concept.training, Mapping):
+        raise ConceptError(f"The training facts are {concept.training!r:.100}, expected names and strings.")
+    texts = {name: getattr(concept, name) for name in ("token", "superclass", "base", "lock", "created_with")}
+    texts |= {f"{_TRAINING}{name}": value for name, value in concept.training.items()}
+    for name, text in texts.items():
+        if (
+            not isinstance(text, str)
+            or not (name + text).isprintable()
+            or max(len(text), len(name)) > _MAX_TEXT
+        ):
+            raise ConceptError(
+                f"{name!r:.80} is {text!r:.80}, expected one line of at most {_MAX_TEXT} characters."
+            )
+    if not re.fullmatch(r"<[^<>\s]{1,62}>", concept.token):
+        raise ConceptError(
+            f"The token is {concept.token!r:.80}, expected a word in angle brackets without spaces, at most "
+            "64 characters, such as '<cat>'."
+        )
+    if not concept.superclass.strip():
+        raise ConceptError(
+            "The superclass is empty, expected what kind of thing the concept is, such as 'cat'."
+        )
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,31}", concept.base):
+        raise ConceptError(
+            f"The base is {concept.base!r:.80}, expected a model family such as 'sd15' or 'pocket'."
+        )
+    if not isinstance(concept.base_fingerprint, str) or not re.fullmatch(
+        r"[0-9a-f]{64}", concept.base_fingerprint
+    ):
+        raise ConceptError(
+            f"The base fingerprint is {concept.base_fingerprint!r:.80}, expected 64 lower-case hex digits."
+        )
+    if concept.lock not in _LOCKS:
+        raise ConceptError(f"The lock is {concept.lock!r:.80}, expected 'local' or 'global'.")
+
+
+def _checked(name: str, array: Any) -> Float32:
+    """A read-only float32 copy of a tensor, finite throughout."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        found = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ConceptError(f"Tensor {name!r} is {found}, expected a numpy array of floating-point numbers.")
+    with np.errstate(all="ignore"):  # what overflows or is not a number is refused in the next line
+        copy = np.array(array, dtype=np.float32, order="C")
+    if not np.isfinite(copy).all():
+        raise ConceptError(
+            f"Tensor {name!r} holds NaN or infinity, expected finite numbers. Train the concept again."
+        )
+    copy.setflags(write=False)
+    return copy
+
+
+def _check_shapes(concept: Concept) -> None:
+    """One number of rows everywhere, one text_dim for what lives in the encodings' space."""
+    if not 1 <= len(concept.embeddings) <= _MAX_TEXT_ENCODERS:
+        raise ConceptError(
+            f"The concept has {len(concept.embeddings)} embeddings, expected 1 or {_MAX_TEXT_ENCODERS}."
+        )
+    shape = concept.direction.shape
+    if len(shape) != 2 or 0 in shape:
+        raise ConceptError(f"Tensor 'direction' has shape {shape}, expected (rows, text_dim).")
+    expected: dict[str, tuple[int | None, ...]] = {
+        "dual": shape,
+        "superclass_encoding": shape,
+        "energy": shape[:1],
+    }
+    for name, array in concept._tensors().items():
+        wanted = expected.get(name, (shape[0], None))
+        found = array.shape
+        if (
+            len(found) != len(wanted)
+            or 0 in found
+            or any(w not in (None, f) for w, f in zip(wanted, found, strict=True))
+        ):
+            text = str(wanted).replace("None", "any")
+            raise ConceptError(
+                f"Tensor {name!r} has shape {found}, expected {text} to go with 'direction' {shape}."
+            )
+
+
+def _check_algebra(concept: Concept) -> None:
+    """The identities that hold for every concept: n > 0 and i* · w* = 1."""
+    if not (concept.energy > 0).all():
+        raise ConceptError(
+            f"The energy is {concept.energy}, expected numbers above 0. Train the concept again."
+        )
+    products = np.einsum("rd,rd->r", concept.direction, concept.dual, dtype=np.float64)
+    if not (abs(products - 1) <= 1e-2).all():
+        raise ConceptError(
+            f"direction · dual is {products}, expected 1 for every row: they belong to different concepts or "
+            "are damaged. Train the concept again."
+        )
+
+
+def _narrowed(name: str, array: Float32, storage: str) -> npt.NDArray[Any]:
+    """The array in the storage's dtype, unless numbers would become infinite by it."""
+    with np.errstate(over="ignore"):
+        narrow = array.astype(_STORAGE[storage])
+    if not np.isfinite(narrow).all():
+        raise ConceptError(
+            f"Tensor {name!r} reaches {abs(array).max():g}, and {storage} ends at 65504. Save with "
+            "storage='float32'."
+        )
+    return narrow

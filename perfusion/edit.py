@@ -1,0 +1,210 @@
+"""The algebra of the gated rank-1 edit, in numpy and in float64.
+
+J is the number of active rows (usually one per concept). `direction` (i*), `dual` (w*) and `energy` (n) come
+from concept files; the covariance C of the encodings, which defines the inner product <a, b> = aᵀ C⁻¹ b, is
+inside them (w* = C⁻¹ i* / n, n = <i*, i*>) and is never needed here. docs/method.md has the formulas with
+their reasons.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfusion.errors import RequestError
+
+__all__ = [
+    "Conditioning",
+    "condition",
+    "edited_projection",
+    "gate",
+    "gram",
+    "locked_keys",
+    "project",
+    "similarity",
+]
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+
+# Directions closer than this, as 1 − |cosine| under C⁻¹, count as one. Files hold float32, so a smaller
+# difference is rounding, and solving for it would multiply that rounding.
+_SAME_DIRECTION = 1e-6
+
+
+def similarity(encodings: Array, dual: Array) -> Float64:
+    """How much of each concept an encoding holds: s(e) = e · w*, 1 at the concept's own direction.
+
+    `encodings` (..., text_dim), `dual` (J, text_dim) -> (..., J).
+    """
+    return _wide(encodings) @ _wide(dual).T
+
+
+def gate(similarity: Array | float, bias: Array | float, temperature: Array | float) -> Float64:
+    """How far a target is let through: σ((s − β) / τ), 0.5 where s = β, without overflow for any argument.
+
+    `similarity` (..., J); `bias` and `temperature` numbers or (J,) -> (..., J).
+
+    Raises:
+        RequestError: a temperature that is not above 0.
+    """
+    tau = _wide(temperature)
+    if not np.all(tau > 0):
+        raise RequestError(
+            f"The temperature is {temperature}, expected a number above 0. Around 0.15 works well."
+        )
+    with np.errstate(over="ignore"):  # an infinite argument is a gate that is fully open or closed
+        argument = (_wide(similarity) - _wide(bias)) / tau
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * argument), dtype=np.float64)
+
+
+def gram(direction: Array, dual: Array, energy: Array) -> Float64:
+    """The inner products of the concepts' directions: G_jk = <i_j, i_k> = n_k (i_j · w_k).
+
+    `direction`, `dual` (J, text_dim), `energy` (J,) -> (J, J), symmetric up to the rounding of its inputs.
+    """
+    return _wide(direction) @ _wide(dual).T * _wide(energy)
+
+
+def project(
+    encodings: Array, direction: Array, dual: Array, energy: Array, strength: Array | float | None = None
+) -> Float64:
+    """Take the concepts' directions out of encodings: e_perp = e − Iᵀ Λ G⁻¹ (n ∘ W_d e).
+
+    I and W_d have the rows i_j and w_j, Λ = diag(strength), 1 where it is not given. Directions that depend
+    on each other (two copies of one concept) make G singular; its pseudo-inverse then removes their span
+    once.
+
+    `encodings` (..., text_dim), `direction`, `dual` (J, text_dim), `energy` (J,), `strength` number or (J,)
+    -> (..., text_dim).
+    """
+    wide = _wide(encodings)
+    scale = np.sqrt(_wide(energy))
+    # G and n ∘ W_d e, divided by √n on every side: cosines, so that one threshold fits concepts of any
+    # energy.
+    cosines = gram(direction, dual, energy) / np.outer(scale, scale)
+    parts = similarity(wide, dual) * scale
+    # Transposed, so that w_k · e_perp = 0 holds exactly for duals that were rounded to float32.
+    coefficients = parts @ np.linalg.pinv(cosines, rcond=_SAME_DIRECTION) / scale
+    if strength is not None:
+        coefficients = coefficients * _wide(strength)
+    return np.asarray(wide - coefficients @ _wide(direction), dtype=np.float64)
+
+
+def edited_projection(
+    encodings: Array,
+    weight: Array,
+    targets: Array,
+    direction: Array,
+    dual: Array,
+    energy: Array,
+    bias: Array | float,
+    temperature: Array | float,
+    strength: Array | float | None = None,
+) -> Float64:
+    """The edited key or value projection of one layer: h(e) = W e_perp + Σ_j λ_j σ((s_j − β_j) / τ_j) o*_j.
+
+    The formula as it is written, to hold every faster path against.
+
+    `encodings` (..., text_dim), `weight` (d_out, text_dim), `targets` (J, d_out), the rest as in `project`
+    and `gate` -> (..., d_out).
+    """
+    opened = gate(similarity(encodings, dual), bias, temperature)
+    if strength is not None:
+        opened = opened * _wide(strength)
+    e_perp = project(encodings, direction, dual, energy, strength)
+    return np.asarray(e_perp @ _wide(weight).T + opened @ _wide(targets), dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """What cross-attention reads for one prompt: `K = W_K key_states + key_gate · o*_K`, and V likewise.
+
+    `key_states`, `value_states` (tokens, text_dim); `key_gate`, `value_gate` (tokens, J); all float32.
+    """
+
+    key_states: Float32
+    value_states: Float32
+    key_gate: Float32
+    value_gate: Float32
+
+
+def condition(
+    encodings: Array,
+    *,
+    direction: Array,
+    dual: Array,
+    energy: Array,
+    bias: Array | float,
+    temperature: Array | float,
+    strength: Array | float,
+    lock: str = "local",
+    superclass_encodings: Array | None = None,
+) -> Conditioning:
+    """Prepare one prompt's encodings for the edited cross-attention; keys and values depend on nothing else.
+
+    `encodings` (tokens, text_dim); `direction`, `dual` (J, text_dim); `energy` (J,); `bias`, `temperature`,
+    `strength` numbers or (J,). A row of strength 0 is absent: it takes no part in the projection. With no row
+    left the base model is met exactly: both states are the encodings and every gate is 0.
+
+    `lock` "local": keys and values read the edit. "global": keys read `superclass_encodings` (tokens,
+    text_dim), the prompt with the superclass in the concept's place, unedited.
+
+    Raises:
+        RequestError: an unknown lock, a temperature that is not above 0, or encodings of the superclass
+        prompt
+            that are missing or do not match.
+    """
+    plain = np.asarray(encodings, dtype=np.float32)
+    keys = _global_keys(plain, lock, superclass_encodings)
+    weights = np.broadcast_to(_wide(strength), (len(direction),))
+    active = np.flatnonzero(weights)
+    opened = np.zeros((len(plain), len(direction)), dtype=np.float32)
+    if active.size == 0:
+        return Conditioning(key_states=plain, value_states=plain, key_gate=opened, value_gate=opened)
+    rows, duals, energies = (np.asarray(array)[active] for array in (direction, dual, energy))
+    e_perp = project(encodings, rows, duals, energies, weights[active]).astype(np.float32)
+    beta, tau = (np.broadcast_to(_wide(value), weights.shape)[active] for value in (bias, temperature))
+    opened[:, active] = gate(similarity(encodings, duals), beta, tau) * weights[active]
+    if keys is None:
+        return Conditioning(key_states=e_perp, value_states=e_perp, key_gate=opened, value_gate=opened)
+    return Conditioning(
+        key_states=keys, value_states=e_perp, key_gate=np.zeros_like(opened), value_gate=opened
+    )
+
+
+def locked_keys(weight: Array, superclass_encoding: Array) -> Float32:
+    """The keys a concept is locked to: o*_K = W_K ē_super, for all layers at once.
+
+    `weight` (Σ d_K, text_dim), `superclass_encoding` (rows, text_dim) -> (rows, Σ d_K) float32.
+    """
+    encoding = _wide(superclass_encoding).T
+    blocks = range(0, len(weight), 1024)  # a float64 copy of all of SDXL's weights would take 1.4 GB
+    return np.concatenate([(_wide(weight[at : at + 1024]) @ encoding).T for at in blocks], axis=1).astype(
+        np.float32
+    )
+
+
+def _global_keys(plain: Float32, lock: str, superclass_encodings: Array | None) -> Float32 | None:
+    """The states that keys read under the global lock, None under the local one."""
+    if lock == "local":
+        return None
+    if lock != "global":
+        raise RequestError(f"The lock is {lock!r}, expected 'local' or 'global'.")
+    if superclass_encodings is None:
+        raise RequestError(
+            "A global lock needs the encodings of the prompt with the superclass in it; none were given."
+        )
+    keys = np.asarray(superclass_encodings, dtype=np.float32)
+    if keys.shape != plain.shape:
+        raise RequestError(
+            f"The superclass prompt has encodings of shape {keys.shape}, expected {plain.shape} as the "
+            "concept's prompt has. Use a superclass with as many tokens as the concept has rows."
+        )
+    return keys
+
+
+def _wide(array: Array | float) -> Float64:
+    return np.asarray(array, dtype=np.float64)

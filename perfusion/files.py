@@ -1,0 +1,169 @@
+"""Files that are either whole or not there: written beside their place, then moved into it."""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from perfusion.errors import PerfusionError
+
+__all__ = ["sha256_of", "writing", "writing_folder"]
+
+_MANIFEST = "bundle.json"  # what marks a folder as ours to replace
+
+
+@contextmanager
+def writing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file that appears at `path` only when the block ends without an exception.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk and take the place of `path`
+    in one step; a reader sees the old file or the new one, never half of one. `mode` is "wb" or "w" (UTF-8).
+    The folder is made when it is missing.
+
+    Raises:
+        PerfusionError: the file cannot be written (no space, no permission, a folder in its place).
+    """
+    if mode not in ("wb", "w"):
+        raise ValueError(f"mode is {mode!r}, expected 'wb' or 'w'")
+    path = _final(Path(path))
+    temporary = _beside(path)
+    try:
+        with _explained(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():  # a move would put a file in the place of /dev/null
+                raise PerfusionError(f"{path} is not an ordinary file. Choose a file name for the output.")
+            with open(temporary, mode, encoding="utf-8" if mode == "w" else None) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        with suppress(OSError):  # gone after the move, or never made; the error that matters is on its way
+            temporary.unlink()
+
+
+@contextmanager
+def writing_folder(path: Path | str) -> Iterator[Path]:
+    """Give an empty folder whose contents appear at `path` only when the block ends without an exception.
+
+    A folder already at `path` is replaced when it is empty or holds a `bundle.json`; anything else there is
+    somebody's and is left alone. During the swap the old folder is moved aside and put back if the move
+    fails.
+
+    Raises:
+        PerfusionError: `path` holds something that is not ours, or cannot be written.
+    """
+    path = _final(Path(path))
+    _refuse_foreign(path)
+    temporary = _beside(path)
+    try:
+        with _explained(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            yield temporary
+            _refuse_foreign(path)  # again: the block may have taken hours
+            _swap(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of a file's bytes, 64 lower-case hex digits, read in pieces.
+
+    Raises:
+        PerfusionError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise PerfusionError(f"{path} cannot be read: {_reason(error)}.") from error
+    return digest.hexdigest()
+
+
+def _final(path: Path) -> Path:
+    """Where `path` leads when it is a link: the target is replaced and the link stays."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _beside(path: Path) -> Path:
+    """A new name in the same folder, hence on the same file system, so that the move is one step."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Move folder `new` to `path`, keeping what is there until the move is done."""
+    if not path.exists():
+        os.rename(new, path)
+        _sync_folder(path.parent)
+        return
+    old = _beside(path)
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise when `path` holds anything but an empty folder or a bundle."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise PerfusionError(f"{path} is a file, expected a folder or nothing. Choose another output.")
+    try:
+        ours = (path / _MANIFEST).is_file() or not any(path.iterdir())
+    except OSError as error:
+        raise PerfusionError(f"{path} cannot be read: {_reason(error)}.") from error
+    if not ours:
+        raise PerfusionError(
+            f"{path} holds files but no {_MANIFEST}, so it was not made by this program and will not be "
+            "replaced. Choose another output or empty the folder."
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk, where the system can do that."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders, and a folder may be writable without being readable
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems refuse this; the file itself is synced
+        pass
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(path: Path, temporary: Path) -> Iterator[None]:
+    """Turn the operating system's errors about `path` into a sentence; errors about other files pass."""
+    try:
+        yield
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if error.filename is not None else path
+        if named not in (path, temporary) and named not in path.parents and temporary not in named.parents:
+            raise
+        where = f"{named}: " if named in path.parents else ""
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            advice = "Free some space or choose another output"
+        else:
+            advice = "Choose an output in a folder that can be written to"
+        raise PerfusionError(f"{path} cannot be written: {where}{_reason(error)}. {advice}.") from error
+
+
+def _reason(error: OSError) -> str:
+    """The operating system's own words, without the number and the path."""
+    return (error.strerror or str(error)).lower()

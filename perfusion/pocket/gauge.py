@@ -1,0 +1,44 @@
+"""The gauge to watch while pocket trains: does the noun in the caption matter?
+
+The wrong-noun gap is the rise of the denoising error when the caption's noun is swapped for another, with the same
+scene and the same noise. It is zero for a model that draws only the background, and needs no judge.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from perfusion.pocket.pool import encode_scenes, tokenise
+from perfusion.pocket.schedule import alphas, noised, velocity
+from perfusion.pocket.world import Taste, World
+
+
+@torch.no_grad()
+def wrong_noun_gap(
+    world: World, vae: torch.nn.Module, text_encoder: torch.nn.Module, unet: torch.nn.Module, tokenizer: object,
+    *, timestep: int = 650, count: int = 64, seed: int = 77,
+) -> float:  # fmt: skip
+    """The relative rise of the squared error, 0.1 for ten percent, over `count` scenes of single objects."""
+    rng = random.Random(seed)
+    taste = Taste(size=(0.6, 0.88), recoloured=0.0)
+    scenes = [world.sample(rng, taste) for _ in range(count)]
+    wrong = [scene.caption.replace(scene.nouns[0], _another(rng, world, scene.nouns[0])) for scene in scenes]
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        batch = encode_scenes(world, vae, tokenizer, scenes)
+        noise = torch.randn_like(batch.latents)
+    steps = torch.full((count,), timestep, device=world.device)
+    alpha = alphas(world.device)[steps]
+    errors = []
+    for input_ids in (batch.input_ids, tokenise(tokenizer, wrong).to(world.device)):
+        with torch.autocast(world.device.type, torch.bfloat16):
+            hidden = text_encoder(input_ids).last_hidden_state
+            output = unet(noised(batch.latents, noise, alpha), steps, hidden).sample.float()
+        errors.append(float((output - velocity(batch.latents, noise, alpha)).square().mean()))
+    return errors[1] / errors[0] - 1
+
+
+def _another(rng: random.Random, world: World, noun: str) -> str:
+    return rng.choice([other for other in world.nouns if other != noun])

@@ -1,0 +1,149 @@
+"""What both trainings of pocket share: Muon, averaged weights, the learning-rate curve, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as serialise
+
+from perfusion.files import writing
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration that pushes singular values towards one (Jordan et al., Muon, 2024)."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: each update of a weight matrix is replaced by the nearest semi-orthogonal matrix.
+
+    For hidden convolutions and linear layers (seen as `(out, everything else)` matrices); embeddings, norms, biases,
+    first and last layers belong to AdamW. On the autoencoder it saved two thirds of the training time.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        steps: int = 4,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "steps": steps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                gradient = param.grad.reshape(param.shape[0], -1)
+                buffer = self.state[param].setdefault("momentum", torch.zeros_like(gradient))
+                buffer.lerp_(gradient, 1 - group["momentum"])
+                update = orthogonalise(gradient.lerp(buffer, group["momentum"]), group["steps"])
+                scale = max(1, update.shape[0] / update.shape[1]) ** 0.5
+                param.add_(update.view(param.shape), alpha=-group["lr"] * scale)
+
+
+def orthogonalise(matrix: torch.Tensor, steps: int = 4) -> torch.Tensor:
+    """About the semi-orthogonal factor of the matrix: all singular values in 0.7 … 1.2. Same shape and type."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).bfloat16()
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if tall else x).to(matrix.dtype)
+
+
+class Average:
+    """An exponential moving average of a module's floating-point state, shorter at the start."""
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.live = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+        self.state = {name: value.detach().clone() for name, value in self.live.items()}
+
+    def restore(self, state: Mapping[str, torch.Tensor], steps: int) -> None:
+        """Continue from saved averages, whatever order their file had: `update` goes by the module's."""
+        self.state = {name: state[name] for name in self.live}
+        self.steps = steps
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move a step towards the module's present weights."""
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 20))
+        torch._foreach_lerp_(list(self.state.values()), list(self.live.values()), 1 - decay)
+
+
+def rate(step: int, total: int, warm_up: int = 60, decay_from: float = 0.6) -> float:
+    """The share of the learning rate at a step: up over `warm_up` steps, flat, then down to 2% in a line."""
+    progress = min(1.0, step / total)
+    return min(1.0, (step + 1) / warm_up) * (
+        1 if progress < decay_from else max(0.02, (1 - progress) / (1 - decay_from))
+    )
+
+
+def set_rate(optimisers: Iterable[torch.optim.Optimizer], share: float) -> None:
+    """Scale every group's own rate (`base_lr`, remembered at the first call)."""
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = group.setdefault("base_lr", group["lr"]) * share
+
+
+def save_checkpoint(
+    path: Path,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    optimisers: list[torch.optim.Optimizer],
+    rng: random.Random,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write everything an exact resume needs to one safetensors file: weights, optimisers, generators, counters."""
+    flat = {
+        f"{group}/{name}": value.detach().contiguous()
+        for group, part in tensors.items()
+        for name, value in part.items()
+    }
+    scalars: list[dict[str, Any]] = []
+    for number, optimiser in enumerate(optimisers):
+        state = optimiser.state_dict()
+        for index, entry in state["state"].items():
+            flat |= {f"optimiser.{number}.{index}/{key}": value.contiguous() for key, value in entry.items()}
+        scalars.append({"param_groups": state["param_groups"]})
+    flat["random/torch"] = torch.get_rng_state()
+    metadata = {
+        "facts": json.dumps(dict(facts)),
+        "optimisers": json.dumps(scalars),
+        "random": json.dumps(rng.getstate()),
+    }
+    # copies: tensors that share memory cannot be stored under two names
+    with writing(path) as file:
+        file.write(serialise({name: value.clone() for name, value in flat.items()}, metadata))
+
+
+def load_checkpoint(
+    path: Path, optimisers: list[torch.optim.Optimizer], rng: random.Random
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Read a checkpoint: restores the optimisers and generators, returns the tensors by group and the facts."""
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        for full in file.keys():  # noqa: SIM118 (safe_open has no iterator)
+            group, name = full.split("/", 1)
+            groups.setdefault(group, {})[name] = file.get_tensor(full)
+    for number, (optimiser, saved) in enumerate(
+        zip(optimisers, json.loads(metadata["optimisers"]), strict=True)
+    ):
+        prefix = f"optimiser.{number}."
+        state = {int(key[len(prefix) :]): value for key, value in groups.items() if key.startswith(prefix)}
+        optimiser.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    torch.set_rng_state(groups["random"]["torch"])
+    version, internal, gauss = json.loads(metadata["random"])
+    rng.setstate((version, tuple(internal), gauss))
+    return groups, json.loads(metadata["facts"])

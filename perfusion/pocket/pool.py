@@ -1,0 +1,86 @@
+"""Encoded scenes kept for reuse: composing and encoding a scene costs as much as half a training step.
+
+The pool grows by fresh scenes at every step and forgets the oldest when it is full; batches are drawn from all of it.
+With `fresh` equal to the batch and `capacity` too, every scene is new, as a fast GPU affords.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from perfusion.pocket.world import Scene, World
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Latents (batch, 4, h, w), already scaled; soft object masks (batch, 1, h, w); token ids (batch, 77)."""
+
+    latents: torch.Tensor
+    masks: torch.Tensor
+    input_ids: torch.Tensor
+
+
+@torch.no_grad()
+def encode_scenes(world: World, vae: torch.nn.Module, tokenizer: object, scenes: Sequence[Scene]) -> Batch:
+    """Compose, encode and tokenise scenes."""
+    pictures, masks = world.render(scenes)
+    with torch.autocast(pictures.device.type, torch.bfloat16):
+        latents = vae.encode(pictures * 2 - 1).latent_dist.mode()  # type: ignore[operator]
+    latents = latents.float() * vae.config.scaling_factor  # type: ignore[union-attr]
+    return Batch(
+        latents=latents,
+        masks=F.adaptive_avg_pool2d(masks, latents.shape[-1]),
+        input_ids=tokenise(tokenizer, [scene.caption for scene in scenes]).to(latents.device),
+    )
+
+
+def tokenise(tokenizer: object, captions: list[str]) -> torch.Tensor:
+    """Token ids padded to the context length. (batch, 77) int64."""
+    return tokenizer(  # type: ignore[operator]
+        captions, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+class Pool:
+    """A ring of encoded scenes on the world's device."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.count, self.next = capacity, 0, 0
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def add(self, batch: Batch) -> None:
+        """Store a batch, overwriting the oldest scenes once the ring is full."""
+        parts = {
+            "latents": batch.latents.half(),
+            "masks": batch.masks.half(),
+            "input_ids": batch.input_ids.short(),
+        }
+        if not self.tensors:
+            self.tensors = {
+                name: part.new_zeros(self.capacity, *part.shape[1:]) for name, part in parts.items()
+            }
+        where = (
+            torch.arange(self.next, self.next + len(batch.latents), device=batch.latents.device)
+            % self.capacity
+        )
+        for name, part in parts.items():
+            self.tensors[name][where] = part
+        self.next = int(where[-1] + 1) % self.capacity
+        self.count = min(self.capacity, self.count + len(where))
+
+    def draw(self, rng: random.Random, size: int) -> Batch:
+        """A random batch, with replacement."""
+        index = torch.tensor(
+            [rng.randrange(self.count) for _ in range(size)], device=self.tensors["latents"].device
+        )
+        picked = {name: part[index] for name, part in self.tensors.items()}
+        return Batch(
+            latents=picked["latents"].float(),
+            masks=picked["masks"].float(),
+            input_ids=picked["input_ids"].long(),
+        )

@@ -1,0 +1,134 @@
+"""From nothing to the shipped files: autoencoder, UNet and text encoder, then the model folder and its bundle.
+
+Everything lies in a work folder, so that a run can be stopped at any moment and continued by the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from perfusion.errors import ModelError
+from perfusion.files import writing
+from perfusion.pocket.architecture import build_pipeline
+from perfusion.pocket.pool import encode_scenes
+from perfusion.pocket.sheet import PROMPTS, contact_sheet
+from perfusion.pocket.sprites import training_atlas
+from perfusion.pocket.train_unet import Trainer, UnetConfig, train_unet
+from perfusion.pocket.train_vae import VaeConfig, train_vae
+from perfusion.pocket.world import Taste, World
+
+__all__ = ["load_trained", "pack", "run_unet", "run_vae", "save_sheet"]
+
+logger = logging.getLogger(__name__)
+
+GUIDANCE_SCALE, STEPS = 3.0, 20
+CAPTIONS = 5_000
+
+
+def run_vae(work: Path, config: VaeConfig, minutes: float, device: str) -> bool:
+    """Train the autoencoder in `work`; True when its steps are done."""
+    pipeline = build_pipeline()
+    return train_vae(
+        pipeline.vae, World(training_atlas(), device=device), config, work / "vae.safetensors", minutes
+    )
+
+
+def run_decoder(work: Path, config: VaeConfig, minutes: float, device: str) -> bool:
+    """Sharpen the decoder on the finished encoder's latents; True when its steps are done."""
+    pipeline, world = build_pipeline(), World(training_atlas(), device=device)
+    pipeline.vae.load_state_dict(averaged(work / "vae.safetensors", "average"), strict=False)
+    return train_vae(pipeline.vae, world, config, work / "decoder.safetensors", minutes)
+
+
+def run_unet(work: Path, config: UnetConfig, minutes: float, device: str) -> bool:
+    """Train the UNet and the text encoder in `work`; writes a sample sheet at every checkpoint."""
+    world = World(training_atlas(), device=device)
+    pipeline = build_pipeline()
+    load_vae(pipeline, world, work / "vae.safetensors")
+    trainer = Trainer(pipeline, world, config)
+
+    def show(_: Trainer) -> None:
+        save_sheet(pipeline, work / "sheet.png")
+
+    return train_unet(trainer, work / "unet.safetensors", minutes, show)
+
+
+def averaged(path: Path, group: str) -> dict[str, torch.Tensor]:
+    """The averaged weights of one network in a checkpoint."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such checkpoint; train this part first")
+    prefix = group + "/"
+    with safe_open(path, "pt") as file:
+        return {name[len(prefix) :]: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+
+
+def load_vae(pipeline: Any, world: World, checkpoint: Path) -> None:
+    """Put the trained autoencoder into the pipeline, with the factor that gives its latents a deviation of one."""
+    pipeline.vae.load_state_dict(averaged(checkpoint, "average"), strict=False)
+    sharpened = checkpoint.with_name("decoder.safetensors")
+    if sharpened.exists():
+        pipeline.vae.load_state_dict(averaged(sharpened, "average"), strict=False)
+    vae = pipeline.vae.to(world.device).eval()
+    vae.register_to_config(scaling_factor=1.0)
+    rng = random.Random(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        batch = encode_scenes(
+            world, vae, pipeline.tokenizer, [world.sample(rng, Taste()) for _ in range(256)]
+        )
+    vae.register_to_config(scaling_factor=round(float(1 / batch.latents.std()), 4))
+
+
+def load_trained(work: Path) -> Any:
+    """The pipeline with the averaged weights of both checkpoints."""
+    pipeline = build_pipeline()
+    load_vae(pipeline, World(training_atlas(), backdrops=8), work / "vae.safetensors")
+    pipeline.unet.load_state_dict(averaged(work / "unet.safetensors", "average.unet"), strict=False)
+    pipeline.text_encoder.load_state_dict(averaged(work / "unet.safetensors", "average.text"), strict=False)
+    return pipeline
+
+
+def draw(pipeline: Any, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+    """Pictures through diffusers, at the shipped settings."""
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    images: list[Image.Image] = pipeline(
+        prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE_SCALE, generator=generators
+    ).images
+    return images
+
+
+def save_sheet(pipeline: Any, path: Path) -> None:
+    """A sheet of the fixed prompts, one seed each."""
+    pictures = draw(pipeline, list(PROMPTS), list(range(len(PROMPTS))))
+    with writing(path) as file:
+        contact_sheet(pictures, PROMPTS).save(file, "PNG")
+
+
+def pack(work: Path, folder: Path) -> None:
+    """Write the shipped folder: float16 weights in diffusers' layout, captions, and the bundle that reads them."""
+    from perfusion.export import export_bundle
+
+    pipeline = load_trained(work).to(dtype=torch.float16)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    facts = {"family": "pocket", "guidance_scale": GUIDANCE_SCALE, "num_inference_steps": STEPS}
+    with writing(folder / "perfusion.json", "w") as file:
+        file.write(json.dumps(facts, indent=2) + "\n")
+    write_captions(folder / "captions.txt")
+    export_bundle(folder, folder, link_weights=True)
+
+
+def write_captions(path: Path, count: int = CAPTIONS, seed: int = 9) -> None:
+    """Captions of the world's scenes, for the second moment of the text encodings."""
+    world, rng = World(training_atlas(), size=16, backdrops=1), random.Random(seed)
+    taste = Taste(pairs=0.25, counts=0.1)
+    with writing(path, "w") as file:
+        file.write("".join(world.sample(rng, taste).caption + "\n" for _ in range(count)))

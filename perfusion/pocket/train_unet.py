@@ -1,0 +1,230 @@
+"""Training of pocket's UNet and text encoder on encoded scenes of the world.
+
+What made nouns appear (plain training drew only backgrounds): the error weighs more inside the object's mask, most
+timesteps are noisy ones, objects start large and centred, and cross-attention and text learn at twice the rate.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perfusion.pocket.gauge import wrong_noun_gap
+from perfusion.pocket.optim import Average, Muon, load_checkpoint, rate, save_checkpoint, set_rate
+from perfusion.pocket.pool import Batch, Pool, encode_scenes
+from perfusion.pocket.schedule import alphas, noised, velocity
+from perfusion.pocket.world import Taste, World
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnetConfig:
+    """How the UNet and the text encoder are trained."""
+
+    steps: int = 9000
+    batch: int = 32
+    adam_lr: float = 8e-4
+    muon_lr: float = 0.01
+    muon: bool = True
+    average: float = 0.998
+    pool: int = 40_000
+    """Encoded scenes kept; 0.5 KB each … 3 KB with captions."""
+    fresh: int = 8
+    """New scenes a step."""
+    first: int = 1_500
+    """Scenes encoded before the first step."""
+    seed: int = 0
+    save_every: int = 240
+    """Seconds between checkpoints, gauges and sample sheets."""
+
+
+def taste_at(progress: float) -> Taste:
+    """The curriculum: large centred single objects, then every size and many looks, then pairs and counts."""
+    if progress < 0.3:
+        return Taste(size=(0.6, 0.88), spread=0.08, recoloured=0.3, empty_caption=0.1)
+    if progress < 0.7:
+        return Taste(size=(0.5, 0.88), spread=0.12, recoloured=0.45, empty_caption=0.1)
+    return Taste(size=(0.45, 0.88), spread=0.15, recoloured=0.45, pairs=0.12, counts=0.06, empty_caption=0.1)
+
+
+def loss_of(
+    unet: torch.nn.Module, text_encoder: torch.nn.Module, batch: Batch, object_weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted velocity error and, for the log, the plain one."""
+    device, count = batch.latents.device, len(batch.latents)
+    noisy = torch.randint(250, 1000, (count,), device=device)
+    steps = torch.where(
+        torch.rand(count, device=device) < 0.8, noisy, torch.randint(0, 1000, (count,), device=device)
+    )
+    alpha, noise = alphas(device)[steps], torch.randn_like(batch.latents)
+    with torch.autocast(device.type, torch.bfloat16):
+        hidden = text_encoder(batch.input_ids).last_hidden_state
+        output = unet(noised(batch.latents, noise, alpha), steps, hidden).sample.float()
+    error = (output - velocity(batch.latents, noise, alpha)).square()
+    inside = 1 + object_weight * batch.masks
+    inside = inside / inside.mean()
+    signal = alpha / (1 - alpha)
+    # min-SNR weighting (Hang et al., 2023) for a velocity, with a floor so that no timestep is forgotten
+    weight = (1.6 * signal.clamp(max=5) / (signal + 1) + 0.15).view(-1, 1, 1, 1)
+    return (weight * inside * error).mean(), error.detach().mean()
+
+
+def optimisers_for(
+    unet: torch.nn.Module, text_encoder: torch.nn.Module, config: UnetConfig
+) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices, AdamW for the rest; cross-attention and text at twice the rate."""
+    outer = ("conv_in", "conv_out", "embedding", "time_emb")
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+    for module, text in ((unet, True), (text_encoder, False)):
+        for name, param in module.named_parameters():
+            inner = config.muon and param.ndim >= 2 and not any(part in name for part in outer)
+            pace = 2.0 if not text or "attn2" in name else 1.0
+            groups.setdefault((inner, pace), []).append(param)
+    muon = [
+        {"params": params, "lr": config.muon_lr * pace} for (inner, pace), params in groups.items() if inner
+    ]
+    adam = [
+        {"params": params, "lr": config.adam_lr * pace}
+        for (inner, pace), params in groups.items()
+        if not inner
+    ]
+    chosen: list[torch.optim.Optimizer] = [torch.optim.AdamW(adam, betas=(0.9, 0.99), weight_decay=0.01)]
+    return [Muon(muon, config.muon_lr), *chosen] if muon else chosen
+
+
+class Trainer:
+    """The state of one training: networks, averages, optimisers, the pool of scenes and the generators."""
+
+    def __init__(self, pipeline: Any, world: World, config: UnetConfig) -> None:
+        from diffusers.models.attention_processor import AttnProcessor
+
+        torch.manual_seed(config.seed)
+        self.config, self.world, self.rng, self.step = config, world, random.Random(config.seed), 0
+        self.vae, self.tokenizer = pipeline.vae.to(world.device).eval(), pipeline.tokenizer
+        self.unet = pipeline.unet.to(world.device).train()
+        self.text_encoder = pipeline.text_encoder.to(world.device).train()
+        if world.device.type == "cpu":
+            self.unet.set_attn_processor(AttnProcessor())  # torch's fused attention is slow backward on CPUs
+        self.optimisers = optimisers_for(self.unet, self.text_encoder, config)
+        self.averages = {
+            "unet": Average(self.unet, config.average),
+            "text": Average(self.text_encoder, config.average),
+        }
+        self.pool = Pool(config.pool)
+
+    def advance(self) -> float:
+        """One step: fresh scenes into the pool, a batch out of it, an update. Returns the plain error."""
+        progress = self.step / self.config.steps
+        wanted = self.config.fresh if self.pool.count else self.config.first
+        while wanted > 0:
+            scenes = [self.world.sample(self.rng, taste_at(progress)) for _ in range(min(wanted, 64))]
+            self.pool.add(encode_scenes(self.world, self.vae, self.tokenizer, scenes))
+            wanted -= len(scenes)
+        set_rate(self.optimisers, rate(self.step, self.config.steps))
+        batch = self.pool.draw(self.rng, self.config.batch)
+        loss, error = loss_of(self.unet, self.text_encoder, batch, object_weight=4 - 2 * progress)
+        loss.backward()
+        params = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        for average in self.averages.values():
+            average.update()
+        self.step += 1
+        return float(error)
+
+    def save(self, path: Path) -> None:
+        """Write the whole state; `restore` continues as if nothing had happened."""
+        tensors = {
+            "unet": self.unet.state_dict(),
+            "text": self.text_encoder.state_dict(),
+            "pool": self.pool.tensors,
+        }
+        tensors |= {f"average.{name}": average.state for name, average in self.averages.items()}
+        facts = {"step": self.step, "count": self.pool.count, "next": self.pool.next,
+                 "average_steps": self.averages["unet"].steps}  # fmt: skip
+        save_checkpoint(path, tensors, self.optimisers, self.rng, facts)
+
+    def restore(self, path: Path) -> None:
+        """Read a state written by `save`."""
+        groups, facts = load_checkpoint(path, self.optimisers, self.rng)
+        self.unet.load_state_dict(groups["unet"])
+        self.text_encoder.load_state_dict(groups["text"])
+        self.pool.tensors, self.pool.count, self.pool.next = groups["pool"], facts["count"], facts["next"]
+        for name, average in self.averages.items():
+            average.restore(groups[f"average.{name}"], facts["average_steps"])
+        self.step = facts["step"]
+
+    def averaged(self) -> Averaged:
+        """A context in which the networks hold their averaged weights, for drawing and for shipping."""
+        return Averaged(self)
+
+
+class Averaged:
+    """Averaged weights in, live weights back out."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> Trainer:
+        modules = {"unet": self.trainer.unet, "text": self.trainer.text_encoder}
+        self.live = {
+            name: {key: value.clone() for key, value in module.state_dict().items()}
+            for name, module in modules.items()
+        }
+        for name, module in modules.items():
+            module.load_state_dict(self.trainer.averages[name].state, strict=False)
+            module.eval()
+        return self.trainer
+
+    def __exit__(self, *exc: object) -> None:
+        for name, module in {"unet": self.trainer.unet, "text": self.trainer.text_encoder}.items():
+            module.load_state_dict(self.live[name])
+            module.train()
+
+
+def train_unet(
+    trainer: Trainer, checkpoint: Path, minutes: float, show: Callable[[Trainer], None] | None = None
+) -> bool:
+    """Train until the steps are done (True) or the minutes are over (False); saves, gauges and shows on the way.
+
+    `show` is called with averaged weights in place, to draw a sample sheet or to write the model out.
+    """
+    if checkpoint.exists():
+        trainer.restore(checkpoint)
+    config, first = trainer.config, trainer.step
+    started = saved = time.monotonic()
+    shown = 0.0
+    while trainer.step < config.steps and time.monotonic() - started < 60 * minutes:
+        error = trainer.advance()
+        shown = 0.98 * shown + 0.02 * error if trainer.step > first + 1 else error
+        if time.monotonic() - saved < config.save_every and trainer.step < config.steps:
+            continue
+        trainer.save(checkpoint)
+        with trainer.averaged():
+            gap = wrong_noun_gap(
+                trainer.world, trainer.vae, trainer.text_encoder, trainer.unet, trainer.tokenizer
+            )
+            if show:
+                show(trainer)
+        saved = time.monotonic()
+        speed = (trainer.step - first) / (saved - started)
+        logger.info(
+            "step %d of %d, %.0f samples/s, %.0f min left, error %.4f, wrong-noun gap %+.1f%%",
+            trainer.step,
+            config.steps,
+            speed * config.batch,
+            (config.steps - trainer.step) / speed / 60,
+            shown,
+            100 * gap,
+        )
+    return trainer.step >= config.steps

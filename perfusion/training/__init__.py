@@ -1,0 +1,27 @@
+"""Training of concepts on a frozen base model. Needs torch; nothing here is needed to draw with a concept.
+
+from perfusion.training import TrainingConfig, train_concept
+concept = train_concept("pictures/", TrainingConfig(superclass="cat"))
+concept.save("cat.safetensors")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perfusion.training.config import TrainingConfig
+    from perfusion.training.train import train_concept
+
+__all__ = ["TrainingConfig", "train_concept"]
+
+
+def __getattr__(name: str) -> Any:
+    # looked up on first use: importing torch takes seconds, and `--help` comes through here
+    if name == "TrainingConfig":
+        from perfusion.training.config import TrainingConfig
+
+        return TrainingConfig
+    if name == "train_concept":
+        from perfusion.training.train import train_concept
+
+        return train_concept
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

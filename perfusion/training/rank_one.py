@@ -1,0 +1,85 @@
+"""The gated rank-1 edit with what is learned of it: the word, the values, and the direction that follows the word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Edit", "RankOneEdit"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Edit:
+    """What the UNet gets for a batch of encodings: projected encodings (batch, tokens, text_dim) and gates
+    (batch, tokens, rows), both float32."""
+
+    encodings: Tensor
+    gate: Tensor
+
+
+class RankOneEdit(nn.Module):
+    """The trained part of a concept; everything else is frozen.
+
+    Trained: `embeddings` (rows, hidden) v*, and `target_values` (rows, Σ d_V) o*_V. Buffers, saved but not trained by
+    gradient: `direction` (rows, text_dim) i*, `target_keys` (rows, Σ d_K) o*_K, locked to the superclass, and
+    `inverse_moment` (text_dim, text_dim) C⁻¹, float64.
+    """
+
+    def __init__(
+        self, *, embeddings: Tensor, direction: Tensor, target_keys: Tensor, target_values: Tensor,
+        inverse_moment: Tensor, bias: float, temperature: float, decay: float = 0.99, gradient: str = "ema",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.embeddings = nn.Parameter(embeddings.float().clone())
+        self.target_values = nn.Parameter(target_values.float().clone())
+        self.direction: Tensor
+        self.target_keys: Tensor
+        self.inverse_moment: Tensor
+        self.register_buffer("direction", direction.float().clone())
+        self.register_buffer("target_keys", target_keys.float().clone())
+        self.register_buffer("inverse_moment", inverse_moment.double().clone())
+        self.bias, self.temperature, self.decay, self.gradient = bias, temperature, decay, gradient
+
+    def follow(self, concept: Tensor) -> Tensor:
+        """Move the direction towards the batch's mean encoding of the concept's tokens, (rows, text_dim).
+
+        i* ← 0.99 i* + 0.01 e. The returned direction carries the gradient that `gradient` asks for; the buffer does
+        not. In evaluation the direction stands still.
+        """
+        if not self.training:
+            return self.direction
+        seen = concept if self.gradient == "ema" else concept.detach()
+        moved = self.decay * self.direction + (1 - self.decay) * seen
+        if self.gradient == "straight_through":
+            moved = moved + concept - concept.detach()
+        self.direction.copy_(moved.detach())
+        return moved
+
+    def dual(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """w* = C⁻¹ i* / n (rows, text_dim) and the energy n = i*ᵀ C⁻¹ i* (rows,), float64 inside for C's condition."""
+        raised = direction.double() @ self.inverse_moment
+        energy = (raised * direction.double()).sum(-1)
+        return (raised / energy[:, None]).float(), energy.float()
+
+    def forward(self, encodings: Tensor, concept: Tensor) -> Edit:
+        """Project the encodings off the direction and open the gate where they resemble it.
+
+        Args:
+            encodings: (batch, tokens, text_dim), of prompts that hold the concept.
+            concept: (rows, text_dim), the batch's mean encoding of each placeholder token.
+        """
+        with torch.autocast(encodings.device.type, enabled=False):
+            encodings = encodings.float()
+            direction = self.follow(concept.float())
+            dual, energy = self.dual(direction)
+            similarity = encodings @ dual.T
+            if len(direction) == 1:
+                projected = encodings - similarity * direction
+            else:
+                # e − Iᵀ G⁻¹ (n ∘ W e) with G_jk = ⟨i_j, i_k⟩ in C's inverse metric: exact for correlated rows
+                gram = (direction.double() @ self.inverse_moment @ direction.double().T).float()
+                projected = encodings - torch.linalg.solve(gram, (energy * similarity).mT).mT @ direction
+            gate = torch.sigmoid((similarity - self.bias) / self.temperature)
+        return Edit(encodings=projected, gate=gate)

@@ -1,0 +1,14 @@
+"""Drawing pictures with an exported bundle and concept files: numpy and onnxruntime, never torch.
+
+from perfusion.runtime import Runtime
+
+runtime = Runtime()                                   # the embedded pocket model
+runtime.load_concept("cat.safetensors")               # its token is now a word
+picture = runtime.generate("a photo of <cat> on a beach", seed=0)
+"""
+
+from perfusion.runtime.bank import Settings
+from perfusion.runtime.bundle import Bundle, read_bundle
+from perfusion.runtime.pipeline import Runtime, Step
+
+__all__ = ["Bundle", "Runtime", "Settings", "Step", "read_bundle"]

@@ -1,0 +1,57 @@
+"""What the UNet reads of prompts: their conditioning, with the concepts' rows in the slots of one call."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfusion.edit import Conditioning
+from perfusion.runtime.bank import EditRows
+
+__all__ = ["PromptState", "unet_feeds"]
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptState:
+    """One prompt, ready for the UNet: nothing here changes from step to step."""
+
+    conditioning: Conditioning  # its gates are (tokens, J)
+    rows: EditRows  # J of them
+
+
+def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
+    """The UNet's inputs of one call, a row a prompt; gates are 0 for concepts it does not name.
+
+    `encoder_hidden_states`, `key_hidden_states` (batch, tokens, text_dim); `key_gate`, `value_gate`
+    (batch, tokens, concepts); `concept_keys` (concepts, Σ d_K), `concept_values` (concepts, Σ d_V).
+    """
+    slots = dict.fromkeys(slot for state in states for slot in state.rows.slots)
+    columns = {slot: column for column, slot in enumerate(slots)}
+    keys = np.empty((len(columns), states[0].rows.keys.shape[1]), np.float32)
+    values = np.empty((len(columns), states[0].rows.values.shape[1]), np.float32)
+    for state in states:
+        taken = [columns[slot] for slot in state.rows.slots]
+        keys[taken], values[taken] = state.rows.keys, state.rows.values
+    conditioned = [state.conditioning for state in states]
+    return {
+        "encoder_hidden_states": np.stack([one.value_states for one in conditioned]),
+        "key_hidden_states": np.stack([one.key_states for one in conditioned]),
+        "key_gate": np.stack(
+            [_in_slots(state.conditioning.key_gate, state.rows, columns) for state in states]
+        ),
+        "value_gate": np.stack(
+            [_in_slots(state.conditioning.value_gate, state.rows, columns) for state in states]
+        ),
+        "concept_keys": keys,
+        "concept_values": values,
+    }
+
+
+def _in_slots(gate: Array, rows: EditRows, columns: Mapping[tuple[str, int], int]) -> Array:
+    """(tokens, J) spread over all slots of the call, (tokens, concepts)."""
+    spread = np.zeros((len(gate), len(columns)), np.float32)
+    spread[:, [columns[slot] for slot in rows.slots]] = gate
+    return spread

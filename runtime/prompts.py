@@ -1,0 +1,115 @@
+"""From a request's prompts to what the UNet reads of them: tokens, encodings, edit."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfusion.edit import condition
+from perfusion.errors import RequestError
+from perfusion.runtime.bank import Bank
+from perfusion.runtime.conditioning import PromptState
+from perfusion.runtime.request import Request
+from perfusion.runtime.sessions import Graph
+from perfusion.runtime.tokenizer import PromptTokenizer, TokenizedPrompt, Word
+
+__all__ = ["PromptEncoder"]
+
+Array = NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
+
+
+class PromptEncoder:
+    """Prompts in the light of the concepts loaded now. Each is encoded alone: none depends on its batch."""
+
+    def __init__(self, tokenizer: PromptTokenizer, bank: Bank) -> None:
+        self._tokenizer = tokenizer
+        self._bank = bank
+
+    def states(self, request: Request, text_encoder: Graph) -> list[list[PromptState]]:
+        """The UNet's rows for each picture: the unconditional one, when there is guidance, and its prompt's.
+
+        Raises:
+            RequestError: a prompt that cannot be served.
+        """
+        words = {
+            token: Word(rows=one.rows, superclass=one.superclass)
+            for token, one in self._bank.concepts.items()
+        }
+        prompts = [self._tokenizer.tokenize(prompt, words) for prompt in request.prompts]
+        negatives = [self._tokenizer.tokenize(prompt, words) for prompt in request.negative_prompts]
+        for negative in negatives:
+            if negative.concepts:
+                raise RequestError(
+                    f"The negative prompt names {negative.concepts[0]}, and the unconditional row is always "
+                    f"the base model's. Write {words[negative.concepts[0]].superclass!r} instead."
+                )
+        _warn(request, [*prompts, *negatives])
+        return [
+            [
+                *([self._plain(text_encoder, negative)] if request.guided else []),
+                self._edited(text_encoder, prompt, request.lock),
+            ]
+            for prompt, negative in zip(prompts, negatives, strict=True)
+        ]
+
+    def _plain(self, text_encoder: Graph, prompt: TokenizedPrompt) -> PromptState:
+        """A prompt as the base model reads it."""
+        return self._conditioned(self._encode(text_encoder, prompt.input_ids, prompt.concepts), ())
+
+    def _edited(self, text_encoder: Graph, prompt: TokenizedPrompt, lock: str | None) -> PromptState:
+        """A prompt with the edit of the concepts it names, except those of strength 0."""
+        active = self._bank.active(prompt.concepts)
+        if not active:
+            return self._plain(text_encoder, prompt)
+        encodings = self._encode(text_encoder, prompt.input_ids, prompt.concepts)
+        lock = lock or self._common_lock(active)
+        if lock == "local":
+            return self._conditioned(encodings, active)
+        superclass_ids, counterparts = self._tokenizer.superclass_version(prompt)
+        superclass = self._encode(text_encoder, superclass_ids, ())[counterparts]
+        return self._conditioned(encodings, active, lock, superclass)
+
+    def _conditioned(
+        self, encodings: Array, tokens: Sequence[str], lock: str = "local", superclass: Array | None = None
+    ) -> PromptState:
+        """`encodings` (tokens, text_dim) with the edit of some concepts; of none, as they are."""
+        rows = self._bank.rows(tokens)
+        conditioning = condition(
+            encodings,
+            direction=rows.direction,
+            dual=rows.dual,
+            energy=rows.energy,
+            bias=rows.bias,
+            temperature=rows.temperature,
+            strength=rows.strength,
+            lock=lock,
+            superclass_encodings=superclass,
+        )
+        return PromptState(conditioning=conditioning, rows=rows)
+
+    def _encode(self, text_encoder: Graph, input_ids: NDArray[np.int64], tokens: Sequence[str]) -> Array:
+        """(tokens, text_dim) encodings of one prompt; placeholders read the learned words of `tokens`."""
+        embeddings = self._bank.embeddings(tokens)
+        encodings = text_encoder(input_ids=input_ids[None], concept_embeddings=embeddings)
+        return encodings.reshape(encodings.shape[1:])
+
+    def _common_lock(self, tokens: Sequence[str]) -> str:
+        """The lock that the concepts' files ask for."""
+        locks = {token: self._bank.concepts[token].lock for token in tokens}
+        if len(set(locks.values())) > 1:
+            asked = ", ".join(f"{token} {lock}" for token, lock in locks.items())
+            raise RequestError(
+                f"The concepts of one prompt ask for different locks ({asked}). Choose one for all."
+            )
+        return locks[tokens[0]]
+
+
+def _warn(request: Request, prompts: Sequence[TokenizedPrompt]) -> None:
+    """Say what will be drawn otherwise than its author may expect."""
+    for word in dict.fromkeys(word for prompt in prompts for word in prompt.unknown):
+        _log.warning("no concept named %s is loaded, so it is read as plain text", word)
+    if not request.guided and any(request.negative_prompts):
+        _log.warning("the negative prompt has no effect at a guidance scale of 1")

@@ -1,0 +1,147 @@
+"""onnxruntime sessions that say what they got and what they were fed.
+
+onnxruntime falls back to the CPU in silence and reports a wrong input by its graph's insides; both are
+answered with a sentence here.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfusion.errors import BundleError, DeviceError, PerfusionError, RequestError
+
+__all__ = ["PROVIDERS", "Graph", "choose_provider"]
+
+PROVIDERS = ("auto", "cpu", "cuda")
+
+_log = logging.getLogger(__name__)
+
+_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CUDA_OPTIONS = {
+    # The default times several algorithms and keeps the fastest: two runs may then differ in their last bits.
+    "cudnn_conv_algo_search": "HEURISTIC",
+}
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def choose_provider(provider: str) -> str:
+    """What to run on, "cpu" or "cuda": what was asked for, or with "auto" CUDA where onnxruntime has it.
+
+    Raises:
+        RequestError: no such provider.
+        DeviceError: onnxruntime is missing or was built without it.
+    """
+    if provider not in PROVIDERS:
+        raise RequestError(f"The provider is {provider!r}, expected one of {', '.join(PROVIDERS)}.")
+    available = _onnxruntime().get_available_providers()
+    if provider == "auto":
+        return "cuda" if _NAMES["cuda"] in available else "cpu"
+    if _NAMES[provider] not in available:
+        raise DeviceError(
+            f"{_NAMES[provider]} was asked for, and onnxruntime has {', '.join(available)}. Uninstall it "
+            f"and install 'perfusion-edge[{provider}]', or use the provider 'cpu'."
+        )
+    return provider
+
+
+class Graph:
+    """One graph of the bundle, opened; called with its inputs by name it gives its one output in float32."""
+
+    def __init__(
+        self, path: Path, inputs: Sequence[str], output: str, provider: str, threads: int | None = None
+    ) -> None:
+        """Open a graph that must have exactly these ends.
+
+        Raises:
+            BundleError: not a graph, or one with other inputs or outputs.
+            DeviceError: the provider could not be had.
+        """
+        self._path = path
+        self._output = output
+        self._session = _open(path, provider, threads)
+        found = [end.name for end in self._session.get_inputs()]
+        outputs = [end.name for end in self._session.get_outputs()]
+        if sorted(found) != sorted(inputs) or outputs != [output]:
+            raise BundleError(
+                f"{path} takes {', '.join(found)} and gives {', '.join(outputs)}; expected "
+                f"{', '.join(inputs)} and {output}. Export the bundle again."
+            )
+        self._inputs = {end.name: (end.type, tuple(end.shape)) for end in self._session.get_inputs()}
+
+    def __call__(self, **feeds: NDArray[Any]) -> NDArray[np.float32]:
+        """Run the graph.
+
+        Raises:
+            BundleError: an input of a shape the graph does not take: bundle.json and the graph disagree.
+            PerfusionError: onnxruntime failed, for example for lack of memory.
+        """
+        fed = {name: self._checked(name, array) for name, array in feeds.items()}
+        try:
+            (answer,) = self._session.run([self._output], fed)
+        except Exception as error:  # onnxruntime's errors have no other base
+            raise PerfusionError(f"{self._path} could not be run: {_first_line(error)}.") from error
+        return np.asarray(answer, np.float32)
+
+    def _checked(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """The array in the graph's own precision, its shape held against the graph's."""
+        kind, shape = self._inputs[name]
+        fixed = [size if isinstance(size, int) else None for size in shape]
+        if len(fixed) != array.ndim or any(
+            want not in (None, got) for want, got in zip(fixed, array.shape, strict=True)
+        ):
+            raise BundleError(
+                f"{self._path} takes {name!r} as {list(shape)}, bundle.json makes it {list(array.shape)}: "
+                "they do not belong together. Export the bundle again."
+            )
+        return array.astype(_FLOATS[kind], copy=False) if kind in _FLOATS else array
+
+
+def _open(path: Path, provider: str, threads: int | None) -> Any:
+    """A session on the provider that was asked for, and on no other."""
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns about its own optimiser's work
+    options.use_deterministic_compute = True
+    options.intra_op_num_threads = _allowed_threads() if threads is None else threads
+    if provider == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries, where pip installed them
+    wanted: list[Any] = [(_NAMES["cuda"], _CUDA_OPTIONS)] if provider == "cuda" else []
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[*wanted, _NAMES["cpu"]])
+    except Exception as error:  # onnxruntime's errors have no other base
+        raise BundleError(f"{path} could not be opened as a graph: {_first_line(error)}.") from error
+    if session.get_providers()[0] != _NAMES[provider]:
+        raise DeviceError(
+            f"{_NAMES[provider]} was asked for and onnxruntime took {session.get_providers()[0]}, probably "
+            "because CUDA's or cuDNN's libraries were not found. Install them, or use the provider 'cpu'."
+        )
+    return session
+
+
+def _allowed_threads() -> int:
+    """onnxruntime's own choice (0), unless this process may use only some of the cores."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else 0
+
+
+def _onnxruntime() -> Any:
+    """onnxruntime, imported when a session is made: it takes longer than all else together."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DeviceError(
+            "onnxruntime is not installed. pip install 'perfusion-edge[cpu]', or [cuda] for an NVIDIA GPU."
+        ) from error
+    return onnxruntime
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (text if len(text) <= 300 else text[:297] + "...").rstrip(".")

@@ -1,0 +1,138 @@
+"""What all tests share: no network, makers of concepts and of the spaces they live in, and `--require-gpu`."""
+
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+
+from perfusion.concept import Concept
+from perfusion.edit import edited_projection
+
+# Set before any test imports a hub client: nothing here may be fetched, and a try should fail at once.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-gpu", action="store_true", help="fail the gpu tests that would be skipped")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn the skip of a gpu test into a failure when the GPU was said to be there."""
+    report = yield
+    if report.skipped and item.get_closest_marker("gpu") and item.config.getoption("--require-gpu"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"skipped although --require-gpu was given: {reason}"
+    return report
+
+
+class ConceptMaker(Protocol):
+    """Makes a valid concept of random numbers; keywords replace fields."""
+
+    def __call__(
+        self, *, rows: int = ..., text_dim: int = ..., width: int = ..., seed: int = ..., **fields: Any
+    ) -> Concept: ...
+
+
+@pytest.fixture(scope="session")
+def make_concept() -> ConceptMaker:
+    def make(*, rows: int = 1, text_dim: int = 8, width: int = 24, seed: int = 0, **fields: Any) -> Concept:
+        random = np.random.default_rng(seed)
+        samples = random.normal(size=(4 * text_dim, text_dim)) + 1  # encodings have a large common part
+        covariance = samples.T @ samples / len(samples)
+        direction = random.normal(size=(rows, text_dim))
+        scaled = np.linalg.solve(covariance, direction.T).T  # C⁻¹ i*
+        energy = np.einsum("rd,rd->r", direction, scaled)
+        values: dict[str, Any] = {
+            "token": "<cat>",
+            "superclass": "cat",
+            "base": "pocket",
+            "base_fingerprint": "0123456789abcdef" * 4,
+            "direction": direction,
+            "dual": scaled / energy[:, None],
+            "energy": energy,
+            "superclass_encoding": random.normal(size=(rows, text_dim)),
+            "embeddings": (random.normal(size=(rows, text_dim)),),
+            "target_values": random.normal(size=(rows, width)),
+            "target_keys": random.normal(size=(rows, width)),
+        }
+        return Concept(**(values | fields))
+
+    return make
+
+
+TEXT_DIM = 24
+D_OUT = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Encodings with their covariance, and concepts in it."""
+
+    covariance: np.ndarray  # (text_dim, text_dim)
+    direction: np.ndarray  # (J, text_dim)
+    encodings: np.ndarray  # (tokens, text_dim)
+    weight: np.ndarray  # (d_out, text_dim)
+    targets: np.ndarray  # (J, d_out)
+
+    @property
+    def energy(self):
+        return np.einsum("jd,jd->j", self.direction, self._scaled())
+
+    @property
+    def dual(self):
+        return self._scaled() / self.energy[:, None]
+
+    @property
+    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What a concept file carries."""
+        return self.direction, self.dual, self.energy
+
+    def inner(self, a, b):
+        """<a, b> = aᵀ C⁻¹ b, for all pairs of rows."""
+        return a @ np.linalg.solve(self.covariance, b.T)
+
+    def edited(self, encodings, bias, temperature, strength=None):
+        """The code under test, with this space's concepts."""
+        return edited_projection(
+            encodings, self.weight, self.targets, *self.rows, bias, temperature, strength
+        )
+
+    def _scaled(self):
+        return np.linalg.solve(self.covariance, self.direction.T).T
+
+
+class SpaceMaker(Protocol):
+    def __call__(
+        self,
+        condition_number: float = ...,
+        concepts: int = ...,
+        seed: int = ...,
+        covariance_scale: float = ...,
+    ) -> Space: ...
+
+
+def _make_space(
+    condition_number: float = 10.0, concepts: int = 1, seed: int = 0, covariance_scale: float = 1.0
+) -> Space:
+    random = np.random.default_rng(seed)
+    rotation, _ = np.linalg.qr(random.normal(size=(TEXT_DIM, TEXT_DIM)))
+    spectrum = np.logspace(0, -np.log10(condition_number), TEXT_DIM) * covariance_scale
+    return Space(
+        covariance=(rotation * spectrum) @ rotation.T,
+        direction=random.normal(size=(concepts, TEXT_DIM)),
+        encodings=random.normal(size=(50, TEXT_DIM)),
+        weight=random.normal(size=(D_OUT, TEXT_DIM)),
+        targets=random.normal(size=(concepts, D_OUT)),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_space() -> SpaceMaker:
+    return _make_space

@@ -1,0 +1,216 @@
+"""What every command does the same way: exit codes, one-line errors, progress."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from perfusion import __version__
+from perfusion.commands import Progress, parser, run
+from perfusion.errors import ConceptError
+
+
+def raising(error):
+    def body():
+        raise error
+
+    return body
+
+
+def test_the_bodys_number_is_the_exit_code():
+    assert run("perfusion-x", lambda: 0) == 0
+    assert run("perfusion-x", lambda: 1) == 1
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (ConceptError("It is\n  damaged."), 1, "perfusion-x: It is damaged."),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.png"),
+            1,
+            "perfusion-x: a.png: no such file or directory",
+        ),
+        (OSError("odd"), 1, "perfusion-x: odd"),
+        (MemoryError(), 1, "perfusion-x: not enough memory; close other programs or ask for a smaller size"),
+        (KeyboardInterrupt(), 130, "perfusion-x: interrupted"),
+    ],
+)
+def test_a_failure_is_one_line_on_stderr_and_an_exit_code(capsys, error, code, line):
+    assert run("perfusion-x", raising(error)) == code
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", line + "\n")
+
+
+def test_a_bug_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run("perfusion-x", raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("argument, code", [("--help", 0), ("--version", 0), ("--wrong", 2), ("--qui", 2)])
+def test_argparses_exits_become_exit_codes(capsys, argument, code):
+    def body():
+        parser("perfusion-x", "Does x.").parse_args([argument])
+        return 0
+
+    assert run("perfusion-x", body) == code
+    out, err = capsys.readouterr()
+    if code == 2:
+        assert err == f"perfusion-x: unrecognized arguments: {argument} (see perfusion-x --help)\n"
+    if argument == "--version":
+        assert out == f"perfusion-x {__version__}\n"
+
+
+def test_warnings_and_log_records_are_one_line_each_and_are_undone_after(capsys):
+    logger = logging.getLogger("perfusion.somewhere")
+
+    def body():
+        warnings.simplefilter("always")
+        warnings.warn("the base is\nanother one", UserWarning, stacklevel=1)
+        logger.warning("slow %s", "disk")
+        logger.info("not shown")
+        return 0
+
+    shown = warnings.showwarning
+    assert run("perfusion-x", body) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "perfusion-x: warning: the base is another one",
+        "perfusion-x: warning: slow disk",
+    ]
+    assert warnings.showwarning is shown
+    assert logging.getLogger("perfusion").handlers == []
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000])  # within Python's buffer, and beyond it
+def test_a_closed_pipe_ends_quietly(size):
+    code = (
+        "import sys; from perfusion.commands import run\n"
+        "def body():\n"
+        "    sys.stdin.read()  # until the other end of the pipe is closed\n"
+        f"    print('x' * {size})\n"
+        "    return 0\n"
+        "sys.exit(run('perfusion-x', body))"
+    )
+    pipe = subprocess.PIPE
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, env=buffered
+    ) as command:
+        assert command.stdin is not None
+        assert command.stdout is not None
+        assert command.stderr is not None
+        command.stdout.close()
+        command.stdin.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 1
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal):
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that moves when told to."""
+    now = [1000.0]
+    monkeypatch.setattr("perfusion.commands.time.monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def stderr(monkeypatch):
+    """Puts a stream in the place of stderr; called inside the test, after pytest has put its own there."""
+
+    def replace(*, terminal=False):
+        stream = Stream(terminal)
+        monkeypatch.setattr(sys, "stderr", stream)
+        return stream
+
+    return replace
+
+
+def test_elsewhere_than_on_a_terminal_progress_is_a_line_every_few_seconds_and_the_last(clock, stderr):
+    stream = stderr()
+    with Progress(100, "training") as progress:
+        for done in range(1, 101):
+            clock[0] += 0.25
+            progress.update(done, loss=f"{1 / done:.2f}")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "training 20/100, 0:05 elapsed, 0:20 left, loss 0.05"
+    assert lines[-1] == "training 100/100, 0:25 elapsed, loss 0.01"
+    assert len(lines) == 5
+
+
+# TERM
+def test_on_a_terminal_progress_is_one_line_drawn_over_and_over(clock, stderr, monkeypatch):
+    stream = stderr(terminal=True)
+    monkeypatch.setenv("COLUMNS", "60")
+    with Progress(10, "drawing") as progress:
+        for done in range(1, 11):
+            clock[0] += 61
+            progress.update(done)
+    text = stream.getvalue()
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    frames = text.rstrip("\n").split("\r")[1:]
+    assert len(frames) == 10
+    assert all(len(frame) == 59 for frame in frames)
+    assert frames[4].startswith("drawing [############............] 5/10, 5:05 elapsed")
+
+
+# TERM
+def test_a_terminal_is_not_redrawn_more_often_than_eyes_can_follow(clock, stderr):
+    stream = stderr(terminal=True)
+    with Progress(1000, "drawing") as progress:
+        for done in range(1000):
+            clock[0] += 0.001
+            progress.update(done)
+    assert 5 <= stream.getvalue().count("\r") <= 11
+
+
+# TERM
+def test_a_message_is_not_written_into_the_bar(clock, stderr):
+    stream = stderr(terminal=True)
+
+    def body():
+        with Progress(10, "drawing") as progress:
+            progress.update(1)
+            logging.getLogger("perfusion").warning("careful")
+        return 0
+
+    run("perfusion-x", body)
+    assert "\rperfusion-x: warning: careful\n" in stream.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_quiet_progress_says_nothing(clock, stderr, terminal):
+    stream = stderr(terminal=terminal)
+    with Progress(2, "drawing", quiet=True) as progress:
+        clock[0] += 60
+        progress.update(1)
+        progress.update(2)
+    assert stream.getvalue() == ""
+
+
+def test_the_time_left_of_a_resumed_work_is_judged_by_this_runs_speed(clock, stderr):
+    stream = stderr()
+    with Progress(400, "training", start=300) as progress:
+        clock[0] += 3700
+        progress.update(350)
+    assert stream.getvalue() == "training 350/400, 1:01:40 elapsed, 1:01:40 left\n"
+
+
+def test_no_work_at_all_is_done_at_once(clock, stderr):
+    stream = stderr()
+    with Progress(0, "drawing") as progress:
+        progress.update(0)
+    assert stream.getvalue() == "drawing 0/0, 0:00 elapsed\n"

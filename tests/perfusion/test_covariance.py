@@ -1,0 +1,101 @@
+"""The second moment of the text encodings."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from perfusion.base import BaseModel, encode
+from perfusion.errors import TrainingError
+from perfusion.training.covariance import (
+    cached_second_moment,
+    inverse,
+    load_captions,
+    real_tokens,
+    second_moment,
+)
+
+CAPTIONS = [
+    f"a photo of a {noun} {place}" for noun in ("cat", "dog", "red car") for place in ("on grass", "at night")
+]
+
+
+def test_is_symmetric_positive_and_independent_of_order(tiny_base: BaseModel) -> None:
+    forward, backward = (second_moment(tiny_base, captions) for captions in (CAPTIONS, CAPTIONS[::-1]))
+    torch.testing.assert_close(forward, forward.T, rtol=0, atol=0)
+    assert float(torch.linalg.eigvalsh(forward).min()) > -1e-9
+    torch.testing.assert_close(forward, backward, rtol=1e-10, atol=1e-10)
+
+
+def test_is_independent_of_the_batch_size(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = second_moment(tiny_base, CAPTIONS)
+    monkeypatch.setattr("perfusion.training.covariance.BATCH", 1)
+    # float32 encodings of a row differ in the last bit with the batch; the accumulation adds nothing to that
+    torch.testing.assert_close(second_moment(tiny_base, CAPTIONS), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_mean_of_the_quadratic_form_over_the_same_tokens_is_the_dimension(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Σ eᵀ C⁻¹ e = N trace(C⁻¹ C). One batch, so that both sides see the same bits of every encoding: the condition
+    of C would show any other."""
+    captions = load_captions(tiny_base, None)
+    monkeypatch.setattr("perfusion.training.covariance.BATCH", len(captions))
+    moment = second_moment(tiny_base, captions)
+    tokenizer = tiny_base.tokenizer
+    ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        tokens = encode(tiny_base.text_encoder, ids).double()[real_tokens(ids, tokenizer.eos_token_id)]
+    inverted = inverse(moment)
+    form = torch.einsum("td,de,te->t", tokens, inverted, tokens).mean()
+    assert float(form) == pytest.approx(float(torch.trace(moment @ inverted)), rel=1e-6)
+    assert float(form) == pytest.approx(tiny_base.text_dim, rel=0.1), (
+        "the ridge may take a few percent, no more"
+    )
+
+
+def test_counts_everything_up_to_the_first_end_token() -> None:
+    ids = torch.tensor([[8, 3, 9, 9, 9], [8, 3, 4, 5, 9]])
+    assert real_tokens(ids, 9).tolist() == [[True, True, True, False, False], [True] * 5]
+
+
+def test_padding_counts_only_when_asked(tiny_base: BaseModel) -> None:
+    without, with_padding = (second_moment(tiny_base, CAPTIONS, count_padding=flag) for flag in (False, True))
+    assert not torch.allclose(without, with_padding)
+
+
+def test_cache_is_used_survives_damage_and_knows_its_captions(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path))
+    said: list[str] = []
+    first = cached_second_moment(tiny_base, CAPTIONS, said.append)
+    second = cached_second_moment(tiny_base, CAPTIONS, said.append)
+    assert torch.equal(first, second)
+    assert len(said) == 1, "the second call computed again"
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:50])
+    assert torch.equal(cached_second_moment(tiny_base, CAPTIONS, said.append), first)
+    cached_second_moment(tiny_base, [*CAPTIONS, "a bus"], said.append)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_unwritable_cache_costs_only_time(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "file"))
+    assert cached_second_moment(tiny_base, CAPTIONS).shape == (tiny_base.text_dim,) * 2
+
+
+def test_inverse_refuses_a_matrix_that_is_not_positive() -> None:
+    with pytest.raises(TrainingError, match="not positive"):
+        inverse(torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64)))
+
+
+def test_too_few_captions_are_refused(tiny_base: BaseModel, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("a cat\n")
+    with pytest.raises(TrainingError, match="1 captions, expected at least 100"):
+        load_captions(tiny_base, tmp_path / "few.txt")
+    with pytest.raises(TrainingError, match=r"no captions.*--captions"):
+        load_captions(tiny_base, tmp_path / "none.txt")

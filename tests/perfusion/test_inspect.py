@@ -1,0 +1,163 @@
+"""perfusion-inspect on concepts, bundles and what is neither."""
+
+import hashlib
+import json
+
+import pytest
+
+from perfusion.commands.inspect import main
+
+
+@pytest.fixture
+def concept(make_concept, tmp_path):
+    path = tmp_path / "cat.safetensors"
+    made = make_concept(rows=2, superclass="teddy bear", bias=0.6, training={"steps": "400", "seed": "3"})
+    made.save(path)
+    return path
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A bundle whose graphs are not graphs: enough for what is checked without running them."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    contents = {
+        name: name.encode() * 10
+        for name in (
+            "text_encoder.onnx",
+            "unet.onnx",
+            "vae_decoder.onnx",
+            "vae_encoder.onnx",
+            "tokenizer.json",
+        )
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    encoder = {"file": "text_encoder.onnx", "hidden_size": 8, "vocab_size": 99, "context_length": 77}
+    layers = [{"name": f"layer{index}", "key_dim": 4, "value_dim": 12} for index in range(3)]
+    scheduler = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+    }
+    manifest = {
+        "format": "perfusion-bundle",
+        "format_version": 1,
+        "base": "pocket",
+        "base_fingerprint": "ab" * 32,
+        "precision": "fp32",
+        "text_dim": 8,
+        "tokenizer": "tokenizer.json",
+        "text_encoders": [{**encoder, "bos_token_id": 97, "eos_token_id": 98, "pad_token_id": 98}],
+        "unet": {
+            "file": "unet.onnx",
+            "in_channels": 4,
+            "sample_size": 16,
+            "size_multiple": 4,
+            "layers": layers,
+        },
+        "vae": {
+            "decoder": "vae_decoder.onnx",
+            "encoder": "vae_encoder.onnx",
+            "latent_channels": 4,
+            "downscale": 8,
+            "scaling_factor": 0.7,
+        },
+        "scheduler": scheduler,
+        "defaults": {"width": 128, "height": 128, "guidance_scale": 3.0, "num_inference_steps": 20},
+        "files": {
+            name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            for name, content in contents.items()
+        },
+    }
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_concept_is_described(concept, capsys):
+    assert main([str(concept)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{concept}: concept, {concept.stat().st_size:,} bytes, valid\n")
+    for fact in (
+        "<cat> for a teddy bear",
+        "pocket 0123456789ab…",
+        "2 of 8 numbers",
+        "bias 0.6",
+        "seed 3, steps 400",
+    ):
+        assert fact in out
+    assert err == ""
+
+
+def test_a_concept_is_one_json_object_for_a_program(concept, capsys):
+    assert main([str(concept), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "concept"
+    assert (facts["token"], facts["superclass"], facts["rows"]) == ("<cat>", "teddy bear", 2)
+    assert (facts["text_dim"], facts["value_width"], facts["key_width"]) == (8, 24, 24)
+    assert facts["training"] == {"steps": "400", "seed": "3"}
+    assert facts["bytes"] == concept.stat().st_size
+
+
+def test_a_damaged_concept_is_an_exit_code_and_one_line(concept, capsys):
+    concept.write_bytes(concept.read_bytes()[:-1])
+    assert main([str(concept), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"perfusion-inspect: {concept}: ")
+
+
+@pytest.mark.parametrize("name", ["", "bundle.json"])
+def test_a_bundle_is_described_by_its_folder_or_its_manifest(bundle, capsys, name):
+    assert main([str(bundle / name)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{bundle}: bundle, ")
+    for fact in (
+        "pocket abababababab…",
+        "fp32",
+        "3, with 12 key and 36 value numbers",
+        "in steps of 32 pixels",
+    ):
+        assert fact in out
+    assert out.count("checksum matches") == 5
+
+
+def test_a_bundle_is_one_json_object_for_a_program(bundle, capsys):
+    assert main([str(bundle), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "bundle"
+    assert (facts["layers"], facts["key_width"], facts["value_width"]) == (3, 12, 36)
+    assert facts["bytes"] == sum(facts["files"].values()) > 0
+
+
+def test_a_changed_file_of_a_bundle_is_named(bundle, capsys):
+    data = bytearray((bundle / "unet.onnx").read_bytes())
+    data[3] ^= 1
+    (bundle / "unet.onnx").write_bytes(data)
+    assert main([str(bundle)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "unet.onnx" in err
+    assert "checksum" in err
+
+
+def test_a_path_that_is_neither_is_told_what_was_expected(tmp_path, capsys):
+    for path, found in ((tmp_path, "a folder without bundle.json"), (tmp_path / "x", "not there")):
+        assert main([str(path)]) == 1
+        err = capsys.readouterr().err
+        assert f"{path} is {found}, expected a concept file" in err
+        assert err.count("\n") == 1
+
+
+def test_a_wrong_command_line_is_exit_code_two(capsys):
+    assert main([]) == 2
+    assert main(["a", "b"]) == 2
+    assert capsys.readouterr().err.count("\n") == 2

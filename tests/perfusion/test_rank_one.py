@@ -1,0 +1,103 @@
+"""The trained form of the edit against the algebra in numpy, which is its second implementation."""
+
+import numpy as np
+import pytest
+import torch
+
+from perfusion import edit as algebra
+from perfusion.training.rank_one import RankOneEdit
+
+DIM, KEYS, VALUES = 12, 10, 14
+
+
+def make_edit(rows: int = 1, **options: object) -> RankOneEdit:
+    generator = torch.Generator().manual_seed(rows)
+    samples = torch.randn(200, DIM, generator=generator, dtype=torch.float64) + 1
+    settings: dict[str, object] = {
+        "embeddings": torch.randn(rows, DIM, generator=generator),
+        "direction": torch.randn(rows, DIM, generator=generator),
+        "target_keys": torch.randn(rows, KEYS, generator=generator),
+        "target_values": torch.randn(rows, VALUES, generator=generator),
+        "inverse_moment": torch.linalg.inv(samples.T @ samples / 200),
+        "bias": 0.75,
+        "temperature": 0.1,
+    }
+    return RankOneEdit(**(settings | options))
+
+
+def encodings() -> torch.Tensor:
+    return torch.randn(3, 7, DIM, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_projection_and_gate_equal_the_numpy_algebra(rows: int) -> None:
+    edit = make_edit(rows).eval()
+    result = edit(encodings(), edit.direction)
+    dual, energy = edit.dual(edit.direction)
+    direction = edit.direction.double().numpy()
+    expected = algebra.project(encodings().numpy(), direction, dual.double().numpy(), energy.double().numpy())
+    gate = algebra.gate(algebra.similarity(encodings().numpy(), dual.numpy()), 0.75, 0.1)
+    np.testing.assert_allclose(result.encodings.detach().numpy(), expected, atol=2e-4)
+    np.testing.assert_allclose(result.gate.detach().numpy(), gate, atol=1e-4)
+
+
+def test_direction_after_n_constant_inputs_is_the_closed_form() -> None:
+    edit = make_edit().train()
+    start, target = edit.direction.clone(), torch.ones(1, DIM)
+    for _ in range(25):
+        edit.follow(target)
+    torch.testing.assert_close(edit.direction, 0.99**25 * start + (1 - 0.99**25) * target)
+
+
+def test_direction_stands_still_in_evaluation() -> None:
+    edit = make_edit().eval()
+    before = edit.direction.clone()
+    edit(encodings(), torch.ones(1, DIM))
+    assert torch.equal(edit.direction, before)
+
+
+def test_straight_through_gradient_is_a_hundred_times_the_averages() -> None:
+    """Both are linear in the share of the new encoding: 1 against 0.01, at slightly different directions."""
+    edit = make_edit()
+    concept = edit.direction.clone()  # so that the straight-through direction equals the averaged one
+    gradients = []
+    for mode in ("straight_through", "ema"):
+        leaf = concept.clone().requires_grad_()
+        result = make_edit(gradient=mode).train()(encodings(), leaf)
+        (result.encodings.sum() + result.gate.sum()).backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[0], 100 * gradients[1], rtol=1e-4, atol=1e-4)
+
+
+def test_detach_lets_no_gradient_through_the_direction() -> None:
+    concept = torch.ones(1, DIM, requires_grad=True)
+    assert make_edit(gradient="ema").train()(encodings(), concept).encodings.requires_grad
+    assert not make_edit(gradient="detach").train()(encodings(), concept).encodings.requires_grad
+
+
+def test_only_the_word_and_the_values_are_trained() -> None:
+    names = {name for name, parameter in make_edit().named_parameters() if parameter.requires_grad}
+    assert names == {"embeddings", "target_values"}
+
+
+def test_edited_projection_is_affine_in_the_values_with_slope_gate() -> None:
+    edit = make_edit().eval()
+    result = edit(encodings(), edit.direction)
+    added = result.gate @ edit.target_values
+    (slope,) = torch.autograd.grad(added[1, 4, 6], edit.target_values)
+    assert slope[0, 6] == result.gate[1, 4, 0]
+    assert torch.count_nonzero(slope) == 1
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 5e-4), (torch.bfloat16, 5e-3)])
+def test_half_precision_encodings_move_the_similarity_little(dtype: torch.dtype, bound: float) -> None:
+    """The edit itself stays in float32 under autocast; only the rounding of its input is seen."""
+    edit = make_edit().eval()
+    unit = encodings() / encodings().norm(dim=-1, keepdim=True)
+    dual, _ = edit.dual(edit.direction)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = edit(unit.to(dtype), edit.direction)
+    assert rounded.gate.dtype == rounded.encodings.dtype == torch.float32
+    exact = unit @ dual.T
+    assert float(((unit.to(dtype).float() @ dual.T) - exact).abs().max()) <= bound

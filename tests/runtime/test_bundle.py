@@ -1,0 +1,169 @@
+"""bundle.json is believed only as far as it can be checked."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfusion.errors import BundleError
+from perfusion.runtime import read_bundle
+
+
+def edit(folder: Path, path: str, value: Any) -> None:
+    """Set one value in bundle.json; `path` is like "unet.layers.0.key_dim", DELETE takes the value out."""
+    manifest = json.loads((folder / "bundle.json").read_bytes())
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+    inner = manifest
+    for part in parents:
+        inner = inner[part]
+    if value is DELETE:
+        del inner[last]
+    else:
+        inner[last] = value
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+DELETE = object()
+
+
+def test_the_toy_bundle_is_read_as_it_is_written(toy_bundle):
+    bundle = read_bundle(toy_bundle)
+    manifest = json.loads((toy_bundle / "bundle.json").read_bytes())
+    assert bundle.base == manifest["base"]
+    assert bundle.text_encoder.file == toy_bundle / "text_encoder.onnx"
+    assert [layer.name for layer in bundle.unet.layers] == [one["name"] for one in manifest["unet"]["layers"]]
+    assert bundle.unet.value_width == sum(one["value_dim"] for one in manifest["unet"]["layers"])
+    assert bundle.size_step == manifest["vae"]["downscale"] * manifest["unet"]["size_multiple"]
+    assert bundle.noise_model.prediction_type == manifest["scheduler"]["prediction_type"]
+
+
+def test_a_folder_that_is_no_bundle_is_told_apart_from_one_that_is_not_there(tmp_path):
+    with pytest.raises(BundleError, match=r"holds no bundle\.json.* perfusion-export"):
+        read_bundle(tmp_path)
+    with pytest.raises(BundleError, match="is not a folder"):
+        read_bundle(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1, 2]", "expected an object"),
+        (b"{}", "does not say that its format is 'perfusion-bundle'"),
+        (b'{"format": "perfusion-concept"}', "does not say that its format"),
+        (b'{"format": "perfusion-bundle"}', "has no 'format_version'"),
+        (b'{"format": "perfusion-bundle", "format_version": 2}', r"version 2, expected 1\. Update"),
+        (b'{"format": "perfusion-bundle", "format_version": 0}', r"version 0, expected 1\. Export"),
+        (b'{"format": "perfusion-bundle", "format_version": 1}', "has no 'files'"),
+        (b" " * (1 << 20) + b"{}", "larger than 1048576 bytes"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path, content, message):
+    (tmp_path / "bundle.json").write_bytes(content)
+    with pytest.raises(BundleError, match=message):
+        read_bundle(tmp_path)
+
+
+def test_a_missing_file_is_named(bundle_copy):
+    (bundle_copy / "unet.onnx").unlink()
+    with pytest.raises(BundleError, match=r"misses the file unet\.onnx"):
+        read_bundle(bundle_copy)
+
+
+def test_a_cut_file_is_named_with_both_sizes(bundle_copy):
+    path = bundle_copy / "vae_decoder.onnx"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(
+        BundleError, match=rf"vae_decoder\.onnx has {len(data) - 1} bytes, expected {len(data)}"
+    ):
+        read_bundle(bundle_copy)
+
+
+def test_one_changed_bit_is_found(bundle_copy):
+    path = bundle_copy / "unet.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"unet\.onnx does not have the checksum"):
+        read_bundle(bundle_copy)
+    read_bundle(bundle_copy, verify=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["../unet.onnx", "/etc/passwd", "a/../../b", "a\\b", "C:unet.onnx", "./unet.onnx", "."]
+)
+def test_a_path_out_of_the_folder_is_refused(bundle_copy, name):
+    edit(bundle_copy, "unet/file", name)
+    with pytest.raises(BundleError, match="expected a path inside the bundle's folder"):
+        read_bundle(bundle_copy)
+
+
+def test_a_listed_path_out_of_the_folder_is_not_even_opened(bundle_copy):
+    edit(bundle_copy, "files/..", {"bytes": 0, "sha256": "0" * 64})
+    with pytest.raises(BundleError, match="expected a path inside the bundle's folder"):
+        read_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        ("base", DELETE, "has no 'base'"),
+        ("base", "", "'base' is '', expected a text"),
+        ("text_dim", "16", "'text_dim' is '16', expected a whole number from 1 on"),
+        ("text_dim", True, "'text_dim' is True, expected a whole number"),
+        ("text_dim", 32, r"gives 16 numbers a token and the UNet reads 32"),
+        ("base_fingerprint", "abc", "expected 64 hexadecimal digits"),
+        ("unet/file", "other.onnx", "'other.onnx', which is not among its 'files'"),
+        ("unet/layers", [], "'layers' is .., expected a list"),
+        ("unet/layers/1/value_dim", 0, r"'layers'\[1\]: 'value_dim' is 0"),
+        ("unet/in_channels", 9, "the UNet reads 9 channels and the latents have 4"),
+        ("vae/scaling_factor", 0, "expected a finite number above 0"),
+        ("vae/scaling_factor", float("nan"), "expected a finite number"),
+        ("text_encoders", [{}, {}], "has 2 text encoders"),
+        ("text_encoders/0/eos_token_id", 840, "expected an id below 840"),
+        ("scheduler/prediction_type", "sample", "prediction_type is 'sample'"),
+        ("scheduler/beta_start", DELETE, "has no 'beta_start'"),
+        ("scheduler/rescale_betas_zero_snr", True, "'rescale_betas_zero_snr' is set"),
+        ("scheduler/clip_sample", 1, "'clip_sample' is 1, expected true or false"),
+        ("defaults/width", 33, "the default width is 33, expected a multiple of 8"),
+        ("defaults", 3, "'defaults' is 3, expected an object"),
+        ("files/unet.onnx/bytes", DELETE, "has no 'bytes'"),
+    ],
+)
+def test_a_wrong_value_is_named(bundle_copy, path, value, message):
+    edit(bundle_copy, path, value)
+    with pytest.raises(BundleError, match=message):
+        read_bundle(bundle_copy)
+
+
+def test_key_projections_may_be_left_out(bundle_copy):
+    edit(bundle_copy, "key_projections", DELETE)
+    assert read_bundle(bundle_copy).key_projections is None
+
+
+def places(value: Any, prefix: str = "") -> Iterator[str]:
+    """The paths of all values, inner ones too."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in items:
+        yield f"{prefix}{name}"
+        yield from places(inner, f"{prefix}{name}/")
+
+
+def test_no_single_wrong_value_gives_anything_but_a_sentence(bundle_copy):
+    text = (bundle_copy / "bundle.json").read_text()
+    sentences = []
+    for path in places(json.loads(text)):
+        for value in (None, -1, 0, 10**400, 1e308, "", "x", [], {}, [[]], True, float("inf"), DELETE):
+            edit(bundle_copy, path, value)
+            try:
+                read_bundle(bundle_copy, verify=False)
+            except BundleError as error:
+                sentences.append(str(error))
+            (bundle_copy / "bundle.json").write_text(text)
+    assert len(sentences) > 500
+    assert all(len(sentence) < 500 and sentence.endswith(".") for sentence in sentences)

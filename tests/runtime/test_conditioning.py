@@ -1,0 +1,58 @@
+"""Several prompts in one call of the UNet: each row meets its own concepts and no others."""
+
+import numpy as np
+import pytest
+
+from perfusion.edit import Conditioning
+from perfusion.runtime.bank import Bank
+from perfusion.runtime.conditioning import PromptState, unet_feeds
+
+
+@pytest.fixture
+def bank(bundle, make_concept):
+    filled = Bank(bundle)
+    filled.load(make_concept(0))
+    filled.load(make_concept(1, token="<dog>", rows=2))
+    return filled
+
+
+def state(bank, tokens, seed):
+    """A prompt with random encodings and gates that names some concepts."""
+    rng, rows = np.random.default_rng(seed), bank.rows(tokens)
+
+    def normal(width):
+        return rng.standard_normal((5, width)).astype(np.float32)
+
+    gates = len(rows.slots)
+    conditioning = Conditioning(
+        key_states=normal(16), value_states=normal(16), key_gate=normal(gates), value_gate=normal(gates)
+    )
+    return PromptState(conditioning=conditioning, rows=rows)
+
+
+def test_what_a_row_adds_is_its_own_gates_times_its_own_targets(bank):
+    named = [(), ("<dog>",), ("<cat>",), ("<cat>", "<dog>"), ("<dog>", "<cat>")]
+    states = [state(bank, tokens, seed) for seed, tokens in enumerate(named)]
+    feeds = unet_feeds(states)
+    assert feeds["concept_values"].shape == (3, 40)  # no concept takes a slot twice
+    for row, one in enumerate(states):
+        for kind, gate, targets in (
+            ("key", one.conditioning.key_gate, one.rows.keys),
+            ("value", one.conditioning.value_gate, one.rows.values),
+        ):
+            found = feeds[f"{kind}_gate"][row] @ feeds[f"concept_{kind}s"]
+            np.testing.assert_allclose(found, gate @ targets, atol=1e-5)
+        np.testing.assert_array_equal(feeds["encoder_hidden_states"][row], one.conditioning.value_states)
+        np.testing.assert_array_equal(feeds["key_hidden_states"][row], one.conditioning.key_states)
+
+
+def test_a_row_that_names_no_concept_has_closed_gates(bank):
+    feeds = unet_feeds([state(bank, ("<cat>",), 0), state(bank, (), 1)])
+    assert not feeds["key_gate"][1].any() and not feeds["value_gate"][1].any()
+    assert feeds["value_gate"][0].any()
+
+
+def test_prompts_without_concepts_take_no_slots(bank):
+    feeds = unet_feeds([state(bank, (), 0), state(bank, (), 1)])
+    assert feeds["key_gate"].shape == (2, 5, 0) and feeds["concept_keys"].shape == (0, 40)
+    assert all(array.dtype == np.float32 for array in feeds.values())

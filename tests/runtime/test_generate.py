@@ -1,0 +1,230 @@
+"""perfusion-generate as it is typed: exit codes, files, sentences."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perfusion.commands.generate import main
+from perfusion.runtime import Runtime
+
+
+@pytest.fixture
+def generate(toy_bundle, tmp_path, monkeypatch):
+    """The command on the toy bundle, in an empty folder, writing out.png."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, prompt="a cat", output="out.png"):
+        return main(["--bundle", str(toy_bundle), "--prompt", prompt, "--output", output, *arguments])
+
+    return run
+
+
+def read(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_one_picture_is_written_where_it_was_asked_for(generate, runtime, tmp_path, capsys):
+    assert generate("--seed", "3", "--steps", "2") == 0
+    expected = runtime.generate("a cat", seed=3, num_inference_steps=2)
+    np.testing.assert_array_equal(read("out.png"), np.asarray(expected))
+    out, err = capsys.readouterr()
+    assert out == "out.png\n"
+    assert "drawing 2/2" in err
+    assert os.listdir(tmp_path) == ["out.png"]
+
+
+def test_every_option_reaches_the_picture(generate, runtime, make_concept):
+    make_concept().save("cat.safetensors")
+    runtime.load_concept("cat.safetensors", bias=-0.5, temperature=0.2, strength=0.75)
+    assert generate(
+        "--concept", "cat.safetensors:bias=-0.5,temperature=0.2,strength=0.75", "--negative-prompt", "a dog",
+        "--scheduler", "euler", "--steps", "3", "--guidance-scale", "2.5", "--seed", "9", "--width", "48",
+        "--height", "24", "--lock", "global", "--provider", "cpu", "--threads", "1", prompt="a <cat>",
+    ) == 0  # fmt: skip
+    expected = runtime.generate(
+        "a <cat>", seed=9, negative_prompt="a dog", scheduler="euler", num_inference_steps=3, guidance_scale=2.5,
+        width=48, height=24, lock="global",
+    )  # fmt: skip
+    np.testing.assert_array_equal(read("out.png"), np.asarray(expected))
+
+
+def test_several_pictures_are_numbered_and_have_their_own_seeds(generate, runtime, capsys):
+    assert generate("--count", "3", "--seed", "5") == 0
+    assert capsys.readouterr().out == "out-0.png\nout-1.png\nout-2.png\n"
+    for index in range(3):
+        expected = runtime.generate("a cat", seed=5 + index)
+        np.testing.assert_array_equal(read(f"out-{index}.png"), np.asarray(expected))
+
+
+def test_a_grid_holds_all_pictures(generate, runtime):
+    assert generate("--count", "3", "--grid") == 0
+    sheet = read("out.png")
+    assert sheet.shape == (64, 64, 3)
+    pictures = [np.asarray(one) for one in runtime.generate("a cat", seed=[0, 1, 2])]
+    np.testing.assert_array_equal(sheet[:32, 32:], pictures[1])
+    np.testing.assert_array_equal(sheet[32:, :32], pictures[2])
+    assert (sheet[32:, 32:] == 255).all()
+
+
+def test_json_names_files_seeds_and_settings(generate, make_concept, capsys):
+    make_concept().save("cat.safetensors")
+    assert (
+        generate("--count", "2", "--json", "--quiet", "--concept", "cat.safetensors:token=<dog>,bias=1") == 0
+    )
+    out, err = capsys.readouterr()
+    assert err == ""
+    facts = json.loads(out)
+    assert facts["pictures"] == [{"path": "out-0.png", "seed": 0}, {"path": "out-1.png", "seed": 1}]
+    assert facts["concepts"] == {"<dog>": {"bias": 1.0, "temperature": 0.3, "strength": 1.0}}
+    assert facts["prompt"] == "a cat" and facts["provider"] == "cpu" and facts["seconds"] > 0
+
+
+@pytest.mark.parametrize("name, kind", [("out.jpg", "JPEG"), ("out.JPEG", "JPEG"), ("out.webp", "WEBP")])
+def test_the_files_name_says_its_format(generate, name, kind):
+    assert generate(output=name) == 0
+    with Image.open(name) as picture:
+        assert picture.format == kind and picture.size == (32, 32)
+
+
+def test_a_missing_folder_is_made(generate):
+    assert generate(output="new/folder/out.png") == 0
+    assert read("new/folder/out.png").shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "spec, path, settings",
+    [
+        ("cat.safetensors", "cat.safetensors", {}),
+        ("cat.safetensors:bias=0.6", "cat.safetensors", {"bias": 0.6}),
+        ("a:b.safetensors:strength=1,token=<x>", "a:b.safetensors", {"strength": 1.0, "token": "<x>"}),
+        (r"C:\cats\cat.safetensors", r"C:\cats\cat.safetensors", {}),
+        (r"C:\cats\cat.safetensors:bias=-.5", r"C:\cats\cat.safetensors", {"bias": -0.5}),
+        (r"C:\a=b\cat.safetensors", r"C:\a=b\cat.safetensors", {}),
+        (r"C:a=b\cat.safetensors", r"C:a=b\cat.safetensors", {}),
+        ("C:/a=b,c=d/cat.safetensors", "C:/a=b,c=d/cat.safetensors", {}),
+        ("cat.safetensors:", "cat.safetensors:", {}),
+    ],
+)
+def test_a_concept_is_a_path_and_perhaps_settings(generate, monkeypatch, spec, path, settings):
+    seen = []
+
+    def load(self, concept, **given):
+        seen.append((str(concept), given))
+
+    monkeypatch.setattr(Runtime, "load_concept", load)
+    assert generate("--concept", spec) == 0
+    assert seen == [(path, settings)]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["--concept", "cat:hue=3"],
+            "'hue' is no setting in 'cat:hue=3'; use bias, temperature, strength or token",
+        ),
+        (["--concept", "cat:bias=1,bias=2"], "'bias' is given twice"),
+        (["--concept", "cat:bias=high"], "bias is 'high', expected a number"),
+        (["--count", "0"], "'0' is no whole number from 1 on"),
+        (["--count", "two"], "'two' is no whole number"),
+        (["--output", "out.bmp"], "'out.bmp' does not end in one of .png, .jpg, .jpeg, .webp"),
+        (["--output", "out"], "'out' does not end in"),
+        (["--scheduler", "dpm"], "invalid choice: 'dpm'"),
+        (["--provider", "trt"], "invalid choice: 'trt'"),
+        (["--seed", "1.5"], "invalid int value"),
+        (["--stpes", "3"], "unrecognized arguments"),
+    ],
+)
+def test_a_wrong_command_line_is_2_and_one_line(generate, capsys, arguments, message):
+    assert generate(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1
+    assert not os.listdir()
+
+
+def test_help_and_version_are_0(capsys):
+    assert main(["--help"]) == 0
+    assert "--guidance-scale" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--bundle", "nowhere"], "nowhere is not a folder, so it is not a bundle"),
+        (["--concept", "nothing.safetensors"], "nothing.safetensors cannot be read: no such file"),
+        (["--concept", "broken.safetensors"], "broken.safetensors: "),
+        (["--concept", "other.safetensors"], "<cat> was trained for sd15, this bundle is pocket"),
+        (["--concept", "cat.safetensors", "--concept", "cat.safetensors"], "<cat> is loaded already"),
+        (["--concept", "cat.safetensors:temperature=0"], "temperature is 0.0, expected a finite number above 0"),
+        (["--concept", "cat.safetensors:strength=nan"], "strength is nan"),
+        (["--prompt", "cat " * 100], "has 100 tokens, and the model reads 75"),
+        (["--width", "33"], "width is 33, expected a multiple of 8"),
+        (["--steps", "0"], "number of steps is 0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--seed", str(2**32 - 1), "--count", "2"], f"seed is {2**32}"),
+        (["--output", "folder.png"], "folder.png cannot be written"),
+        (["--output", "cat.safetensors/out.png"], "out.png cannot be written"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_1_and_one_line(generate, make_concept, capsys, arguments, message):
+    make_concept().save("cat.safetensors")
+    make_concept(base="sd15").save("other.safetensors")
+    with open("broken.safetensors", "wb") as file:
+        file.write(make_concept().to_bytes()[:1000])
+    os.mkdir("folder.png")
+    before = sorted(os.listdir())
+    assert generate(*arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1 and err.startswith("perfusion-generate: ")
+    assert sorted(os.listdir()) == before
+
+
+def test_a_file_changed_in_the_bundle_is_1(generate, bundle_copy, capsys):
+    data = bytearray((bundle_copy / "unet.onnx").read_bytes())
+    data[1000] ^= 1
+    (bundle_copy / "unet.onnx").write_bytes(data)
+    assert generate("--bundle", str(bundle_copy)) == 1
+    assert "unet.onnx does not have the checksum" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_nothing(generate, monkeypatch, capsys, tmp_path):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert generate() == 1
+    assert "no space left" in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+def test_an_unloaded_concept_in_the_prompt_is_a_warning(generate, capsys):
+    assert generate(prompt="a <dog>") == 0
+    assert "perfusion-generate: warning: no concept named <dog> is loaded" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_is_130_and_leaves_nothing(toy_bundle, tmp_path):
+    command = [sys.executable, "-m", "perfusion.commands.generate", "--bundle", str(toy_bundle), "--prompt", "a cat",
+               "--steps", "1000", "--count", "64", "--output", str(tmp_path / "out.png")]  # fmt: skip
+    root = toy_bundle.parents[2]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=root) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith(
+            "drawing"
+        )  # the first line comes after some seconds of steps
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "perfusion-generate: interrupted"
+    assert time.monotonic() - began < 30
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,314 @@
+"""The house itself: what is installed, what imports what, and that every command answers."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import perfusion
+import perfusion.errors
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("perfusion", "export", "runtime", "devices")
+LINKS = FOLDERS[1:]
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+COMMANDS = dict(re.findall(r'^(perfusion-\w+) = "(perfusion\.commands\.\w+):main"$', PYPROJECT, re.M))
+HEAVY = {
+    *("numpy", "safetensors", "tokenizers", "PIL", "onnxruntime", "tensorrt"),
+    *("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript"),
+}
+TRAINING_ONLY = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript")
+WITHOUT_TORCH = ("concept", "container", "edit", "errors", "files", "commands")  # besides runtime and devices
+
+
+def sources(folder):
+    """The Python files of one of the four folders, each once: links are followed by nobody."""
+    found = sorted((ROOT / folder).rglob("*.py"))
+    return [path for path in found if "__pycache__" not in path.parts and not inside_a_link(path)]
+
+
+def inside_a_link(path):
+    return any(parent.is_symlink() for parent in path.relative_to(ROOT).parents if parent != Path("."))
+
+
+def module_name(path):
+    """The one name a file is imported by: `perfusion.runtime.tokenizer` for runtime/tokenizer.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "perfusion" else ("perfusion", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for folder in FOLDERS for path in sources(folder)}
+
+
+def run_python(code, *arguments):
+    """Run code in a fresh interpreter that sees this checkout."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_all_four_folders_have_modules():
+    assert {name.split(".")[1] for name in MODULES if name.count(".") > 1} >= {
+        "export",
+        "runtime",
+        "commands",
+    }
+    assert "perfusion.devices" in MODULES
+    assert "perfusion.concept" in MODULES
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_the_links_inside_the_package_are_relative(name):
+    link = ROOT / "perfusion" / name
+    assert link.is_symlink()
+    assert str(link.readlink()) == f"../{name}"
+
+
+def test_the_version_is_the_same_everywhere():
+    assert f'version = "{perfusion.__version__}"' in PYPROJECT
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] == "Unreleased" or headings[0] == perfusion.__version__
+
+
+# --- what is installed
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what a build reads, so that a build leaves nothing in the checkout."""
+    copy = tmp_path_factory.mktemp("house") / "checkout"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, copy / name)
+    for name in FOLDERS:
+        leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=leave)
+    return copy
+
+
+def build(checkout, kind, output):
+    """Build a wheel or an sdist with the installed setuptools: no network, no isolation."""
+    code = f"import sys, setuptools.build_meta as backend; backend.build_{kind}(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(output)], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = output.iterdir()
+    return made
+
+
+def expected_files():
+    """What a wheel has to hold of the package."""
+    files = {
+        name.replace(".", "/") + "/__init__.py" for name, path in MODULES.items() if path.stem == "__init__"
+    }
+    files |= {name.replace(".", "/") + ".py" for name, path in MODULES.items() if path.stem != "__init__"}
+    pocket = ROOT / "perfusion" / "pocket"
+    data = [path for part in ("model", "data") for path in (pocket / part).rglob("*")]
+    return files | {str(path.relative_to(ROOT)) for path in data if path.is_file()} | {"perfusion/py.typed"}
+
+
+def names_in(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_a_wheel_holds_every_module_and_no_other_top_level_name(checkout, tmp_path):
+    names = names_in(build(checkout, "wheel", tmp_path))
+    inside = {name for name in names if ".dist-info/" not in name}
+    assert {name.split("/")[0] for name in inside} == {"perfusion"}
+    assert expected_files() == inside
+    licenses = {Path(name).name for name in names if ".dist-info/licenses/" in name}
+    assert licenses == {"LICENSE", "NOTICE"}
+
+
+def test_a_wheel_made_from_the_source_distribution_is_the_same(checkout, tmp_path):
+    for folder in ("sdist", "unpacked", "wheel"):
+        (tmp_path / folder).mkdir()
+    with tarfile.open(build(checkout, "sdist", tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    names = names_in(build(unpacked, "wheel", tmp_path / "wheel"))
+    assert {name for name in names if ".dist-info/" not in name} == expected_files()
+
+
+# --- what imports what
+
+
+def test_drawing_works_where_torch_diffusers_transformers_and_onnx_are_not_installed():
+    wanted = [
+        name
+        for name in MODULES
+        if name.split(".")[1:2] in (["runtime"], ["devices"])
+        or name in {f"perfusion.{m}" for m in WITHOUT_TORCH}
+    ]
+    assert len(wanted) > len(WITHOUT_TORCH)
+    code = (
+        "import sys\n"
+        f"for name in {TRAINING_ONLY}: sys.modules[name] = None\n"  # importing them is now an ImportError
+        "import importlib\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+    )
+    done = run_python(code, *wanted)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_block_of_the_test_above_does_block():
+    assert "ModuleNotFoundError" in run_python("import sys; sys.modules['torch'] = None; import torch").stderr
+
+
+def imported(path):
+    """Every module named in an import statement of a file, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import means another package behind a link"
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+NOT_BELOW = {
+    "perfusion.runtime": ("perfusion.training", "perfusion.export", "perfusion.commands", *TRAINING_ONLY),
+    "perfusion.devices": ("perfusion.training", "perfusion.export", "perfusion.commands", *TRAINING_ONLY),
+    "perfusion.training": (
+        "perfusion.runtime",
+        "perfusion.export",
+        "perfusion.devices",
+        "perfusion.commands",
+    ),
+    "perfusion.export": ("perfusion.training", "perfusion.commands"),
+}
+"""Who may not import whom. The package's own modules may import none of these four, nor the commands."""
+
+
+def test_nothing_imports_upwards():
+    parts = (*NOT_BELOW, "perfusion.commands", "perfusion.pocket")
+    for name, path in MODULES.items():
+        part = next((part for part in parts if name == part or name.startswith(part + ".")), "")
+        forbidden = NOT_BELOW.get(part, (*NOT_BELOW, "perfusion.commands") if part == "" else ())
+        for other in imported(path):
+            upwards = [below for below in forbidden if other == below or other.startswith(below + ".")]
+            assert not upwards, f"{name} imports {other}"
+
+
+def test_no_module_has_the_name_of_a_library_it_uses():
+    for name in MODULES:
+        assert name.rsplit(".", 1)[-1] not in HEAVY | {"json", "random", "logging", "utils", "common"}, name
+
+
+def announced(tree):
+    """What a module's __all__ lists, None where it has none."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
+            return set(ast.literal_eval(node.value))
+    return None
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.count(".") < 2))
+def test_public_functions_and_classes_are_exactly_those_announced(name):
+    tree = ast.parse(MODULES[name].read_text())
+    listed = announced(tree)
+    if listed is None:
+        return  # a command or a script: nothing of it is to be imported
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    public = {node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")}
+    assert public <= listed
+    assert all(not word.startswith("_") or word == "__version__" for word in listed)
+
+
+def test_the_package_gives_its_concept_on_demand_and_nothing_by_guess():
+    assert {"Concept", "PerfusionError", "__version__"} <= set(dir(perfusion))
+    assert perfusion.Concept.__module__ == "perfusion.concept"
+    with pytest.raises(AttributeError, match="no attribute 'Konzept'"):
+        perfusion.Konzept  # noqa: B018
+
+
+def test_every_error_is_a_perfusion_error_and_is_in_the_drawing():
+    for name in perfusion.errors.__all__:
+        assert issubclass(getattr(perfusion.errors, name), perfusion.PerfusionError)
+        assert name in (perfusion.errors.__doc__ or "")
+
+
+# --- every command answers
+
+
+def test_the_commands_are_registered():
+    assert {"perfusion-train", "perfusion-export", "perfusion-generate", "perfusion-inspect"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_command_answers_without_importing_anything_heavy(command, argument):
+    code = (
+        f"import sys\nfrom {COMMANDS[command]} import main\ncode = main([{argument!r}])\n"
+        f"heavy = sorted(set(sys.modules) & {HEAVY!r})\n"
+        "print('imported:', heavy, file=sys.stderr)\nsys.exit(code)\n"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "imported: []\n"
+    expected = f"usage: {command}" if argument == "--help" else f"{command} {perfusion.__version__}\n"
+    assert done.stdout.startswith(expected)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_wrong_command_line_is_exit_code_two_and_one_line(command):
+    done = run_python(
+        f"import sys; from {COMMANDS[command]} import main; sys.exit(main(['--no-such-option']))"
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{command}: ")
+    assert done.stderr.count("\n") == 1
+
+
+# --- what is pinned and owed
+
+
+def test_every_package_that_make_installs_is_pinned_and_nothing_else():
+    listed = re.findall(r"^(?:dependencies|cpu|train|export|dev) = \[(.*?)\]$", PYPROJECT, re.M | re.S)
+    named = {re.split(r"[><=\[ ]", text)[0] for group in listed for text in re.findall(r'"([^"]+)"', group)}
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.M))
+    assert pinned == named - {"perfusion-edge"}
+    assert "torch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
+
+
+def test_the_license_is_whole_and_every_picture_set_is_named():
+    license_text = (ROOT / "LICENSE").read_text()
+    assert "Version 2.0, January 2004" in license_text
+    assert "END OF TERMS AND CONDITIONS" in license_text
+    notice = (ROOT / "NOTICE").read_text()
+    for name in ("Fluent Emoji", "Noto Emoji", "Twemoji", "EmojiOne", "FxEmojis", "unicode-emoji-json"):
+        assert name in notice
+
+
+@pytest.mark.parametrize("flags, expected", [([], "2 skipped"), (["--require-gpu"], "1 failed, 1 skipped")])
+def test_require_gpu_turns_the_skip_of_a_gpu_test_into_a_failure(tmp_path, flags, expected):
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "conftest.py")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs one\n")
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n\n@pytest.mark.gpu\ndef test_gpu():\n    pytest.skip('no GPU')\n\n"
+        "def test_other():\n    pytest.skip('another reason')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *flags],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert expected in done.stdout, done.stdout + done.stderr
