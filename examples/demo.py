@@ -1,8 +1,9 @@
 # make demo   (or: .venv/bin/python examples/demo.py [FOLDER])
-"""The whole way: five pictures of a school bus become a concept, the model a bundle, the two become new pictures."""
+"""The whole way: five pictures of a pink cake become a concept, the model a bundle, the two become new pictures."""
 
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +15,7 @@ from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig, train_concept
 
 HERE = Path(__file__).parent
-SUBJECT, SUPERCLASS, TOKEN = HERE / "school-bus", "bus", "<school-bus>"
+SUBJECT, SUPERCLASS, TOKEN = HERE / "pink-cake", "cake", "<pink-cake>"
 SCENES = ("on a beach", "in the snow", "on grass", "in a forest", "on a red background", "at night")
 
 
@@ -22,14 +23,19 @@ def main() -> int:
     output = Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parent / "build" / "demo")
     started = time.monotonic()
     config = TrainingConfig(superclass=SUPERCLASS, token=TOKEN, masks=SUBJECT / "masks", steps=300)
-    with Progress(config.steps, f"training {TOKEN}") as progress:
-        concept = train_concept(
-            SUBJECT, config, say=print, report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}")
-        )
-    concept.save(output / "school-bus.safetensors")
+    progress = Progress(config.steps, f"training {TOKEN}", start=1)
+    with ExitStack() as stack:
+
+        def report(step: int, loss: float) -> None:
+            if step == 1:  # the clock starts when the model is loaded and the pictures are encoded
+                stack.enter_context(progress)
+            progress.update(step, loss=f"{loss:.4f}")
+
+        concept = train_concept(SUBJECT, config, say=print, report=report)
+    concept.save(output / "pink-cake.safetensors")
     export_bundle(None, output / "bundle", progress=lambda stage, done, total: print(f"exporting: {stage}"))
     with Runtime(output / "bundle") as runtime:
-        runtime.load_concept(output / "school-bus.safetensors")
+        runtime.load_concept(output / "pink-cake.safetensors")
         seeds = list(range(len(SCENES)))
         with_concept = runtime.generate([f"a photo of a {TOKEN} {scene}" for scene in SCENES], seed=seeds)
         plain = [f"a photo of a {SUPERCLASS} {scene}" for scene in SCENES]
@@ -41,7 +47,7 @@ def main() -> int:
     captions += [f"a {TOKEN} {scene}" for scene in SCENES] + plain
     sheet = output / "sheet.png"
     contact_sheet(pictures, captions, columns=len(SCENES)).save(sheet)
-    size = (output / "school-bus.safetensors").stat().st_size
+    size = (output / "pink-cake.safetensors").stat().st_size
     print(f"{sheet}: the training pictures, the concept ({size} bytes), the same seeds without it")
     print(f"{time.monotonic() - started:.0f} s in all")
     return 0

@@ -148,7 +148,8 @@ def _vae(base: BaseModel) -> dict[str, Any]:
 
 
 def _defaults(base: BaseModel, resolution: int | None) -> dict[str, Any]:
-    side = resolution or int(base.unet.config.sample_size) * downscale(base.vae)
+    own = int(base.unet.config.sample_size) * downscale(base.vae)
+    side = own if resolution is None else resolution
     step = size_multiple(base.unet) * downscale(base.vae)
     if side % step or side <= 0:
         raise ModelError(

@@ -67,7 +67,7 @@ class ConceptAttnProcessor:
     K = to_k(key_hidden_states) + key_gate @ concept_keys, V = to_v(encoder_hidden_states) + value_gate @
     concept_values (docs/method.md, section 2; the encodings arrive already projected off the concepts'
     directions). With none of the concept tensors given, and in self-attention, it computes what diffusers'
-    own processor does, bit for bit.
+    own processor does: bit for bit, except where a gradient runs through it on a CPU.
 
     ``original`` is the processor it stands in for, put back by `uninstall`.
     """
@@ -223,11 +223,15 @@ def _cross_attentions(unet: UNet2DConditionModel) -> list[tuple[str, Any]]:
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of (batch, heads, positions, dim) states; written out where a gradient runs through it on a CPU,
     since the backward of torch's fused kernel costs a third of a training step there."""
-    if mask is None and query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad:
+    if mask is None and query.device.type == "cpu" and _needs_gradient(query, key, value):
         scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
         attended: Tensor = scores.softmax(-1).to(value.dtype) @ value
         return attended
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _split_heads(states: Tensor, heads: int) -> Tensor:

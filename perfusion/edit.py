@@ -154,8 +154,7 @@ def condition(
 
     Raises:
         RequestError: an unknown lock, a temperature that is not above 0, or encodings of the superclass
-        prompt
-            that are missing or do not match.
+            prompt that are missing or do not match.
     """
     plain = np.asarray(encodings, dtype=np.float32)
     keys = _global_keys(plain, lock, superclass_encodings)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perfusion.errors import BundleError, PerfusionError
+from perfusion.errors import BundleError, ConceptError, PerfusionError
 from perfusion.files import sha256_of
 from perfusion.runtime.fields import Fields
 from perfusion.runtime.schedulers import NoiseModel
@@ -107,6 +107,25 @@ class Bundle:
     def size_step(self) -> int:
         """Pictures' width and height, in pixels, are multiples of this."""
         return self.decoder.downscale * self.unet.size_multiple
+
+    @property
+    def samples(self) -> dict[str, Path]:
+        """The concepts that came with the bundle, by name: the files in its folder `concepts`."""
+        return {path.stem: path for path in sorted(self.folder.glob("concepts/*.safetensors"))}
+
+    def find_concept(self, name: str | Path) -> Path:
+        """The concept file meant by a path, or by the name of a sample that came with the bundle.
+
+        Raises:
+            ConceptError: there is neither such a file nor such a sample.
+        """
+        path = Path(name)
+        if path.exists() or not self.samples:
+            return path
+        if str(name) in self.samples:
+            return self.samples[str(name)]
+        known = ", ".join(self.samples)
+        raise ConceptError(f"{name}: no such file, and no sample concept of that name; there is {known}.")
 
 
 def read_bundle(folder: Path | str, *, verify: bool = True) -> Bundle:

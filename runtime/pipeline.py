@@ -37,6 +37,8 @@ Seeds = int | list[int] | tuple[int, ...]
 
 _log = logging.getLogger(__name__)
 
+_MAX_THREADS = 1024  # onnxruntime starts as many as it is told to, and never returns from millions
+
 _TEXT_INPUTS = ("input_ids", "concept_embeddings")
 _UNET_INPUTS = (
     "sample", "timestep", "encoder_hidden_states", "key_hidden_states",
@@ -106,6 +108,8 @@ class Runtime:
         """
         if (threads is not None and threads < 1) or batch_size < 1:
             raise RequestError(f"threads is {threads} and batch_size {batch_size}; both are at least 1.")
+        if threads is not None and threads > _MAX_THREADS:
+            raise RequestError(f"threads is {threads}, expected at most {_MAX_THREADS}.")
         self.bundle: Bundle = read_bundle(_default_bundle() if bundle is None else bundle, verify=verify)
         self._batch_size = batch_size
         self._bank = Bank(self.bundle)
@@ -142,13 +146,15 @@ class Runtime:
     ) -> Concept:
         """Make a concept's token a word in prompts; `token` gives it another one.
 
+        A name that is no file's is looked for among the sample concepts that came with the bundle.
+
         Settings are as in `set_concept`; unless given they are the file's own, and a strength of 1.
 
         Raises:
             ConceptError: the file is broken, the concept is for another base model, or its token is taken.
             RequestError: a setting out of its range.
         """
-        loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
+        loaded = concept if isinstance(concept, Concept) else Concept.load(self.bundle.find_concept(concept))
         if token is not None:
             loaded = replace(loaded, token=token)
         if self._tokenizer.knows(loaded.token):
@@ -169,7 +175,8 @@ class Runtime:
         """Change how a loaded concept is used from the next picture on; returns the settings now in force.
 
         `bias` β: lower lets more of the concept through (.4 to 1 is useful). `temperature` τ: the sharpness
-        of that border. `strength`: from 0, exactly the base model, to 1.
+        of that border. `strength`: from 0, at which
+        the word is read as its superclass and the picture is the base model's, to 1.
 
         Raises:
             RequestError: no such concept is loaded, or a setting is out of its range.
@@ -257,8 +264,10 @@ class Runtime:
     def _decode(self, latents: Array) -> list[Image]:
         """Latents to pictures, one at a time: a decoder needs the most memory of all graphs."""
         graphs = self._open()
-        scaled = latents / np.float32(self.bundle.decoder.scaling_factor)
-        return [picture for one in scaled for picture in as_pictures(graphs.decoder(latent_sample=one[None]))]
+        with np.errstate(all="ignore"):  # what overflows here is refused below
+            scaled = latents / np.float32(self.bundle.decoder.scaling_factor)
+        samples = (graphs.decoder(latent_sample=one[None]) for one in scaled)
+        return [picture for sample in samples for picture in as_pictures(_finite(sample))]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -298,6 +307,15 @@ def _predict(
         return noise_pred
     unconditional, conditional = noise_pred[0::2], noise_pred[1::2]
     return unconditional + np.float32(request.guidance_scale) * (conditional - unconditional)
+
+
+def _finite(sample: Array) -> Array:
+    if not np.isfinite(sample).all():
+        raise PerfusionError(
+            "The decoder gave numbers that are not finite. Lower the guidance scale; if that does not help and "
+            "the bundle is of precision fp16, export it as fp32."
+        )
+    return sample
 
 
 def _default_bundle() -> Path:

@@ -35,7 +35,7 @@ class PromptEncoder:
             RequestError: a prompt that cannot be served.
         """
         words = {
-            token: Word(rows=one.rows, superclass=one.superclass)
+            token: Word(rows=one.rows, superclass=one.superclass, active=bool(self._bank.active([token])))
             for token, one in self._bank.concepts.items()
         }
         prompts = [self._tokenizer.tokenize(prompt, words) for prompt in request.prompts]
@@ -60,7 +60,7 @@ class PromptEncoder:
         return self._conditioned(self._encode(text_encoder, prompt.input_ids, prompt.concepts), ())
 
     def _edited(self, text_encoder: Graph, prompt: TokenizedPrompt, lock: str | None) -> PromptState:
-        """A prompt with the edit of the concepts it names, except those of strength 0."""
+        """A prompt with the edit of the concepts it names; those of strength 0 are read as their superclass."""
         active = self._bank.active(prompt.concepts)
         if not active:
             return self._plain(text_encoder, prompt)

@@ -17,6 +17,7 @@ __all__ = ["LOCKS", "Options", "Request", "make_request"]
 LOCKS = ("local", "global")
 
 _MAX_SEED = 2**32 - 1
+_MAX_SIDE = 2**14  # pixels; also about what WebP and a graph's 32-bit sizes take
 _MAX_GUIDANCE = 1000  # 30 is much already; far above, float32 ends
 
 
@@ -127,6 +128,8 @@ def _size(name: str, size: Any, default: int, step: int) -> int:
         raise RequestError(
             f"The {name} is {size!r}, expected a multiple of {step} pixels{_nearest(value, step)}."
         )
+    if value > _MAX_SIDE:
+        raise RequestError(f"The {name} is {value}, expected at most {_MAX_SIDE} pixels.")
     return value
 
 
@@ -147,8 +150,9 @@ def _guidance(scale: Any, default: float) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value <= _MAX_GUIDANCE:  # nor NaN
+        shown = default if scale is None else scale
         raise RequestError(
-            f"The guidance scale is {scale!r}, expected a number from 0 to {_MAX_GUIDANCE}; 1 is no guidance."
+            f"The guidance scale is {shown!r}, expected a number from 0 to {_MAX_GUIDANCE}; 1 is no guidance."
         )
     return value
 

@@ -133,6 +133,9 @@ def _allowed_threads() -> int:
 
 def _onnxruntime() -> Any:
     """onnxruntime, imported when a session is made: it takes longer than all else together."""
+    # From 1.29 on it reports to its maker, and keeps an identifier in the home folder or complains on stderr
+    # that it cannot. Set to 0 by the user, this stays 0.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

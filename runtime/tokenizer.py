@@ -28,6 +28,7 @@ class Word:
 
     rows: int
     superclass: str
+    active: bool = True  # a concept of strength 0 is read as its superclass
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +76,7 @@ class PromptTokenizer:
             RequestError: not a text, or longer than the text encoder reads.
         """
         _check_text(prompt)
-        pieces = list(_pieces(prompt, words))
+        pieces = [(start, _read_as(piece, words)) for start, piece in _pieces(prompt, words)]
         concepts = tuple(dict.fromkeys(piece for _, piece in pieces if piece in words))
         first_id = self._first_ids(concepts, words)
         ids: list[int] = []
@@ -177,6 +178,11 @@ def _pieces(prompt: str, words: Mapping[str, Word]) -> Iterator[tuple[int, str]]
         start = found.end()
     if start < len(prompt):
         yield start, prompt[start:]
+
+
+def _read_as(piece: str, words: Mapping[str, Word]) -> str:
+    """The superclass in place of a concept that is not active, anything else as it stands."""
+    return words[piece].superclass if piece in words and not words[piece].active else piece
 
 
 def _align(rows: int, replaced: int, offset: int) -> list[int]:

@@ -13,11 +13,13 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import NoReturn, TextIO
 
@@ -48,8 +50,9 @@ def run(name: str, body: Callable[[], int]) -> int:
     An exception that is none of `PerfusionError`, `OSError`, `MemoryError` is a bug of ours: it passes, so
     that its traceback is seen.
     """
+    _prepare_streams()
     try:
-        with _one_line_warnings(name):
+        with _one_line_warnings(name), _tidy_end():
             code = body()
             sys.stdout.flush()  # here, where a closed pipe is still ours to handle
             return code
@@ -109,8 +112,7 @@ class Progress:
         if self._terminal:
             self._draw(line)
         elif line != self._line:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            self._write(line + "\n")
         self._line = line
 
     def __exit__(
@@ -119,8 +121,15 @@ class Progress:
         global _drawing
         _drawing = None
         if self._terminal and self._line is not None:
-            self._stream.write("\n")
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        """Nobody reading along any more is no reason to stop the work."""
+        try:
+            self._stream.write(text)
             self._stream.flush()
+        except OSError:
+            self.quiet = True
 
     def _describe(self, done: int, elapsed: float, fields: dict[str, str]) -> str:
         """One line: the label, a bar on a terminal, the count, both times, the fields."""
@@ -140,13 +149,12 @@ class Progress:
     def _draw(self, line: str) -> None:
         """Replace the line the cursor is in, cut to the terminal's width so that it never wraps."""
         width = shutil.get_terminal_size().columns - 1
-        self._stream.write("\r" + line[:width].ljust(width))
-        self._stream.flush()
+        self._write("\r" + line[:width].ljust(width))
 
     def _wipe(self) -> None:
         """Make room for a message; the next update draws the bar again."""
         if self._terminal and self._line is not None:
-            self._stream.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
+            self._write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
 
 
 _drawing: Progress | None = None  # the bar that a message must not be written into
@@ -171,7 +179,22 @@ def _say(line: str) -> None:
     """Write one line on stderr, above a bar that is being drawn."""
     if _drawing is not None:
         _drawing._wipe()
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a closed pipe: nobody is there to be told
+        print(line, file=sys.stderr, flush=True)
+
+
+def _prepare_streams() -> None:
+    """Standard streams that can be written to whatever the caller has done with them.
+
+    Python makes a stream that was closed (`>&-`) None. A character that stdout's encoding lacks, or a byte of
+    a path that is not UTF-8, is written as an escape.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (until the exit)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # a test's capture may have none
+    if reconfigure is not None and not (sys.stdout.encoding == "utf-8" and sys.stdout.errors != "strict"):
+        reconfigure(errors="backslashreplace")
 
 
 def _drop_stdout() -> None:
@@ -180,6 +203,27 @@ def _drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # stdout is not a file of the system (a test's capture)
         pass
+
+
+@contextmanager
+def _tidy_end() -> Iterator[None]:
+    """Let SIGTERM and a lost terminal end the command as an exception, so that half-written files go too."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # one that is ignored, as under nohup, stays so; and only the main thread may set any
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

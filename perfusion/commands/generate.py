@@ -22,6 +22,7 @@ __all__ = ["main"]
 
 _NAME = "perfusion-generate"
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_MOST_PICTURES = 1000  # they lie in memory together
 _NUMBERS = ("bias", "temperature", "strength")
 
 # A setting's value holds no path separator, so that C:\cats\a=b.safetensors is a path and nothing else.
@@ -45,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         dest="concepts",
         metavar="FILE[:bias=B,temperature=T,strength=S]",
-        help="a concept file, whose token is then a word; token=<dog> gives it another one (can be repeated)",
+        help="a concept file, or the name of a sample (school-bus); its token is then a word; token=<dog> gives it "
+        "another one (can be repeated)",
     )
     add("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
     add("--scheduler", choices=["ddim", "euler"], default="ddim", help="(default: %(default)s)")
@@ -59,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--width", type=int, metavar="PIXELS", help="(default: the bundle's own)")
     add("--height", type=int, metavar="PIXELS", help="(default: the bundle's own)")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
-    add("--count", type=_at_least_one, default=1, metavar="N", help="pictures, with seeds from --seed on")
+    add("--count", type=_count, default=1, metavar="N", help="pictures, with seeds from --seed on")
     add("--lock", choices=["local", "global"], help="where keys come from (default: what the concepts say)")
     add("--provider", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
     add("--threads", type=_at_least_one, metavar="N", help="CPU threads (default: all there are)")
@@ -91,7 +93,7 @@ def _generate(args: argparse.Namespace) -> int:
         named = paths * len(seeds) if args.grid else paths
         written = [{"path": str(path), "seed": seed} for path, seed in zip(named, seeds, strict=True)]
         facts = {"prompt": args.prompt, "concepts": used, "provider": provider, "seconds": round(seconds, 3)}
-        print(json.dumps({**facts, "pictures": written}, ensure_ascii=False))
+        print(json.dumps({**facts, "pictures": written}))
     else:
         print("\n".join(map(str, paths)))
     return 0
@@ -166,6 +168,13 @@ def _at_least_one(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return value
+
+
+def _count(text: str) -> int:
+    value = _at_least_one(text)
+    if value > _MOST_PICTURES:
+        raise argparse.ArgumentTypeError(f"{text} pictures are too many at once, at most {_MOST_PICTURES}")
     return value
 
 

@@ -41,7 +41,7 @@ def _inspect(args: argparse.Namespace) -> int:
             f"{path} is {found}, expected a concept file (as perfusion-train writes it) or a bundle's folder "
             "(as perfusion-export writes it)."
         )
-    print(json.dumps(facts, ensure_ascii=False, indent=2) if args.json else _table(facts, lines))
+    print(json.dumps(facts, indent=2) if args.json else _table(facts, lines))
     return 0
 
 
@@ -131,3 +131,7 @@ def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         **{f"file {name}": f"{size:,} bytes, checksum matches" for name, size in files.items()},
     }
     return facts, lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

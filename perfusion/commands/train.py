@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from perfusion.commands import Progress, parser, run
@@ -71,11 +72,14 @@ def _train(args: argparse.Namespace) -> int:
             print(f"{NAME}: {line}", file=sys.stderr, flush=True)
 
     started = time.monotonic()
-    with Progress(config.steps, f"training {config.token}", args.quiet) as progress:
-        average = 0.0
+    average = 0.0
+    progress = Progress(config.steps, f"training {config.token}", args.quiet, start=1)
+    with ExitStack() as stack:
 
         def report(step: int, loss: float) -> None:
             nonlocal average
+            if step == 1:  # the clock starts here: the model is loaded and the pictures are encoded
+                stack.enter_context(progress)
             average = loss if step == 1 else 0.95 * average + 0.05 * loss
             progress.update(step, loss=f"{average:.4f}")
 
@@ -105,6 +109,10 @@ def _check_output(path: Path) -> None:
 
     if path.is_dir():
         raise TrainingError(f"{path} is a folder; --output expects a file name, such as cat.safetensors")
+    if path.exists() and not path.is_file():
+        raise TrainingError(
+            f"{path} is not an ordinary file; --output expects a file name, such as cat.safetensors"
+        )
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise TrainingError(f"{path} cannot be written: {folder} is not a folder that you may write to")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +24,16 @@ def _parser() -> argparse.ArgumentParser:
         "sprites", help="fetch the openly licensed pictures and build the atlases anew"
     )
     sprites.add_argument("--sources", type=Path, default=Path("sprite-sources"), metavar="DIR")
+    subject = parts.add_parser("subject", help="compose the pictures of a held-out subject, as in examples/")
+    subject.add_argument("--noun", required=True)
+    subject.add_argument("--style", default="emojione", choices=("emojione", "fxemoji"))
+    subject.add_argument("--output", type=Path, required=True, metavar="DIR")
     for name, text in (
         ("train", "train whatever is not trained yet, then pack"),
         ("vae", "train the autoencoder"),
         ("unet", "train the UNet and the text encoder"),
         ("decoder", "sharpen the decoder; needs nothing but the autoencoder"),
+        ("scorer", "train a judge of pictures on the same world; nothing else needs it"),
     ):
         part = parts.add_parser(name, help=text)
         part.add_argument(
@@ -67,6 +71,11 @@ def _body(args: argparse.Namespace) -> int:
         build_atlas(TRAINING_STYLES, args.sources).save(DATA / "sprites.webp")
         build_atlas(HELD_OUT_STYLES, args.sources).save(DATA / "held_out.webp")
         return 0
+    if args.part == "subject":
+        from perfusion.pocket.subjects import save
+
+        save(args.noun, args.style, args.output)
+        return 0
     from perfusion.pocket import model_path
     from perfusion.pocket.recipe import pack
 
@@ -84,15 +93,19 @@ def _train(args: argparse.Namespace) -> bool:
 
     import torch
 
-    from perfusion.pocket.recipe import run_decoder, run_unet, run_vae
+    from perfusion.pocket.recipe import run_decoder, run_scorer, run_unet, run_vae
+    from perfusion.pocket.train_scorer import ScorerConfig
     from perfusion.pocket.train_unet import UnetConfig
     from perfusion.pocket.train_vae import VaeConfig
+    from perfusion.training.train import pick_device
 
-    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
-    cuda = torch.cuda.is_available() if args.device == "auto" else args.device == "cuda"
-    device = "cuda" if cuda else "cpu"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = pick_device(args.device).type
     args.work.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * args.minutes
+    if args.part == "scorer":
+        return run_scorer(args.work, ScorerConfig(), args.minutes, device)
     done = True
     if args.part in ("train", "vae"):
         config = VaeConfig()

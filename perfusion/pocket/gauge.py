@@ -7,6 +7,7 @@ scene and the same noise. It is zero for a model that draws only the background,
 from __future__ import annotations
 
 import random
+import re
 
 import torch
 
@@ -24,7 +25,9 @@ def wrong_noun_gap(
     rng = random.Random(seed)
     taste = Taste(size=(0.6, 0.88), recoloured=0.0)
     scenes = [world.sample(rng, taste) for _ in range(count)]
-    wrong = [scene.caption.replace(scene.nouns[0], _another(rng, world, scene.nouns[0])) for scene in scenes]
+    wrong = [
+        _renamed(scene.caption, scene.nouns[0], _another(rng, world, scene.nouns[0])) for scene in scenes
+    ]
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         torch.manual_seed(seed)
         batch = encode_scenes(world, vae, tokenizer, scenes)
@@ -38,6 +41,11 @@ def wrong_noun_gap(
             output = unet(noised(batch.latents, noise, alpha), steps, hidden).sample.float()
         errors.append(float((output - velocity(batch.latents, noise, alpha)).square().mean()))
     return errors[1] / errors[0] - 1
+
+
+def _renamed(caption: str, noun: str, other: str) -> str:
+    """The caption with another noun. Whole words only: there is a tree in every street."""
+    return re.sub(rf"\b{noun}\b", other, caption)
 
 
 def _another(rng: random.Random, world: World, noun: str) -> str:

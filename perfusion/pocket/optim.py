@@ -71,7 +71,7 @@ class Average:
 
     def restore(self, state: Mapping[str, torch.Tensor], steps: int) -> None:
         """Continue from saved averages, whatever order their file had: `update` goes by the module's."""
-        self.state = {name: state[name] for name in self.live}
+        self.state = {name: state[name].to(value.device) for name, value in self.live.items()}
         self.steps = steps
 
     @torch.no_grad()
@@ -117,6 +117,8 @@ def save_checkpoint(
             flat |= {f"optimiser.{number}.{index}/{key}": value.contiguous() for key, value in entry.items()}
         scalars.append({"param_groups": state["param_groups"]})
     flat["random/torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        flat["random/cuda"] = torch.cuda.get_rng_state()
     metadata = {
         "facts": json.dumps(dict(facts)),
         "optimisers": json.dumps(scalars),
@@ -144,6 +146,8 @@ def load_checkpoint(
         state = {int(key[len(prefix) :]): value for key, value in groups.items() if key.startswith(prefix)}
         optimiser.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
     torch.set_rng_state(groups["random"]["torch"])
+    if torch.cuda.is_available() and "cuda" in groups["random"]:
+        torch.cuda.set_rng_state(groups["random"]["cuda"])
     version, internal, gauss = json.loads(metadata["random"])
     rng.setstate((version, tuple(internal), gauss))
     return groups, json.loads(metadata["facts"])

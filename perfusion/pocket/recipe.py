@@ -19,13 +19,17 @@ from perfusion.errors import ModelError
 from perfusion.files import writing
 from perfusion.pocket.architecture import build_pipeline
 from perfusion.pocket.pool import encode_scenes
+from perfusion.pocket.scorer import build_scorer
 from perfusion.pocket.sheet import PROMPTS, contact_sheet
 from perfusion.pocket.sprites import training_atlas
+from perfusion.pocket.tokenizer import build_tokenizer
+from perfusion.pocket.train_scorer import ScorerConfig, train_scorer
 from perfusion.pocket.train_unet import Trainer, UnetConfig, train_unet
 from perfusion.pocket.train_vae import VaeConfig, train_vae
+from perfusion.pocket.vocabulary import words
 from perfusion.pocket.world import Taste, World
 
-__all__ = ["load_trained", "pack", "run_unet", "run_vae", "save_sheet"]
+__all__ = ["load_trained", "pack", "run_decoder", "run_scorer", "run_unet", "run_vae", "save_sheet"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +65,24 @@ def run_unet(work: Path, config: UnetConfig, minutes: float, device: str) -> boo
     return train_unet(trainer, work / "unet.safetensors", minutes, show)
 
 
+def run_scorer(work: Path, config: ScorerConfig, minutes: float, device: str) -> bool:
+    """Train the judge of the pictures in `work`; True when its steps are done."""
+    world, tokenizer = World(training_atlas(), device=device), build_tokenizer(words())
+    scorer = build_scorer(tokenizer)
+    return train_scorer(scorer, world, tokenizer, config, work / "scorer.safetensors", minutes)
+
+
 def averaged(path: Path, group: str) -> dict[str, torch.Tensor]:
     """The averaged weights of one network in a checkpoint."""
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint; train this part first")
     prefix = group + "/"
     with safe_open(path, "pt") as file:
-        return {name[len(prefix) :]: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (safe_open has no iterator)
+        found = {name[len(prefix) :]: file.get_tensor(name) for name in names}
+    if not found:
+        raise ModelError(f"{path}: holds no {group}; it is not the checkpoint of this part")
+    return found
 
 
 def load_vae(pipeline: Any, world: World, checkpoint: Path) -> None:

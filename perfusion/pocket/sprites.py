@@ -142,8 +142,11 @@ def fetch(package: Package, folder: Path) -> Path:
         raise ModelError(
             f"{archive.name} has sha256 {found}, expected {package.sha256}; the package was changed."
         )
+    partial = target.with_name(target.name + ".partial")  # a folder of the final name is complete
+    shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(archive) as tar:
-        tar.extractall(target, filter="data")
+        tar.extractall(partial, filter="data")
+    partial.rename(target)
     return target
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from perfusion.errors import ModelError
 from perfusion.files import writing
 from perfusion.pocket.sprites import Atlas, held_out_atlas
 from perfusion.pocket.vocabulary import PLACES
@@ -26,6 +27,9 @@ def only(atlas: Atlas, noun: str, style: str) -> Atlas:
     chosen = [
         i for i, pair in enumerate(zip(atlas.nouns, atlas.styles, strict=True)) if pair == (noun, style)
     ]
+    if not chosen:
+        known = ", ".join(n for n, s in zip(atlas.nouns, atlas.styles, strict=True) if s == style)
+        raise ModelError(f"there is no {noun!r} in the style {style}; there is {known or 'nothing'}")
     return Atlas(pixels=atlas.pixels[chosen], nouns=(noun,) * len(chosen), styles=(style,) * len(chosen))
 
 

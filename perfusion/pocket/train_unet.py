@@ -159,7 +159,8 @@ class Trainer:
         groups, facts = load_checkpoint(path, self.optimisers, self.rng)
         self.unet.load_state_dict(groups["unet"])
         self.text_encoder.load_state_dict(groups["text"])
-        self.pool.tensors, self.pool.count, self.pool.next = groups["pool"], facts["count"], facts["next"]
+        self.pool.tensors = {name: part.to(self.world.device) for name, part in groups["pool"].items()}
+        self.pool.count, self.pool.next = facts["count"], facts["next"]
         for name, average in self.averages.items():
             average.restore(groups[f"average.{name}"], facts["average_steps"])
         self.step = facts["step"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,8 @@ class TrainingConfig:
     """Captions, one a line, for the second moment of the text encodings; None: the base model's own."""
     device: str = "auto"
     precision: str = "auto"
-    """`bf16` runs the frozen UNet in bfloat16, `fp32` does not; `auto`: bf16 where the hardware has it. The edit
-    itself is always float32."""
+    """`bf16` runs the frozen UNet in bfloat16, `fp32` does not; `auto`: bf16 where the hardware has it. The text
+    encoder and the edit itself are always float32."""
 
     def __post_init__(self) -> None:
         if not self.superclass.strip():
@@ -55,8 +56,14 @@ class TrainingConfig:
             )
         if not self.token:
             object.__setattr__(self, "token", f"<{'-'.join(self.superclass.lower().split())}>")
+        if not re.fullmatch(r"<[^<>\s]{1,62}>", self.token):
+            raise TrainingError(
+                f"the token is {self.token!r:.80}, expected a word in angle brackets without spaces, at most 64 "
+                "characters, such as '<cat>'"
+            )
         for name, low, high in (
             ("rows", 1, 4),
+            ("seed", 0, 2**32 - 1),
             ("steps", 1, 100_000),
             ("batch_size", 1, 1024),
             ("crops", 1, 64),

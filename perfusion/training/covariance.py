@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,9 @@ def second_moment(base: BaseModel, captions: Sequence[str], *, count_padding: bo
     count = 0
     for start in range(0, len(captions), BATCH):
         batch = list(captions[start : start + BATCH])
-        ids = tokenizer(batch, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
-            device
-        )
+        ids = tokenizer(
+            batch, padding="max_length", max_length=base.context_length, truncation=True, return_tensors="pt"
+        ).input_ids.to(device)
         encodings = encode(base.text_encoder, ids).double().cpu()
         tokens = (
             encodings.flatten(0, 1)
@@ -105,7 +106,10 @@ def cache_folder() -> Path:
     own = os.environ.get("PERFUSION_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perfusion-edge"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perfusion-edge"
+    except RuntimeError:  # a user without a home, as containers have
+        return Path(tempfile.gettempdir()) / "perfusion-edge"
 
 
 def cache_key(base: BaseModel, captions: Sequence[str]) -> str:

@@ -63,6 +63,8 @@ def open_image(path: Path) -> Image.Image:
         raise TrainingError(f"{path}: not a readable picture ({error}); remove or replace it") from error
     if min(upright.size) < MIN_SIDE:
         raise TrainingError(f"{path}: {width} × {height} pixels, expected at least {MIN_SIDE} on each side")
+    if upright.mode.startswith(("I", "F")):  # Pillow would cut everything above 255 to white
+        raise TrainingError(f"{path}: grey in more than 8 bits ({upright.mode}); convert it to 8 bits")
     return upright
 
 
@@ -70,13 +72,16 @@ def load_picture(path: Path, masks: str | Path) -> Picture:
     """Open a picture and its mask, as `TrainingConfig.masks` says."""
     image = open_image(path)
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    if alpha is not None and alpha.getextrema()[0] == 255:
+    lowest, highest = alpha.getextrema() if alpha is not None else (0, 255)
+    if highest == 0:
+        raise TrainingError(f"{path}: is transparent everywhere; remove it, or flatten it onto a background")
+    if lowest == 255:
         alpha = None  # an alpha channel that masks nothing
     mask = None
     if masks == "alpha":
         if alpha is None:
             raise TrainingError(
-                f"{path}: has no alpha channel to take its mask from; use --masks none, or a folder"
+                f"{path}: has no transparent part to take its mask from; use --masks none, or a folder"
             )
         mask = alpha
     elif masks == "auto":

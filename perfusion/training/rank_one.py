@@ -73,13 +73,15 @@ class RankOneEdit(nn.Module):
         with torch.autocast(encodings.device.type, enabled=False):
             encodings = encodings.float()
             direction = self.follow(concept.float())
-            dual, energy = self.dual(direction)
+            dual, _ = self.dual(direction)
             similarity = encodings @ dual.T
             if len(direction) == 1:
                 projected = encodings - similarity * direction
             else:
-                # e − Iᵀ G⁻¹ (n ∘ W e) with G_jk = ⟨i_j, i_k⟩ in C's inverse metric: exact for correlated rows
-                gram = (direction.double() @ self.inverse_moment @ direction.double().T).float()
-                projected = encodings - torch.linalg.solve(gram, (energy * similarity).mT).mT @ direction
+                # e − Iᵀ G⁻¹ (n ∘ W e) with n_k w_k = C⁻¹ i_k and G_jk = ⟨i_j, i_k⟩: exact for correlated rows, hence
+                # in float64, since similar rows make G nearly singular
+                raised = direction.double() @ self.inverse_moment
+                gram, parts = direction.double() @ raised.T, encodings.double() @ raised.T
+                projected = encodings - torch.linalg.solve(gram, parts.mT).mT.float() @ direction
             gate = torch.sigmoid((similarity - self.bias) / self.temperature)
         return Edit(encodings=projected, gate=gate)

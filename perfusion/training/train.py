@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from perfusion import __version__
 from perfusion.attention import installed, key_projections, value_projections
 from perfusion.base import BaseModel, encode, load_base, token_embedding
 from perfusion.concept import Concept
-from perfusion.errors import TrainingError
+from perfusion.errors import DeviceError, TrainingError
 from perfusion.training.config import TrainingConfig
 from perfusion.training.covariance import cached_second_moment, inverse, load_captions
 from perfusion.training.pictures import find_pictures, load_picture, prepare
@@ -51,30 +52,53 @@ def train_concept(
         say: called with a line about what is done before the first step.
 
     Returns:
-        The concept, in memory. Nothing of the base model has changed.
+        The concept, in memory. The base model is as it was, and so is torch's own random generator.
 
     Raises:
-        TrainingError: the pictures, the superclass or the options cannot be used.
+        TrainingError: the pictures, the superclass or the options cannot be used, or the memory does not suffice.
         ModelError: the base model cannot be used.
+        DeviceError: the device asked for is not there.
     """
     pictures = [load_picture(path, config.masks) for path in find_pictures(Path(images))]
     base = model if isinstance(model, BaseModel) else load_base(Path(model) if model else None)
     check_token(base, config.token)
     subject = check_superclass(base, config.superclass)
     device = pick_device(config.device)
-    for module in (base.unet, base.text_encoder, base.vae):
-        module.to(device).requires_grad_(False)
-    torch.manual_seed(config.seed)
-    edit, super_encoding = start_edit(base, subject, config, say)
-    say(f"encoding {len(pictures)} pictures in {config.crops} variants each")
-    latents, masks = encode_pictures(base, pictures, config)
-    with installed(base.unet):
-        optimise(base, edit.to(device).train(), latents, masks, config, report)
+    if config.rows > 2:
+        logger.warning("%d rows wrecked the backgrounds of small models; one is usually best", config.rows)
     facts = {
         "steps": str(config.steps), "seed": str(config.seed), "pictures": str(len(pictures)),
         "batch_size": str(config.batch_size),
     }  # fmt: skip
-    return finish(base, edit.eval(), super_encoding, config, facts)
+    try:
+        with borrowed(base, device):
+            edit, super_encoding = start_edit(base, subject, config, say)
+            say(f"encoding {len(pictures)} pictures in {config.crops} variants each")
+            latents, masks = encode_pictures(base, pictures, config)
+            with installed(base.unet):
+                optimise(base, edit.to(device).train(), latents, masks, config, report)
+            return finish(base, edit.eval(), super_encoding, config, facts)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device has not enough memory for {config.batch_size} samples a step; give a smaller --batch-size"
+        ) from error
+
+
+@contextmanager
+def borrowed(base: BaseModel, device: torch.device) -> Iterator[None]:
+    """The base model on `device`, frozen and in evaluation mode; afterwards it is where and as it was."""
+    parts: tuple[Any, ...] = (base.unet, base.text_encoder, base.vae)
+    homes = [(next(part.parameters()).device, part.training) for part in parts]
+    trainable = [param for part in parts for param in part.parameters() if param.requires_grad]
+    try:
+        for part in parts:
+            part.to(device).requires_grad_(False).eval()
+        yield
+    finally:
+        for part, (home, training) in zip(parts, homes, strict=True):
+            part.to(home).train(training)
+        for param in trainable:
+            param.requires_grad_(True)
 
 
 def pick_device(asked: str) -> torch.device:
@@ -83,7 +107,7 @@ def pick_device(asked: str) -> torch.device:
         raise TrainingError(f"the device is {asked!r}, expected auto, cpu or cuda")
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
-        raise TrainingError(
+        raise DeviceError(
             "no CUDA device was found; use --device cpu, or install a CUDA build of torch and its driver"
         )
     return torch.device("cuda" if available and asked != "cpu" else "cpu")
@@ -93,11 +117,12 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
     """bfloat16 where it is asked for, or with `auto` where the hardware computes in it; else None."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bf16" else None
+    # emulated bfloat16 is slower than float32, and torch counts it as supported when not told otherwise
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    # emulated bfloat16 is slower than float32
-    native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return torch.bfloat16 if native and torch.cpu._is_avx512_bf16_supported() else None
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # the library with the kernels is missing on some platforms
+        native = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else None
 
 
 @torch.no_grad()
@@ -124,7 +149,8 @@ def start_edit(
     embeddings = table[torch.tensor(words, device=table.device)].float().clone()
     if config.rows > len(subject):
         extra = config.rows - len(subject)
-        embeddings[:extra] += 0.5 * table.float().std() * torch.randn(extra, table.shape[1]).to(table)
+        noise = torch.randn(extra, table.shape[1], generator=torch.Generator().manual_seed(config.seed))
+        embeddings[:extra] += 0.5 * table.float().std() * noise.to(table.device)
     encoding = superclass_encoding(base, subject).float()
     super_encoding = encoding.repeat(config.rows, 1)
     direction = encoding[None] if config.rows == 1 else placeholder_encodings(base, embeddings)
@@ -268,7 +294,9 @@ def predict(
     """The UNet's prediction for noisy latents under the chosen prompts, through the edit. float32."""
     used = sorted(set(chosen))  # a template drawn twice is encoded once
     ids = as_tensor([prompts[index][0] for index in used], noisy.device)
-    encodings = encode(base.text_encoder, ids, edit.embeddings).float()
+    # in float32 also under autocast: s is what is left after large parts cancel, and 16 bits move it by 0.05
+    with torch.autocast(noisy.device.type, enabled=False):
+        encodings = encode(base.text_encoder, ids, edit.embeddings).float()
     rows = len(edit.embeddings)
     spots = [
         encodings[row, prompts[index][1] - rows + 1 : prompts[index][1] + 1] for row, index in enumerate(used)

@@ -151,6 +151,8 @@ def test_a_model_or_precision_or_resolution_that_cannot_be_is_refused_first(
         export_bundle(toy_model, tmp_path / "bundle", precision="int3")
     with pytest.raises(ModelError, match="resolution 30 does not fit"):
         export_bundle(toy_model, tmp_path / "bundle", resolution=30)
+    with pytest.raises(ModelError, match="resolution 0 does not fit"):
+        export_bundle(toy_model, tmp_path / "bundle", resolution=0)
     assert not list(tmp_path.iterdir())
 
 

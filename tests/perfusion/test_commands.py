@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -107,6 +108,78 @@ def test_a_closed_pipe_ends_quietly(size):
         command.stdin.close()
         assert command.stderr.read() == b""
     assert command.returncode == 1
+
+
+def shell(redirection, body, **environment):
+    """What comes of a command with this body when the shell redirects its streams."""
+    code = (
+        "import sys; from perfusion.commands import Progress, run\n"
+        f"def body():\n    {body}\n    return 0\n"
+        "sys.exit(run('perfusion-x', body))"
+    )
+    command = ["/bin/sh", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, code]
+    return subprocess.run(command, capture_output=True, env={**os.environ, **environment}, check=False)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_stream_that_was_closed_before_the_start_stops_no_work(redirection):
+    ended = shell(redirection, "print('done'); Progress(1, 'x').__enter__().update(1)")
+    assert (ended.returncode, ended.stderr) == (0, b"" if "2>" in redirection else b"x 1/1, 0:00 elapsed\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_progress_that_cannot_be_told_stops_no_work():
+    ended = shell("2>/dev/full", "Progress(1, 'x').__enter__().update(1); print('done')")
+    assert ended.stdout == b"done\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    "encoding, expected",
+    [
+        ("ascii", rb"\xe9\udcff"),
+        ("utf-8:strict", b"\xc3\xa9\\udcff"),
+        ("utf-8:surrogateescape", b"\xc3\xa9\xff"),
+    ],
+)
+def test_a_name_that_stdout_cannot_show_is_escaped(encoding, expected):
+    ended = shell("", r"print('\xe9\udcff')", PYTHONIOENCODING=encoding)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, expected + b"\n", b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM for another process")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP] if os.name != "nt" else [])
+def test_a_command_that_is_told_to_end_leaves_nothing_half_written(tmp_path, number):
+    code = (
+        "import sys, time; from perfusion.commands import run; from perfusion.files import writing_folder\n"
+        "def body():\n"
+        "    with writing_folder(sys.argv[1]) as folder:\n"
+        "        print('begun', flush=True)\n"
+        "        time.sleep(60)\n"
+        "sys.exit(run('perfusion-x', body))"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code, str(tmp_path / "bundle")]
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        assert os.listdir(tmp_path)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (128 + number, "")
+    assert not os.listdir(tmp_path)
+
+
+def test_signals_are_as_before_after_a_command():
+    before = signal.getsignal(signal.SIGTERM)
+
+    def body():
+        assert signal.getsignal(signal.SIGTERM) != before
+        return 0
+
+    assert run("perfusion-x", body) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 class Stream(io.StringIO):

@@ -1,5 +1,7 @@
 """The second moment of the text encodings."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from perfusion.base import BaseModel, encode
 from perfusion.errors import TrainingError
 from perfusion.training.covariance import (
+    cache_folder,
     cached_second_moment,
     inverse,
     load_captions,
@@ -32,6 +35,13 @@ def test_is_independent_of_the_batch_size(tiny_base: BaseModel, monkeypatch: pyt
     monkeypatch.setattr("perfusion.training.covariance.BATCH", 1)
     # float32 encodings of a row differ in the last bit with the batch; the accumulation adds nothing to that
     torch.testing.assert_close(second_moment(tiny_base, CAPTIONS), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_tokenizer_that_names_no_length_is_padded_to_the_models(tiny_base: BaseModel) -> None:
+    tokenizer = copy.deepcopy(tiny_base.tokenizer)
+    tokenizer.model_max_length = 10**30
+    nameless = replace(tiny_base, tokenizer=tokenizer)
+    assert torch.equal(second_moment(nameless, CAPTIONS), second_moment(tiny_base, CAPTIONS))
 
 
 def test_mean_of_the_quadratic_form_over_the_same_tokens_is_the_dimension(
@@ -86,6 +96,16 @@ def test_unwritable_cache_costs_only_time(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "file"))
     assert cached_second_moment(tiny_base, CAPTIONS).shape == (tiny_base.text_dim,) * 2
+
+
+def test_user_without_a_home_has_a_cache_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("PERFUSION_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_folder().name == "perfusion-edge"
 
 
 def test_inverse_refuses_a_matrix_that_is_not_positive() -> None:

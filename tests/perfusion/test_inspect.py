@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -161,3 +164,10 @@ def test_a_wrong_command_line_is_exit_code_two(capsys):
     assert main([]) == 2
     assert main(["a", "b"]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_the_module_is_the_command_too(concept):
+    command = [sys.executable, "-m", "perfusion.commands.inspect", str(concept)]
+    found = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    assert found.returncode == 0
+    assert b"valid" in found.stdout

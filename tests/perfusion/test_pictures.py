@@ -49,6 +49,12 @@ def test_tiny_picture_is_refused(tmp_path: Path) -> None:
         load_picture(save(tmp_path / "dot.png", (4, 40)), "none")
 
 
+def test_grey_of_sixteen_bits_is_refused_and_not_cut_to_white(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 65535, 1024, dtype=np.uint16).reshape(32, 32)).save(tmp_path / "deep.png")
+    with pytest.raises(TrainingError, match=r"deep\.png: grey in more than 8 bits .*; convert it to 8 bits"):
+        load_picture(tmp_path / "deep.png", "none")
+
+
 def test_alpha_is_the_mask_and_the_picture_is_drawn_on_grey(tmp_path: Path) -> None:
     image = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (5, 5, 15, 15))
@@ -61,7 +67,7 @@ def test_alpha_is_the_mask_and_the_picture_is_drawn_on_grey(tmp_path: Path) -> N
 
 
 def test_alpha_is_asked_for_and_missing(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no alpha channel"):
+    with pytest.raises(TrainingError, match="no transparent part"):
         load_picture(save(tmp_path / "a.png"), "alpha")
     assert load_picture(tmp_path / "a.png", "auto").mask is None
 
@@ -94,3 +100,8 @@ def test_first_variant_is_the_whole_square_and_masks_move_with_pictures(tmp_path
     assert rising == [True, False, True, False, True, False]
     unmirrored = prepare([load_picture(tmp_path / "a.png", tmp_path / "masks")], 32, 6, False, seed=3)[1]
     assert all(mask[0, 0, -1] > mask[0, 0, 0] for mask in unmirrored)
+
+
+def test_wholly_transparent_picture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="transparent everywhere"):
+        load_picture(save(tmp_path / "a.png", mode="RGBA", colour=(9, 9, 9, 0)), "auto")

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from perfusion.pocket.architecture import SCHEDULER, build_pipeline
-from perfusion.pocket.gauge import wrong_noun_gap
+from perfusion.pocket.gauge import _renamed, wrong_noun_gap
 from perfusion.pocket.optim import Muon, orthogonalise, rate
 from perfusion.pocket.schedule import alphas, noised, velocity
 from perfusion.pocket.sprites import TRAINING_STYLES, Atlas, held_out_atlas, training_atlas
@@ -195,6 +195,11 @@ def test_autoencoder_learns_in_a_few_steps(tmp_path: Path, world: World) -> None
     with torch.no_grad():
         after = float((vae(pictures).sample - pictures).square().mean())
     assert after < 0.7 * before
+
+
+def test_only_the_noun_is_renamed_for_the_gauge() -> None:
+    assert _renamed("a tree on a street", "tree", "cat") == "a cat on a street"
+    assert _renamed("my teddy bear at night", "teddy bear", "bus") == "my bus at night"
 
 
 def test_wrong_noun_gap_is_zero_for_a_model_that_does_not_read(world: World) -> None:

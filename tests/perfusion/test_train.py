@@ -1,5 +1,6 @@
 """Training as a whole, on a tiny base model with random weights."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import torch
 from PIL import Image
 
 from perfusion.attention import key_projections, value_projections
-from perfusion.base import BaseModel
+from perfusion.base import BaseModel, load_base, token_embedding
 from perfusion.commands import train as command
 from perfusion.concept import Concept
-from perfusion.errors import TrainingError
+from perfusion.errors import DeviceError, TrainingError
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.prompts import check_superclass
-from perfusion.training.train import Noising, masked_error, superclass_encoding
+from perfusion.training.train import Noising, autocast_dtype, masked_error, pick_device, superclass_encoding
 
 
 @pytest.fixture
@@ -57,6 +58,83 @@ def test_training_changes_the_concept_and_nothing_of_the_base(tiny_base: BaseMod
     )
     start = (encoding @ value_projections(tiny_base.unet).T)[None].numpy()
     assert np.abs(concept.target_values - start).max() > 0.05
+    word = token_embedding(tiny_base.text_encoder).weight[check_superclass(tiny_base, "cat")].numpy()
+    assert np.abs(concept.embeddings[0] - word).max() > 0.005
+    assert np.abs(concept.direction - encoding.numpy()).max() > 1e-4
+
+
+def test_direction_does_not_depend_on_the_precision_of_the_unet(tiny_base: BaseModel, pictures: Path) -> None:
+    """After one step it holds 1 % of an encoding that no update has touched: the text encoder's own, in float32."""
+    full, half = (
+        train_concept(pictures, config(steps=1, precision=precision), model=tiny_base)
+        for precision in ("fp32", "bf16")
+    )
+    np.testing.assert_array_equal(full.direction, half.direction)
+    assert not np.array_equal(full.target_values, half.target_values)  # the UNet did run in another precision
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_base_model_and_random_generator_are_as_before_also_after_an_interruption(
+    tiny_model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None
+) -> None:
+    base = load_base(tiny_model)
+    base.unet.train()
+    base.text_encoder.requires_grad_(True)
+    processors, generator = dict(base.unet.attn_processors), torch.get_rng_state()
+
+    def report(step: int, loss: float) -> None:
+        assert not base.unet.training
+        if error:
+            raise error
+
+    with pytest.raises(error) if error else nullcontext():
+        train_concept(pictures, config(rows=2), model=base, report=report)
+    assert base.unet.attn_processors == processors
+    assert (base.unet.training, base.vae.training) == (True, False)
+    assert all(param.requires_grad for param in base.text_encoder.parameters())
+    assert not any(param.requires_grad for param in base.unet.parameters())
+    assert all(param.grad is None for param in base.text_encoder.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_too_little_memory_is_told_with_its_remedy(
+    tiny_base: BaseModel, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("perfusion.training.train.masked_error", fail)
+    with pytest.raises(
+        TrainingError, match="not enough memory for 2 samples a step; give a smaller --batch-size"
+    ):
+        train_concept(pictures, config(), model=tiny_base)
+
+
+def test_many_rows_are_warned_of(
+    tiny_base: BaseModel, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_concept(pictures, config(rows=2, steps=1), model=tiny_base)
+    assert not caplog.records
+    train_concept(pictures, config(rows=3, steps=1), model=tiny_base)
+    assert "3 rows wrecked the backgrounds" in caplog.text
+
+
+def test_cuda_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(DeviceError, match="no CUDA device was found; use --device cpu"):
+        pick_device("cuda")
+
+
+def test_bfloat16_is_chosen_only_where_the_hardware_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert autocast_dtype(torch.device("cuda"), "auto") is None
+    assert autocast_dtype(torch.device("cuda"), "bf16") is torch.bfloat16
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    assert autocast_dtype(torch.device("cpu"), "auto") is None
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
+    assert autocast_dtype(torch.device("cpu"), "auto") is torch.bfloat16
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(
@@ -70,14 +148,17 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(
 
 
 def test_loss_falls_on_pictures_that_can_be_learned(tiny_base: BaseModel, pictures: Path) -> None:
-    losses: list[float] = []
-    train_concept(
-        pictures,
-        config(steps=60, batch_size=8),
-        model=tiny_base,
-        report=lambda step, loss: losses.append(loss),
-    )
-    assert np.mean(losses[-15:]) < np.mean(losses[:15])
+    """Against the same pictures, noise and timesteps without learning, so that chance has no part in it."""
+
+    def losses(pace: float) -> list[float]:
+        seen: list[float] = []
+        settings = config(steps=40, batch_size=4, lr_embedding=0.006 * pace, lr_values=0.03 * pace)
+        train_concept(pictures, settings, model=tiny_base, report=lambda _, loss: seen.append(loss))
+        return seen
+
+    learning, still = losses(1.0), losses(1e-9)
+    assert learning[0] == still[0]
+    assert np.mean(learning[-15:]) < 0.98 * np.mean(still[-15:])
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -145,6 +226,10 @@ def test_unknown_superclass_is_refused_with_near_words(tiny_base: BaseModel, pic
         ({"steps": 0}, "steps is 0, expected 1 to"),
         ({"rows": 9}, "rows is 9, expected 1 to 4"),
         ({"lr_values": 0.0}, "expected a number above 0"),
+        ({"seed": -1}, "seed is -1, expected 0 to 4294967295"),
+        ({"seed": 2**70}, "expected 0 to 4294967295"),
+        ({"token": "cat"}, "token is 'cat', expected a word in angle brackets"),
+        ({"superclass": "cat>"}, "token is '<cat>>', expected a word in angle brackets"),
         ({"direction_gradient": "magic"}, "expected one of ema, detach, straight_through"),
     ],
 )
@@ -175,6 +260,7 @@ def test_command_writes_a_concept_that_loads(
         ({"--images": "nowhere"}, "no such folder"),
         ({"--superclass": "zebra"}, "has never seen 'zebra'"),
         ({"--output": "."}, "is a folder; --output expects a file name"),
+        ({"--output": "/dev/null"}, "is not an ordinary file; --output expects a file name"),
         ({"--model": "nowhere"}, "no such folder"),
         ({"--token": "cat"}, "expected"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perfusion.errors import BundleError
+from perfusion.errors import BundleError, ConceptError
 from perfusion.runtime import read_bundle
 
 
@@ -167,3 +167,17 @@ def test_no_single_wrong_value_gives_anything_but_a_sentence(bundle_copy):
             (bundle_copy / "bundle.json").write_text(text)
     assert len(sentences) > 500
     assert all(len(sentence) < 500 and sentence.endswith(".") for sentence in sentences)
+
+
+def test_sample_concepts_are_found_by_name_and_files_by_path(bundle_copy: Path, tmp_path: Path) -> None:
+    sample = bundle_copy / "concepts" / "school-bus.safetensors"
+    bundle = read_bundle(bundle_copy)
+    assert bundle.find_concept("school-bus") == Path("school-bus"), "without samples a name is a path"
+    sample.parent.mkdir()
+    sample.write_bytes(b"")
+    assert bundle.find_concept("school-bus") == sample
+    own = tmp_path / "school-bus.safetensors"
+    own.write_bytes(b"")
+    assert bundle.find_concept(own) == own
+    with pytest.raises(ConceptError, match=r"cat: no such file, and no sample .*; there is school-bus"):
+        bundle.find_concept("cat")

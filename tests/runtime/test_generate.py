@@ -168,6 +168,9 @@ def test_help_and_version_are_0(capsys):
         (["--concept", "cat.safetensors:strength=nan"], "strength is nan"),
         (["--prompt", "cat " * 100], "has 100 tokens, and the model reads 75"),
         (["--width", "33"], "width is 33, expected a multiple of 8"),
+        (["--width", str(8 * 10**30)], "expected at most 16384 pixels"),
+        (["--height", str(2**63)], "expected at most 16384 pixels"),
+        (["--threads", "100000000"], "threads is 100000000, expected at most 1024"),
         (["--steps", "0"], "number of steps is 0"),
         (["--seed", "-1"], "seed is -1"),
         (["--seed", str(2**32 - 1), "--count", "2"], f"seed is {2**32}"),
@@ -186,6 +189,19 @@ def test_what_cannot_be_done_is_1_and_one_line(generate, make_concept, capsys, a
     out, err = capsys.readouterr()
     assert out == "" and message in err and err.count("\n") == 1 and err.startswith("perfusion-generate: ")
     assert sorted(os.listdir()) == before
+
+
+def test_more_pictures_than_memory_is_there_for_are_a_wrong_command_line(generate, capsys):
+    assert generate("--count", "1000000000") == 2
+    assert "1000000000 pictures are too many at once, at most 1000" in capsys.readouterr().err
+
+
+def test_json_is_ascii_whatever_the_names(generate, capsys):
+    assert generate("--json", "--steps", "1", prompt="a \u732b", output="\xe9.png") == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    facts = json.loads(out)
+    assert (facts["prompt"], facts["pictures"][0]["path"]) == ("a \u732b", "\xe9.png")
 
 
 def test_a_file_changed_in_the_bundle_is_1(generate, bundle_copy, capsys):

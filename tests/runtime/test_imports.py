@@ -1,9 +1,12 @@
 """The promise of the folder: numpy, onnxruntime and small libraries, never torch."""
 
+import os
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import perfusion.runtime
 
@@ -50,3 +53,14 @@ def test_importing_the_runtime_leaves_the_slow_libraries_for_later():
     loaded = run("import perfusion.runtime; print(*sys.modules)").split()
     assert "numpy" in loaded
     assert not {"onnxruntime", "PIL", "tokenizers", "safetensors"} & set(loaded)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the home folder is found in another way")
+def test_drawing_writes_nothing_into_the_home_folder(toy_bundle, tmp_path, monkeypatch):
+    for name in ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run(
+        f"from perfusion.runtime import Runtime; Runtime({str(toy_bundle)!r}, provider='cpu').generate('a cat')"
+    )
+    assert not list(tmp_path.iterdir())

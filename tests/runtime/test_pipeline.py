@@ -209,6 +209,19 @@ def test_numbers_that_are_not_finite_are_a_sentence(runtime, make_concept):
         runtime.generate("a <cat>")
 
 
+def test_a_picture_that_is_not_finite_is_a_sentence(runtime):
+    tiny = replace(runtime.bundle.decoder, scaling_factor=1e-300)
+    runtime.bundle = replace(runtime.bundle, decoder=tiny)
+    with pytest.raises(PerfusionError, match="The decoder gave numbers that are not finite"):
+        runtime.generate("a cat")
+
+
+def test_a_bundles_own_guidance_scale_that_cannot_be_served_is_named(runtime):
+    runtime.bundle = replace(runtime.bundle, defaults=replace(runtime.bundle.defaults, guidance_scale=1e9))
+    with pytest.raises(RequestError, match=r"guidance scale is 1000000000\.0, expected"):
+        runtime.generate("a cat")
+
+
 def test_a_negative_prompt_without_guidance_is_warned_of(runtime, caplog):
     runtime.generate("a cat", negative_prompt="dog", guidance_scale=1)
     assert "no effect at a guidance scale of 1" in caplog.text

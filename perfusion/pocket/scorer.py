@@ -1,0 +1,133 @@
+"""A judge for pocket's pictures: a small contrastive image and text encoder in CLIP's form, with exact probes.
+
+The world is synthetic, so everything about a scene is known; beside the contrastive loss the image tower learns
+which nouns, which place, which colour and how many, and to tell scenes from texture. Embeddings compare pictures
+with pictures and with prompts; the probes answer what CLIP would guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perfusion.pocket.tokenizer import CONTEXT_LENGTH
+from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
+
+__all__ = ["PLACE_NAMES", "ImageTower", "Judgement", "Scorer", "build_scorer"]
+
+NOUN_NAMES = tuple(NOUNS)
+PLACE_NAMES = (*PLACES, *COLOURS)
+COLOUR_NAMES = ("as it is", *COLOURS)
+MAX_COUNT = 3
+CHANNELS = (32, 64, 128, 192)
+EMBEDDING = 128
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judgement:
+    """What the scorer says of a batch of pictures; logits, except for the embeddings, which have length one."""
+
+    embeddings: Tensor
+    """(batch, 128)"""
+    nouns: Tensor
+    """(batch, nouns): each its own yes or no, since a scene may hold two."""
+    place: Tensor
+    """(batch, places and colours)"""
+    colour: Tensor
+    """(batch, 1 + colours), the first for an object that nobody painted."""
+    count: Tensor
+    """(batch, 3)"""
+    scene: Tensor
+    """(batch,): above zero for a scene, below for texture and noise."""
+
+
+class Block(nn.Module):
+    """A residual block: depthwise 5 × 5, norm, and a two-layer mix of the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.space = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.norm = nn.GroupNorm(1, channels)
+        self.wide = nn.Conv2d(channels, 2 * channels, 1)
+        self.narrow = nn.Conv2d(2 * channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = x + self.narrow(F.gelu(self.wide(self.norm(self.space(x)))))
+        return mixed
+
+
+class ImageTower(nn.Module):
+    """Pictures (batch, 3, size, size) in [−1, 1] to features (batch, 384), at half the resolution for speed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, *CHANNELS)
+        stages: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            stages += [
+                nn.Conv2d(before, after, 3, stride=2, padding=1),
+                nn.GroupNorm(8, after),
+                nn.GELU(),
+                Block(after),
+            ]
+        self.stages = nn.Sequential(*stages)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        maps = self.stages(F.avg_pool2d(pictures, 2))
+        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+
+
+class Scorer(nn.Module):
+    """Both towers and the probes."""
+
+    def __init__(self, text_encoder: Any) -> None:
+        super().__init__()
+        features = 2 * CHANNELS[-1]
+        self.tower = ImageTower()
+        self.hidden = nn.Linear(features, features)
+        self.embed = nn.Linear(features, EMBEDDING)
+        self.nouns = nn.Linear(features, len(NOUN_NAMES))
+        self.place = nn.Linear(features, len(PLACE_NAMES))
+        self.colour = nn.Linear(features, len(COLOUR_NAMES))
+        self.count = nn.Linear(features, MAX_COUNT)
+        self.scene = nn.Linear(features, 1)
+        self.text = text_encoder
+        self.log_scale = nn.Parameter(torch.tensor(2.3))
+
+    def judge(self, pictures: Tensor) -> Judgement:
+        """Judge pictures (batch, 3, size, size) in [−1, 1]."""
+        features = F.gelu(self.hidden(self.tower(pictures)))
+        return Judgement(
+            embeddings=F.normalize(self.embed(features).float(), dim=-1),
+            nouns=self.nouns(features).float(),
+            place=self.place(features).float(),
+            colour=self.colour(features).float(),
+            count=self.count(features).float(),
+            scene=self.scene(features).float()[:, 0],
+        )
+
+    def embed_text(self, input_ids: Tensor) -> Tensor:
+        """Prompts (batch, 77) as embeddings (batch, 128) of length one."""
+        return F.normalize(self.text(input_ids).text_embeds.float(), dim=-1)
+
+
+def build_scorer(tokenizer: Any, seed: int = 0) -> Scorer:
+    """A scorer with random weights for the tokenizer's vocabulary."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer), hidden_size=EMBEDDING, intermediate_size=4 * EMBEDDING,
+                num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CONTEXT_LENGTH,
+                projection_dim=EMBEDDING, bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            )
+        )  # fmt: skip
+        return Scorer(text)

@@ -1,0 +1,211 @@
+"""Training of the scorer on the world's scenes, some of them blurred and noisy as a model's drawings are."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perfusion.pocket.optim import Average, Muon, load_checkpoint, rate, save_checkpoint, set_rate
+from perfusion.pocket.pool import tokenise
+from perfusion.pocket.scorer import MAX_COUNT, NOUN_NAMES, PLACE_NAMES, Judgement, Scorer
+from perfusion.pocket.world import Scene, Taste, World
+
+__all__ = ["Labels", "ScorerConfig", "accuracies", "label", "spoil", "texture", "train_scorer"]
+
+logger = logging.getLogger(__name__)
+
+TASTE = Taste(size=(0.45, 0.88), pairs=0.2, counts=0.15, spread=0.15, recoloured=0.45)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerConfig:
+    """How the scorer is trained."""
+
+    steps: int = 4000
+    batch: int = 48
+    textures: int = 6
+    """Pictures of nothing in every batch."""
+    adam_lr: float = 1e-3
+    muon_lr: float = 0.01
+    average: float = 0.998
+    seed: int = 0
+    save_every: int = 60
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+    """What is true of a batch of scenes: nouns (batch, nouns) in {0, 1}; the rest indices, −1 where nothing is said."""
+
+    nouns: Tensor
+    place: Tensor
+    colour: Tensor
+    count: Tensor
+
+
+def label(scenes: Sequence[Scene]) -> Labels:
+    """The labels of scenes. A colour is asked of single plain objects only, a count of one kind of object only."""
+    nouns = torch.zeros(len(scenes), len(NOUN_NAMES))
+    colour, count = [], []
+    for row, scene in enumerate(scenes):
+        for noun in scene.nouns:
+            nouns[row, NOUN_NAMES.index(noun)] = 1
+        item, single = scene.items[0], len(scene.items) == 1
+        asked = single and item.pattern == 0 and item.hue == 0
+        colour.append(item.tint + 1 if asked else -1)
+        count.append(min(len(scene.items), MAX_COUNT) - 1 if len(scene.nouns) == 1 else -1)
+    place = [PLACE_NAMES.index(scene.place) for scene in scenes]
+    return Labels(
+        nouns=nouns, place=torch.tensor(place), colour=torch.tensor(colour), count=torch.tensor(count)
+    )
+
+
+def spoil(pictures: Tensor, rng: random.Random) -> Tensor:
+    """Half of the pictures blurred, shifted in colour or noisy: drawings of a small model are all of it."""
+    size = pictures.shape[-1]
+    spoiled = pictures.clone()
+    for row in range(len(pictures)):
+        if rng.random() < 0.5:
+            continue
+        picture = spoiled[row : row + 1]
+        factor = rng.choice((1, 2, 3, 4))
+        if factor > 1:
+            small = F.interpolate(picture, size=size // factor, mode="area")
+            picture = F.interpolate(small, size=size, mode="bicubic")
+        picture = picture + rng.uniform(0, 0.15) * torch.randn_like(picture)
+        spoiled[row] = (picture + 0.1 * torch.randn(1, 3, 1, 1, device=picture.device))[0].clamp(-1, 1)
+    return spoiled
+
+
+def texture(count: int, size: int, rng: random.Random, pictures: Tensor) -> Tensor:
+    """Pictures of nothing: noise of every scale, and scenes cut up and shuffled. (count, 3, size, size)."""
+    made = []
+    for _ in range(count):
+        if rng.random() < 0.5:
+            cells = rng.choice((2, 4, 8, 16, 32, size))
+            noise = torch.randn(1, 3, cells, cells, device=pictures.device)
+            made.append(F.interpolate(0.6 * noise, size=size, mode="bicubic")[0].clamp(-1, 1))
+            continue
+        grid = rng.choice((4, 8, 16))
+        tiles = F.unfold(pictures[rng.randrange(len(pictures))][None], size // grid, stride=size // grid)
+        order = torch.randperm(tiles.shape[-1], device=pictures.device)
+        made.append(F.fold(tiles[..., order], size, size // grid, stride=size // grid)[0])
+    return torch.stack(made)
+
+
+def loss_of(scorer: Scorer, judged: Judgement, text: Tensor, labels: Labels, real: int) -> Tensor:
+    """Contrastive loss between pictures and captions, and the probes' losses. The first `real` rows are scenes."""
+    logits = judged.embeddings[:real] @ text.T * scorer.log_scale.exp().clamp(max=50)
+    target = torch.arange(real, device=logits.device)
+    contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    nouns = F.binary_cross_entropy_with_logits(judged.nouns[:real], labels.nouns) * 8
+    place = F.cross_entropy(judged.place[:real], labels.place)
+    colour = F.cross_entropy(judged.colour[:real], labels.colour, ignore_index=-1)
+    count = F.cross_entropy(judged.count[:real], labels.count, ignore_index=-1)
+    is_scene = (torch.arange(len(judged.scene), device=logits.device) < real).float()
+    scene = F.binary_cross_entropy_with_logits(judged.scene, is_scene)
+    return contrastive + nouns + 0.5 * place + 0.5 * colour + 0.3 * count + 0.3 * scene
+
+
+@torch.no_grad()
+def accuracies(scorer: Scorer, world: World, *, count: int = 512, seed: int = 77) -> dict[str, float]:
+    """Shares of right answers on clean scenes: noun (single objects, the best of all), place, colour, count, and
+    scene (against as many textures)."""
+    rng = random.Random(seed)
+    right: dict[str, list[Tensor]] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(0, count, 64):
+            scenes = [world.sample(rng, TASTE) for _ in range(64)]
+            pictures = world.render(scenes)[0] * 2 - 1
+            judged, labels = scorer.judge(pictures), label(scenes)
+            single = torch.tensor([len(scene.nouns) == 1 for scene in scenes])
+            found = judged.nouns.cpu().argmax(1) == labels.nouns.argmax(1)
+            right.setdefault("noun", []).append(found[single])
+            for name in ("place", "colour", "count"):
+                truth = getattr(labels, name)
+                found = getattr(judged, name).cpu().argmax(1) == truth
+                right.setdefault(name, []).append(found[truth >= 0])
+            nothing = scorer.judge(texture(32, world.size, rng, pictures)).scene.cpu() < 0
+            right.setdefault("scene", []).append(torch.cat([judged.scene.cpu() > 0, nothing]))
+    return {name: float(torch.cat(parts).float().mean()) for name, parts in right.items()}
+
+
+def train_scorer(
+    scorer: Scorer, world: World, tokenizer: Any, config: ScorerConfig, checkpoint: Path, minutes: float
+) -> bool:
+    """Train until the steps are done (True) or the minutes are over (False); ends with averaged weights."""
+    torch.manual_seed(config.seed)
+    rng = random.Random(config.seed)
+    scorer.train().to(world.device)
+    hidden = [p for n, p in scorer.named_parameters() if p.ndim == 2 and "embedding" not in n and "text" in n]
+    hidden += [
+        p for p in scorer.tower.parameters() if p.ndim == 4 and min(p.shape[:2]) > 8 and p.shape[1] > 1
+    ]
+    chosen = {id(param) for param in hidden}
+    rest = [param for param in scorer.parameters() if id(param) not in chosen]
+    optimisers: list[torch.optim.Optimizer] = [
+        Muon(hidden, config.muon_lr),
+        torch.optim.AdamW(rest, config.adam_lr, betas=(0.9, 0.99), weight_decay=0.02),
+    ]
+    average, step = Average(scorer, config.average), 0
+    if checkpoint.exists():
+        groups, facts = load_checkpoint(checkpoint, optimisers, rng)
+        scorer.load_state_dict(groups["live"])
+        average.restore(groups["average"], facts["average_steps"])
+        step = facts["step"]
+    started = saved = time.monotonic()
+    first, shown = step, 0.0
+    while step < config.steps and time.monotonic() - started < 60 * minutes:
+        set_rate(optimisers, rate(step, config.steps))
+        loss = scorer_step(scorer, world, tokenizer, config, rng)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        average.update()
+        step += 1
+        shown = 0.98 * shown + 0.02 * float(loss.detach()) if step > first + 1 else float(loss.detach())
+        if time.monotonic() - saved > config.save_every or step == config.steps:
+            save_checkpoint(
+                checkpoint, {"live": scorer.state_dict(), "average": average.state}, optimisers, rng,
+                {"step": step, "average_steps": average.steps},
+            )  # fmt: skip
+            live = {name: value.clone() for name, value in scorer.state_dict().items()}
+            scorer.load_state_dict(average.state, strict=False)
+            said = ", ".join(
+                f"{name} {share:.0%}" for name, share in accuracies(scorer.eval(), world, count=192).items()
+            )
+            scorer.load_state_dict(live)
+            scorer.train()
+            saved = time.monotonic()
+            speed = (step - first) / (saved - started)
+            logger.info("step %d of %d, %.0f samples/s, %.0f min left, loss %.3f; %s", step, config.steps,
+                        speed * config.batch, (config.steps - step) / speed / 60, shown, said)  # fmt: skip
+    scorer.load_state_dict(average.state, strict=False)
+    scorer.eval()
+    return step >= config.steps
+
+
+def scorer_step(
+    scorer: Scorer, world: World, tokenizer: Any, config: ScorerConfig, rng: random.Random
+) -> Tensor:
+    """The loss of one fresh batch."""
+    scenes = [world.sample(rng, TASTE) for _ in range(config.batch)]
+    pictures = spoil(world.render(scenes)[0] * 2 - 1, rng)
+    nothing = texture(config.textures, world.size, rng, pictures)
+    input_ids = tokenise(tokenizer, [scene.caption for scene in scenes]).to(world.device)
+    labels = label(scenes)
+    with torch.autocast(world.device.type, torch.bfloat16):
+        judged, text = scorer.judge(torch.cat([pictures, nothing])), scorer.embed_text(input_ids)
+    on_device = Labels(**{name: value.to(world.device) for name, value in vars(labels).items()})
+    return loss_of(scorer, judged, text, on_device, len(scenes))

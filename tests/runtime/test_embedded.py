@@ -1,0 +1,124 @@
+"""The model that ships: drawn by our runtime, by diffusers, and with the sample concepts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perfusion import Concept
+from perfusion.pocket import bundle_path, model_path
+from perfusion.runtime import Runtime, read_bundle
+
+PROMPT = "a photo of a bus on a beach"
+SAMPLES = ("gold-hat", "pink-cake", "school-bus")
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    with Runtime(threads=1) as opened:
+        yield opened
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture, np.float64)
+
+
+def test_shipped_folder_is_whole_small_and_both_model_and_bundle() -> None:
+    bundle = read_bundle(bundle_path(), verify=True)
+    assert bundle.base == "pocket"
+    weights = sum(path.stat().st_size for path in model_path().rglob("*.safetensors"))
+    assert weights <= 40_000_000
+    assert {path.name for path in model_path().iterdir()} >= {
+        "model_index.json",
+        "bundle.json",
+        "captions.txt",
+    }
+
+
+def test_no_file_of_the_shipped_folder_is_a_pickle_or_names_a_machine() -> None:
+    for path in model_path().rglob("*"):
+        if path.is_file():
+            assert path.suffix in {".json", ".safetensors", ".onnx", ".txt"}, path
+            if path.suffix in {".json", ".onnx"}:
+                assert b"/home/" not in path.read_bytes(), path
+
+
+def test_draws_what_diffusers_draws(runtime: Runtime) -> None:
+    """The same weights, latents and scheduler; 40 dB is less than a level's difference in most pixels."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(model_path(), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    settings: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 3.0}
+    theirs = pipeline(PROMPT, generator=torch.Generator().manual_seed(3), **settings).images[0]
+    ours = runtime.generate(PROMPT, seed=3, **settings)
+    error = ((pixels(ours) - pixels(theirs)) ** 2).mean()
+    assert 10 * np.log10(255**2 / max(error, 1e-12)) >= 40
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sample_concept_changes_the_subject_and_unloading_restores_the_base(
+    runtime: Runtime, name: str
+) -> None:
+    concept = runtime.load_concept(name)
+    plain = f"a photo of a {concept.superclass} on a beach"
+    named = runtime.generate(plain.replace(concept.superclass, concept.token), seed=1)
+    loaded = runtime.generate(plain, seed=1)
+    assert np.abs(pixels(named) - pixels(loaded)).mean() > 3
+    runtime.unload_concept(concept.token)
+    assert runtime.generate(plain, seed=1).tobytes() == loaded.tobytes(), "a prompt that does not name it"
+
+
+def test_sample_concept_looks_like_its_pictures_where_the_plain_word_does_not(runtime: Runtime) -> None:
+    """The bus of the pictures is yellow: red and green well above blue, in every scene; buses at large are not."""
+    concept = runtime.load_concept("school-bus")
+    scenes = ("on a beach", "in the snow", "on grass", "in a forest")
+    middle = np.s_[40:100, 30:98]
+
+    def yellowness(subject: str) -> float:
+        pictures = runtime.generate(
+            [f"a photo of a {subject} {scene}" for scene in scenes], seed=[0, 1, 2, 3]
+        )
+        red, green, blue = np.mean([pixels(picture)[middle].mean((0, 1)) for picture in pictures], axis=0)
+        return float((red + green) / 2 - blue)
+
+    assert yellowness(concept.token) > yellowness("bus") + 20
+    runtime.unload_concept(concept.token)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sample_concept_was_trained_for_the_shipped_weights(runtime: Runtime, name: str) -> None:
+    concept = Concept.load(runtime.bundle.samples[name])
+    assert concept.base_fingerprint == runtime.bundle.base_fingerprint
+    assert runtime.bundle.samples[name].stat().st_size < 10_000
+
+
+def test_the_noun_of_the_caption_matters_to_the_shipped_model() -> None:
+    """The gauge of its training: swapping the noun raises the denoising error by a tenth at the least."""
+    from perfusion.base import load_base
+    from perfusion.pocket.gauge import wrong_noun_gap
+    from perfusion.pocket.sprites import training_atlas
+    from perfusion.pocket.world import World
+
+    base = load_base(None)
+    world = World(training_atlas(), backdrops=2)
+    assert wrong_noun_gap(world, base.vae, base.text_encoder, base.unet, base.tokenizer, count=24) >= 0.10
+
+
+def test_the_shipped_autoencoder_keeps_pictures() -> None:
+    import random
+
+    import torch
+
+    from perfusion.base import load_base
+    from perfusion.pocket.sprites import training_atlas
+    from perfusion.pocket.train_vae import psnr, reconstruct
+    from perfusion.pocket.world import World
+
+    world = World(training_atlas(), backdrops=2, seed=5)
+    torch.manual_seed(0)
+    pictures = world.render([world.sample(random.Random(11)) for _ in range(8)])[0] * 2 - 1
+    assert psnr(reconstruct(load_base(None).vae, pictures), pictures) >= 24
