@@ -1,0 +1,88 @@
+"""What the README says can be typed, and what it says was measured."""
+
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from perfusion.runtime import Runtime
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for kind, block in BLOCKS
+    if not kind
+    for line in block.splitlines()
+    if line.startswith(".venv/bin/perfusion-")
+]
+
+
+def test_the_readme_has_commands_and_code_to_try() -> None:
+    assert len(COMMANDS) >= 4
+    assert [kind for kind, _ in BLOCKS].count("python") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: Path(command[0]).name)
+def test_commands_of_the_readme_are_understood(command: list[str]) -> None:
+    name = Path(command[0]).name.removeprefix("perfusion-")
+    module = importlib.import_module(f"perfusion.commands.{name}")
+    module._parser().parse_args(command[1:])  # SystemExit for a word it does not know
+
+
+def test_first_command_of_the_readme_draws_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from perfusion.commands.generate import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main([*COMMANDS[0][1:], "--steps", "2", "--quiet"]) == 0
+    with Image.open(tmp_path / "cake.png") as picture:
+        assert picture.size == (128, 128)
+
+
+def test_code_of_the_readme_runs_and_the_last_line_has_an_effect() -> None:
+    (code,) = (block for kind, block in BLOCKS if kind == "python")
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    runtime, picture = names["runtime"], names["picture"]
+    assert isinstance(runtime, Runtime)
+    again = runtime.generate("a photo of a <pink-cake> on a beach", seed=0)
+    assert again.tobytes() != picture.tobytes()  # type: ignore[attr-defined]
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def numbers(benchmark: str) -> dict[str, float]:
+    """Every number of a benchmark's records, as the README may write it: two or three significant digits."""
+    (path,) = (ROOT / "benchmarks" / "records").glob(f"{benchmark}-*.json")
+    record = json.loads(path.read_text())
+    return {
+        f"{row.get('what') or row.get('base') or row.get('model')} {row.get('keys', '')} {key}": value
+        for row in record["rows"]
+        for key, value in row.items()
+        if isinstance(value, int | float)
+    }
+
+
+def test_measured_numbers_of_the_readme_are_those_of_the_records() -> None:
+    """Each cell `12.3 s` of the table is some number of a record, rounded as written."""
+    table = README.split("## Measured")[1].split("\n## ")[0]
+    known = [
+        float(value) for name in ("swap", "startup", "draw", "train") for value in numbers(name).values()
+    ]
+    cells = re.findall(r"([\d.]+) (?:ms|s|MB|×|kB)", table)
+    assert len(cells) >= 6, "the table is empty"
+    for cell in cells:
+        decimals = len(cell.partition(".")[2])
+        assert any(
+            round(value * scale, decimals) == float(cell) for value in known for scale in (1, 0.001)
+        ), f"{cell} is in no record"
