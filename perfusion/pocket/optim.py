@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Average:
     """An exponential moving average of a module's floating-point state, shorter at the start."""
 
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
-        self.decay, self.steps = decay, 0
+        self.module, self.decay, self.steps = module, decay, 0
         self.live = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
         self.state = {name: value.detach().clone() for name, value in self.live.items()}
 
@@ -73,6 +74,18 @@ class Average:
         """Continue from saved averages, whatever order their file had: `update` goes by the module's."""
         self.state = {name: state[name].to(value.device) for name, value in self.live.items()}
         self.steps = steps
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module with its averaged weights, in evaluation mode; afterwards it trains on with its live ones."""
+        live = {name: value.clone() for name, value in self.module.state_dict().items()}
+        self.module.load_state_dict(self.state, strict=False)
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.load_state_dict(live)
+            self.module.train()
 
     @torch.no_grad()
     def update(self) -> None:

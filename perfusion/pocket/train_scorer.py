@@ -180,13 +180,9 @@ def train_scorer(
                 checkpoint, {"live": scorer.state_dict(), "average": average.state}, optimisers, rng,
                 {"step": step, "average_steps": average.steps},
             )  # fmt: skip
-            live = {name: value.clone() for name, value in scorer.state_dict().items()}
-            scorer.load_state_dict(average.state, strict=False)
-            said = ", ".join(
-                f"{name} {share:.0%}" for name, share in accuracies(scorer.eval(), world, count=192).items()
-            )
-            scorer.load_state_dict(live)
-            scorer.train()
+            with average.applied():
+                shares = accuracies(scorer, world, count=192)
+            said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
             saved = time.monotonic()
             speed = (step - first) / (saved - started)
             logger.info("step %d of %d, %.0f samples/s, %.0f min left, loss %.3f; %s", step, config.steps,

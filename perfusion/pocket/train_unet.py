@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,32 +166,11 @@ class Trainer:
             average.restore(groups[f"average.{name}"], facts["average_steps"])
         self.step = facts["step"]
 
-    def averaged(self) -> Averaged:
-        """A context in which the networks hold their averaged weights, for drawing and for shipping."""
-        return Averaged(self)
-
-
-class Averaged:
-    """Averaged weights in, live weights back out."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def __enter__(self) -> Trainer:
-        modules = {"unet": self.trainer.unet, "text": self.trainer.text_encoder}
-        self.live = {
-            name: {key: value.clone() for key, value in module.state_dict().items()}
-            for name, module in modules.items()
-        }
-        for name, module in modules.items():
-            module.load_state_dict(self.trainer.averages[name].state, strict=False)
-            module.eval()
-        return self.trainer
-
-    def __exit__(self, *exc: object) -> None:
-        for name, module in {"unet": self.trainer.unet, "text": self.trainer.text_encoder}.items():
-            module.load_state_dict(self.live[name])
-            module.train()
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The networks with their averaged weights, for drawing and for the gauge."""
+        with self.averages["unet"].applied(), self.averages["text"].applied():
+            yield
 
 
 def train_unet(

@@ -157,21 +157,11 @@ def train_vae(
             save_checkpoint(
                 checkpoint, {"live": vae.state_dict(), "average": average.state}, optimisers, rng, facts
             )
-            quality = psnr(reconstruct_averaged(vae, average, held_out), held_out)
+            with average.applied(), torch.autocast(held_out.device.type, torch.bfloat16):
+                quality = psnr(reconstruct(vae, held_out).float(), held_out)
             speed = (step - first) / (saved - started)
             logger.info("step %d of %d, %.1f steps/s, %.0f min left, error %.4f, %.2f dB", step, config.steps, speed,
                         (config.steps - step) / speed / 60, shown, quality)  # fmt: skip
     vae.load_state_dict(average.state, strict=False)
     vae.eval()
     return step >= config.steps
-
-
-def reconstruct_averaged(vae: torch.nn.Module, average: Average, pictures: torch.Tensor) -> torch.Tensor:
-    """Reconstruct with the averaged weights, then put the live ones back."""
-    live = {name: value.clone() for name, value in vae.state_dict().items()}
-    vae.load_state_dict(average.state, strict=False)
-    with torch.autocast(pictures.device.type, torch.bfloat16):
-        output = reconstruct(vae.eval(), pictures).float()
-    vae.load_state_dict(live)
-    vae.train()
-    return output

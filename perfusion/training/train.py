@@ -219,6 +219,7 @@ class Noising:
 
     @classmethod
     def of(cls, base: BaseModel) -> Noising:
+        """The process that a base model's scheduler settings describe."""
         from diffusers import DDPMScheduler
 
         known = {key: value for key, value in base.scheduler.items() if key in _SCHEDULE_KEYS}
