@@ -17,8 +17,10 @@ STEPS, TARGET_SECONDS = 300, 240
 
 
 def main() -> int:
-    pictures = ROOT / "examples" / "school-bus"
-    config = TrainingConfig(superclass="bus", token="<school-bus>", masks=pictures / "masks", steps=STEPS)
+    pictures = ROOT / "examples" / "subjects" / "school-bus"
+    config = TrainingConfig(
+        superclass="bus", token="<school-bus>", masks=pictures / "masks", steps=STEPS, select="last"
+    )
     times: list[float] = []
     began = time.perf_counter()
     concept = train_concept(pictures, config, report=lambda step, loss: times.append(time.perf_counter()))

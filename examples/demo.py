@@ -15,7 +15,7 @@ from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig, train_concept
 
 HERE = Path(__file__).parent
-SUBJECT, SUPERCLASS, TOKEN = HERE / "pink-cake", "cake", "<pink-cake>"
+SUBJECT, SUPERCLASS, TOKEN = HERE / "subjects" / "pink-cake", "cake", "<pink-cake>"
 SCENES = ("on a beach", "in the snow", "on grass", "in a forest", "on a red background", "at night")
 
 

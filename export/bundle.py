@@ -83,6 +83,7 @@ def export_bundle(
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is not known, expected one of {', '.join(PRECISIONS)}")
     base = load_base(None if model is None else Path(model))
+    _check_exportable(base)
     output = Path(output)
     _check_output(base.folder, output, link_weights)
     # what the manifest may refuse is refused before the minutes begin
@@ -143,6 +144,20 @@ def _write_key_projections(base: BaseModel, path: Path) -> None:
     stacked = key_projections(base.unet).cpu().numpy()
     half = exact_float16(stacked)
     path.write_bytes(safetensors.numpy.save({"key_projections": stacked if half is None else half}))
+
+
+def _check_exportable(base: BaseModel) -> None:
+    """Refuse models whose UNet takes conditions that the graphs have no inputs for yet; concepts train on them."""
+    if len(base.text_encoders) > 1:
+        raise ExportError(
+            f"{base.folder}: it has two text encoders ({base.family}), which no bundle describes yet; concepts for it "
+            "can be trained and used with diffusers, export takes Stable Diffusion 1.x and 2.x"
+        )
+    if base.unet.config.time_cond_proj_dim is not None:
+        raise ExportError(
+            f"{base.folder}: its UNet reads the guidance scale (time_cond_proj_dim), as LCM does, which no bundle "
+            "describes yet; export takes a model that does not"
+        )
 
 
 def _check_output(model: Path, output: Path, link: bool) -> None:

@@ -35,7 +35,7 @@ def to_onnx(graph: Graph) -> ir.Model:
                 opset_version=OPSET,
                 dynamic_shapes=dynamic,
                 input_names=[end.name for end in graph.inputs],
-                output_names=[graph.output.name],
+                output_names=[end.name for end in graph.outputs],
                 verbose=False,
             )
     except MemoryError:
@@ -89,7 +89,7 @@ def _strip(model: ir.Model) -> None:
 def _name_dimensions(model: ir.Model, graph: Graph) -> None:
     """Write the contract's names in the place of the exporter's symbols; the fixed dimensions must agree."""
     values = (*model.graph.inputs, *model.graph.outputs)
-    for value, end in zip(values, (*graph.inputs, graph.output), strict=True):
+    for value, end in zip(values, (*graph.inputs, *graph.outputs), strict=True):
         found = tuple(value.shape or ())
         if value.name != end.name or not _agree(found, end.dims):
             raise ExportError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from perfusion.attention import key_projections, value_projections
 from perfusion.base import BaseModel, encode
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ class End:
     name: str
     dims: tuple[str | int, ...]
     dtype: torch.dtype = torch.float32
+    scale: float = 1.0
+    """The deviation that a real input has. A network whose inputs are ten times too large amplifies rounding, and
+    trials with such would measure that."""
 
     def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """The dimensions with numbers in the place of names."""
@@ -41,7 +45,7 @@ class Graph:
     """As in the manifest's parity table, and the file's name before ``.onnx``."""
     module: nn.Module
     inputs: tuple[End, ...]
-    output: End
+    outputs: tuple[End, ...]
     example: dict[str, int]
     """A size for every named dimension; no two alike and none 1, or the exporter may take them for one."""
 
@@ -136,7 +140,7 @@ def _text_encoder(base: BaseModel) -> Graph:
             End(name="input_ids", dims=("batch", tokens), dtype=torch.int64),
             End(name="concept_embeddings", dims=("concepts", hidden)),
         ),
-        output=End(name="last_hidden_state", dims=("batch", tokens, hidden)),
+        outputs=(End(name="last_hidden_state", dims=("batch", tokens, hidden)),),
         example={"batch": 2, "concepts": 3},
     )
 
@@ -146,6 +150,7 @@ def _unet(base: BaseModel) -> Graph:
     keys = sum(layer.key_dim for layer in base.layers)
     values = sum(layer.value_dim for layer in base.layers)
     latents = ("batch", config.in_channels, "height", "width")
+    encoding, key, value = _usual_scales(base)
     multiple = size_multiple(base.unet)
     return Graph(
         name="unet",
@@ -153,16 +158,26 @@ def _unet(base: BaseModel) -> Graph:
         inputs=(
             End(name="sample", dims=latents),
             End(name="timestep", dims=(1,)),
-            End(name="encoder_hidden_states", dims=("batch", "tokens", base.text_dim)),
-            End(name="key_hidden_states", dims=("batch", "tokens", base.text_dim)),
+            End(name="encoder_hidden_states", dims=("batch", "tokens", base.text_dim), scale=encoding),
+            End(name="key_hidden_states", dims=("batch", "tokens", base.text_dim), scale=encoding),
             End(name="key_gate", dims=("batch", "tokens", "concepts")),
             End(name="value_gate", dims=("batch", "tokens", "concepts")),
-            End(name="concept_keys", dims=("concepts", keys)),
-            End(name="concept_values", dims=("concepts", values)),
+            End(name="concept_keys", dims=("concepts", keys), scale=key),
+            End(name="concept_values", dims=("concepts", values), scale=value),
         ),
-        output=End(name="out_sample", dims=latents),
+        outputs=(End(name="out_sample", dims=latents),),
         example={"batch": 2, "concepts": 3, "tokens": 5, "height": 4 * multiple, "width": 6 * multiple},
     )
+
+
+@torch.no_grad()
+def _usual_scales(base: BaseModel) -> tuple[float, float, float]:
+    """The deviations of the encodings of some words, and of the keys and values that attention makes of them."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, base.vocab_size, (1, base.context_length), generator=generator)
+    encodings = encode(base.text_encoder, ids)[0]
+    keys, values = (encodings @ part.T for part in (key_projections(base.unet), value_projections(base.unet)))
+    return float(encodings.std()), float(keys.std()), float(values.std())
 
 
 def _vae_decoder(base: BaseModel) -> Graph:
@@ -172,7 +187,7 @@ def _vae_decoder(base: BaseModel) -> Graph:
         module=VAEDecoder(base.vae),
         inputs=(End(name="latent_sample", dims=("batch", config.latent_channels, "height", "width")),),
         # the height and width of the picture are those of the latents times the downscale
-        output=End(name="sample", dims=("batch", config.out_channels, "picture_height", "picture_width")),
+        outputs=(End(name="sample", dims=("batch", config.out_channels, "picture_height", "picture_width")),),
         example={"batch": 2, "height": 4, "width": 6},
     )
 
@@ -184,6 +199,6 @@ def _vae_encoder(base: BaseModel) -> Graph:
         name="vae_encoder",
         module=VAEEncoder(base.vae),
         inputs=(End(name="sample", dims=("batch", config.in_channels, "picture_height", "picture_width")),),
-        output=End(name="latent_sample", dims=("batch", config.latent_channels, "height", "width")),
+        outputs=(End(name="latent_sample", dims=("batch", config.latent_channels, "height", "width")),),
         example={"batch": 2, "picture_height": 4 * factor, "picture_width": 6 * factor},
     )

@@ -38,6 +38,10 @@ _EXTRAS = ("norm_cross", "norm_q", "norm_k", "added_kv_proj_dim")
 """What an attention layer may have between an encoding and its key; a concept's target bypasses it."""
 
 
+_MAX_SCORES = 2**23
+"""Scores of a batch, 16 MB in 16 bits."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """One cross-attention layer and where its part of the concatenated keys and values begins.
@@ -215,19 +219,32 @@ def _cross_attentions(unet: UNet2DConditionModel) -> list[tuple[str, Any]]:
             what = ", ".join(extras) or "a bias on to_k or to_v"
             raise ModelError(
                 f"cross-attention layer {name} has {what}, which the rank-1 edit is not defined for; "
-                "expected plain projections as in Stable Diffusion 1.x and 2.x"
+                "expected plain projections as in Stable Diffusion 1.x, 2.x and XL"
             )
     return found
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of (batch, heads, positions, dim) states; written out where a gradient runs through it on a CPU,
-    since the backward of torch's fused kernel costs a third of a training step there."""
-    if mask is None and query.device.type == "cpu" and _needs_gradient(query, key, value):
+    """Attention of (batch, heads, positions, dim) states."""
+    if mask is None and _faster_written_out(query, key, value):
         scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
         attended: Tensor = scores.softmax(-1).to(value.dtype) @ value
         return attended
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _faster_written_out(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether plain products beat torch's fused kernel: on a CPU, in 16 bits, where a gradient runs through.
+
+    The backward of the fused kernel is slow there, a third of a training step; in float32 it is the faster one. Scores
+    that outgrow the processor's cache cost more to write and read than the products save.
+    """
+    return (
+        query.device.type == "cpu"
+        and query.dtype != torch.float32
+        and query.shape[:-1].numel() * key.shape[-2] <= _MAX_SCORES
+        and _needs_gradient(query, key, value)
+    )
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:

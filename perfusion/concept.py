@@ -1,7 +1,8 @@
 """A concept and its file: one visual idea as a few thousand numbers, tied to one base model.
 
 The file is safetensors with named tensors and string metadata; docs/format.md describes it for those who
-write a reader of their own. Everything is checked when a concept is made, so one that exists is usable.
+write a reader of their own. A file called *.png is a card: a picture that carries such a file
+(perfusion/card.py). Everything is checked when a concept is made, so one that exists is usable.
 """
 
 import os
@@ -11,14 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from perfusion import card
 from perfusion.container import pack, unpack
 from perfusion.errors import ConceptError
 from perfusion.files import writing
+from perfusion.storage import narrow, widen
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "Concept"]
 
@@ -29,12 +35,7 @@ _MAX_TEXT_ENCODERS = 2
 _MAX_TEXT = 1000  # characters of a metadata value
 _TRAINING = "training."  # prefix of the training facts among the metadata
 
-_ALWAYS_FLOAT32 = (
-    "direction",
-    "dual",
-    "energy",
-)  # float16 would lose the cancellation that keeps s small elsewhere
-_STORAGE = {"float32": np.float32, "float16": np.float16}
+_VECTORS = ("direction", "dual", "energy", "superclass_encoding")
 _LOCKS = ("local", "global")
 
 Float32 = npt.NDArray[np.float32]
@@ -97,7 +98,7 @@ class Concept:
 
     @classmethod
     def load(cls, path: str | Path) -> "Concept":
-        """Read a concept file. Runs no code from it and allocates no more than its size.
+        """Read a concept file or a card. Runs no code from it and allocates no more than its size.
 
         Raises:
             ConceptError: the file cannot be read or is not a valid concept; the message names the file.
@@ -110,11 +111,13 @@ class Concept:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Concept":
-        """Read a concept from the bytes of its file.
+        """Read a concept from the bytes of its file or its card.
 
         Raises:
             ConceptError: the bytes are not a valid concept.
         """
+        if card.is_card(data):
+            data = card.extract(data)
         if len(data) > _MAX_FILE_BYTES:
             raise ConceptError(
                 f"The file has more than {_MAX_FILE_BYTES} bytes. This is no concept file; give one that "
@@ -122,40 +125,53 @@ class Concept:
             )
         tensors, metadata = unpack(bytes(data))
         _check_format(metadata)
+        tensors = widen(tensors)
         encoders = _check_names(tensors)
-        for name in _ALWAYS_FLOAT32:
-            if tensors[name].dtype.itemsize != 4:
-                raise ConceptError(f"Tensor {name!r} is float16, expected float32. Write the file again.")
         fields = _fields(metadata)
         fields["embeddings"] = tuple(tensors.pop(f"embeddings.{index}") for index in range(encoders))
         fields |= tensors
         return cls(**fields)
 
-    def save(self, path: str | Path, storage: str = "float16") -> None:
+    def save(
+        self,
+        path: str | Path,
+        storage: str = "float16",
+        *,
+        keys: bool = True,
+        picture: "Image | str | Path | None" = None,
+    ) -> None:
         """Write the concept file, whole or not at all. The same concept always gives the same bytes.
 
-        `storage` is "float16" or "float32". `direction`, `dual` and `energy` are float32 in both.
+        `storage` is "float16", "float32" or "int8"; `keys=False` leaves out the target keys, which a runtime
+        derives from the base model. To a name ending in .png a card is written: `picture`, a drawing of the
+        concept (an image, or the path of one), with the file inside; without a picture a plain card that
+        says what the concept is.
 
         Raises:
-            ConceptError: `storage` is unknown, or a number does not fit float16.
+            ConceptError: `storage` is unknown, a number does not fit it, or the picture cannot be used.
             PerfusionError: the file cannot be written.
         """
-        data = self.to_bytes(storage)
-        with writing(Path(path)) as file:
+        path, data = Path(path), self.to_bytes(storage, keys=keys)
+        if path.suffix.lower() == ".png":
+            made = card.plain(self.token, self.superclass, self.base) if picture is None else picture
+            data = card.embed(made, data)
+        elif picture is not None:
+            raise ConceptError(
+                f"{path} was to carry a picture, and only a PNG can. Choose a name that ends in .png."
+            )
+        with writing(path) as file:
             file.write(data)
 
-    def to_bytes(self, storage: str = "float16") -> bytes:
-        """The bytes that `save` writes.
+    def to_bytes(self, storage: str = "float16", *, keys: bool = True) -> bytes:
+        """The bytes of the concept file that `save` writes.
 
         Raises:
-            ConceptError: `storage` is unknown, or a number does not fit float16.
+            ConceptError: `storage` is unknown, or a number does not fit it.
         """
-        if storage not in _STORAGE:
-            raise ConceptError(f"The storage is {storage!r}, expected one of {sorted(_STORAGE)}.")
-        tensors: dict[str, npt.NDArray[Any]] = {}
-        for name, array in self._tensors().items():
-            tensors[name] = array if name in _ALWAYS_FLOAT32 else _narrowed(name, array, storage)
-        data = pack(tensors, _metadata(self))
+        tensors = self._tensors()
+        if not keys:
+            tensors.pop("target_keys", None)
+        data = pack(narrow(tensors, storage), _metadata(self))
         if len(data) > _MAX_FILE_BYTES:
             raise ConceptError(
                 f"The concept takes {len(data)} bytes, expected at most {_MAX_FILE_BYTES}. Use fewer rows."
@@ -163,8 +179,8 @@ class Concept:
         return data
 
     def _tensors(self) -> dict[str, Float32]:
-        """The tensors by their names in the file; float32 comes first, which keeps all of them aligned."""
-        tensors = {name: getattr(self, name) for name in (*_ALWAYS_FLOAT32, "superclass_encoding")}
+        """The tensors by their names in the file."""
+        tensors = {name: getattr(self, name) for name in _VECTORS}
         tensors |= {f"embeddings.{index}": array for index, array in enumerate(self.embeddings)}
         tensors["target_values"] = self.target_values
         if self.target_keys is not None:
@@ -178,7 +194,10 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a folder, or a pipe that would never end
             raise ConceptError(f"{path} is not a file, expected a concept file such as cat.safetensors.")
         with open(path, "rb") as file:
-            return file.read(_MAX_FILE_BYTES + 1)
+            data = file.read(_MAX_FILE_BYTES + 1)
+            if card.is_card(data):  # a picture may be larger than any concept
+                data += file.read(card.MAX_CARD_BYTES + 1 - len(data))
+            return data
     except (OSError, ValueError) as error:  # ValueError: a path with a null character in it
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise ConceptError(
@@ -202,7 +221,7 @@ def _check_format(metadata: Mapping[str, str]) -> None:
 def _check_names(tensors: Mapping[str, object]) -> int:
     """Refuse missing and unknown tensors; the number of text encoders."""
     encoders = max(1, sum(name.startswith("embeddings.") for name in tensors))
-    required = {*_ALWAYS_FLOAT32, "superclass_encoding", "target_values"}
+    required = {*_VECTORS, "target_values"}
     required |= {f"embeddings.{index}" for index in range(min(encoders, _MAX_TEXT_ENCODERS))}
     if missing := sorted(required - set(tensors)):
         raise ConceptError(f"The file lacks the tensors {missing}. Copy or train the concept again.")
@@ -356,15 +375,3 @@ def _check_algebra(concept: Concept) -> None:
             f"direction · dual is {products}, expected 1 for every row: they belong to different concepts or "
             "are damaged. Train the concept again."
         )
-
-
-def _narrowed(name: str, array: Float32, storage: str) -> npt.NDArray[Any]:
-    """The array in the storage's dtype, unless numbers would become infinite by it."""
-    with np.errstate(over="ignore"):
-        narrow = array.astype(_STORAGE[storage])
-    if not np.isfinite(narrow).all():
-        raise ConceptError(
-            f"Tensor {name!r} reaches {abs(array).max():g}, and {storage} ends at 65504. Save with "
-            "storage='float32'."
-        )
-    return narrow

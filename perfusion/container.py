@@ -22,13 +22,13 @@ from perfusion.errors import ConceptError
 __all__ = ["MAX_HEADER_BYTES", "pack", "unpack"]
 
 MAX_HEADER_BYTES = 64 * 1024
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I8": np.dtype("i1")}
 _ALIGNMENT = 8  # the header is padded with spaces so that the tensors start at a multiple of this
 _AGAIN = "Copy or train the concept again."
 
 
 def pack(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """Lay out float32 and float16 tensors in the order given: equal input, equal bytes.
+    """Lay out float32, float16 and int8 tensors in the order given: equal input, equal bytes.
 
     Raises:
         ConceptError: the header does not fit `MAX_HEADER_BYTES`.
@@ -37,7 +37,7 @@ def pack(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -
     pieces: list[bytes] = []
     end = 0
     for name, tensor in tensors.items():
-        dtype = {4: "F32", 2: "F16"}[tensor.dtype.itemsize]
+        dtype = {4: "F32", 2: "F16", 1: "I8"}[tensor.dtype.itemsize]
         piece = np.ascontiguousarray(tensor, dtype=_DTYPES[dtype]).tobytes()
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + len(piece)]}
         end += len(piece)
@@ -94,8 +94,7 @@ def _split(data: bytes) -> tuple[bytes, memoryview]:
 
 
 def _refuse_pickle(data: bytes) -> None:
-    """Name what torch.save and pickle write. Asked only of what cannot be ours: 80 02 also begins a "
-    "length."""
+    """Name what torch.save and pickle write. Asked only of what cannot be ours: 80 02 also begins a length."""
     if data[:4] == b"PK\x03\x04" or (data[0] == 0x80 and data[1] in (2, 3, 4, 5)):
         raise ConceptError(
             "This is a pickle, as torch.save writes it, expected safetensors. Pickles can run code and are "

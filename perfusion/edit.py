@@ -15,8 +15,10 @@ import numpy.typing as npt
 from perfusion.errors import RequestError
 
 __all__ = [
+    "GATES",
     "Conditioning",
     "condition",
+    "coordinates",
     "edited_projection",
     "gate",
     "gram",
@@ -24,6 +26,9 @@ __all__ = [
     "project",
     "similarity",
 ]
+
+GATES = ("raw", "gram")
+"""What a gate reads: the similarity as it is (the paper's), or the concept's coordinate beside the others."""
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -68,29 +73,45 @@ def gram(direction: Array, dual: Array, energy: Array) -> Float64:
     return _wide(direction) @ _wide(dual).T * _wide(energy)
 
 
+def coordinates(
+    encodings: Array, direction: Array, dual: Array, energy: Array, strength: Array | float | None = None
+) -> Float64:
+    """How much of each concept an encoding holds that the other concepts do not account for: c(e).
+
+        c_j(e) = s_j(e) − Σ_{k≠j} λ_k s_j(i_k) c_k(e)
+
+    At full strength these are the coordinates of e in the span of the directions, c = G⁻¹ (n ∘ W_d e): at
+    e = i_1 all but the first are 0, however alike the concepts are. A concept of strength λ takes that share
+    of its coordinate away from the others, so one of strength 0 counts for nobody. One concept: c = s.
+
+    Directions that depend on each other (two copies of one concept) at strength 1 leave c undetermined; the
+    pseudo-inverse then shares the similarity out among them.
+
+    `encodings` (..., text_dim), `direction`, `dual` (J, text_dim), `energy` (J,), `strength` number or (J,)
+    -> (..., J).
+    """
+    parts, scale, cosines, weights = _scaled(encodings, direction, dual, energy, strength)
+    shared = cosines - np.diag(np.diag(cosines))
+    return np.asarray((parts - _taken(parts, cosines, weights) @ shared) / scale, dtype=np.float64)
+
+
 def project(
     encodings: Array, direction: Array, dual: Array, energy: Array, strength: Array | float | None = None
 ) -> Float64:
-    """Take the concepts' directions out of encodings: e_perp = e − Iᵀ Λ G⁻¹ (n ∘ W_d e).
+    """Take the concepts' directions out of encodings: e_perp = e − Iᵀ (Λ G + (1 − Λ) N)⁻¹ Λ (n ∘ W_d e).
 
-    I and W_d have the rows i_j and w_j, Λ = diag(strength), 1 where it is not given. Directions that depend
-    on each other (two copies of one concept) make G singular; its pseudo-inverse then removes their span
-    once.
+    I and W_d have the rows i_j and w_j, N = diag(n), Λ = diag(strength). At full strength, where none is
+    given, this is e − Iᵀ G⁻¹ (n ∘ W_d e), the projection off the span. Each strength leads steadily from
+    there to the projection without that concept: e_perp = e − Iᵀ Λ c with the `coordinates` c. Directions
+    that depend on each other (two copies of one concept) are singular at strength 1 alone; the pseudo-inverse
+    removes their span once, which is also where the smaller strengths lead.
 
     `encodings` (..., text_dim), `direction`, `dual` (J, text_dim), `energy` (J,), `strength` number or (J,)
     -> (..., text_dim).
     """
-    wide = _wide(encodings)
-    scale = np.sqrt(_wide(energy))
-    # G and n ∘ W_d e, divided by √n on every side: cosines, so that one threshold fits concepts of any
-    # energy.
-    cosines = gram(direction, dual, energy) / np.outer(scale, scale)
-    parts = similarity(wide, dual) * scale
-    # Transposed, so that w_k · e_perp = 0 holds exactly for duals that were rounded to float32.
-    coefficients = parts @ np.linalg.pinv(cosines, rcond=_SAME_DIRECTION) / scale
-    if strength is not None:
-        coefficients = coefficients * _wide(strength)
-    return np.asarray(wide - coefficients @ _wide(direction), dtype=np.float64)
+    parts, scale, cosines, weights = _scaled(encodings, direction, dual, energy, strength)
+    taken = _taken(parts, cosines, weights) / scale
+    return np.asarray(_wide(encodings) - taken @ _wide(direction), dtype=np.float64)
 
 
 def edited_projection(
@@ -103,15 +124,21 @@ def edited_projection(
     bias: Array | float,
     temperature: Array | float,
     strength: Array | float | None = None,
+    gates: str = "raw",
 ) -> Float64:
     """The edited key or value projection of one layer: h(e) = W e_perp + Σ_j λ_j σ((s_j − β_j) / τ_j) o*_j.
 
-    The formula as it is written, to hold every faster path against.
+    The formula as it is written, to hold every faster path against. With `gates` "gram" the `coordinates`
+    stand in the place of the similarities s_j.
 
     `encodings` (..., text_dim), `weight` (d_out, text_dim), `targets` (J, d_out), the rest as in `project`
     and `gate` -> (..., d_out).
+
+    Raises:
+        RequestError: unknown `gates`, or a temperature that is not above 0.
     """
-    opened = gate(similarity(encodings, dual), bias, temperature)
+    read = _read_by_gates(gates, encodings, direction, dual, energy, strength)
+    opened = gate(read, bias, temperature)
     if strength is not None:
         opened = opened * _wide(strength)
     e_perp = project(encodings, direction, dual, energy, strength)
@@ -142,21 +169,28 @@ def condition(
     strength: Array | float,
     lock: str = "local",
     superclass_encodings: Array | None = None,
+    gates: str = "raw",
 ) -> Conditioning:
     """Prepare one prompt's encodings for the edited cross-attention; keys and values depend on nothing else.
 
     `encodings` (tokens, text_dim); `direction`, `dual` (J, text_dim); `energy` (J,); `bias`, `temperature`,
-    `strength` numbers or (J,). A row of strength 0 is absent: it takes no part in the projection. With no row
-    left the base model is met exactly: both states are the encodings and every gate is 0.
+    `strength` numbers or (J,). A row of strength 0 is absent, which is also where small strengths lead. With
+    no row left the base model is met exactly: both states are the encodings and every gate is 0.
 
     `lock` "local": keys and values read the edit. "global": keys read `superclass_encodings` (tokens,
-    text_dim), the prompt with the superclass in the concept's place, unedited.
+    text_dim), the prompt with the superclass in each concept's place, unedited, whatever the strengths. That
+    is steady down to strength 0 as well when the caller then gives, as the runtime does, the superclass
+    prompt's encodings for `encodings`.
+
+    `gates` "raw": a concept's gate reads its similarity. "gram": its coordinate (`coordinates`), so that a
+    word opens its own gate and not those of concepts that resemble it.
 
     Raises:
-        RequestError: an unknown lock, a temperature that is not above 0, or encodings of the superclass
-            prompt that are missing or do not match.
+        RequestError: an unknown lock or kind of gates, a temperature that is not above 0, or encodings of the
+            superclass prompt that are missing or do not match.
     """
     plain = np.asarray(encodings, dtype=np.float32)
+    _check_gates(gates)
     keys = _global_keys(plain, lock, superclass_encodings)
     weights = np.broadcast_to(_wide(strength), (len(direction),))
     active = np.flatnonzero(weights)
@@ -166,7 +200,8 @@ def condition(
     rows, duals, energies = (np.asarray(array)[active] for array in (direction, dual, energy))
     e_perp = project(encodings, rows, duals, energies, weights[active]).astype(np.float32)
     beta, tau = (np.broadcast_to(_wide(value), weights.shape)[active] for value in (bias, temperature))
-    opened[:, active] = gate(similarity(encodings, duals), beta, tau) * weights[active]
+    read = _read_by_gates(gates, encodings, rows, duals, energies, weights[active])
+    opened[:, active] = gate(read, beta, tau) * weights[active]
     if keys is None:
         return Conditioning(key_states=e_perp, value_states=e_perp, key_gate=opened, value_gate=opened)
     return Conditioning(
@@ -184,6 +219,47 @@ def locked_keys(weight: Array, superclass_encoding: Array) -> Float32:
     return np.concatenate([(_wide(weight[at : at + 1024]) @ encoding).T for at in blocks], axis=1).astype(
         np.float32
     )
+
+
+def _scaled(
+    encodings: Array, direction: Array, dual: Array, energy: Array, strength: Array | float | None
+) -> tuple[Float64, Float64, Float64, Float64]:
+    """The problem of `project` divided by √n on every side, so that one threshold fits concepts of any energy.
+
+    √n s (..., J), √n (J,), the cosines G_jk / √(n_j n_k) (J, J) and the strengths (J,).
+    """
+    scale = np.sqrt(_wide(energy))
+    cosines = gram(direction, dual, energy) / np.outer(scale, scale)
+    weights = np.broadcast_to(_wide(1.0 if strength is None else strength), scale.shape)
+    return similarity(encodings, dual) * scale, scale, cosines, weights
+
+
+def _taken(parts: Float64, cosines: Float64, weights: Float64) -> Float64:
+    """Λ c in scaled units, (..., J): how much of each direction is taken out.
+
+    (Λ R + 1 − Λ)⁻¹ Λ = Λ^½ M⁻¹ Λ^½, where M is the cosines R with those of two different concepts times
+    √(λ_j λ_k). M is symmetric, and singular only where dependent directions all have strength 1.
+    """
+    root = np.sqrt(weights)
+    matrix = cosines * np.outer(root, root)
+    np.fill_diagonal(matrix, np.diag(cosines))
+    # Transposed, so that w_k · e_perp = 0 holds exactly for duals that were rounded to float32.
+    return (parts * root) @ np.linalg.pinv(matrix, rcond=_SAME_DIRECTION) * root
+
+
+def _read_by_gates(
+    gates: str, encodings: Array, direction: Array, dual: Array, energy: Array, strength: Array | float | None
+) -> Float64:
+    """What the gates read, (..., J)."""
+    _check_gates(gates)
+    if gates == "raw":
+        return similarity(encodings, dual)
+    return coordinates(encodings, direction, dual, energy, strength)
+
+
+def _check_gates(gates: str) -> None:
+    if gates not in GATES:
+        raise RequestError(f"The gates are {gates!r}, expected one of {', '.join(GATES)}.")
 
 
 def _global_keys(plain: Float32, lock: str, superclass_encodings: Array | None) -> Float32 | None:

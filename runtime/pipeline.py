@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.concept import Concept
+from perfusion.conditioning import PromptState, unet_feeds
 from perfusion.errors import ConceptError, DeviceError, PerfusionError, RequestError
 from perfusion.runtime.bank import Bank, Settings
 from perfusion.runtime.bundle import Bundle, read_bundle
-from perfusion.runtime.conditioning import PromptState, unet_feeds
 from perfusion.runtime.latents import initial_noise
 from perfusion.runtime.pictures import as_pictures
 from perfusion.runtime.prompts import PromptEncoder
@@ -202,7 +202,8 @@ class Runtime:
 
         Options: `negative_prompt`, `width`, `height`, `num_inference_steps`, `guidance_scale`, `scheduler`
         ("ddim", "euler"), `lock` ("local", "global": where keys come from; by default what the concepts'
-        files say).
+        files say), `gates` ("raw", "gram": with "gram" a word opens the gate of its own concept and not those
+        of concepts that resemble it).
 
         Raises:
             RequestError: a prompt, seed, size or option that cannot be served.

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.edit import condition
+from perfusion.conditioning import PromptState, conditioned
 from perfusion.errors import RequestError
 from perfusion.runtime.bank import Bank
-from perfusion.runtime.conditioning import PromptState
 from perfusion.runtime.request import Request
 from perfusion.runtime.sessions import Graph
 from perfusion.runtime.tokenizer import PromptTokenizer, TokenizedPrompt, Word
@@ -50,61 +49,35 @@ class PromptEncoder:
         return [
             [
                 *([self._plain(text_encoder, negative)] if request.guided else []),
-                self._edited(text_encoder, prompt, request.lock),
+                self._edited(text_encoder, prompt, request),
             ]
             for prompt, negative in zip(prompts, negatives, strict=True)
         ]
 
     def _plain(self, text_encoder: Graph, prompt: TokenizedPrompt) -> PromptState:
         """A prompt as the base model reads it."""
-        return self._conditioned(self._encode(text_encoder, prompt.input_ids, prompt.concepts), ())
+        encodings = self._encode(text_encoder, prompt.input_ids, prompt.concepts)
+        return conditioned(encodings, self._bank.rows(()))
 
-    def _edited(self, text_encoder: Graph, prompt: TokenizedPrompt, lock: str | None) -> PromptState:
+    def _edited(self, text_encoder: Graph, prompt: TokenizedPrompt, request: Request) -> PromptState:
         """A prompt with the edit of the concepts it names; those of strength 0 are read as their superclass."""
         active = self._bank.active(prompt.concepts)
         if not active:
             return self._plain(text_encoder, prompt)
         encodings = self._encode(text_encoder, prompt.input_ids, prompt.concepts)
-        lock = lock or self._common_lock(active)
+        lock = request.lock or self._bank.common_lock(active)
+        rows = self._bank.rows(active)
         if lock == "local":
-            return self._conditioned(encodings, active)
+            return conditioned(encodings, rows, gates=request.gates)
         superclass_ids, counterparts = self._tokenizer.superclass_version(prompt)
         superclass = self._encode(text_encoder, superclass_ids, ())[counterparts]
-        return self._conditioned(encodings, active, lock, superclass)
-
-    def _conditioned(
-        self, encodings: Array, tokens: Sequence[str], lock: str = "local", superclass: Array | None = None
-    ) -> PromptState:
-        """`encodings` (tokens, text_dim) with the edit of some concepts; of none, as they are."""
-        rows = self._bank.rows(tokens)
-        conditioning = condition(
-            encodings,
-            direction=rows.direction,
-            dual=rows.dual,
-            energy=rows.energy,
-            bias=rows.bias,
-            temperature=rows.temperature,
-            strength=rows.strength,
-            lock=lock,
-            superclass_encodings=superclass,
-        )
-        return PromptState(conditioning=conditioning, rows=rows)
+        return conditioned(encodings, rows, lock, superclass, request.gates)
 
     def _encode(self, text_encoder: Graph, input_ids: NDArray[np.int64], tokens: Sequence[str]) -> Array:
         """(tokens, text_dim) encodings of one prompt; placeholders read the learned words of `tokens`."""
         embeddings = self._bank.embeddings(tokens)
         encodings = text_encoder(input_ids=input_ids[None], concept_embeddings=embeddings)
         return encodings.reshape(encodings.shape[1:])
-
-    def _common_lock(self, tokens: Sequence[str]) -> str:
-        """The lock that the concepts' files ask for."""
-        locks = {token: self._bank.concepts[token].lock for token in tokens}
-        if len(set(locks.values())) > 1:
-            asked = ", ".join(f"{token} {lock}" for token, lock in locks.items())
-            raise RequestError(
-                f"The concepts of one prompt ask for different locks ({asked}). Choose one for all."
-            )
-        return locks[tokens[0]]
 
 
 def _warn(request: Request, prompts: Sequence[TokenizedPrompt]) -> None:

@@ -7,6 +7,7 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from perfusion.edit import GATES
 from perfusion.errors import RequestError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Options(TypedDict, total=False):
     guidance_scale: float  # 1 halves the work: no unconditional row
     scheduler: str  # "ddim" (default) or "euler"
     lock: str  # "local" or "global"; by default what the concepts' files say
+    gates: str  # "raw" (default), or "gram": a word opens its own gate and no like concept's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class Request:
     guidance_scale: float
     scheduler: str
     lock: str | None
+    gates: str
 
     @property
     def guided(self) -> bool:
@@ -65,6 +68,7 @@ def make_request(
     guidance_scale: float | None = None,
     scheduler: str = "ddim",
     lock: str | None = None,
+    gates: str = "raw",
 ) -> Request:
     """Fill in the bundle's defaults and give every picture its prompt and seed.
 
@@ -85,6 +89,8 @@ def make_request(
         )
     if lock is not None and lock not in LOCKS:
         raise RequestError(f"The lock is {lock!r}, expected one of {', '.join(LOCKS)}.")
+    if gates not in GATES:
+        raise RequestError(f"The gates are {gates!r}, expected one of {', '.join(GATES)}.")
     return Request(
         prompts=tuple(prompts),
         seeds=tuple(_seed(one) for one in seeds),
@@ -95,6 +101,7 @@ def make_request(
         guidance_scale=_guidance(guidance_scale, bundle.defaults.guidance_scale),
         scheduler=scheduler,
         lock=lock,
+        gates=gates,
     )
 
 

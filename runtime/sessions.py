@@ -50,10 +50,15 @@ def choose_provider(provider: str) -> str:
 
 
 class Graph:
-    """One graph of the bundle, opened; called with its inputs by name it gives its one output in float32."""
+    """One graph, opened; called with its inputs by name it gives its first output in float32."""
 
     def __init__(
-        self, path: Path, inputs: Sequence[str], output: str, provider: str, threads: int | None = None
+        self,
+        path: Path,
+        inputs: Sequence[str],
+        outputs: str | Sequence[str],
+        provider: str,
+        threads: int | None = None,
     ) -> None:
         """Open a graph that must have exactly these ends.
 
@@ -62,19 +67,23 @@ class Graph:
             DeviceError: the provider could not be had.
         """
         self._path = path
-        self._output = output
+        self._outputs = [outputs] if isinstance(outputs, str) else list(outputs)
         self._session = _open(path, provider, threads)
         found = [end.name for end in self._session.get_inputs()]
-        outputs = [end.name for end in self._session.get_outputs()]
-        if sorted(found) != sorted(inputs) or outputs != [output]:
+        given = [end.name for end in self._session.get_outputs()]
+        if sorted(found) != sorted(inputs) or given != self._outputs:
             raise BundleError(
-                f"{path} takes {', '.join(found)} and gives {', '.join(outputs)}; expected "
-                f"{', '.join(inputs)} and {output}. Export the bundle again."
+                f"{path} takes {', '.join(found)} and gives {', '.join(given)}; expected "
+                f"{', '.join(inputs)} and {', '.join(self._outputs)}. Export the bundle again."
             )
         self._inputs = {end.name: (end.type, tuple(end.shape)) for end in self._session.get_inputs()}
 
     def __call__(self, **feeds: NDArray[Any]) -> NDArray[np.float32]:
-        """Run the graph.
+        """The first output; see `run`."""
+        return self.run(**feeds)[self._outputs[0]]
+
+    def run(self, **feeds: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Run the graph; all outputs by name.
 
         Raises:
             BundleError: an input of a shape the graph does not take: bundle.json and the graph disagree.
@@ -82,10 +91,12 @@ class Graph:
         """
         fed = {name: self._checked(name, array) for name, array in feeds.items()}
         try:
-            (answer,) = self._session.run([self._output], fed)
+            answers = self._session.run(self._outputs, fed)
         except Exception as error:  # onnxruntime's errors have no other base
             raise PerfusionError(f"{self._path} could not be run: {_first_line(error)}.") from error
-        return np.asarray(answer, np.float32)
+        return {
+            name: np.asarray(answer, np.float32) for name, answer in zip(self._outputs, answers, strict=True)
+        }
 
     def _checked(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         """The array in the graph's own precision, its shape held against the graph's."""

@@ -86,3 +86,19 @@ def test_measured_numbers_of_the_readme_are_those_of_the_records() -> None:
         assert any(
             round(value * scale, decimals) == float(cell) for value in known for scale in (1, 0.001)
         ), f"{cell} is in no record"
+
+
+def test_shares_that_the_readme_and_the_model_page_give_are_those_of_the_records() -> None:
+    quality, subjects = (
+        json.loads(next((ROOT / "benchmarks" / "records").glob(f"{name}-*.json")).read_text())["rows"]
+        for name in ("quality", "subjects")
+    )
+    takes = sum(bool(row["takes"]) for row in subjects)
+    page = (ROOT / "docs" / "pocket.md").read_text(encoding="utf-8")
+    for row in quality[:4]:
+        assert f"{row['percent']} %" in README
+        assert f"| {row['percent']} % |" in page
+        assert row["percent"] >= row["bar"]
+    words = ("six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+    assert f"it learns {words[takes - 6]}" in README
+    assert f"**{takes} of {len(subjects)} do**" in page

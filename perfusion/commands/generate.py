@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
     add("--count", type=_count, default=1, metavar="N", help="pictures, with seeds from --seed on")
     add("--lock", choices=["local", "global"], help="where keys come from (default: what the concepts say)")
+    add(
+        "--gates",
+        choices=["raw", "gram"],
+        default="raw",
+        help="with gram a word opens its own concept's gate and no like concept's (default: %(default)s)",
+    )
     add("--provider", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
     add("--threads", type=_at_least_one, metavar="N", help="CPU threads (default: all there are)")
     add("--grid", action="store_true", help="all pictures on one sheet, instead of OUT-0, OUT-1, ...")
@@ -103,7 +109,7 @@ def _draw(runtime: "Runtime", args: argparse.Namespace, seeds: list[int]) -> "li
     """The pictures, with a line of progress a step."""
     given = {
         "num_inference_steps": args.steps, "guidance_scale": args.guidance_scale,
-        "width": args.width, "height": args.height, "lock": args.lock,
+        "width": args.width, "height": args.height, "lock": args.lock, "gates": args.gates,
     }  # fmt: skip
     options: Any = {name: value for name, value in given.items() if value is not None}
     steps = runtime.denoise(

@@ -1,4 +1,4 @@
-"""perfusion-inspect: what is in a concept file or a bundle, and whether it is whole."""
+"""perfusion-inspect: what is in a concept file, a picture card or a bundle, and whether it is whole."""
 
 import argparse
 import json
@@ -19,10 +19,15 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     made = parser(
         "perfusion-inspect",
-        "Show what is in a concept file or a bundle, after checking all of it: names, shapes and numbers of "
-        "a concept; settings, sizes and checksums of a bundle.",
+        "Show what is in a concept file, a picture card or a bundle, after checking all of it: names, shapes and "
+        "numbers of a concept; settings, sizes and checksums of a bundle.",
     )
-    made.add_argument("path", type=Path, metavar="FILE|BUNDLE", help="a concept file, or a bundle's folder")
+    made.add_argument(
+        "path", type=Path, metavar="FILE|BUNDLE", help="a concept file, a card, or a bundle's folder"
+    )
+    made.add_argument(
+        "--extract", type=Path, metavar="FILE", help="write the concept file that a card carries"
+    )
     made.add_argument("--json", action="store_true", help="print one JSON object")
     return made
 
@@ -31,10 +36,16 @@ def _inspect(args: argparse.Namespace) -> int:
     path: Path = args.path
     if path.name == _MANIFEST and path.is_file():
         path = path.parent
+    if args.extract and not path.is_file():
+        raise PerfusionError(
+            f"{path} is no card, expected a PNG that carries a concept. Give one with --extract."
+        )
     if (path / _MANIFEST).is_file():
         facts, lines = _bundle(path)
     elif path.is_file():
         facts, lines = _concept(path)
+        if args.extract:
+            _extract(path, args.extract)
     else:
         found = f"a folder without {_MANIFEST}" if path.is_dir() else "not there"
         raise PerfusionError(
@@ -54,13 +65,22 @@ def _table(facts: dict[str, Any], lines: dict[str, str]) -> str:
 
 def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The facts of a concept file for a program, and for a reader."""
+    from perfusion.card import extract, is_card
     from perfusion.concept import FORMAT_VERSION, Concept
+    from perfusion.container import unpack
+    from perfusion.storage import stored_as
 
-    concept = Concept.load(path)
+    concept = Concept.load(path)  # checks all of it
+    data = path.read_bytes()
+    card = is_card(data)
+    file = extract(data) if card else data
     facts: dict[str, Any] = {
         "kind": "concept",
         "path": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": len(data),
+        "card": card,
+        "concept_bytes": len(file),
+        "storage": stored_as(unpack(file)[0]),
         "format_version": FORMAT_VERSION,
         "token": concept.token,
         "superclass": concept.superclass,
@@ -86,12 +106,27 @@ def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "rows": f"{concept.rows} of {facts['text_dim']} numbers; word embedding {encoders}",
         "values": f"{facts['value_width']} numbers a row",
         "keys": keys,
+        "storage": facts["storage"] + (f", {len(file):,} bytes in a picture" if card else ""),
         "energy": ", ".join(f"{energy:.4g}" for energy in facts["energy"]),
         "defaults": f"bias {concept.bias:g}, temperature {concept.temperature:g}, {concept.lock} lock",
         "made with": concept.created_with or "not said",
         "training": ", ".join(f"{name} {value}" for name, value in concept.training.items()) or "not said",
     }
     return facts, lines
+
+
+def _extract(path: Path, target: Path) -> None:
+    """Write the concept file in a card, byte for byte."""
+    from perfusion.card import extract, is_card
+    from perfusion.files import writing
+
+    data = path.read_bytes()
+    if not is_card(data):
+        raise PerfusionError(
+            f"{path} is a concept file already, expected a card. Copy it instead of --extract."
+        )
+    with writing(target) as file:
+        file.write(extract(data))
 
 
 def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -7,48 +7,116 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, parser, run
+
+if TYPE_CHECKING:
+    from perfusion.training.config import TrainingConfig
+    from perfusion.training.train import TrainingResult
+    from perfusion.training.work_folder import WorkFolder
 
 NAME = "perfusion-train"
 
 
 def _parser() -> argparse.ArgumentParser:
     made = parser(NAME, "Teach a frozen text-to-image model one concept from a few pictures.")
-    made.add_argument(
-        "--images", type=Path, required=True, metavar="DIR", help="folder with pictures of one object"
+    _add_what(made)
+    _add_how(made.add_argument_group("how it learns"))
+    _add_where(made.add_argument_group("memory and speed"))
+    _add_kept(made.add_argument_group("what is kept"))
+    return made
+
+
+def _add_what(made: Any) -> None:
+    add = made.add_argument
+    add("--images", type=Path, required=True, metavar="DIR", help="folder with pictures of one object")
+    add("--superclass", required=True, help='what kind of thing they show: "cat", "teddy bear"')
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="concept file to write, .safetensors, or .png for a picture with the concept inside",
     )
-    made.add_argument("--superclass", required=True, help='what kind of thing they show: "cat", "teddy bear"')
-    made.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="concept file to write (.safetensors)"
+    add(
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="diffusers folder, or a .safetensors checkpoint (default: the embedded pocket model)",
     )
-    made.add_argument(
-        "--model", type=Path, metavar="DIR", help="diffusers folder (default: the embedded pocket model)"
+    add(
+        "--config",
+        type=Path,
+        metavar="DIR",
+        help="for a checkpoint: diffusers folder of the same architecture, for its settings and tokenizer",
     )
-    made.add_argument(
-        "--token", default="", help='the new word (default: the superclass in brackets, "<cat>")'
-    )
-    made.add_argument(
-        "--rows", type=int, default=1, metavar="N", help="placeholder tokens of the concept (default 1)"
-    )
-    made.add_argument(
+    add("--token", default="", help='the new word (default: the superclass in brackets, "<cat>")')
+    add("--rows", type=int, default=1, metavar="N", help="placeholder tokens of the concept (default 1)")
+    add(
         "--masks",
         default="auto",
-        metavar="auto|alpha|none|DIR",
-        help="where the object is (default auto: alpha, if any)",
+        metavar="auto|alpha|clipseg|none|DIR",
+        help="where the object is (default auto: alpha, or else the model's own attention to the superclass)",
     )
-    made.add_argument("--no-flip", action="store_true", help="never mirror the pictures")
-    made.add_argument(
-        "--captions", type=Path, metavar="FILE", help="captions for the second moment, one a line"
+    add("--segmenter", type=Path, metavar="DIR", help="folder of a CLIPSeg model, for --masks clipseg")
+    add(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="mirror half of the prepared pictures; off for lettering and other asymmetric objects",
     )
-    made.add_argument("--steps", type=int, default=400, metavar="N", help="training steps (default 400)")
-    made.add_argument("--batch-size", type=int, default=16, metavar="N", help="samples a step (default 16)")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    made.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    made.add_argument("--storage", default="float16", choices=("float16", "float32"))
-    made.add_argument("--json", action="store_true", help="print what was done as JSON")
-    return made
+    add("--json", action="store_true", help="print what was done as JSON")
+
+
+def _add_how(made: Any) -> None:
+    add = made.add_argument
+    add("--steps", type=int, default=400, metavar="N", help="training steps (default 400)")
+    add("--batch-size", type=int, default=16, metavar="N", help="samples a step (default 16)")
+    add("--seed", type=int, default=0)
+    add(
+        "--gradient",
+        default="ema",
+        choices=("ema", "detach", "straight_through"),
+        help="what the loss sees of the concept's direction (default ema: its 1 %% share)",
+    )
+    add(
+        "--captions",
+        type=Path,
+        metavar="FILE",
+        help="captions for the second moment, one a line (default: those of the model, or our own)",
+    )
+    add("--count-padding", action="store_true", help="count the captions' padding into the second moment too")
+    add(
+        "--select",
+        default="auto",
+        choices=("auto", "last"),
+        help="which snapshot becomes the concept (default auto: the best one, where a judge is at hand)",
+    )
+    add("--scorer", type=Path, metavar="DIR", help="folder of the judge: a CLIP model, or ONNX graphs")
+
+
+def _add_where(made: Any) -> None:
+    add = made.add_argument
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    add("--accumulate", type=int, default=1, metavar="N", help="work a batch off in N parts (default 1)")
+    add("--checkpointing", action="store_true", help="less memory, slower: for cards of 8 to 12 GB")
+
+
+def _add_kept(made: Any) -> None:
+    add = made.add_argument
+    add("--storage", default="float16", choices=("float16", "float32", "int8"))
+    add("--no-keys", action="store_true", help="leave out the keys, which a runtime can derive")
+    add(
+        "--save-every",
+        type=int,
+        default=50,
+        metavar="N",
+        help="steps between snapshots, and between saved states (default 50)",
+    )
+    add("--resume", action="store_true", help="go on with the training that was interrupted")
+    add("--keep-snapshots", action="store_true", help="keep the snapshots, in FILE.work/")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,47 +126,94 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     _check_output(args.output)
+    config = _options(args)
+    from perfusion.training.parallel import opened
+    from perfusion.training.work_folder import WorkFolder
+
+    started, work = time.monotonic(), WorkFolder(args.output)
+    with opened() as here:
+        result = _learn(args, config, work)
+        if not here.main:
+            return 0
+        result.concept.save(args.output, args.storage, keys=not args.no_keys, picture=result.picture)
+        work.finish(keep=args.keep_snapshots)
+    _report(args, config, result, time.monotonic() - started)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> TrainingConfig:
     from perfusion.training.config import TrainingConfig
 
-    config = TrainingConfig(
+    return TrainingConfig(
         superclass=args.superclass, token=args.token, rows=args.rows, steps=args.steps, batch_size=args.batch_size,
-        seed=args.seed, masks=args.masks, flip=not args.no_flip, captions=args.captions, device=args.device,
-        precision=args.precision,
+        seed=args.seed, masks=args.masks, segmenter=args.segmenter, flip=args.flip, captions=args.captions,
+        device=args.device, precision=args.precision, count_padding=args.count_padding, accumulate=args.accumulate,
+        checkpointing=args.checkpointing, direction_gradient=args.gradient, save_every=args.save_every,
+        select=args.select, scorer=args.scorer,
     )  # fmt: skip
-    from perfusion.training.train import train_concept
+
+
+def _learn(args: argparse.Namespace, config: TrainingConfig, work: WorkFolder) -> TrainingResult:
+    """Train, with progress; an interruption tells how to go on."""
+    from perfusion.training.train import train
 
     def say(line: str) -> None:
         if not args.quiet:
             print(f"{NAME}: {line}", file=sys.stderr, flush=True)
 
-    started = time.monotonic()
-    average = 0.0
-    progress = Progress(config.steps, f"training {config.token}", args.quiet, start=1)
-    with ExitStack() as stack:
+    average, progress = 0.0, None
+    try:
+        with ExitStack() as stack:
 
-        def report(step: int, loss: float) -> None:
-            nonlocal average
-            if step == 1:  # the clock starts here: the model is loaded and the pictures are encoded
-                stack.enter_context(progress)
-            average = loss if step == 1 else 0.95 * average + 0.05 * loss
-            progress.update(step, loss=f"{average:.4f}")
+            def report(step: int, loss: float) -> None:
+                nonlocal average, progress
+                if (
+                    progress is None
+                ):  # the clock starts here: the model is loaded and the pictures are encoded
+                    progress = Progress(config.steps, f"training {config.token}", args.quiet, start=step)
+                    stack.enter_context(progress)
+                    average = loss
+                average = 0.95 * average + 0.05 * loss
+                progress.update(step, loss=f"{average:.4f}")
 
-        concept = train_concept(args.images, config, model=args.model, report=report, say=say)
-    concept.save(args.output, storage=args.storage)
-    seconds, size = time.monotonic() - started, args.output.stat().st_size
+            return train(
+                args.images, config, model=args.model, model_config=args.config, report=report, say=say,
+                work=work, resume=args.resume, picture=args.output.suffix.lower() == ".png",
+            )  # fmt: skip
+    except (KeyboardInterrupt, SystemExit):
+        if (kept := work.last_step()) is not None:
+            print(
+                f"{NAME}: step {kept} of {config.steps} is kept in {work.path}; the same command with --resume goes "
+                "on from there",
+                file=sys.stderr,
+            )
+        raise
+
+
+def _report(args: argparse.Namespace, config: TrainingConfig, result: TrainingResult, seconds: float) -> None:
+    """What was done, on stdout; the table of the snapshots goes to stderr, where the progress was."""
+    concept, size = result.concept, args.output.stat().st_size
     if args.json:
         import json
 
-        facts = {
+        facts: dict[str, Any] = {
             "output": str(args.output), "bytes": size, "token": concept.token, "superclass": concept.superclass,
-            "base": concept.base, "steps": config.steps, "seconds": round(seconds, 2), "loss": round(average, 5),
+            "base": concept.base, "steps": config.steps, "seconds": round(seconds, 2), "loss": round(result.loss, 5),
         }  # fmt: skip
+        if result.selection:
+            facts["chosen_step"] = result.selection.best.step
+            facts["snapshots"] = json.loads(result.selection.to_json())
         print(json.dumps(facts))
-    else:
-        print(
-            f"{args.output}: {concept.token} is a {concept.superclass}; {size / 1000:.1f} kB, {seconds:.0f} s"
-        )
-    return 0
+        return
+    chosen = ""
+    if result.selection:
+        chosen = f"step {result.selection.best.step} of {config.steps}, "
+        if not args.quiet:
+            print(result.selection.table(), file=sys.stderr)
+    kilobytes = size / 1000
+    print(
+        f"{args.output}: {concept.token} is a {concept.superclass}; {chosen}{kilobytes:.1f} kB, {seconds:.0f} s"
+    )
 
 
 def _check_output(path: Path) -> None:

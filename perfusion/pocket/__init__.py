@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["bundle_path", "model_path"]
+__all__ = ["bundle_path", "model_path", "scorer_path"]
 
 
 def model_path() -> Path:
@@ -13,3 +13,8 @@ def model_path() -> Path:
 def bundle_path() -> Path:
     """The embedded bundle: the exported graphs lie beside the weights that they read, in one folder."""
     return model_path()
+
+
+def scorer_path() -> Path:
+    """The folder of the judge of this model's pictures (`perfusion.pocket.judge`)."""
+    return Path(__file__).parent / "scorer"

@@ -1,7 +1,7 @@
 """The recipe of the embedded model: python -m perfusion.pocket train --work DIR
 
 One command trains what is not trained yet and continues where it was stopped:
-the autoencoder, its decoder once more, the UNet with the text encoder, then the files that ship.
+the autoencoder, the UNet with the text encoder, the judge of pictures, then the files that ship.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def _parser() -> argparse.ArgumentParser:
         "sprites", help="fetch the openly licensed pictures and build the atlases anew"
     )
     sprites.add_argument("--sources", type=Path, default=Path("sprite-sources"), metavar="DIR")
-    subject = parts.add_parser("subject", help="compose the pictures of a held-out subject, as in examples/")
+    subjects = parts.add_parser("subjects", help="compose the held-out subjects of examples/subjects")
+    subjects.add_argument("--output", type=Path, required=True, metavar="DIR")
+    subject = parts.add_parser("subject", help="compose the pictures of one held-out noun and style")
     subject.add_argument("--noun", required=True)
     subject.add_argument("--style", default="emojione", choices=("emojione", "fxemoji"))
     subject.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -32,8 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", "train whatever is not trained yet, then pack"),
         ("vae", "train the autoencoder"),
         ("unet", "train the UNet and the text encoder"),
-        ("decoder", "sharpen the decoder; needs nothing but the autoencoder"),
-        ("scorer", "train a judge of pictures on the same world; nothing else needs it"),
+        ("scorer", "train the judge of pictures; needs nothing"),
     ):
         part = parts.add_parser(name, help=text)
         part.add_argument(
@@ -45,14 +46,21 @@ def _parser() -> argparse.ArgumentParser:
         part.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
         part.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
         part.add_argument("--vae-steps", type=int, metavar="N")
-        part.add_argument("--decoder-steps", type=int, metavar="N")
         part.add_argument("--unet-steps", type=int, metavar="N")
+        part.add_argument("--scorer-steps", type=int, metavar="N")
     pack = parts.add_parser("pack", help="write the model folder and its bundle from the checkpoints")
     pack.add_argument("--work", type=Path, required=True, metavar="DIR")
     for part in (parts.choices["train"], pack):
         part.add_argument(
             "--output", type=Path, metavar="DIR", help="default: the embedded model's own folder"
         )
+        part.add_argument(
+            "--scorer-output", type=Path, metavar="DIR", help="default: the scorer's own folder"
+        )
+    sheet = parts.add_parser(
+        "sheet", help="draw the fixed prompts, two seeds each, with the model as it ships"
+    )
+    sheet.add_argument("--output", type=Path, required=True, metavar="FILE")
     return made
 
 
@@ -71,20 +79,30 @@ def _body(args: argparse.Namespace) -> int:
         build_atlas(TRAINING_STYLES, args.sources).save(DATA / "sprites.webp")
         build_atlas(HELD_OUT_STYLES, args.sources).save(DATA / "held_out.webp")
         return 0
-    if args.part == "subject":
-        from perfusion.pocket.subjects import save
+    if args.part in ("subject", "subjects"):
+        from perfusion.pocket.subjects import save, save_all
 
-        save(args.noun, args.style, args.output)
+        if args.part == "subjects":
+            save_all(args.output)
+        else:
+            save(args.noun, args.style, args.output)
         return 0
-    from perfusion.pocket import model_path
-    from perfusion.pocket.recipe import pack
+    if args.part == "sheet":
+        from perfusion.pocket.sheet import draw_sheet
 
-    if args.part == "pack":
-        pack(args.work, args.output or model_path())
+        draw_sheet(args.output)
         return 0
-    if _train(args) and args.part == "train":
-        pack(args.work, args.output or model_path())
+    if args.part == "pack" or (_train(args) and args.part == "train"):
+        _pack(args)
     return 0
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from perfusion.pocket import model_path, scorer_path
+    from perfusion.pocket.recipe import pack, pack_scorer
+
+    pack(args.work, args.output or model_path())
+    pack_scorer(args.work, args.scorer_output or scorer_path())
 
 
 def _train(args: argparse.Namespace) -> bool:
@@ -93,32 +111,30 @@ def _train(args: argparse.Namespace) -> bool:
 
     import torch
 
-    from perfusion.pocket.recipe import run_decoder, run_scorer, run_unet, run_vae
+    from perfusion.pocket.recipe import run_scorer, run_unet, run_vae
     from perfusion.pocket.train_scorer import ScorerConfig
     from perfusion.pocket.train_unet import UnetConfig
     from perfusion.pocket.train_vae import VaeConfig
-    from perfusion.training.train import pick_device
+    from perfusion.training.placing import pick_device
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device).type
     args.work.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * args.minutes
-    if args.part == "scorer":
-        return run_scorer(args.work, ScorerConfig(), args.minutes, device)
     done = True
     if args.part in ("train", "vae"):
         config = VaeConfig()
         config = replace(config, steps=args.vae_steps or config.steps)
         done = run_vae(args.work, config, args.minutes, device)
-    if done and args.part in ("train", "decoder"):
-        config = VaeConfig(decoder_only=True, adam_lr=5e-4, muon_lr=0.008, seed=1)
-        config = replace(config, steps=args.decoder_steps or config.steps)
-        done = run_decoder(args.work, config, (ends - time.monotonic()) / 60, device)
     if done and args.part in ("train", "unet"):
         unet = UnetConfig()
         unet = replace(unet, steps=args.unet_steps or unet.steps)
         done = run_unet(args.work, unet, (ends - time.monotonic()) / 60, device)
+    if done and args.part in ("train", "scorer"):
+        scorer = ScorerConfig()
+        scorer = replace(scorer, steps=args.scorer_steps or scorer.steps)
+        done = run_scorer(args.work, scorer, (ends - time.monotonic()) / 60, device)
     return done
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save as serialise
 
-from perfusion.files import writing
+from perfusion.training.state import read_checkpoint, write_checkpoint
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration that pushes singular values towards one (Jordan et al., Muon, 2024)."""
@@ -118,49 +115,23 @@ def save_checkpoint(
     facts: Mapping[str, Any],
 ) -> None:
     """Write everything an exact resume needs to one safetensors file: weights, optimisers, generators, counters."""
-    flat = {
-        f"{group}/{name}": value.detach().contiguous()
-        for group, part in tensors.items()
-        for name, value in part.items()
-    }
-    scalars: list[dict[str, Any]] = []
-    for number, optimiser in enumerate(optimisers):
-        state = optimiser.state_dict()
-        for index, entry in state["state"].items():
-            flat |= {f"optimiser.{number}.{index}/{key}": value.contiguous() for key, value in entry.items()}
-        scalars.append({"param_groups": state["param_groups"]})
-    flat["random/torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        flat["random/cuda"] = torch.cuda.get_rng_state()
-    metadata = {
-        "facts": json.dumps(dict(facts)),
-        "optimisers": json.dumps(scalars),
-        "random": json.dumps(rng.getstate()),
-    }
-    # copies: tensors that share memory cannot be stored under two names
-    with writing(path) as file:
-        file.write(serialise({name: value.clone() for name, value in flat.items()}, metadata))
+    write_checkpoint(
+        path, tensors, optimisers=optimisers, rng=rng, generators=_global_generators(), facts=facts
+    )
 
 
 def load_checkpoint(
     path: Path, optimisers: list[torch.optim.Optimizer], rng: random.Random
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Read a checkpoint: restores the optimisers and generators, returns the tensors by group and the facts."""
-    groups: dict[str, dict[str, torch.Tensor]] = {}
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        for full in file.keys():  # noqa: SIM118 (safe_open has no iterator)
-            group, name = full.split("/", 1)
-            groups.setdefault(group, {})[name] = file.get_tensor(full)
-    for number, (optimiser, saved) in enumerate(
-        zip(optimisers, json.loads(metadata["optimisers"]), strict=True)
-    ):
-        prefix = f"optimiser.{number}."
-        state = {int(key[len(prefix) :]): value for key, value in groups.items() if key.startswith(prefix)}
-        optimiser.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-    torch.set_rng_state(groups["random"]["torch"])
-    if torch.cuda.is_available() and "cuda" in groups["random"]:
-        torch.cuda.set_rng_state(groups["random"]["cuda"])
-    version, internal, gauss = json.loads(metadata["random"])
-    rng.setstate((version, tuple(internal), gauss))
-    return groups, json.loads(metadata["facts"])
+    saved = read_checkpoint(path)
+    saved.restore(optimisers=optimisers, rng=rng, generators=_global_generators())
+    return saved.groups, saved.facts
+
+
+def _global_generators() -> dict[str, torch.Generator]:
+    """Torch's own generators, which the recipe draws from."""
+    generators = {"torch": torch.default_generator}
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.default_generators[torch.cuda.current_device()]
+    return generators

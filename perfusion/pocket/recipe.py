@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,21 @@ from perfusion.pocket.scorer import build_scorer
 from perfusion.pocket.sheet import PROMPTS, contact_sheet
 from perfusion.pocket.sprites import training_atlas
 from perfusion.pocket.tokenizer import build_tokenizer
-from perfusion.pocket.train_scorer import ScorerConfig, train_scorer
+from perfusion.pocket.train_scorer import ScorerConfig, accuracies, train_scorer
 from perfusion.pocket.train_unet import Trainer, UnetConfig, train_unet
 from perfusion.pocket.train_vae import VaeConfig, train_vae
 from perfusion.pocket.vocabulary import words
 from perfusion.pocket.world import Taste, World
 
-__all__ = ["load_trained", "pack", "run_decoder", "run_scorer", "run_unet", "run_vae", "save_sheet"]
+__all__ = [
+    "load_trained",
+    "pack",
+    "pack_scorer",
+    "run_scorer",
+    "run_unet",
+    "run_vae",
+    "save_sheet",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +52,6 @@ def run_vae(work: Path, config: VaeConfig, minutes: float, device: str) -> bool:
     return train_vae(
         pipeline.vae, World(training_atlas(), device=device), config, work / "vae.safetensors", minutes
     )
-
-
-def run_decoder(work: Path, config: VaeConfig, minutes: float, device: str) -> bool:
-    """Sharpen the decoder on the finished encoder's latents; True when its steps are done."""
-    pipeline, world = build_pipeline(), World(training_atlas(), device=device)
-    pipeline.vae.load_state_dict(averaged(work / "vae.safetensors", "average"), strict=False)
-    return train_vae(pipeline.vae, world, config, work / "decoder.safetensors", minutes)
 
 
 def run_unet(work: Path, config: UnetConfig, minutes: float, device: str) -> bool:
@@ -88,9 +90,6 @@ def averaged(path: Path, group: str) -> dict[str, torch.Tensor]:
 def load_vae(pipeline: Any, world: World, checkpoint: Path) -> None:
     """Put the trained autoencoder into the pipeline, with the factor that gives its latents a deviation of one."""
     pipeline.vae.load_state_dict(averaged(checkpoint, "average"), strict=False)
-    sharpened = checkpoint.with_name("decoder.safetensors")
-    if sharpened.exists():
-        pipeline.vae.load_state_dict(averaged(sharpened, "average"), strict=False)
     vae = pipeline.vae.to(world.device).eval()
     vae.register_to_config(scaling_factor=1.0)
     rng = random.Random(1)
@@ -129,16 +128,37 @@ def save_sheet(pipeline: Any, path: Path) -> None:
 
 
 def pack(work: Path, folder: Path) -> None:
-    """Write the shipped folder: float16 weights in diffusers' layout, captions, and the bundle that reads them."""
+    """Write the shipped folder: float16 weights in diffusers' layout, captions, and the bundle that reads them.
+
+    Made beside the folder and moved into it when everything is there: an export that fails leaves the old model whole.
+    """
     from perfusion.export import export_bundle
 
     pipeline = load_trained(work).to(dtype=torch.float16)
-    pipeline.save_pretrained(folder, safe_serialization=True)
     facts = {"family": "pocket", "guidance_scale": GUIDANCE_SCALE, "num_inference_steps": STEPS}
-    with writing(folder / "perfusion.json", "w") as file:
-        file.write(json.dumps(facts, indent=2) + "\n")
-    write_captions(folder / "captions.txt")
-    export_bundle(folder, folder, link_weights=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        made = Path(temporary) / folder.name
+        pipeline.save_pretrained(made, safe_serialization=True)
+        with writing(made / "perfusion.json", "w") as file:
+            file.write(json.dumps(facts, indent=2) + "\n")
+        write_captions(made / "captions.txt")
+        export_bundle(made, made, link_weights=True)
+        for path in sorted(made.rglob("*")):
+            if path.is_file():
+                target = folder / path.relative_to(made)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+
+
+def pack_scorer(work: Path, folder: Path) -> None:
+    """Write the shipped scorer, with its accuracies on scenes from seeds that no training uses."""
+    from perfusion.pocket.scorer_files import save_scorer
+
+    scorer = build_scorer(build_tokenizer(words())).eval()
+    scorer.load_state_dict(averaged(work / "scorer.safetensors", "average"), strict=False)
+    world = World(training_atlas(), backdrops=16, seed=1234)
+    save_scorer(scorer, folder, accuracies(scorer, world, count=2048, seed=4321))
 
 
 def write_captions(path: Path, count: int = CAPTIONS, seed: int = 9) -> None:

@@ -15,15 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perfusion.pocket.judge import COLOUR_NAMES, MAX_COUNT, NOUN_NAMES, PLACE_NAMES
 from perfusion.pocket.tokenizer import CONTEXT_LENGTH
-from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
 
-__all__ = ["PLACE_NAMES", "ImageTower", "Judgement", "Scorer", "build_scorer"]
+__all__ = ["ImageTower", "Judgement", "Scorer", "build_scorer"]
 
-NOUN_NAMES = tuple(NOUNS)
-PLACE_NAMES = (*PLACES, *COLOURS)
-COLOUR_NAMES = ("as it is", *COLOURS)
-MAX_COUNT = 3
 CHANNELS = (32, 64, 128, 192)
 EMBEDDING = 128
 

@@ -6,7 +6,7 @@ They stand for "my cat": a handful of pictures of one thing, with a mask each.
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,33 @@ from perfusion.pocket.sprites import Atlas, held_out_atlas
 from perfusion.pocket.vocabulary import PLACES
 from perfusion.pocket.world import Taste, World
 
-__all__ = ["compose", "only"]
+__all__ = ["SUBJECTS", "Subject", "compose", "only", "save", "save_all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One held-out look of a known noun."""
+
+    name: str
+    noun: str
+    style: str
+
+    @property
+    def token(self) -> str:
+        return f"<{self.name}>"
+
+
+SUBJECTS = tuple(
+    Subject(name=name, noun=noun, style=style)
+    for name, noun, style in (
+        ("tuxedo-cat", "cat", "emojione"), ("pug", "dog", "emojione"), ("purple-owl", "owl", "emojione"),
+        ("grey-penguin", "penguin", "fxemoji"), ("grey-fish", "fish", "emojione"),
+        ("old-robot", "robot", "emojione"), ("school-bus", "bus", "emojione"), ("green-bus", "bus", "fxemoji"),
+        ("pink-mushroom", "mushroom", "emojione"), ("pink-cake", "cake", "fxemoji"),
+        ("gold-hat", "hat", "fxemoji"), ("rainbow-umbrella", "umbrella", "emojione"),
+    )
+)  # fmt: skip
+"""Those in examples/subjects, taken for looking unlike the three pictures of their noun in the training."""
 
 
 def only(atlas: Atlas, noun: str, style: str) -> Atlas:
@@ -57,6 +83,12 @@ def save(noun: str, style: str, folder: Path) -> None:
             picture.save(file, "PNG", optimize=True)
         with writing(folder / "masks" / f"{number}.png") as file:
             mask.save(file, "PNG", optimize=True)
+
+
+def save_all(folder: Path) -> None:
+    """Write the pictures of every one of SUBJECTS into a folder of its name."""
+    for subject in SUBJECTS:
+        save(subject.noun, subject.style, folder / subject.name)
 
 
 def _images(batch: torch.Tensor) -> list[Image.Image]:

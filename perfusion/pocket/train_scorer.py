@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perfusion.pocket.judge import MAX_COUNT, NOUN_NAMES, PLACE_NAMES
 from perfusion.pocket.optim import Average, Muon, load_checkpoint, rate, save_checkpoint, set_rate
 from perfusion.pocket.pool import tokenise
-from perfusion.pocket.scorer import MAX_COUNT, NOUN_NAMES, PLACE_NAMES, Judgement, Scorer
+from perfusion.pocket.scorer import Judgement, Scorer
 from perfusion.pocket.world import Scene, Taste, World
 
 __all__ = ["Labels", "ScorerConfig", "accuracies", "label", "spoil", "texture", "train_scorer"]

@@ -6,6 +6,7 @@ timesteps are noisy ones, objects start large and centred, and cross-attention a
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import time
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 class UnetConfig:
     """How the UNet and the text encoder are trained."""
 
-    steps: int = 9000
+    steps: int = 12_000
     batch: int = 32
     adam_lr: float = 8e-4
     muon_lr: float = 0.01
@@ -49,11 +50,11 @@ class UnetConfig:
 
 def taste_at(progress: float) -> Taste:
     """The curriculum: large centred single objects, then every size and many looks, then pairs and counts."""
-    if progress < 0.3:
+    if progress < 0.25:
         return Taste(size=(0.6, 0.88), spread=0.08, recoloured=0.3, empty_caption=0.1)
-    if progress < 0.7:
+    if progress < 0.45:
         return Taste(size=(0.5, 0.88), spread=0.12, recoloured=0.45, empty_caption=0.1)
-    return Taste(size=(0.45, 0.88), spread=0.15, recoloured=0.45, pairs=0.12, counts=0.06, empty_caption=0.1)
+    return Taste(size=(0.45, 0.88), spread=0.15, recoloured=0.5, pairs=0.3, counts=0.12, empty_caption=0.1)
 
 
 def loss_of(
@@ -120,6 +121,7 @@ class Trainer:
             "text": Average(self.text_encoder, config.average),
         }
         self.pool = Pool(config.pool)
+        self.latents = _digest(self.vae)
 
     def advance(self) -> float:
         """One step: fresh scenes into the pool, a batch out of it, an update. Returns the plain error."""
@@ -152,7 +154,7 @@ class Trainer:
         }
         tensors |= {f"average.{name}": average.state for name, average in self.averages.items()}
         facts = {"step": self.step, "count": self.pool.count, "next": self.pool.next,
-                 "average_steps": self.averages["unet"].steps}  # fmt: skip
+                 "average_steps": self.averages["unet"].steps, "latents": self.latents}  # fmt: skip
         save_checkpoint(path, tensors, self.optimisers, self.rng, facts)
 
     def restore(self, path: Path) -> None:
@@ -160,8 +162,11 @@ class Trainer:
         groups, facts = load_checkpoint(path, self.optimisers, self.rng)
         self.unet.load_state_dict(groups["unet"])
         self.text_encoder.load_state_dict(groups["text"])
-        self.pool.tensors = {name: part.to(self.world.device) for name, part in groups["pool"].items()}
-        self.pool.count, self.pool.next = facts["count"], facts["next"]
+        if facts.get("latents") == self.latents:
+            self.pool.tensors = {name: part.to(self.world.device) for name, part in groups["pool"].items()}
+            self.pool.count, self.pool.next = facts["count"], facts["next"]
+        else:
+            logger.info("the autoencoder is another than this training's: scenes are encoded anew")
         for name, average in self.averages.items():
             average.restore(groups[f"average.{name}"], facts["average_steps"])
         self.step = facts["step"]
@@ -171,6 +176,14 @@ class Trainer:
         """The networks with their averaged weights, for drawing and for the gauge."""
         with self.averages["unet"].applied(), self.averages["text"].applied():
             yield
+
+
+def _digest(vae: torch.nn.Module) -> str:
+    """Tells autoencoders apart: encoded scenes of one are noise to a UNet that sees those of another."""
+    digest = hashlib.sha256(str(vae.config.scaling_factor).encode())  # type: ignore[union-attr]
+    for value in vae.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def train_unet(

@@ -1,4 +1,4 @@
-"""Training of pocket's autoencoder, on 64-pixel crops of the world's scenes.
+"""Training of pocket's autoencoder, on 64-pixel crops of the world's scenes and then on whole ones.
 
 Loss: absolute error, half the squared error, half the error of the edges, and a light pull of the latents towards a
 unit Gaussian. Hidden convolutions learn by Muon, the rest by AdamW.
@@ -24,18 +24,16 @@ logger = logging.getLogger(__name__)
 class VaeConfig:
     """How the autoencoder is trained."""
 
-    steps: int = 9000
+    steps: int = 13_500
     batch: int = 8
     crop: int = 64
+    whole_from: float = 0.96
+    """From this share of the steps on it sees whole pictures, a quarter as many: normalisation by groups has other
+    statistics over a crop, and an autoencoder that never saw more shifts the colours of a picture."""
     adam_lr: float = 1e-3
     muon_lr: float = 0.018
     kl: float = 3e-3
     """Weight of the latents' divergence from a unit Gaussian; at 2e-4 they spread to a deviation of 15."""
-    decoder_only: bool = False
-    """Train the decoder alone, on the latents of a finished encoder: pictures get sharper and the latents, hence a
-    UNet trained on them, stay as they are."""
-    latent_noise: float = 0.08
-    """With `decoder_only`: noise on the latents, in deviations, since a UNet's latents are never quite clean."""
     average: float = 0.998
     seed: int = 0
     save_every: int = 60
@@ -52,8 +50,6 @@ def split_parameters(
     hidden: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, param in module.named_parameters():
-        if not param.requires_grad:
-            continue
         inner = param.ndim >= 2 and min(param.shape[:2]) >= 8 and not any(part in name for part in outer)
         (hidden if inner else rest).append(param)
     return hidden, rest
@@ -71,27 +67,15 @@ def reconstruct(vae: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
     return vae.decode(vae.encode(pictures).latent_dist.mode()).sample  # type: ignore[operator]
 
 
-def encode_noisily(
-    vae: torch.nn.Module, crops: torch.Tensor, config: VaeConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents for the decoder, and their divergence from a unit Gaussian per number of the picture."""
-    if config.decoder_only:
-        with torch.no_grad():
-            mean = vae.encode(crops).latent_dist.mode().float()  # type: ignore[operator]
-        return mean + config.latent_noise * mean.std() * torch.randn_like(mean), torch.zeros(())
-    latent = vae.encode(crops).latent_dist  # type: ignore[operator]
-    mean, logvar = latent.mean.float(), latent.logvar.float()
-    divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / crops.numel()
-    return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean), divergence
-
-
 def loss_of(
     vae: torch.nn.Module, crops: torch.Tensor, config: VaeConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The training loss and, for the log, the mean absolute error."""
     with torch.autocast(crops.device.type, torch.bfloat16):
-        latents, divergence = encode_noisily(vae, crops, config)
-        output = vae.decode(latents).sample.float()  # type: ignore[operator]
+        latent = vae.encode(crops).latent_dist  # type: ignore[operator]
+        mean, logvar = latent.mean.float(), latent.logvar.float()
+        output = vae.decode(mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)).sample.float()  # type: ignore[operator]
+    divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / crops.numel()
     error = output - crops
     across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
     edges = across.abs().mean() + down.abs().mean()
@@ -99,9 +83,12 @@ def loss_of(
     return absolute + 0.5 * error.square().mean() + 0.5 * edges + config.kl * divergence, absolute.detach()
 
 
-def draw_crops(world: World, rng: random.Random, batch: int, crop: int) -> torch.Tensor:
-    """Random crops of fresh scenes, four from each. (batch, 3, crop, crop) in [−1, 1], channels last."""
+def draw_pictures(world: World, rng: random.Random, config: VaeConfig, step: int) -> torch.Tensor:
+    """Random crops of fresh scenes, four from each, or towards the end whole scenes: channels last, in [−1, 1]."""
+    batch, crop = config.batch, config.crop
     pictures = world.render([world.sample(rng, SCENES) for _ in range(max(1, batch // 4))])[0] * 2 - 1
+    if step >= config.whole_from * config.steps:
+        return pictures.contiguous(memory_format=torch.channels_last)
     corners = [
         (rng.randrange(world.size - crop + 1), rng.randrange(world.size - crop + 1)) for _ in range(batch)
     ]
@@ -119,9 +106,6 @@ def train_vae(
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
     vae.train().to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.decoder_only:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
     hidden, rest = split_parameters(vae, ("conv_in", "decoder.conv_out", "post_quant_conv"))
     optimisers: list[torch.optim.Optimizer] = [
         Muon(hidden, config.muon_lr),
@@ -134,7 +118,7 @@ def train_vae(
         vae.load_state_dict(groups["live"])
         average.restore(groups["average"], facts["average_steps"])
         step = facts["step"]
-    elif not config.decoder_only:
+    else:
         with torch.no_grad():
             vae.quant_conv.bias[4:] = -5.0  # type: ignore[operator, union-attr]  # start with little latent noise
     held_out = world.render([world.sample(random.Random(7), SCENES) for _ in range(32)])[0] * 2 - 1
@@ -142,7 +126,7 @@ def train_vae(
     first, shown = step, 0.0
     while step < config.steps and time.monotonic() - started < 60 * minutes:
         set_rate(optimisers, rate(step, config.steps, decay_from=0.3))
-        loss, absolute = loss_of(vae, draw_crops(world, rng, config.batch, config.crop), config)
+        loss, absolute = loss_of(vae, draw_pictures(world, rng, config, step), config)
         vae.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -10,6 +10,9 @@ from perfusion.errors import TrainingError
 
 __all__ = ["TrainingConfig"]
 
+MASKS = ("auto", "alpha", "clipseg", "none")
+"""What `TrainingConfig.masks` may say besides a folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -37,17 +40,36 @@ class TrainingConfig:
     """The gate in training; the file's defaults for drawing are a bias of 0.75 and a temperature of 0.15."""
     masks: str | Path = "auto"
     """Where the object is: a folder of masks named like the pictures, `alpha` for the pictures' own alpha channel,
-    `none`, or `auto`: alpha where a picture has one, else none."""
+    `none`; or found where a picture has no alpha: `auto` by the base model's own attention to the superclass, `clipseg`
+    by the model in `segmenter`. A mask that covers nearly nothing or everything is not believed."""
+    segmenter: Path | None = None
+    """Folder of a CLIPSeg model, for masks `clipseg`."""
     flip: bool = True
     """Mirror half of the prepared pictures; off for objects that are not symmetric, such as lettering."""
     crops: int = 8
     """Prepared variants of every picture (mirrored, shifted, scaled a little), each encoded once."""
     captions: Path | None = None
-    """Captions, one a line, for the second moment of the text encodings; None: the base model's own."""
+    """Captions, one a line, for the second moment of the text encodings; None: the captions.txt of the base model's
+    folder, or without one the corpus that ships with us."""
+    count_padding: bool = False
+    """Count the padding after a caption into the second moment. Off: on most bases its encodings resemble the end
+    token's. On for a base whose gate opens over the padding."""
     device: str = "auto"
     precision: str = "auto"
     """`bf16` runs the frozen UNet in bfloat16, `fp32` does not; `auto`: bf16 where the hardware has it. The text
     encoder and the edit itself are always float32."""
+    accumulate: int = 1
+    """Parts in which a batch goes through the UNet, one after another: less memory, the same gradient."""
+    checkpointing: bool = False
+    """Save memory, for graphics cards of 8 to 12 GB: activations are computed again on the way back, the VAE leaves the
+    device when the pictures are encoded, and the UNet's weights are held in 16 bits where it computes in them."""
+    save_every: int = 50
+    """Steps between two snapshots, which are what `select` chooses from, and between two saved states."""
+    select: str = "auto"
+    """`auto`: the snapshot with the best scores, where there is a judge at hand (the embedded model has one), else the
+    last; `last`: the last."""
+    scorer: Path | None = None
+    """Folder of the judge: a CLIP model, or a scorer of ONNX graphs."""
 
     def __post_init__(self) -> None:
         if not self.superclass.strip():
@@ -61,12 +83,15 @@ class TrainingConfig:
                 f"the token is {self.token!r:.80}, expected a word in angle brackets without spaces, at most 64 "
                 "characters, such as '<cat>'"
             )
+        self._check_companions()
         for name, low, high in (
             ("rows", 1, 4),
             ("seed", 0, 2**32 - 1),
             ("steps", 1, 100_000),
             ("batch_size", 1, 1024),
             ("crops", 1, 64),
+            ("accumulate", 1, self.batch_size),
+            ("save_every", 1, 100_000),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -81,6 +106,21 @@ class TrainingConfig:
         for name, known in (
             ("direction_gradient", ("ema", "detach", "straight_through")),
             ("precision", ("auto", "fp32", "bf16")),
+            ("select", ("auto", "last")),
         ):
             if getattr(self, name) not in known:
                 raise TrainingError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+
+    def _check_companions(self) -> None:
+        """Options that need or exclude each other."""
+        if isinstance(self.masks, str) and self.masks not in MASKS:
+            object.__setattr__(self, "masks", Path(self.masks))
+        if (self.masks == "clipseg") != (self.segmenter is not None):
+            raise TrainingError(
+                f"masks is {str(self.masks)!r} and segmenter {self.segmenter}; --masks clipseg and --segmenter DIR, "
+                "the folder of a CLIPSeg model, go together"
+            )
+        if self.scorer is not None and self.select == "last":
+            raise TrainingError(
+                "a scorer was given, and with --select last nothing is scored; leave one of them out"
+            )

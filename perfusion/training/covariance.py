@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import torch
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 
-from perfusion.base import BaseModel, encode
+from perfusion.base import BaseModel
 from perfusion.errors import PerfusionError, TrainingError
 from perfusion.files import writing
+from perfusion.training.captions import generate_captions
 
 __all__ = ["cache_folder", "cached_second_moment", "inverse", "load_captions", "second_moment"]
 
@@ -30,15 +32,23 @@ RIDGE = 1e-6
 """Added to the diagonal, times the mean eigenvalue. Condition numbers reach 1e10; from 1e-2 on the gate leaks."""
 BATCH = 128
 MIN_CAPTIONS = 100
+TRIM_WIDTH = 512
+"""Encoders at least this wide read only as much of the padding as the longest caption of a batch leaves: nothing sees
+what comes after it, and it costs four times the captions. It does move the last bit, and narrow encoders take seconds
+anyway, so these keep the numbers that concepts for them were trained with."""
+SAY_EVERY = 15.0
+"""Seconds between two lines about the progress."""
 
 
 def load_captions(base: BaseModel, path: Path | None) -> list[str]:
-    """Captions, one a line: the user's file, or `captions.txt` of the base model's folder."""
+    """Captions, one a line: the user's file, or `captions.txt` of the base model's folder, or our own corpus."""
     source = path or base.folder / "captions.txt"
+    if path is None and not source.is_file():
+        return generate_captions()
     if not source.is_file():
         raise TrainingError(
-            f"{source}: no captions. The second moment of the text encodings is computed from captions like the "
-            "prompts to come; give a text file with one a line (--captions FILE)"
+            f"{source}: no such file; --captions expects a text file with one caption a line, like the prompts to "
+            "come. Without it the captions that ship with us are used"
         )
     try:
         lines = [line.strip() for line in source.read_text("utf-8").splitlines() if line.strip()]
@@ -52,34 +62,52 @@ def load_captions(base: BaseModel, path: Path | None) -> list[str]:
 
 
 @torch.no_grad()
-def second_moment(base: BaseModel, captions: Sequence[str], *, count_padding: bool = False) -> torch.Tensor:
+def second_moment(
+    base: BaseModel,
+    captions: Sequence[str],
+    *,
+    count_padding: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> torch.Tensor:
     """C over the captions' tokens: start, words and the first end token, each once a caption.
+
+    With two text encoders it is that of their encodings side by side, which is what the keys and values read.
 
     Args:
         count_padding: count the padding too. CLIP pads with its end token, so its encodings resemble the end's.
+        progress: called after every batch with the captions done and how many there are.
 
     Returns:
         (text_dim, text_dim) float64, symmetric.
     """
-    tokenizer: Any = base.tokenizer
     device = next(base.text_encoder.parameters()).device
+    trim = base.text_dim >= TRIM_WIDTH and not count_padding
+    if trim:  # captions of a length come together
+        captions = sorted(captions, key=len)
+    ends = [int(tokenizer.eos_token_id) for tokenizer in base.tokenizers]
     total = torch.zeros(base.text_dim, base.text_dim, dtype=torch.float64)
     count = 0
     for start in range(0, len(captions), BATCH):
-        batch = list(captions[start : start + BATCH])
-        ids = tokenizer(
-            batch, padding="max_length", max_length=base.context_length, truncation=True, return_tensors="pt"
-        ).input_ids.to(device)
-        encodings = encode(base.text_encoder, ids).double().cpu()
-        tokens = (
-            encodings.flatten(0, 1)
-            if count_padding
-            else encodings[real_tokens(ids.cpu(), tokenizer.eos_token_id)]
-        )
+        ids = caption_ids(base, captions[start : start + BATCH])
+        # two tokenizers agree on the end but for captions with many exclamation marks, SDXL's second padding token
+        real = torch.stack([real_tokens(*pair) for pair in zip(ids, ends, strict=True)]).any(0)
+        length = int(real.sum(1).max()) if trim else real.shape[1]
+        hidden = base.encode([row[:, :length].to(device) for row in ids], pooled=False).hidden
+        encodings = hidden.double().cpu()
+        tokens = encodings.flatten(0, 1) if count_padding else encodings[real[:, :length]]
         total += tokens.T @ tokens
         count += len(tokens)
+        if progress:
+            progress(min(start + BATCH, len(captions)), len(captions))
     moment = total / count
     return (moment + moment.T) / 2
+
+
+def caption_ids(base: BaseModel, captions: Sequence[str]) -> list[torch.Tensor]:
+    """Padded token ids for each text encoder, (captions, tokens) int64; what is too long is cut."""
+    options = {"padding": "max_length", "max_length": base.context_length, "truncation": True}
+    tokenizers: tuple[Any, ...] = base.tokenizers
+    return [tokenizer(list(captions), return_tensors="pt", **options).input_ids for tokenizer in tokenizers]
 
 
 def real_tokens(ids: torch.Tensor, eos: int) -> torch.Tensor:
@@ -112,41 +140,70 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir()) / "perfusion-edge"
 
 
-def cache_key(base: BaseModel, captions: Sequence[str]) -> str:
-    """A fingerprint of everything the moment depends on: the encoder's weights, the tokenizer and the captions."""
+def cache_key(base: BaseModel, captions: Sequence[str], *, count_padding: bool = False) -> str:
+    """A fingerprint of everything the moment depends on: the encoders' weights, the tokenizers and the captions."""
     digest = hashlib.sha256(b"second moment, format 1\n")
-    for name, value in sorted(base.text_encoder.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    tokenizer: Any = base.tokenizer
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for text_encoder, tokenizer in zip(base.text_encoders, base.tokenizers, strict=True):
+        for name, value in sorted(text_encoder.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+        digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update("\n".join(captions).encode())
+    if count_padding:
+        digest.update(b"\0padding counted")
     return digest.hexdigest()
 
 
 def cached_second_moment(
-    base: BaseModel, captions: Sequence[str], say: Callable[[str], None] = logger.info
+    base: BaseModel,
+    captions: Sequence[str],
+    say: Callable[[str], None] = logger.info,
+    *,
+    count_padding: bool = False,
 ) -> torch.Tensor:
-    """`second_moment`, read from the cache when it was computed before. A cache that cannot be used costs only time."""
-    path = cache_folder() / f"second-moment-{cache_key(base, captions)[:32]}.safetensors"
-    try:
-        moment = deserialise(path.read_bytes())["second_moment"]
-        if moment.shape == (base.text_dim, base.text_dim) and bool(torch.isfinite(moment).all()):
-            return moment
-        logger.warning("%s is damaged; it is computed again", path)
-    except FileNotFoundError:
-        pass
-    except (
-        Exception
-    ) as error:  # safetensors raises its own kind for a damaged file; nothing is lost by starting over
-        logger.warning("%s cannot be read (%s); it is computed again", path, error)
+    """`second_moment`, read from the cache when it was computed before. A cache that cannot be used costs only time.
+
+    Processes that compute the same moment at once write the same file, each as a whole: the last one stays.
+    """
+    key = cache_key(base, captions, count_padding=count_padding)
+    path = cache_folder() / f"second-moment-{key[:32]}.safetensors"
+    moment = read_moment(path, base.text_dim)
+    if moment is not None:
+        return moment
     say(
         f"computing the second moment of the text encodings from {len(captions)} captions, once for this model"
     )
-    moment = second_moment(base, captions)
+    moment = second_moment(base, captions, count_padding=count_padding, progress=saying(say))
     try:
         with writing(path) as file:
             file.write(serialise({"second_moment": moment}))
     except PerfusionError as error:
         logger.warning("the second moment is not kept for next time: %s", error)
     return moment
+
+
+def read_moment(path: Path, dim: int) -> torch.Tensor | None:
+    """The moment in a cache file, None where there is none that can be used."""
+    try:
+        moment = deserialise(path.read_bytes())["second_moment"]
+        if moment.shape == (dim, dim) and bool(torch.isfinite(moment).all()):
+            return moment
+        logger.warning("%s is damaged; it is computed again", path)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # safetensors raises its own kind; nothing is lost by starting over
+        logger.warning("%s cannot be read (%s); it is computed again", path, error)
+    return None
+
+
+def saying(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Progress in lines, for what takes minutes with a large encoder on a CPU; nothing is said of what is quick."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if done < total and time.monotonic() - last >= SAY_EVERY:
+            last = time.monotonic()
+            say(f"{done} of {total} captions encoded")
+
+    return progress

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from perfusion.base import BaseModel
 from perfusion.errors import TrainingError
 
-__all__ = ["TEMPLATES", "check_superclass", "check_token", "input_ids", "word_ids"]
+__all__ = ["TEMPLATES", "Prompt", "as_tensors", "check_superclass", "check_token", "input_ids", "word_ids"]
 
 TEMPLATES = (
     "a photo of a {}",
@@ -38,25 +39,42 @@ def word_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def input_ids(base: BaseModel, template: str, subject: list[int]) -> tuple[list[int], int]:
-    """A template with the subject's ids in its gap, padded to the context length.
+class Prompt(NamedTuple):
+    """One prompt for a base model: the token ids for each of its text encoders, and where the subject is."""
 
-    Returns:
-        The ids and the position of the subject's last token.
+    ids: tuple[list[int], ...]
+    last: int
+    """Position of the subject's last token, the same for all encoders."""
+
+
+def input_ids(base: BaseModel, template: str, subject: Sequence[Sequence[int]]) -> Prompt:
+    """A template with the subject's ids in its gap, padded to the context length as each tokenizer does.
+
+    Args:
+        subject: the ids for each text encoder; as many for one as for the other, so that its place is the same in
+            both prompts. The tokenizers of a base model split the template's own words alike.
     """
-    tokenizer: Any = base.tokenizer
+    padded = []
+    for tokenizer, inside in zip(base.tokenizers, subject, strict=True):
+        ids, last = _around(tokenizer, template, inside)
+        if len(ids) > base.context_length:
+            raise TrainingError(
+                f"the prompt {template!r} has {len(ids)} tokens, the model reads {base.context_length}"
+            )
+        # SDXL's second tokenizer pads with "!", the first with the end token
+        padded.append(ids + [tokenizer.pad_token_id] * (base.context_length - len(ids)))
+    return Prompt(ids=tuple(padded), last=last)
+
+
+def _around(tokenizer: Any, template: str, subject: Sequence[int]) -> tuple[list[int], int]:
+    """Start, template and subject, end; and the position of the subject's last token."""
     before, after = (word_ids(tokenizer, part) for part in template.split("{}"))
     ids = [tokenizer.bos_token_id, *before, *subject, *after, tokenizer.eos_token_id]
-    if len(ids) > base.context_length:
-        raise TrainingError(
-            f"the prompt {template!r} has {len(ids)} tokens, the model reads {base.context_length}"
-        )
-    padding = [tokenizer.pad_token_id] * (base.context_length - len(ids))
-    return ids + padding, len(before) + len(subject)
+    return ids, len(before) + len(subject)
 
 
-def check_superclass(base: BaseModel, superclass: str) -> list[int]:
-    """The superclass's token ids. Raises `TrainingError` for a word that the base model cannot know."""
+def check_superclass(base: BaseModel, superclass: str) -> tuple[list[int], ...]:
+    """The superclass's token ids for each text encoder. Raises `TrainingError` for a word that the base cannot know."""
     tokenizer: Any = base.tokenizer
     if base.family == "pocket":
         from perfusion.pocket.vocabulary import NOUNS
@@ -74,7 +92,7 @@ def check_superclass(base: BaseModel, superclass: str) -> list[int]:
                 f"the superclass {word!r} is not in the model's vocabulary (it breaks into {len(pieces)} pieces); "
                 "use a common word for this kind of thing"
             )
-    return word_ids(tokenizer, superclass)
+    return tuple(word_ids(tokenizer, superclass) for tokenizer in base.tokenizers)
 
 
 def check_token(base: BaseModel, token: str) -> None:
@@ -86,6 +104,10 @@ def check_token(base: BaseModel, token: str) -> None:
         )
 
 
-def as_tensor(rows: list[list[int]], device: torch.device) -> torch.Tensor:
-    """Token ids as a tensor, (batch, tokens) int64."""
-    return torch.tensor(rows, dtype=torch.int64, device=device)
+def as_tensors(prompts: Sequence[Prompt], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The token ids of prompts for each text encoder, (batch, tokens) int64."""
+    encoders = range(len(prompts[0].ids))
+    return tuple(
+        torch.tensor([prompt.ids[encoder] for prompt in prompts], dtype=torch.int64, device=device)
+        for encoder in encoders
+    )

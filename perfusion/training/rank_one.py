@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,17 +23,17 @@ class Edit:
 class RankOneEdit(nn.Module):
     """The trained part of a concept; everything else is frozen.
 
-    Trained: `embeddings` (rows, hidden) v*, and `target_values` (rows, Σ d_V) o*_V. Buffers, saved but not trained by
-    gradient: `direction` (rows, text_dim) i*, `target_keys` (rows, Σ d_K) o*_K, locked to the superclass, and
-    `inverse_moment` (text_dim, text_dim) C⁻¹, float64.
+    Trained: `embeddings`, (rows, hidden) v* of each text encoder, and `target_values` (rows, Σ d_V) o*_V. Buffers,
+    saved but not trained by gradient: `direction` (rows, text_dim) i*, `target_keys` (rows, Σ d_K) o*_K, locked to the
+    superclass, and `inverse_moment` (text_dim, text_dim) C⁻¹, float64.
     """
 
     def __init__(
-        self, *, embeddings: Tensor, direction: Tensor, target_keys: Tensor, target_values: Tensor,
+        self, *, embeddings: Sequence[Tensor], direction: Tensor, target_keys: Tensor, target_values: Tensor,
         inverse_moment: Tensor, bias: float, temperature: float, decay: float = 0.99, gradient: str = "ema",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.embeddings = nn.Parameter(embeddings.float().clone())
+        self.embeddings = nn.ParameterList(nn.Parameter(table.float().clone()) for table in embeddings)
         self.target_values = nn.Parameter(target_values.float().clone())
         self.direction: Tensor
         self.target_keys: Tensor
@@ -41,6 +42,11 @@ class RankOneEdit(nn.Module):
         self.register_buffer("target_keys", target_keys.float().clone())
         self.register_buffer("inverse_moment", inverse_moment.double().clone())
         self.bias, self.temperature, self.decay, self.gradient = bias, temperature, decay, gradient
+
+    @property
+    def rows(self) -> int:
+        """Placeholder tokens of the concept."""
+        return len(self.direction)
 
     def follow(self, concept: Tensor) -> Tensor:
         """Move the direction towards the batch's mean encoding of the concept's tokens, (rows, text_dim).

@@ -99,7 +99,7 @@ class Doubles(nn.Module):
 
 def graph_of(module: nn.Module, *, output: End) -> Graph:
     sample = End(name="sample", dims=("batch", 3))
-    return Graph(name="trial", module=module, inputs=(sample,), output=output, example={"batch": 2})
+    return Graph(name="trial", module=module, inputs=(sample,), outputs=(output,), example={"batch": 2})
 
 
 def test_a_module_that_no_graph_can_hold_is_an_error_of_one_line_with_the_graphs_name():

@@ -65,7 +65,7 @@ def plain(graphs, base, open_session, tmp_path_factory):
         name="plain",
         module=Plain(base.unet),
         inputs=edited.inputs[:3],
-        output=edited.output,
+        outputs=edited.outputs,
         example=edited.example,
     )
     path = tmp_path_factory.mktemp("plain") / "plain.onnx"
@@ -184,7 +184,7 @@ def test_a_layer_of_the_graph_is_the_formula_in_numpy(make_concept, open_session
             End(name="keys", dims=("concepts", 8)),
             End(name="values", dims=("concepts", 8)),
         ),
-        output=End(name="out", dims=("batch", "positions", 8)),
+        outputs=(End(name="out", dims=("batch", "positions", 8)),),
         example={"batch": 2, "tokens": 5, "concepts": 3, "positions": 6},
     )
     save(to_onnx(graph), tmp_path / "layer.onnx")

@@ -105,7 +105,7 @@ def test_a_tokenizer_whose_ids_the_text_encoder_does_not_know_is_refused(base, v
         get_vocab = base.tokenizer.get_vocab
 
     with pytest.raises(ModelError, match=f"pad_token_id is {value}, expected an id below {base.vocab_size}"):
-        manifest_of(dataclasses.replace(base, tokenizer=Tokenizer()))
+        manifest_of(dataclasses.replace(base, tokenizers=(Tokenizer(),)))
 
 
 def test_a_vae_that_shifts_latents_is_refused(base, monkeypatch):

@@ -1,13 +1,17 @@
 """A tiny base model with random weights, in pocket's structure."""
 
 import random
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from perfusion.base import BaseModel, load_base
 from perfusion.pocket.architecture import build_pipeline
-from perfusion.pocket.vocabulary import NOUNS, PLACES, article, place_phrases
+from perfusion.pocket.tokenizer import build_tokenizer
+from perfusion.pocket.vocabulary import NOUNS, PLACES, article, place_phrases, words
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +32,68 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_base(tiny_model: Path) -> BaseModel:
     """The tiny model, opened; tests must leave it as it is."""
     return load_base(tiny_model)
+
+
+def build_tiny_xl(seed: int = 0) -> Any:
+    """A `StableDiffusionXLPipeline` of random weights: two text encoders of 32 and 48, the second padded with "!",
+    three levels of which the first has no attention, as SDXL's."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    pipeline = build_pipeline("tiny", seed)
+    torch.manual_seed(seed)
+    tokenizer, second = build_tokenizer(words()), build_tokenizer(words())
+    second.pad_token = "!"
+    layout = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # wrong in the published files too
+    common = layout | ids
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 1),
+        cross_attention_dim=80,
+        attention_head_dim=(1, 2),
+        norm_num_groups=4,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=40 + 6 * 8,
+    )
+    wide = CLIPTextConfig(
+        hidden_size=48, intermediate_size=96, projection_dim=40, hidden_act="gelu", **common
+    )
+    return StableDiffusionXLPipeline(
+        vae=pipeline.vae,
+        text_encoder=CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=64, **common)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(wide).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=second,
+        unet=unet.eval(),
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_pipeline() -> Any:
+    """See `build_tiny_xl`; tests must leave it as it is."""
+    return build_tiny_xl()
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_model(tiny_xl_pipeline: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of that pipeline, with captions."""
+    folder = tmp_path_factory.mktemp("tiny-xl") / "model"
+    tiny_xl_pipeline.save_pretrained(folder)
+    (folder / "perfusion.json").write_text('{"family": "tinyxl"}')
+    shutil.copy(tiny_model / "captions.txt", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_base(tiny_xl_model: Path) -> BaseModel:
+    """The SDXL-shaped model, opened; tests must leave it as it is."""
+    return load_base(tiny_xl_model)

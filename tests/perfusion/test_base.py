@@ -88,6 +88,26 @@ def test_the_fingerprint_is_the_same_in_either_precision_and_moves_with_a_weight
     assert fingerprint(pipeline.unet, *sizes) != base.fingerprint
 
 
+def test_the_fingerprint_of_two_text_encoders_names_both_tables(tiny_xl_base, tiny_xl_model):
+    stored = safetensors.numpy.load_file(tiny_xl_model / UNET)
+    digest = hashlib.sha256()
+    for layer in tiny_xl_base.layers:
+        for projection in ("to_k", "to_v"):
+            digest.update(stored[f"{layer.name}.{projection}.weight"].astype("<f2").tobytes())
+    words = tiny_xl_base.vocab_size
+    digest.update(f"{words}x32+{words}x48".encode())
+    assert tiny_xl_base.fingerprint == digest.hexdigest()
+
+
+def test_the_parts_of_a_model_with_two_text_encoders_are_in_their_order(tiny_xl_base):
+    assert tiny_xl_base.hidden_sizes == (32, 48)
+    assert tiny_xl_base.text_encoder is tiny_xl_base.text_encoders[0]
+    assert tiny_xl_base.tokenizer is tiny_xl_base.tokenizers[0]
+    assert tiny_xl_base.parts == (tiny_xl_base.unet, *tiny_xl_base.text_encoders, tiny_xl_base.vae)
+    assert (tiny_xl_base.resolution, tiny_xl_base.downscale) == (32, 4)
+    assert not any(weight.requires_grad for part in tiny_xl_base.parts for weight in part.parameters())
+
+
 def ids_of(base: BaseModel, *prompts: str) -> torch.Tensor:
     return torch.tensor(base.tokenizer(list(prompts), padding="max_length").input_ids)
 
@@ -211,8 +231,14 @@ BROKEN = {
         "UNet3DConditionModel, expected UNet2D",
     ),
     "a transformer": (index(transformer=["diffusers", "FluxTransformer2DModel"]), "no fixed keys"),
-    "two text encoders": (index(text_encoder_2=["transformers", "CLIPTextModel"]), "two text encoders"),
-    "a pickle": (pickled, "safetensors in unet/.*pickle"),
+    "a second text encoder that is not there": (
+        index(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
+        "has no text_encoder_2",
+    ),
+    "a pickle": (
+        pickled,
+        r"only diffusion_pytorch_model\.bin; .*safetensors in unet/.*pickle.*save it again",
+    ),
     "a truncated file": (truncated, "its unet cannot be read"),
     "a tensor short": (a_tensor_short, r"unet miss 1 tensors, the first conv_out\.bias"),
     "a config of another model": (another_width, "its unet cannot be read"),
@@ -246,7 +272,7 @@ def test_a_folder_that_is_not_there_or_a_file_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no such folder"):
         load_base(tmp_path / "nothing")
     (tmp_path / "model.ckpt").write_bytes(b"")
-    with pytest.raises(ModelError, match="a file, expected the folder"):
+    with pytest.raises(ModelError, match=r"expected a \.safetensors file or the folder"):
         load_base(tmp_path / "model.ckpt")
 
 
@@ -258,7 +284,7 @@ def test_parts_of_different_models_are_refused(base):
         BaseModel(**(parts | {"unet": pipeline.unet}))
     pipeline.tokenizer.add_tokens("<new>")
     with pytest.raises(ModelError, match=rf"ids up to {base.vocab_size} and the text encoder has"):
-        BaseModel(**(parts | {"tokenizer": pipeline.tokenizer}))
+        BaseModel(**(parts | {"tokenizers": (pipeline.tokenizer,)}))
     pipeline.unet.register_to_config(in_channels=4, cross_attention_dim=48)
     with pytest.raises(ModelError, match="gives 32 numbers a token and the UNet reads 48"):
         BaseModel(**(parts | {"unet": pipeline.unet}))

@@ -16,6 +16,7 @@ from perfusion.concept import Concept
 from perfusion.container import unpack
 from perfusion.edit import edited_projection
 from perfusion.errors import ConceptError
+from perfusion.storage import STORAGES
 
 FORMAT_PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 TENSORS = (
@@ -62,16 +63,16 @@ def test_the_bytes_are_known():
         b'{"__metadata__":{"base":"pocket","base_fingerprint":"' + b"0" * 64 + b'","bias":"0.75",'
         b'"created_with":"","format":"perfusion-concept","format_version":"1","lock":"local",'
         b'"superclass":"b","temperature":"0.15","token":"<a>","training.seed":"7"},'
-        b'"direction":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},'
-        b'"dual":{"dtype":"F32","shape":[1,2],"data_offsets":[8,16]},'
-        b'"energy":{"dtype":"F32","shape":[1],"data_offsets":[16,20]},'
-        b'"superclass_encoding":{"dtype":"F16","shape":[1,2],"data_offsets":[20,24]},'
-        b'"embeddings.0":{"dtype":"F16","shape":[1,3],"data_offsets":[24,30]},'
-        b'"target_values":{"dtype":"F16","shape":[1,2],"data_offsets":[30,34]}}'
+        b'"dual":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},'
+        b'"energy":{"dtype":"F32","shape":[1],"data_offsets":[8,12]},'
+        b'"direction":{"dtype":"F16","shape":[1,2],"data_offsets":[12,16]},'
+        b'"superclass_encoding":{"dtype":"F16","shape":[1,2],"data_offsets":[16,20]},'
+        b'"embeddings.0":{"dtype":"F16","shape":[1,3],"data_offsets":[20,26]},'
+        b'"target_values":{"dtype":"F16","shape":[1,2],"data_offsets":[26,30]}}'
     )
     header += b" " * (-len(header) % 8)
-    floats = bytes.fromhex("00000040 00000000 0000003f 0000803f 00008040")
-    halves = bytes.fromhex("003c 00bc 0038 0034 0000 003c 0040")
+    floats = bytes.fromhex("0000003f 0000803f 00008040")
+    halves = bytes.fromhex("0040 0000 003c 00bc 0038 0034 0000 003c 0040")
     assert concept.to_bytes() == struct.pack("<Q", len(header)) + header + floats + halves
 
 
@@ -89,7 +90,7 @@ def test_the_safetensors_library_reads_what_is_written(make_concept, tmp_path, s
     read = safetensors.numpy.load_file(tmp_path / "cat.safetensors")
     assert set(read) == set(TENSORS)
     for name, array in arrays_of(concept).items():
-        kind = np.float32 if name in ("direction", "dual", "energy") else np.dtype(storage)
+        kind = np.float32 if name in ("dual", "energy") else np.dtype(storage)
         assert read[name].dtype == kind
         np.testing.assert_array_equal(read[name], array.astype(kind))
     with safetensors.safe_open(tmp_path / "cat.safetensors", "np") as file:
@@ -106,10 +107,17 @@ def test_what_the_safetensors_library_writes_is_read(make_concept):
 
 def test_sizes_are_those_promised_for_stable_diffusion(make_concept):
     training = {"steps": "400", "seed": "0", "pictures": "5", "final_loss": "0.1234"}
-    with_keys = make_concept(text_dim=768, width=12480, training=training)
-    without = dataclasses.replace(with_keys, target_keys=None)
-    assert len(with_keys.to_bytes()) <= 60 * 1024
-    assert len(without.to_bytes()) <= 36 * 1024
+    sd15 = make_concept(text_dim=768, width=12480, training=training)
+    assert len(sd15.to_bytes()) <= 60_000
+    assert len(sd15.to_bytes(keys=False)) <= 35_000
+    words = (np.ones((1, 768)), np.ones((1, 1280)))
+    unit = np.ones((1, 2048)) / np.sqrt(
+        2048
+    )  # a covariance of this width would take longer than all the rest
+    vectors = {"direction": unit, "dual": unit, "energy": np.ones(1), "superclass_encoding": unit}
+    values = np.random.default_rng(0).normal(size=(1, 83200))
+    sdxl = make_concept(**vectors, embeddings=words, target_values=values, training=training)
+    assert len(sdxl.to_bytes("int8", keys=False)) <= 100 * 1024
 
 
 def test_a_number_beyond_float16_is_refused_and_fits_float32(make_concept):
@@ -123,7 +131,7 @@ def test_a_number_beyond_float16_is_refused_and_fits_float32(make_concept):
 
 def test_an_unknown_storage_is_refused(make_concept):
     with pytest.raises(
-        ConceptError, match=re.escape("storage is 'int4', expected one of ['float16', 'float32']")
+        ConceptError, match=re.escape("storage is 'int4', expected one of ['float16', 'float32', 'int8']")
     ):
         make_concept().to_bytes("int4")
 
@@ -182,7 +190,7 @@ def test_a_saved_concept_projects_exactly_as_before(make_concept):
 
     np.testing.assert_array_equal(project(Concept.from_bytes(concept.to_bytes("float32"))), project(concept))
     half = project(Concept.from_bytes(concept.to_bytes("float16"))) - project(concept)
-    assert 0 < np.abs(half).max() < 2e-3  # only o* was rounded
+    assert 0 < np.abs(half).max() < 6e-3  # i* and o* were rounded, w* was not
 
 
 def test_arrays_are_float32_contiguous_and_cannot_be_written(make_concept):
@@ -207,9 +215,10 @@ def test_a_concept_is_printed_by_its_names_and_not_its_numbers(make_concept):
     assert repr(make_concept()) == "Concept(token='<cat>', superclass='cat', base='pocket', rows=1)"
 
 
-def test_loading_takes_less_than_a_millisecond(make_concept, tmp_path):
+@pytest.mark.parametrize("storage", STORAGES)
+def test_loading_takes_less_than_a_millisecond(make_concept, tmp_path, storage):
     path = tmp_path / "c.safetensors"
-    make_concept(text_dim=768, width=12480).save(path)
+    make_concept(text_dim=768, width=12480).save(path, storage)
     best = float("inf")
     for _ in range(50):  # the best of many: other programs may run
         start = time.perf_counter()

@@ -151,7 +151,7 @@ def test_metadata_that_cannot_be_used_is_refused_by_name(make_concept, changes, 
     "name, changes, message",
     [
         ("dual", {"dtype": "F16"}, "'dual' of shape"),
-        ("dual", {"dtype": "I8"}, "dtype 'I8', expected one of"),
+        ("dual", {"dtype": "I32"}, "dtype 'I32', expected one of"),
         ("dual", {"dtype": ["F32"]}, "dtype"),
         ("dual", {"shape": [1, 9]}, "32 bytes by its data_offsets, expected 36"),
         ("dual", {"shape": [1, 1 << 61]}, "expected one or two positive numbers"),
@@ -161,9 +161,9 @@ def test_metadata_that_cannot_be_used_is_refused_by_name(make_concept, changes, 
         ("dual", {"shape": [True, 8]}, "expected one or two positive numbers"),
         ("dual", {"shape": [-1, -8]}, "expected one or two positive numbers"),
         ("dual", {"shape": [1, 8.0]}, "expected one or two positive numbers"),
-        ("dual", {"shape": [0, 8], "data_offsets": [32, 32]}, "expected one or two positive numbers"),
+        ("dual", {"shape": [0, 8], "data_offsets": [0, 0]}, "expected one or two positive numbers"),
         ("dual", {"shape": [8]}, r"'dual' has shape \(8,\), expected \(1, 8\)"),
-        ("dual", {"data_offsets": [0, 32]}, "gap or overlap"),
+        ("dual", {"data_offsets": [16, 48]}, "gap or overlap"),
         ("dual", {"data_offsets": [64, 32]}, "-32 bytes by its data_offsets"),
         ("dual", {"data_offsets": "32"}, r"expected \[begin, end\]"),
         ("dual", {"extra": 1}, "expected dtype, shape, data_offsets"),
@@ -192,7 +192,7 @@ def test_an_unknown_tensor_is_named(make_concept, name):
         Concept.from_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["direction", "dual", "energy"])
+@pytest.mark.parametrize("name", ["dual", "energy"])
 def test_float16_is_refused_where_it_would_lose_the_cancellation(make_concept, name):
     data = rebuilt(make_concept(), **{name: getattr(make_concept(), name).astype(np.float16)})
     with pytest.raises(ConceptError, match=f"'{name}' is float16, expected float32"):
@@ -350,6 +350,7 @@ def mutate_numbers(data, chance):
 def test_a_damaged_file_is_read_or_refused_and_nothing_else(make_concept, mutate):
     chance = random.Random(0)
     originals = [make_concept().to_bytes(), make_concept(rows=2, target_keys=None).to_bytes("float32")]
+    originals += [make_concept(rows=2, width=128).to_bytes("int8")]
     refused: list[str] = []
     for _ in range(2500):
         data = mutate(chance.choice(originals), chance)

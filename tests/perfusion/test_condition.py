@@ -28,10 +28,11 @@ def applied(states, gates, weight, targets):
     return states.astype(np.float64) @ weight.T + gates.astype(np.float64) @ targets
 
 
+@pytest.mark.parametrize("gates", ["raw", "gram"])
 @pytest.mark.parametrize("strength", [[1.0, 1.0], [0.3, 0.9], [1.0, 0.5]])
-def test_a_conditioned_prompt_gives_the_reference_projection(make_space, strength):
+def test_a_conditioned_prompt_gives_the_reference_projection(make_space, strength, gates):
     space = make_space(concepts=2)
-    arguments = prompt(space, strength=np.array(strength))
+    arguments = prompt(space, strength=np.array(strength), gates=gates)
     made = condition(space.encodings, **arguments)
     expected = edited_projection(space.encodings, space.weight, space.targets, **arguments)
     assert {array.dtype for array in vars(made).values()} == {np.dtype(np.float32)}
@@ -72,6 +73,48 @@ def test_a_concept_of_strength_zero_is_absent_for_the_others(make_space):
     assert not np.allclose(
         made.value_states, both.value_states, atol=1e-3
     )  # the second does count when it is on
+
+
+@pytest.mark.parametrize("gates", ["raw", "gram"])
+@pytest.mark.parametrize("lock", ["local", "global"])
+def test_a_small_strength_is_hardly_more_than_none(make_space, gates, lock):
+    space = make_space(concepts=3)
+    options = {"lock": lock, "gates": gates, "superclass_encodings": space.encodings[::-1]}
+    three = {"bias": 0.6, "temperature": 0.1}
+    without, nearly = (
+        condition(space.encodings, **prompt(space, strength=np.array([1.0, least, 0.7]), **three), **options)
+        for least in (0.0, 1e-6)
+    )
+    for name, expected in vars(without).items():
+        np.testing.assert_allclose(vars(nearly)[name], expected, atol=1e-4)
+
+
+def test_one_concept_and_orthogonal_ones_have_the_same_gates_of_both_kinds(make_space):
+    space = make_space()
+    alone = {name: value[:1] for name, value in prompt(space).items()}
+    raw, gram = (condition(space.encodings, **alone, gates=gates) for gates in ("raw", "gram"))
+    np.testing.assert_array_equal(raw.value_gate, gram.value_gate)
+    apart = np.eye(2, TEXT_DIM)  # C = 1: orthogonal, of energy 1
+    both = prompt(space, direction=apart, dual=apart, energy=np.ones(2))
+    raw, gram = (condition(space.encodings, **both, gates=gates) for gates in ("raw", "gram"))
+    np.testing.assert_allclose(raw.value_gate, gram.value_gate, atol=1e-6)
+
+
+@pytest.mark.parametrize("gates", ["raw", "gram"])
+def test_two_copies_give_finite_states_and_gates(make_space, gates):
+    space = make_space(1e4)
+    twice = {
+        name: np.concatenate([value[:1], value[:1]]).astype(np.float32)
+        for name, value in prompt(space).items()
+    }
+    made = condition(space.encodings, **twice, gates=gates)
+    assert all(np.isfinite(array).all() for array in vars(made).values())
+
+
+def test_unknown_gates_are_refused_even_where_nothing_is_active(make_space):
+    space = make_space(concepts=2)
+    with pytest.raises(RequestError, match="gates are 'grams', expected one of raw, gram"):
+        condition(space.encodings, **prompt(space, strength=0.0), gates="grams")
 
 
 def test_strength_goes_straight_from_the_base_to_the_edit(make_space):

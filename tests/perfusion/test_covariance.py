@@ -1,6 +1,7 @@
 """The second moment of the text encodings."""
 
 import copy
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,15 @@ import torch
 
 from perfusion.base import BaseModel, encode
 from perfusion.errors import TrainingError
+from perfusion.training.captions import generate_captions
 from perfusion.training.covariance import (
     cache_folder,
+    cache_key,
     cached_second_moment,
     inverse,
     load_captions,
     real_tokens,
+    saying,
     second_moment,
 )
 
@@ -40,7 +44,7 @@ def test_is_independent_of_the_batch_size(tiny_base: BaseModel, monkeypatch: pyt
 def test_tokenizer_that_names_no_length_is_padded_to_the_models(tiny_base: BaseModel) -> None:
     tokenizer = copy.deepcopy(tiny_base.tokenizer)
     tokenizer.model_max_length = 10**30
-    nameless = replace(tiny_base, tokenizer=tokenizer)
+    nameless = replace(tiny_base, tokenizers=(tokenizer,))
     assert torch.equal(second_moment(nameless, CAPTIONS), second_moment(tiny_base, CAPTIONS))
 
 
@@ -117,5 +121,112 @@ def test_too_few_captions_are_refused(tiny_base: BaseModel, tmp_path: Path) -> N
     (tmp_path / "few.txt").write_text("a cat\n")
     with pytest.raises(TrainingError, match="1 captions, expected at least 100"):
         load_captions(tiny_base, tmp_path / "few.txt")
-    with pytest.raises(TrainingError, match=r"no captions.*--captions"):
+    with pytest.raises(TrainingError, match=r"no such file; --captions expects"):
         load_captions(tiny_base, tmp_path / "none.txt")
+
+
+def test_of_two_encoders_it_is_that_of_their_encodings_side_by_side(tiny_xl_base: BaseModel) -> None:
+    """Token by token, without batches, sorting or cut padding."""
+    total, count = torch.zeros(80, 80, dtype=torch.float64), 0
+    for caption in CAPTIONS:
+        ids = [tokenizer(caption, return_tensors="pt").input_ids for tokenizer in tiny_xl_base.tokenizers]
+        with torch.no_grad():
+            tokens = tiny_xl_base.encode(ids).hidden[0].double()
+        total, count = total + tokens.T @ tokens, count + len(tokens)
+    found = second_moment(tiny_xl_base, CAPTIONS)
+    torch.testing.assert_close(found, total / count, rtol=1e-5, atol=1e-6)
+
+
+def test_cutting_the_padding_of_wide_encoders_changes_nothing(
+    tiny_xl_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = second_moment(tiny_xl_base, CAPTIONS)
+    padded = second_moment(tiny_xl_base, CAPTIONS, count_padding=True)
+    monkeypatch.setattr("perfusion.training.covariance.TRIM_WIDTH", 0)
+    lengths: list[int] = []
+    hook = tiny_xl_base.text_encoder.encoder.layers[0].register_forward_pre_hook(
+        lambda module, inputs: lengths.append(inputs[0].shape[1])
+    )
+    torch.testing.assert_close(second_moment(tiny_xl_base, CAPTIONS), whole, rtol=1e-5, atol=1e-6)
+    assert max(lengths) < 20
+    assert torch.equal(second_moment(tiny_xl_base, CAPTIONS, count_padding=True), padded), (
+        "counted, so not cut"
+    )
+    hook.remove()
+
+
+def test_another_encoder_never_gets_this_ones_moment(
+    tiny_base: BaseModel, tiny_xl_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one that differs in a single weight of either encoder, or in what is counted."""
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path))
+    keys = {cache_key(tiny_base, CAPTIONS), cache_key(tiny_base, CAPTIONS, count_padding=True)}
+    keys.add(cache_key(tiny_xl_base, CAPTIONS))
+    for index in range(2):
+        encoders = list(copy.deepcopy(tiny_xl_base.text_encoders))
+        next(encoders[index].parameters()).data[:, 0] += 1
+        changed = replace(tiny_xl_base, text_encoders=tuple(encoders))
+        keys.add(cache_key(changed, CAPTIONS))
+        first, other = (cached_second_moment(base, CAPTIONS) for base in (tiny_xl_base, changed))
+        assert not torch.equal(first, other)
+    assert len(keys) == 5
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_counting_the_padding_is_kept_apart_in_the_cache(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path))
+    for counted in (False, True, False, True):
+        found = cached_second_moment(tiny_base, CAPTIONS, count_padding=counted)
+        assert torch.equal(found, second_moment(tiny_base, CAPTIONS, count_padding=counted))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_two_that_compute_at_once_both_succeed_and_leave_one_whole_file(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path))
+    together = threading.Barrier(2, timeout=60)
+
+    def slowly(*arguments: object, **options: object) -> torch.Tensor:
+        moment = second_moment(*arguments, **options)
+        together.wait()  # neither has written when both have computed
+        return moment
+
+    monkeypatch.setattr("perfusion.training.covariance.second_moment", slowly)
+    found: list[torch.Tensor] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(cached_second_moment(tiny_base, CAPTIONS)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(found[0], found[1])
+    monkeypatch.setattr("perfusion.training.covariance.second_moment", None)  # not to be called any more
+    assert torch.equal(cached_second_moment(tiny_base, CAPTIONS), found[0])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_our_own_captions_serve_a_model_that_brings_none(tiny_base: BaseModel, tmp_path: Path) -> None:
+    assert load_captions(replace(tiny_base, folder=tmp_path), None) == generate_captions()
+    assert load_captions(tiny_base, None) == (tiny_base.folder / "captions.txt").read_text().splitlines()
+
+
+def test_progress_is_told_after_every_batch(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perfusion.training.covariance.BATCH", 4)
+    told: list[tuple[int, int]] = []
+    second_moment(tiny_base, CAPTIONS, progress=lambda done, total: told.append((done, total)))
+    assert told == [(4, 6), (6, 6)]
+
+
+def test_progress_is_said_now_and_then_and_not_of_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    clock = iter([0.0, 1.0, 16.0, 16.0, 17.0])
+    monkeypatch.setattr("perfusion.training.covariance.time.monotonic", lambda: next(clock))
+    progress = saying(said.append)
+    for done in (1, 2, 3, 4):
+        progress(done, 4)
+    assert said == ["2 of 4 captions encoded"]

@@ -1,11 +1,13 @@
 """The algebra of docs/method.md. The oracle is the covariance form, which the code under test never sees."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from perfusion.edit import (
+    coordinates,
     edited_projection,
     gate,
     gram,
@@ -21,6 +23,31 @@ def without_span(space, encodings):
     basis, _ = np.linalg.qr(np.linalg.solve(factor, space.direction.T))
     white = np.linalg.solve(factor, encodings.T)
     return (factor @ (white - basis @ (basis.T @ white))).T
+
+
+def correlated(make_space, cosine):
+    """Two concepts of energy 1 and 9 whose directions have this cosine under C⁻¹."""
+    space = make_space(10.0, concepts=2)
+    first, second = space.direction / np.sqrt(space.energy)[:, None]
+    second = second - space.inner(first[None], second[None])[0, 0] * first  # now <i_1, i_2> = 0
+    second /= np.sqrt(space.inner(second[None], second[None])[0, 0])
+    directions = np.stack([first, 3 * (cosine * first + np.sqrt(1 - cosine**2) * second)])
+    return dataclasses.replace(space, direction=directions)
+
+
+def projected(space, rows, strength):
+    direction, dual, energy = rows
+    return project(space.encodings, direction, dual, energy, strength)
+
+
+def coordinated(space, rows, strength):
+    direction, dual, energy = rows
+    return coordinates(space.encodings, direction, dual, energy, strength)
+
+
+def copies(space, stored=np.float64):
+    """The rows of a concept and of its copy."""
+    return [np.concatenate([array, array]).astype(stored) for array in space.rows]
 
 
 conditioned = pytest.mark.parametrize("condition_number", [1.0, 10.0, 1e4, 1e8])
@@ -235,12 +262,7 @@ def test_nearly_parallel_concepts_are_still_told_apart(make_space):
 
 def test_subtracting_correlated_concepts_one_by_one_leaves_much_of_them(make_space):
     """The negative control: the cheap form e − Σ i_j s_j is not the projection."""
-    space = make_space(10.0, concepts=2)
-    first, second = space.direction / np.sqrt(space.energy)[:, None]
-    second = second - space.inner(first[None], second[None])[0, 0] * first  # now <i_1, i_2> = 0
-    second /= np.sqrt(space.inner(second[None], second[None])[0, 0])
-    correlated = np.stack([first, 0.62 * first + np.sqrt(1 - 0.62**2) * second])
-    space = dataclasses.replace(space, direction=correlated)
+    space = correlated(make_space, 0.62)
     cheap = space.encodings - similarity(space.encodings, space.dual) @ space.direction
     parallel = np.linalg.norm(space.encodings - without_span(space, space.encodings), axis=1)
     left = np.linalg.norm(cheap - without_span(space, space.encodings), axis=1) / parallel
@@ -312,3 +334,123 @@ def test_the_gates_share_falls_with_the_bias(make_space):
         for bias in biases
     ]
     assert np.all(np.diff(shares) < 0)
+
+
+def test_a_partial_strength_solves_the_problem_that_it_is_defined_by(make_space):
+    """The oracle is the formula as docs/method.md writes it, with an ordinary inverse."""
+    space = make_space(1e3, concepts=3)
+    weights = np.array([0.9, 0.3, 0.6])
+    inner = space.inner(space.direction, space.direction)
+    mixed = np.diag(weights) @ inner + np.diag((1 - weights) * space.energy)
+    parts = space.inner(space.encodings, space.direction)  # n ∘ W_d e
+    taken = np.linalg.solve(mixed, (parts * weights).T).T
+    found = projected(space, space.rows, weights)
+    np.testing.assert_allclose(found, space.encodings - taken @ space.direction, rtol=1e-9, atol=1e-9)
+
+
+@conditioned
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+def test_one_concept_is_taken_out_in_proportion_to_its_strength(make_space, condition_number, strength):
+    space = make_space(condition_number)
+    single = space.encodings - strength * similarity(space.encodings, space.dual) * space.direction
+    np.testing.assert_allclose(projected(space, space.rows, strength), single, rtol=1e-11, atol=1e-10)
+
+
+def test_a_strength_leads_steadily_to_the_projection_without_its_concept(make_space):
+    space = correlated(make_space, 0.62)
+    alone = project(space.encodings, *(array[:1] for array in space.rows))
+    scale = np.abs(space.encodings).max()
+    for small in (1e-3, 1e-6, 1e-9, 0.0):
+        found = projected(space, space.rows, np.array([1.0, small]))
+        assert np.abs(found - alone).max() <= 20 * small * scale + 1e-11
+    path = [projected(space, space.rows, np.array([1.0, at])) for at in np.linspace(0, 1, 201)]
+    steps = [np.abs(after - before).max() for before, after in itertools.pairwise(path)]
+    whole = np.abs(path[-1] - path[0]).max()
+    assert max(steps) < whole / 20, "a jump somewhere between strength 0 and 1"
+
+
+@pytest.mark.parametrize("strengths", [(1.0, 0.4), (0.3, 0.3), (0.0, 1.0), (1.0, 1.0)])
+def test_copies_of_any_strength_take_no_more_than_the_direction(make_space, strengths):
+    space = make_space(1e4)
+    found = projected(space, copies(space), np.array(strengths))
+    first, second = strengths
+    product = first * second
+    share = (
+        1.0 if product == 1 else (first + second - 2 * product) / (1 - product)
+    )  # the 2 × 2 solved by hand
+    expected = space.encodings - share * similarity(space.encodings, space.dual) * space.direction
+    np.testing.assert_allclose(found, expected, atol=1e-8)
+    assert 0 <= share <= 1
+
+
+@pytest.mark.parametrize("stored", [np.float64, np.float32])
+@pytest.mark.parametrize("missing", [(1.0, 1.0), (1.0, 0.0), (0.2, 0.7)])
+def test_copies_whose_strength_rises_to_1_arrive_where_the_pseudo_inverse_stands(make_space, stored, missing):
+    space = make_space(100.0)
+    rows = copies(space, stored)
+    there = project(space.encodings, *rows)
+    for short in (1e-3, 1e-5, 1e-7, 1e-9, 1e-12):
+        found = projected(space, rows, 1 - short * np.array(missing))
+        assert np.abs(found - there).max() <= 10 * short + 1e-5 * np.abs(space.encodings).max()
+
+
+def test_the_coordinate_of_a_single_concept_is_its_similarity(make_space):
+    space = make_space()
+    found = coordinated(space, space.rows, 0.4)
+    np.testing.assert_allclose(found, similarity(space.encodings, space.dual), rtol=1e-13)
+
+
+def test_coordinates_are_what_the_span_is_made_of(make_space):
+    space = make_space(1e3, concepts=4)
+    made = np.random.default_rng(1).normal(size=(30, 4))
+    inside = made @ space.direction
+    orthogonal = without_span(space, space.encodings[:30])
+    np.testing.assert_allclose(coordinates(inside + orthogonal, *space.rows), made, atol=1e-9)
+
+
+def test_at_its_own_direction_a_concept_is_the_only_one(make_space):
+    space = correlated(make_space, 0.62)
+    raw = similarity(space.direction, space.dual)
+    np.testing.assert_allclose(raw, [[1, 0.62 / 3], [0.62 * 3, 1]], atol=1e-10)
+    np.testing.assert_allclose(coordinates(space.direction, *space.rows), np.eye(2), atol=1e-10)
+
+
+def test_coordinates_of_orthogonal_concepts_are_their_similarities(make_space):
+    space = correlated(make_space, 0.0)
+    np.testing.assert_allclose(
+        coordinated(space, space.rows, np.array([0.3, 1.0])),
+        similarity(space.encodings, space.dual),
+        atol=1e-11,
+    )
+
+
+def test_a_coordinate_counts_the_others_as_far_as_they_are_strong(make_space):
+    space = correlated(make_space, 0.62)
+    for strength in (0.0, 1e-6, 0.5, 1.0):
+        weights = np.array([1.0, strength])
+        found = coordinated(space, space.rows, weights)
+        across = similarity(space.direction, space.dual).T  # s_j(i_k)
+        np.fill_diagonal(across, 0)
+        expected = similarity(space.encodings, space.dual) - (found * weights) @ across.T
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+        e_perp = space.encodings - (found * weights) @ space.direction
+        np.testing.assert_allclose(projected(space, space.rows, weights), e_perp, atol=1e-10)
+    first = coordinated(space, space.rows, np.array([1.0, 0.0]))[:, 0]
+    np.testing.assert_allclose(first, similarity(space.encodings, space.dual)[:, 0], atol=1e-11)
+
+
+def test_copies_share_their_coordinate(make_space):
+    space = make_space(100.0)
+    found = coordinates(space.encodings, *copies(space))
+    half = similarity(space.encodings, space.dual) / 2
+    np.testing.assert_allclose(found, np.concatenate([half, half], axis=1), atol=1e-9)
+
+
+def test_gram_gates_open_for_the_own_word_only(make_space):
+    space = correlated(make_space, 0.62)
+    direction, dual, energy = space.rows
+    arguments = (direction, space.weight, space.targets, direction, dual, energy, 0.75, 0.1)
+    own, closed = gate(1.0, 0.75, 0.1), gate(0.0, 0.75, 0.1)
+    expected = np.array([[own, closed], [closed, own]]) @ space.targets
+    np.testing.assert_allclose(edited_projection(*arguments, gates="gram"), expected, atol=1e-10)
+    assert np.abs(edited_projection(*arguments) - expected).max() > 0.1  # the paper's gates open for both

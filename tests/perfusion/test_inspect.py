@@ -171,3 +171,36 @@ def test_the_module_is_the_command_too(concept):
     found = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
     assert found.returncode == 0
     assert b"valid" in found.stdout
+
+
+def test_a_card_is_described_and_gives_its_file_back(make_concept, tmp_path, capsys):
+    make_concept().save(tmp_path / "cat.png", "int8")
+    extracted = tmp_path / "cat.safetensors"
+    assert main([str(tmp_path / "cat.png"), "--json", "--extract", str(extracted)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["card"], facts["storage"], facts["concept_bytes"]) == (
+        True,
+        "int8",
+        extracted.stat().st_size,
+    )
+    assert facts["bytes"] == (tmp_path / "cat.png").stat().st_size > facts["concept_bytes"]
+    assert extracted.read_bytes() == make_concept().to_bytes("int8")
+    assert main([str(tmp_path / "cat.png")]) == 0
+    assert f"int8, {facts['concept_bytes']:,} bytes in a picture" in capsys.readouterr().out
+
+
+def test_nothing_is_extracted_of_what_is_no_card(concept, bundle, tmp_path, capsys):
+    for path, found in ((concept, "a concept file already"), (bundle, "no card")):
+        assert main([str(path), "--extract", str(tmp_path / "x")]) == 1
+        assert found in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()
+
+
+def test_a_picture_that_is_no_card_is_an_exit_code_and_one_line(tmp_path, capsys):
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert main([str(tmp_path / "a.png")]) == 1
+    err = capsys.readouterr().err
+    assert "carries no concept" in err
+    assert err.count("\n") == 1

@@ -20,7 +20,7 @@ from perfusion.pocket.sprites import TRAINING_STYLES, Atlas, held_out_atlas, tra
 from perfusion.pocket.subjects import compose, only
 from perfusion.pocket.tokenizer import build_tokenizer, learn_merges
 from perfusion.pocket.train_unet import Trainer, UnetConfig, train_unet
-from perfusion.pocket.train_vae import VaeConfig, train_vae
+from perfusion.pocket.train_vae import VaeConfig, draw_pictures, train_vae
 from perfusion.pocket.vocabulary import NOUNS, words
 from perfusion.pocket.world import Item, Scene, Taste, World
 
@@ -186,6 +186,20 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(value, second.averages["text"].state[name]), name
 
 
+def test_another_autoencoder_means_another_pool_of_scenes(tmp_path: Path) -> None:
+    """Encoded scenes of one autoencoder are noise to a UNet that sees those of another."""
+    first = trainer()
+    first.advance()
+    first.save(tmp_path / "checkpoint")
+    pipeline = build_pipeline("tiny")
+    with torch.no_grad():
+        next(pipeline.vae.parameters()).add_(0.1)
+    changed, same = Trainer(pipeline, first.world, first.config), trainer()
+    for one, kept in ((changed, 0), (same, first.pool.count)):
+        one.restore(tmp_path / "checkpoint")
+        assert (one.step, one.pool.count) == (1, kept)
+
+
 def test_autoencoder_learns_in_a_few_steps(tmp_path: Path, world: World) -> None:
     vae = build_pipeline("tiny").vae
     pictures = world.render([world.sample(random.Random(3)) for _ in range(8)])[0] * 2 - 1
@@ -195,6 +209,13 @@ def test_autoencoder_learns_in_a_few_steps(tmp_path: Path, world: World) -> None
     with torch.no_grad():
         after = float((vae(pictures).sample - pictures).square().mean())
     assert after < 0.7 * before
+
+
+def test_autoencoder_sees_crops_first_and_whole_pictures_in_the_end(world: World) -> None:
+    config = VaeConfig(steps=100, batch=8, crop=16, whole_from=0.9)
+    rng = random.Random(0)
+    assert draw_pictures(world, rng, config, 89).shape == (8, 3, 16, 16)
+    assert draw_pictures(world, rng, config, 90).shape == (2, 3, world.size, world.size)
 
 
 def test_only_the_noun_is_renamed_for_the_gauge() -> None:

@@ -14,7 +14,7 @@ def make_edit(rows: int = 1, **options: object) -> RankOneEdit:
     generator = torch.Generator().manual_seed(rows)
     samples = torch.randn(200, DIM, generator=generator, dtype=torch.float64) + 1
     settings: dict[str, object] = {
-        "embeddings": torch.randn(rows, DIM, generator=generator),
+        "embeddings": [torch.randn(rows, DIM, generator=generator)],
         "direction": torch.randn(rows, DIM, generator=generator),
         "target_keys": torch.randn(rows, KEYS, generator=generator),
         "target_values": torch.randn(rows, VALUES, generator=generator),
@@ -90,7 +90,7 @@ def test_detach_lets_no_gradient_through_the_direction() -> None:
 
 def test_only_the_word_and_the_values_are_trained() -> None:
     names = {name for name, parameter in make_edit().named_parameters() if parameter.requires_grad}
-    assert names == {"embeddings", "target_values"}
+    assert names == {"embeddings.0", "target_values"}
 
 
 def test_edited_projection_is_affine_in_the_values_with_slope_gate() -> None:

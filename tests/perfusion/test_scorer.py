@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from perfusion.pocket.scorer import COLOUR_NAMES, NOUN_NAMES, PLACE_NAMES, build_scorer
+from perfusion.pocket.judge import COLOUR_NAMES, NOUN_NAMES, PLACE_NAMES
+from perfusion.pocket.scorer import build_scorer
 from perfusion.pocket.sprites import training_atlas
 from perfusion.pocket.tokenizer import build_tokenizer
 from perfusion.pocket.train_scorer import ScorerConfig, accuracies, label, spoil, texture, train_scorer

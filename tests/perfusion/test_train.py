@@ -15,8 +15,10 @@ from perfusion.commands import train as command
 from perfusion.concept import Concept
 from perfusion.errors import DeviceError, TrainingError
 from perfusion.training import TrainingConfig, train_concept
+from perfusion.training.objective import Noising, masked_error
+from perfusion.training.placing import autocast_dtype, pick_device
 from perfusion.training.prompts import check_superclass
-from perfusion.training.train import Noising, autocast_dtype, masked_error, pick_device, superclass_encoding
+from perfusion.training.start import superclass_encoding
 
 
 @pytest.fixture
@@ -35,7 +37,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(**options: Any) -> TrainingConfig:
-    return TrainingConfig(**({"superclass": "cat", "steps": 4, "batch_size": 2, "crops": 2} | options))
+    usual = {"superclass": "cat", "steps": 4, "batch_size": 2, "crops": 2, "masks": "none"}
+    return TrainingConfig(**(usual | options))
 
 
 def states(base: BaseModel) -> dict[str, torch.Tensor]:
@@ -58,7 +61,7 @@ def test_training_changes_the_concept_and_nothing_of_the_base(tiny_base: BaseMod
     )
     start = (encoding @ value_projections(tiny_base.unet).T)[None].numpy()
     assert np.abs(concept.target_values - start).max() > 0.05
-    word = token_embedding(tiny_base.text_encoder).weight[check_superclass(tiny_base, "cat")].numpy()
+    word = token_embedding(tiny_base.text_encoder).weight[check_superclass(tiny_base, "cat")[0]].numpy()
     assert np.abs(concept.embeddings[0] - word).max() > 0.005
     assert np.abs(concept.direction - encoding.numpy()).max() > 1e-4
 
@@ -103,9 +106,10 @@ def test_too_little_memory_is_told_with_its_remedy(
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("perfusion.training.train.masked_error", fail)
+    monkeypatch.setattr("perfusion.training.loop.masked_error", fail)
     with pytest.raises(
-        TrainingError, match="not enough memory for 2 samples a step; give a smaller --batch-size"
+        TrainingError,
+        match="not enough memory for 2 samples a step; give --checkpointing or --accumulate 2 or a smaller --batch",
     ):
         train_concept(pictures, config(), model=tiny_base)
 
@@ -254,6 +258,21 @@ def test_command_writes_a_concept_that_loads(
     assert (concept.superclass, concept.base, concept.training["pictures"]) == ("cat", "pocket", "2")
 
 
+def test_command_counts_padding_when_asked(
+    tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "own-cache"
+    monkeypatch.setenv("PERFUSION_CACHE", str(cache))
+    arguments = ["--images", str(pictures), "--superclass", "cat", "--model", str(tiny_model), "--steps", "1"]
+    arguments += ["--batch-size", "1", "--output", str(tmp_path / "cat.safetensors"), "--quiet"]
+    duals = []
+    for option in ([], ["--count-padding"]):
+        assert command.main([*arguments, *option]) == 0
+        duals.append(Concept.load(tmp_path / "cat.safetensors").dual)
+    assert len(list(cache.iterdir())) == 2
+    assert not np.array_equal(*duals), "another C is another dual"
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -289,8 +308,9 @@ def test_interrupted_training_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("perfusion.training.train.masked_error", interrupt)
+    monkeypatch.setattr("perfusion.training.loop.masked_error", interrupt)
     arguments = ["--images", str(pictures), "--superclass", "cat", "--model", str(tiny_model), "--quiet"]
+    arguments += ["--masks", "none"]
     assert command.main([*arguments, "--output", str(tmp_path / "out.safetensors")]) == 130
     assert not list(tmp_path.glob("*out*"))
     assert capsys.readouterr().err == "perfusion-train: interrupted\n"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from perfusion.bank import Base, ConceptBank
 from perfusion.errors import BundleError, ConceptError, RequestError
 from perfusion.runtime.bank import Bank, Settings
 
@@ -162,6 +163,47 @@ def test_no_concepts_are_rows_of_the_right_widths(bundle):
     rows = Bank(bundle).rows([])
     assert rows.direction.shape == (0, 16) and rows.values.shape == (0, 40) and rows.slots == ()
     assert Bank(bundle).embeddings([]).shape == (0, 16)
+
+
+def test_the_lock_of_several_concepts_is_the_one_they_agree_on(bundle, make_concept):
+    bank = Bank(bundle)
+    for token, lock in (("<cat>", "global"), ("<dog>", "global"), ("<cow>", "local")):
+        bank.load(make_concept(token=token, lock=lock))
+    assert bank.common_lock(["<cat>", "<dog>"]) == "global"
+    with pytest.raises(RequestError, match=r"different locks \(<dog> global, <cow> local\)"):
+        bank.common_lock(["<dog>", "<cow>"])
+
+
+def test_where_the_family_is_a_guess_an_equal_fingerprint_settles_it(make_concept):
+    sizes = {
+        "text_dim": 16,
+        "hidden_sizes": (16,),
+        "key_width": 40,
+        "value_width": 40,
+        "key_projections": None,
+    }
+    fitting = make_concept(base="mine")
+    base = Base(noun="pipeline", family="unknown", fingerprint=fitting.base_fingerprint, **sizes)
+    with pytest.raises(ConceptError, match="trained for mine, this pipeline is unknown"):
+        ConceptBank(base).load(fitting)
+    guess = ConceptBank(replace(base, family_is_certain=False))
+    guess.load(fitting)
+    with pytest.raises(ConceptError, match="trained for mine, this pipeline is unknown"):
+        guess.load(make_concept(base="mine", token="<dog>", base_fingerprint=OTHER))
+
+
+def test_a_base_with_two_text_encoders_takes_a_word_for_each(make_concept):
+    words = tuple(np.full((1, width), width, np.float32) for width in (16, 24))
+    concept = make_concept(embeddings=words)
+    base = Base(
+        noun="pipeline", family=concept.base, fingerprint=concept.base_fingerprint, text_dim=16,
+        hidden_sizes=(16, 24), key_width=40, value_width=40, key_projections=None,
+    )  # fmt: skip
+    bank = ConceptBank(base)
+    bank.load(concept)
+    np.testing.assert_array_equal(bank.embeddings(["<cat>"], 1), words[1])
+    with pytest.raises(ConceptError, match=r"embeddings\.1 of 16 numbers a row, this pipeline takes 24"):
+        bank.load(make_concept(token="<dog>", embeddings=(words[0], words[0])))
 
 
 def test_a_concept_of_strength_0_is_not_active(bundle, make_concept):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from perfusion.edit import Conditioning
+from perfusion.conditioning import PromptState, conditioned, unet_feeds
+from perfusion.edit import Conditioning, condition
+from perfusion.errors import RequestError
 from perfusion.runtime.bank import Bank
-from perfusion.runtime.conditioning import PromptState, unet_feeds
 
 
 @pytest.fixture
@@ -56,3 +57,43 @@ def test_prompts_without_concepts_take_no_slots(bank):
     feeds = unet_feeds([state(bank, (), 0), state(bank, (), 1)])
     assert feeds["key_gate"].shape == (2, 5, 0) and feeds["concept_keys"].shape == (0, 40)
     assert all(array.dtype == np.float32 for array in feeds.values())
+
+
+@pytest.mark.parametrize("gates", ["raw", "gram"])
+@pytest.mark.parametrize("lock", ["local", "global"])
+def test_a_prompt_is_conditioned_by_all_that_its_rows_say(bank, lock, gates):
+    bank.change("<dog>", bias=0.4, temperature=0.2, strength=0.6)
+    rows, rng = bank.rows(("<dog>", "<cat>")), np.random.default_rng(0)
+    encodings, superclass = rng.standard_normal((2, 5, 16)).astype(np.float32)
+    made = conditioned(encodings, rows, lock, superclass, gates)
+    columns = {name: getattr(rows, name) for name in ("direction", "dual", "energy")}
+    settings = {"bias": [0.4, 0.4, 0.1], "temperature": [0.2, 0.2, 0.3], "strength": [0.6, 0.6, 1.0]}
+    expected = condition(
+        encodings, **columns, **settings, lock=lock, superclass_encodings=superclass, gates=gates
+    )
+    assert made.rows is rows
+    for name, array in vars(expected).items():
+        np.testing.assert_array_equal(vars(made.conditioning)[name], array)
+
+
+def test_no_rows_leave_a_prompt_as_it_is(bank):
+    encodings = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
+    made = conditioned(encodings, bank.rows(("<cat>",)).none())
+    np.testing.assert_array_equal(made.conditioning.value_states, encodings)
+    assert made.rows.slots == () and made.rows.keys.shape == (0, 40)
+
+
+def test_the_runtimes_gates_are_the_papers_unless_gram_is_asked_for(runtime, make_concept):
+    runtime.load_concept(make_concept(rows=2))  # two directions that are not orthogonal
+    runtime.load_concept(make_concept(1, token="<dog>"))
+
+    def last(prompt, **options):
+        *_, step = runtime.denoise(prompt, **options)
+        return step.latents
+
+    raw, gram = (last("a <cat>", gates=gates) for gates in ("raw", "gram"))
+    np.testing.assert_array_equal(last("a <cat>"), raw)
+    assert np.abs(raw - gram).max() > 1e-3
+    np.testing.assert_array_equal(last("a <dog>", gates="gram"), last("a <dog>"))  # alone it is the same
+    with pytest.raises(RequestError, match="gates are 'grams', expected one of raw, gram"):
+        runtime.generate("a <dog>", gates="grams")

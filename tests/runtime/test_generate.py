@@ -56,6 +56,15 @@ def test_every_option_reaches_the_picture(generate, runtime, make_concept):
     np.testing.assert_array_equal(read("out.png"), np.asarray(expected))
 
 
+def test_the_kind_of_gates_reaches_the_picture(generate, runtime, make_concept):
+    make_concept(rows=2).save("cat.safetensors")  # two directions that are not orthogonal
+    runtime.load_concept("cat.safetensors")
+    assert generate("--concept", "cat.safetensors", "--gates", "gram", prompt="a <cat>") == 0
+    raw, gram = (np.asarray(runtime.generate("a <cat>", gates=gates)) for gates in ("raw", "gram"))
+    np.testing.assert_array_equal(read("out.png"), gram)
+    assert not np.array_equal(raw, gram)
+
+
 def test_several_pictures_are_numbered_and_have_their_own_seeds(generate, runtime, capsys):
     assert generate("--count", "3", "--seed", "5") == 0
     assert capsys.readouterr().out == "out-0.png\nout-1.png\nout-2.png\n"

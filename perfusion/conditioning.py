@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.edit import Conditioning
-from perfusion.runtime.bank import EditRows
+from perfusion.bank import EditRows
+from perfusion.edit import Conditioning, condition
 
-__all__ = ["PromptState", "unet_feeds"]
+__all__ = ["PromptState", "conditioned", "unet_feeds"]
 
 Array = NDArray[np.float32]
 
@@ -20,6 +20,29 @@ class PromptState:
 
     conditioning: Conditioning  # its gates are (tokens, J)
     rows: EditRows  # J of them
+
+
+def conditioned(
+    encodings: Array,
+    rows: EditRows,
+    lock: str = "local",
+    superclass_encodings: Array | None = None,
+    gates: str = "raw",
+) -> PromptState:
+    """`encodings` (tokens, text_dim) with the edit of some rows; of none, as they are. See `edit.condition`."""
+    conditioning = condition(
+        encodings,
+        direction=rows.direction,
+        dual=rows.dual,
+        energy=rows.energy,
+        bias=rows.bias,
+        temperature=rows.temperature,
+        strength=rows.strength,
+        lock=lock,
+        superclass_encodings=superclass_encodings,
+        gates=gates,
+    )
+    return PromptState(conditioning=conditioning, rows=rows)
 
 
 def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
@@ -35,10 +58,10 @@ def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
     for state in states:
         taken = [columns[slot] for slot in state.rows.slots]
         keys[taken], values[taken] = state.rows.keys, state.rows.values
-    conditioned = [state.conditioning for state in states]
+    made = [state.conditioning for state in states]
     return {
-        "encoder_hidden_states": np.stack([one.value_states for one in conditioned]),
-        "key_hidden_states": np.stack([one.key_states for one in conditioned]),
+        "encoder_hidden_states": np.stack([one.value_states for one in made]),
+        "key_hidden_states": np.stack([one.key_states for one in made]),
         "key_gate": np.stack(
             [_in_slots(state.conditioning.key_gate, state.rows, columns) for state in states]
         ),

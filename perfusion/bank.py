@@ -1,0 +1,282 @@
+"""The concepts in use: each checked against the base model once, then ready as plain arrays.
+
+Shared by the runtime, whose base is a bundle, and by `perfusion.diffusers`, whose base is a pipeline.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfusion.concept import Concept
+from perfusion.edit import locked_keys
+from perfusion.errors import ConceptError, RequestError
+
+__all__ = ["Base", "ConceptBank", "EditRows", "Settings"]
+
+Array = NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a loaded concept is used; they may change with every picture.
+
+    Raises:
+        RequestError: a number out of its range.
+    """
+
+    bias: float  # β: how much of a word's encoding must be the concept before it shows; .4 to 1
+    temperature: float  # τ: how sharp that border is
+    strength: float = 1.0  # from 0, the base model, to 1
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("bias", -math.inf, math.inf), ("temperature", 0.0, math.inf)):
+            value = getattr(self, name)
+            if not (_is_number(value) and least < value < most):
+                above = " above 0" if least == 0 else ""
+                raise RequestError(f"The {name} is {value!r}, expected a finite number{above}.")
+        if not (_is_number(self.strength) and 0 <= self.strength <= 1):
+            raise RequestError(f"The strength is {self.strength!r}, expected 0 (the base model) to 1.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Base:
+    """What a concept is held against."""
+
+    noun: str  # what messages call it: "bundle", "pipeline"
+    family: str
+    fingerprint: str
+    text_dim: int
+    hidden_sizes: tuple[int, ...]  # one a text encoder
+    key_width: int  # Σ d_K
+    value_width: int  # Σ d_V
+    key_projections: (
+        Callable[[], NDArray[Any]] | None
+    )  # gives (Σ d_K, text_dim); None where they are not kept
+    family_is_certain: bool = True  # not where it was told from sizes: then an equal fingerprint settles it
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EditRows:
+    """The rows of some concepts under one another, J in all: what the edit and the UNet read."""
+
+    slots: tuple[tuple[str, int], ...]  # (J,) the token and the row each of them is
+    direction: Array  # (J, text_dim)
+    dual: Array  # (J, text_dim)
+    energy: Array  # (J,)
+    bias: NDArray[np.float64]  # (J,)
+    temperature: NDArray[np.float64]  # (J,)
+    strength: NDArray[np.float64]  # (J,)
+    keys: Array  # (J, Σ d_K)
+    values: Array  # (J, Σ d_V)
+
+    def none(self) -> "EditRows":
+        """No rows, of the same widths."""
+        return EditRows(**{name: column[:0] for name, column in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Loaded:
+    concept: Concept
+    keys: Array  # (rows, Σ d_K)
+    settings: Settings
+
+
+class ConceptBank:
+    """Concepts by their token."""
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._loaded: dict[str, _Loaded] = {}
+        self._projections: NDArray[Any] | None = None
+
+    @property
+    def concepts(self) -> Mapping[str, Concept]:
+        """The loaded concepts by their token, in the order they came."""
+        return MappingProxyType({token: one.concept for token, one in self._loaded.items()})
+
+    def load(
+        self,
+        concept: Concept,
+        *,
+        bias: float | None = None,
+        temperature: float | None = None,
+        strength: float | None = None,
+    ) -> None:
+        """Make a concept's token a word. Settings that are left out are the file's own, and strength 1.
+
+        Raises:
+            ConceptError: its token is taken, or it is not for this base model.
+            RequestError: a setting out of its range.
+        """
+        if concept.token in self._loaded:
+            raise ConceptError(
+                f"A concept named {concept.token} is loaded already. Unload it first, or load this one under "
+                "another token."
+            )
+        _check_fits(concept, self._base)
+        defaults = Settings(bias=concept.bias, temperature=concept.temperature)
+        settings = _changed(defaults, bias, temperature, strength)
+        self._loaded[concept.token] = _Loaded(concept=concept, keys=self._keys(concept), settings=settings)
+
+    def change(
+        self,
+        token: str,
+        *,
+        bias: float | None = None,
+        temperature: float | None = None,
+        strength: float | None = None,
+    ) -> Settings:
+        """Change what is given and keep the rest; returns the settings now in force.
+
+        Raises:
+            RequestError: no such concept is loaded, or a setting is out of its range.
+        """
+        loaded = self._get(token)
+        settings = _changed(loaded.settings, bias, temperature, strength)
+        self._loaded[token] = replace(loaded, settings=settings)
+        return settings
+
+    def unload(self, token: str) -> None:
+        """Raises RequestError when no such concept is loaded."""
+        self._get(token)
+        del self._loaded[token]
+
+    def embeddings(self, tokens: Sequence[str], encoder: int = 0) -> Array:
+        """(rows, hidden) the learned words of some concepts, in their order, for one of the text encoders."""
+        empty = np.empty((0, self._base.hidden_sizes[encoder]), np.float32)
+        return _stacked([self._get(token).concept.embeddings[encoder] for token in tokens], empty)
+
+    def active(self, tokens: Iterable[str]) -> tuple[str, ...]:
+        """Those of some concepts whose strength is not 0: the others are the base model's plain text."""
+        return tuple(token for token in tokens if self._get(token).settings.strength > 0)
+
+    def common_lock(self, tokens: Sequence[str]) -> str:
+        """The lock that the files of some concepts of one prompt ask for.
+
+        Raises:
+            RequestError: they ask for different ones.
+        """
+        locks = {token: self._get(token).concept.lock for token in tokens}
+        if len(set(locks.values())) > 1:
+            asked = ", ".join(f"{token} {lock}" for token, lock in locks.items())
+            raise RequestError(
+                f"The concepts of one prompt ask for different locks ({asked}). Choose one for all."
+            )
+        return locks[tokens[0]]
+
+    def rows(self, tokens: Sequence[str]) -> EditRows:
+        """The rows of some concepts, in their order; J = 0 when there are none."""
+        chosen = [self._get(token) for token in tokens]
+        text, base = np.empty((0, self._base.text_dim), np.float32), self._base
+        settings = [one.settings for one in chosen for _ in range(one.concept.rows)]
+        return EditRows(
+            slots=tuple((one.concept.token, row) for one in chosen for row in range(one.concept.rows)),
+            direction=_stacked([one.concept.direction for one in chosen], text),
+            dual=_stacked([one.concept.dual for one in chosen], text),
+            energy=_stacked([one.concept.energy for one in chosen], text[:, 0]),
+            bias=np.array([one.bias for one in settings], np.float64),
+            temperature=np.array([one.temperature for one in settings], np.float64),
+            strength=np.array([one.strength for one in settings], np.float64),
+            keys=_stacked([one.keys for one in chosen], np.empty((0, base.key_width), np.float32)),
+            values=_stacked(
+                [one.concept.target_values for one in chosen], np.empty((0, base.value_width), np.float32)
+            ),
+        )
+
+    def _get(self, token: str) -> _Loaded:
+        if token not in self._loaded:
+            loaded = ", ".join(self._loaded) or "none"
+            raise RequestError(f"No concept named {token!r} is loaded. Loaded: {loaded}.")
+        return self._loaded[token]
+
+    def _keys(self, concept: Concept) -> Array:
+        """The locked keys: the file's when they were made from this very base, else W_K ē_super anew."""
+        base = self._base
+        same = concept.base_fingerprint == base.fingerprint
+        if same and concept.target_keys is not None:
+            return concept.target_keys
+        if base.key_projections is not None:
+            if not same:
+                _log.warning(
+                    "%s; its keys are derived anew from this %s", _other_checkpoint(concept, base), base.noun
+                )
+            return locked_keys(self._key_projections(base.key_projections), concept.superclass_encoding)
+        if concept.target_keys is None:
+            raise ConceptError(
+                f"{concept.token} comes without target keys, and this {base.noun} has no key projections to "
+                f"make them. Export the {base.noun} again, or save the concept with its keys."
+            )
+        _log.warning(
+            "%s; this %s cannot derive its keys anew, so the file's are used",
+            _other_checkpoint(concept, base),
+            base.noun,
+        )
+        return concept.target_keys
+
+    def _key_projections(self, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """(Σ d_K, text_dim), read with the first concept that needs it."""
+        if self._projections is None:
+            self._projections = read()
+        return self._projections
+
+
+def _check_fits(concept: Concept, base: Base) -> None:
+    """Refuse a concept of another family, or whose arrays are not as long as this base model's."""
+    same = not base.family_is_certain and concept.base_fingerprint == base.fingerprint
+    if concept.base != base.family and not same:
+        raise ConceptError(
+            f"{concept.token} was trained for {concept.base}, this {base.noun} is {base.family}. "
+            f"Use a {base.noun} of {concept.base}, or train the concept on this one's base model."
+        )
+    if len(concept.embeddings) != len(base.hidden_sizes):
+        raise ConceptError(
+            f"{concept.token} has {len(concept.embeddings)} word embeddings, this {base.noun} takes "
+            f"{len(base.hidden_sizes)}."
+        )
+    keys = concept.target_keys
+    lengths = {
+        "direction": (concept.direction.shape[1], base.text_dim),
+        "target_values": (concept.target_values.shape[1], base.value_width),
+        "target_keys": (base.key_width if keys is None else keys.shape[1], base.key_width),
+    }
+    for index, (words, hidden) in enumerate(zip(concept.embeddings, base.hidden_sizes, strict=True)):
+        lengths["embeddings" if len(base.hidden_sizes) == 1 else f"embeddings.{index}"] = (
+            words.shape[1],
+            hidden,
+        )
+    for name, (found, expected) in lengths.items():
+        if found != expected:
+            raise ConceptError(
+                f"{concept.token} has {name} of {found} numbers a row, this {base.noun} takes {expected}. "
+                f"Train it on this {base.noun}'s base model."
+            )
+
+
+def _other_checkpoint(concept: Concept, base: Base) -> str:
+    return f"{concept.token} was trained on another {concept.base} checkpoint than this {base.noun}'s"
+
+
+def _changed(
+    settings: Settings, bias: float | None, temperature: float | None, strength: float | None
+) -> Settings:
+    given = {"bias": bias, "temperature": temperature, "strength": strength}
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+
+
+def _stacked(parts: Sequence[Array], empty: Array) -> Array:
+    """Rows under one another; a single part as it is, without a copy."""
+    if not parts:
+        return empty
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,323 @@
+"""Concepts inside a diffusers pipeline: put in with one line, used as words of any prompt, taken out without a trace.
+
+    import perfusion.diffusers
+    handle = perfusion.diffusers.apply(pipeline, "cat.safetensors")
+    picture = pipeline("a photo of <cat> on a beach").images[0]
+    handle.set("<cat>", bias=0.6)
+    handle.remove()
+
+The pipeline's own code runs throughout. While it encodes a prompt its tokenizers and text encoders know the concepts'
+words; the edit of these encodings is computed as in `perfusion.runtime`, in numpy, and kept. When the UNet is then
+called, the rows of its batch are recognised by their encodings, and those of a prompt with a concept get the edit.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from perfusion.attention import install, uninstall
+from perfusion.bank import ConceptBank, Settings
+from perfusion.concept import Concept
+from perfusion.conditioning import conditioned
+from perfusion.diffusers.parts import base_of, check_processors, check_same_parts, readers_of, unet_of
+from perfusion.diffusers.placeholders import reading_words
+from perfusion.diffusers.rows import PromptRows, prompt_rows
+from perfusion.edit import GATES
+from perfusion.errors import ConceptError, ModelError, RequestError
+from perfusion.prompt_tokens import Word, named, unknown
+
+__all__ = ["Applied", "apply"]
+
+LOCKS = (None, "local", "global")
+
+_log = logging.getLogger(__name__)
+
+Concepts = str | Path | Concept | Iterable[str | Path | Concept]
+
+
+def apply(pipeline: Any, concepts: Concepts = (), *, lock: str | None = None, gates: str = "raw") -> Applied:
+    """Put concepts into a pipeline of Stable Diffusion 1.x, 2.x or XL; it is then called exactly as before.
+
+    `concepts`: files, or `Concept`s, one or several. `lock` ("local", "global"): where keys come from, by default
+    what the concepts' files say. `gates` ("raw", "gram"): with "gram" a word opens the gate of its own concept and not
+    those of concepts that resemble it.
+
+    Prompts may name several concepts, a batch may name others in every prompt, and so may negative prompts. Rows
+    without a concept are the base model's. The returned handle is a context manager that removes the concepts.
+
+    Raises:
+        ModelError: no such pipeline, one that has concepts already, or one whose attention is changed in a way that
+            leaves no place for them (IP-Adapter, fused projections, offloaded or compiled beforehand).
+        ConceptError: a broken file, a concept of another base model, a token that is taken.
+        RequestError: an unknown lock or kind of gates.
+    """
+    applied = Applied(pipeline, lock=lock, gates=gates)
+    for concept in [concepts] if isinstance(concepts, str | Path | Concept) else concepts:
+        applied.load(concept)
+    applied._install()
+    return applied
+
+
+class Applied:
+    """Concepts in a pipeline, from `apply`. Settings hold from the next time that a prompt is encoded."""
+
+    def __init__(self, pipeline: Any, *, lock: str | None = None, gates: str = "raw") -> None:
+        self._unet = unet_of(pipeline)
+        self._readers = readers_of(pipeline)
+        self._bank = ConceptBank(base_of(pipeline, self._unet, self._readers))
+        self._rows = PromptRows()
+        self._pipelines: list[tuple[Any, Any, Any]] = []  # with the method that was theirs, and ours
+        self._hook: Any = None
+        self._first = pipeline
+        self.lock = lock
+        self.gates = gates
+
+    def __enter__(self) -> Applied:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    @property
+    def concepts(self) -> Mapping[str, Concept]:
+        """The concepts by their token."""
+        return self._bank.concepts
+
+    @property
+    def lock(self) -> str | None:
+        """Where keys come from: "local", "global", or None for what the concepts' files say."""
+        return self._lock
+
+    @lock.setter
+    def lock(self, lock: str | None) -> None:
+        if lock not in LOCKS:
+            raise RequestError(
+                f"The lock is {lock!r}, expected 'local', 'global', or None for the files' own."
+            )
+        self._lock = lock
+
+    @property
+    def gates(self) -> str:
+        """What a gate reads: "raw" or "gram"."""
+        return self._gates
+
+    @gates.setter
+    def gates(self, gates: str) -> None:
+        if gates not in GATES:
+            raise RequestError(f"The gates are {gates!r}, expected one of {', '.join(GATES)}.")
+        self._gates = gates
+
+    def load(
+        self,
+        concept: str | Path | Concept,
+        *,
+        token: str | None = None,
+        bias: float | None = None,
+        temperature: float | None = None,
+        strength: float | None = None,
+    ) -> Concept:
+        """One concept more; `token` gives it another word, settings are as in `set`.
+
+        Raises:
+            ConceptError: a broken file, a concept of another base model, a token that is taken.
+            RequestError: a setting out of its range.
+        """
+        loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
+        if token is not None:
+            loaded = replace(loaded, token=token)
+        if any(reader.knows(loaded.token) for reader in self._readers):
+            raise ConceptError(
+                f"{loaded.token} is a word of the pipeline's tokenizer already. Give the concept another token."
+            )
+        self._bank.load(loaded, bias=bias, temperature=temperature, strength=strength)
+        return loaded
+
+    def unload(self, token: str) -> None:
+        """Take one concept out. Raises RequestError when there is none of this token."""
+        self._bank.unload(token)
+
+    def set(
+        self,
+        token: str,
+        *,
+        bias: float | None = None,
+        temperature: float | None = None,
+        strength: float | None = None,
+    ) -> Settings:
+        """Change how a concept is used from the next encoding of a prompt on; returns the settings now in force.
+
+        `bias` β: lower lets more of the concept through. `temperature` τ: the sharpness of that border. `strength`:
+        from 0, at which the word is read as its superclass and the picture is the base model's, to 1.
+
+        Raises:
+            RequestError: no such concept, or a setting out of its range.
+        """
+        return self._bank.change(token, bias=bias, temperature=temperature, strength=strength)
+
+    def also(self, pipeline: Any) -> None:
+        """Let a second pipeline around the same UNet and text encoders (image-to-image, inpainting) know the words.
+
+        Raises:
+            ModelError: it is made of other parts, or the concepts have been removed.
+        """
+        if self._hook is None:
+            raise ModelError("The concepts have been removed from the pipeline. Apply them again.")
+        check_same_parts(pipeline, self._unet, self._readers)
+        if all(pipeline is not known for known, _, _ in self._pipelines):
+            self._wrap(pipeline)
+
+    def remove(self) -> None:
+        """Leave the pipeline as it was before `apply`, bit for bit. Doing it twice is doing it once."""
+        for pipeline, before, ours in self._pipelines:
+            attributes = vars(pipeline)
+            if attributes.get("encode_prompt") is ours:
+                del attributes["encode_prompt"]
+                if before is not None:
+                    attributes["encode_prompt"] = before
+        self._pipelines = []
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            uninstall(self._unet)
+        self._rows = PromptRows()
+
+    def _install(self) -> None:
+        install(self._unet)
+        self._hook = self._unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)
+        self._wrap(self._first)
+
+    def _wrap(self, pipeline: Any) -> None:
+        """Stand before the pipeline's encode_prompt, by an attribute of this one object."""
+        original = pipeline.encode_prompt
+        before = vars(pipeline).get("encode_prompt")
+
+        @functools.wraps(original)
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            return self._encode(pipeline, original, args, kwargs)
+
+        vars(pipeline)["encode_prompt"] = encode_prompt
+        self._pipelines.append((pipeline, before, encode_prompt))
+
+    def _encode(self, pipeline: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The pipeline's own encodings of its prompts, with the edits of those that name concepts kept aside."""
+        call = inspect.signature(original).bind(*args, **kwargs)
+        call.apply_defaults()
+        words = [self._words(index) for index in range(len(self._readers))]
+        sides = prompt_rows(call.arguments, len(self._readers))
+        self._warn(text for side in sides for texts in side for text in texts)
+        if not any(named(text, words[0]) for side in sides for texts in side for text in texts):
+            return original(*args, **kwargs)
+        found = self._reading(pipeline, words, original, args, kwargs)
+        locks = {self._lock_of(texts, words[0]) for side in sides for texts in side}
+        plain = None
+        if "global" in locks:
+            plain = self._reading(pipeline, words, original, args, kwargs, superclasses=True)
+        for index, side in enumerate(sides):
+            for row, texts in enumerate(side):
+                if self._lock_of(texts, words[0]) is None:
+                    continue
+                place = row * (len(found[index]) // len(side))  # each prompt has its pictures in a row
+                superclass = None if plain is None else plain[index][place]
+                self._keep(found[index][place], superclass, texts, words)
+        return found
+
+    def _reading(
+        self, pipeline: Any, words: list[dict[str, Word]], original: Any, args: Any, kwargs: Any,
+        *, superclasses: bool = False,
+    ) -> Any:  # fmt: skip
+        """What the pipeline makes of its prompts while it can read the words."""
+        with ExitStack() as stack:
+            for index, reader in enumerate(self._readers):
+                table = torch.from_numpy(self._bank.embeddings(list(self._bank.concepts), index).copy())
+                stack.enter_context(
+                    reading_words(pipeline, reader, words[index], table, superclasses=superclasses)
+                )
+            return original(*args, **kwargs)
+
+    def _keep(
+        self, encodings: Any, superclass: Any, texts: tuple[str, ...], words: list[dict[str, Word]]
+    ) -> None:
+        """Compute the edit of one prompt's encodings (tokens, text_dim), and know them by it."""
+        tokens = self._active(texts, words[0])
+        lock = self._lock_of(texts, words[0]) or "local"
+        keys = None
+        if lock == "global":
+            keys = self._aligned(_numbers(superclass), texts, words)
+        state = conditioned(_numbers(encodings), self._bank.rows(tokens), lock, keys, self.gates)
+        self._rows.keep(encodings, state)
+
+    def _aligned(
+        self, superclass: np.ndarray, texts: tuple[str, ...], words: list[dict[str, Word]]
+    ) -> np.ndarray:
+        """The superclass prompt's encodings at the places of the concept prompt's tokens, encoder by encoder."""
+        parts, start = [], 0
+        for reader, text, known in zip(self._readers, texts, words, strict=True):
+            width = int(reader.text_encoder.config.hidden_size)
+            parts.append(superclass[reader.counterparts(text, known), start : start + width])
+            start += width
+        return np.concatenate(parts, axis=1)
+
+    def _words(self, index: int) -> dict[str, Word]:
+        """The concepts as words of one of the tokenizers."""
+        following = self._readers[index].frame.vocab_size
+        words = {}
+        for token, one in self._bank.concepts.items():
+            active = bool(self._bank.active([token]))
+            words[token] = Word(rows=one.rows, superclass=one.superclass, active=active, first_id=following)
+            following += one.rows
+        return words
+
+    def _active(self, texts: tuple[str, ...], words: Mapping[str, Word]) -> tuple[str, ...]:
+        """The concepts in force in a prompt, which may say different things to two text encoders."""
+        return self._bank.active(dict.fromkeys(token for text in texts for token in named(text, words)))
+
+    def _lock_of(self, texts: tuple[str, ...], words: Mapping[str, Word]) -> str | None:
+        """The lock of a prompt, None where no concept is in force."""
+        tokens = self._active(texts, words)
+        return (self.lock or self._bank.common_lock(tokens)) if tokens else None
+
+    def _warn(self, texts: Iterable[str]) -> None:
+        known = self._bank.concepts  # only its keys matter here
+        words = {token: Word(rows=one.rows, superclass=one.superclass) for token, one in known.items()}
+        found = dict.fromkeys(word for text in texts for word in unknown(text, words, self._readers[0].knows))
+        for word in found:
+            _log.warning("no concept named %s is loaded, so it is read as plain text", word)
+
+    def _before_unet(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give the rows of the batch whose prompts hold concepts their edit."""
+        first, given = args[:2], {**dict(zip(_UNET_ARGUMENTS, args[2:], strict=False)), **kwargs}
+        states = given.get("encoder_hidden_states")
+        feeds = self._rows.feeds(states) if isinstance(states, torch.Tensor) else None
+        if feeds is None:
+            return None
+        check_processors(unet, applied=True)
+        given["encoder_hidden_states"] = feeds["encoder_hidden_states"]
+        edit = {name: tensor for name, tensor in feeds.items() if name != "encoder_hidden_states"}
+        given["cross_attention_kwargs"] = {**(given.get("cross_attention_kwargs") or {}), **edit}
+        return first, given
+
+
+_UNET_ARGUMENTS = (
+    "encoder_hidden_states", "class_labels", "timestep_cond", "attention_mask", "cross_attention_kwargs",
+    "added_cond_kwargs",
+)  # fmt: skip
+"""What UNet2DConditionModel.forward takes by position behind the sample and the timestep."""
+
+
+def _numbers(encodings: Any) -> np.ndarray:
+    """A tensor as float32 numbers on the host."""
+    array: np.ndarray = encodings.detach().to("cpu", torch.float32).numpy()
+    return array

@@ -1,0 +1,122 @@
+"""Judging pocket's pictures without torch: which noun, which place, which colour, how many.
+
+The world is synthetic, so these questions have exact answers, and a small classifier trained on the world answers
+them. Its own accuracies are in `scorer.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from perfusion.errors import ModelError
+from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
+
+__all__ = [
+    "COLOUR_NAMES",
+    "FORMAT",
+    "MAX_COUNT",
+    "NOUN_NAMES",
+    "PLACE_NAMES",
+    "SCORER_FILE",
+    "Judge",
+    "Verdict",
+]
+
+NOUN_NAMES = tuple(NOUNS)
+PLACE_NAMES = (*PLACES, *COLOURS)
+COLOUR_NAMES = ("as it is", *COLOURS)
+MAX_COUNT = 3
+OUTPUTS = ("embeddings", "nouns", "place", "colour", "count", "scene")
+SCORER_FILE, FORMAT = "scorer.json", "perfusion-scorer"
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Verdict:
+    """What the judge says of a batch of pictures."""
+
+    embeddings: Array
+    """(batch, 128), of length one."""
+    nouns: Array
+    """(batch, nouns) logits: each its own yes or no, since a picture may hold two."""
+    place: tuple[str, ...]
+    colour: tuple[str, ...]
+    """Of a single object; "as it is" for one that nobody painted."""
+    count: tuple[int, ...]
+    scene: Array
+    """(batch,): above zero for a scene, below for texture and noise."""
+
+    def best_nouns(self, row: int, how_many: int = 1) -> tuple[str, ...]:
+        """The most likely nouns of one picture, the likeliest first."""
+        return tuple(NOUN_NAMES[index] for index in np.argsort(-self.nouns[row])[:how_many])
+
+
+class Judge:
+    """The scorer that ships with pocket, or another one of its folder's form.
+
+    Raises:
+        ModelError: there is no scorer in the folder, or it is damaged.
+    """
+
+    def __init__(self, folder: Path | None = None, *, threads: int | None = None) -> None:
+        from perfusion.runtime.sessions import Graph
+
+        if folder is None:
+            from perfusion.pocket import scorer_path
+
+            folder = scorer_path()
+        self.facts = _read_facts(folder)
+        self._graph = Graph(folder / "image.onnx", ["pictures"], OUTPUTS, "cpu", threads)
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """The probes' shares of right answers on the world's own scenes, by their names."""
+        return dict(self.facts["accuracies"])
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> Verdict:
+        """Judge pictures of any size; they are brought to the size the scorer was trained on."""
+        parts: list[dict[str, Array]] = []
+        for start in range(0, len(pictures), 32):
+            batch = np.stack([self._array(picture) for picture in pictures[start : start + 32]])
+            parts.append(self._graph.run(pictures=batch))
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in OUTPUTS}
+        return Verdict(
+            embeddings=joined["embeddings"],
+            nouns=joined["nouns"],
+            place=tuple(PLACE_NAMES[index] for index in joined["place"].argmax(1)),
+            colour=tuple(COLOUR_NAMES[index] for index in joined["colour"].argmax(1)),
+            count=tuple(int(index) + 1 for index in joined["count"].argmax(1)),
+            scene=joined["scene"],
+        )
+
+    def _array(self, picture: Image.Image) -> Array:
+        size = int(self.facts["size"])
+        resized = picture.convert("RGB")
+        if resized.size != (size, size):
+            resized = resized.resize((size, size), Image.Resampling.LANCZOS)
+        return np.asarray(resized, np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((folder / SCORER_FILE).read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no scorer, it has no {SCORER_FILE}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / SCORER_FILE}: cannot be read ({error})") from error
+    if facts.get("format") != FORMAT or facts.get("format_version") != 1:
+        raise ModelError(f"{folder / SCORER_FILE}: not a scorer of version 1")
+    if tuple(facts.get("nouns", ())) != NOUN_NAMES or tuple(facts.get("places", ())) != PLACE_NAMES:
+        raise ModelError(
+            f"{folder}: made for other words than this version's; train and pack the scorer again"
+        )
+    return facts

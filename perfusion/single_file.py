@@ -1,0 +1,178 @@
+"""Single-file checkpoints in Stable Diffusion's original layout, read by diffusers' own loader.
+
+Such a file holds weights only. What it leaves out, the settings and the tokenizer, comes from the folder of a diffusers
+model of the same architecture, whose weights need not be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfusion.errors import ModelError
+from perfusion.loading import check_complete, first_line, quiet_loaders
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_single_file", "find_config", "load_single_file"]
+
+_USUAL_CONFIG = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+"""Whose settings fit nearly all files of a kind. None for 2.x: half of its files predict the velocity and half the
+noise, which no tensor tells."""
+
+_UNET = "model.diffusion_model."
+_TRANSFORMERS = ("joint_blocks.", "double_blocks.", "transformer_blocks.0.attn.add_k_proj", "x_embedder")
+
+
+def check_single_file(path: Path) -> str:
+    """The kind of a checkpoint, sd15, sd21 or sdxl, from its header alone.
+
+    Raises:
+        ModelError: a pickle, a damaged file, or another kind of model, with the reason.
+    """
+    if path.suffix.lower() != ".safetensors":
+        raise ModelError(
+            f"{path}: expected a .safetensors file or the folder of a diffusers model. A .ckpt, .pt or .bin file is a "
+            "pickle, which can run code: convert it where you trust it, with diffusers "
+            "(StableDiffusionPipeline.from_single_file, then save_pretrained with safe_serialization=True)"
+        )
+    shapes = _shapes(path)
+    if not any(name.startswith(_UNET) for name in shapes):
+        what = "a transformer's" if _is_transformer(shapes) else "a LoRA's, a VAE's or some other part's"
+        raise ModelError(
+            f"{path}: it holds no UNet in the original layout ({_UNET}…), but {what} weights; expected a whole "
+            "Stable Diffusion 1.x, 2.x or XL checkpoint"
+        )
+    if _is_transformer(shapes):
+        raise ModelError(
+            f"{path}: it has a transformer in place of a UNet, with no fixed keys and values of the text for a "
+            "concept to edit; use a Stable Diffusion 1.x, 2.x or XL checkpoint"
+        )
+    channels = shapes.get(f"{_UNET}input_blocks.0.0.weight", (0, 4))[1]
+    if channels != 4:
+        raise ModelError(
+            f"{path}: its UNet has {channels} input channels, expected 4; inpainting, editing, depth and upscaling "
+            "models are not supported"
+        )
+    return _kind(path, shapes)
+
+
+def find_config(path: Path, kind: str) -> Path:
+    """The folder of settings for a checkpoint, if diffusers or the user fetched the usual one some day.
+
+    Raises:
+        ModelError: it is not on this machine; nothing is downloaded.
+    """
+    advice = (
+        "give the folder of a diffusers model of the same architecture with --config (its weights are not needed, "
+        "its model_index.json, settings and tokenizer are)"
+    )
+    if kind not in _USUAL_CONFIG:
+        raise ModelError(f"{path}: a {kind} checkpoint does not tell what its UNet predicts; {advice}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(_USUAL_CONFIG[kind], local_files_only=True))
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{path}: a checkpoint holds weights only, and the settings of {_USUAL_CONFIG[kind]} are not on this "
+            f"machine; {advice}"
+        ) from error
+
+
+def load_single_file(
+    path: Path, config: Path, index: Mapping[str, Any], tokenizers: Mapping[str, Any], dtype: torch.dtype
+) -> dict[str, Any]:
+    """The parts ``unet``, ``vae``, ``text_encoder`` (and ``text_encoder_2``) of a checkpoint, weights as ``dtype``.
+
+    Args:
+        config: folder of settings; index: its model_index.json; tokenizers: by the names of the parts.
+    """
+    import diffusers
+
+    if find_spec("accelerate") is None:  # without it the loader keeps random weights and tells nobody
+        raise ModelError(f"{path}: single files are read with accelerate; install perfusion-edge[train]")
+    double = "text_encoder_2" in index
+    pipeline_class = diffusers.StableDiffusionXLPipeline if double else diffusers.StableDiffusionPipeline
+    # what a concept does not need is left out, or the loader would look for it in the folder of settings
+    unneeded = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+    loader: Any = pipeline_class.from_single_file
+    try:
+        with quiet_loaders(), _no_advice():
+            # local_files_only alone would not keep the loader from the network; an existing folder does
+            pipeline = loader(
+                str(path), config=str(config), local_files_only=True, torch_dtype=dtype,
+                scheduler=None, **tokenizers, **unneeded,
+            )  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # the loader raises a dozen kinds for a file and a folder that do not match
+        if "meta tensor" in str(error):  # what the file does not hold has no data
+            raise ModelError(
+                f"{path}: it misses tensors that the settings of {config} ask for; the file is incomplete or of "
+                "another model"
+            ) from error
+        raise ModelError(
+            f"{path}: it cannot be read with the settings of {config}: {first_line(error)}; expected the folder of a "
+            "model of the same architecture"
+        ) from error
+    parts = {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder")}
+    if double:
+        parts["text_encoder_2"] = pipeline.text_encoder_2
+    for name, part in parts.items():
+        left = [key for key, value in part.state_dict().items() if value.is_meta]
+        check_complete(path, name, sorted(left))
+    return parts
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """The loader advises its callers on data types, which are right; what fails is raised."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors raises its own kind
+        raise ModelError(
+            f"{path}: cannot be read: {first_line(error)}; the copy may be incomplete"
+        ) from error
+
+
+def _is_transformer(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return any(name.removeprefix(_UNET).startswith(_TRANSFORMERS) for name in shapes)
+
+
+def _kind(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Told by where the text encoders are."""
+    for prefix, kind in (
+        ("cond_stage_model.transformer.", "sd15"),
+        ("cond_stage_model.model.", "sd21"),
+        ("conditioner.embedders.1.", "sdxl"),
+    ):
+        if any(name.startswith(prefix) for name in shapes):
+            return kind
+    if any(name.startswith("conditioner.embedders.0.") for name in shapes):
+        raise ModelError(
+            f"{path}: this is SDXL's refiner, which finishes pictures of another model; use the base model"
+        )
+    raise ModelError(f"{path}: it has a UNet and no text encoder; expected a whole checkpoint")

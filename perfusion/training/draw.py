@@ -1,0 +1,190 @@
+"""Pictures of a concept that is being trained, drawn by the base model itself.
+
+The algebra of `perfusion.edit`, diffusers' DDIM, and the UNet that is in memory anyway: for choosing among snapshots
+and for a concept's card. Drawing for its own sake is the runtime's work, or `perfusion.diffusers`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from perfusion.attention import installed, key_projections
+from perfusion.base import BaseModel
+from perfusion.concept import Concept
+from perfusion.edit import condition, locked_keys
+from perfusion.errors import TrainingError
+from perfusion.training.placing import autocasting, placed
+from perfusion.training.prompts import as_tensors, input_ids
+
+__all__ = ["draw"]
+
+_SETTINGS: dict[str, Any] = {
+    "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
+    "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": False,
+    "clip_sample": False, "clip_sample_range": 1.0, "trained_betas": None, "rescale_betas_zero_snr": False,
+}  # fmt: skip
+"""What DDIM is told of the base's scheduler; the value is for schedulers that do not know the setting."""
+
+
+@torch.no_grad()
+def draw(
+    base: BaseModel,
+    concept: Concept,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_inference_steps: int = 20,
+    guidance_scale: float | None = None,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 4,
+    report: Callable[[int], None] | None = None,
+) -> list[Image.Image]:
+    """Draw each prompt with the seed at the same place, under the local lock, in the base model's own size.
+
+    A prompt that names the concept is edited with the concept's own bias and temperature; one that does not is the
+    base model's. The picture is the runtime's for the same prompt, seed and steps, up to rounding.
+
+    Args:
+        guidance_scale: None: the base model's.
+        dtype: the UNet runs under autocast to it; None: in the precision of its weights.
+        batch_size: pictures at once; guidance doubles that.
+        report: called with the number of pictures that are done.
+
+    Raises:
+        TrainingError: the pictures are not finite.
+    """
+    scale = base.guidance_scale if guidance_scale is None else guidance_scale
+    guided = scale != 1 and base.unet.config.time_cond_proj_dim is None  # distilled: it reads the scale
+    targets = _targets(base, concept)
+    pictures: list[Image.Image] = []
+    with installed(base.unet):
+        for start in range(0, len(prompts), batch_size):
+            rows = [_row(base, concept, prompt) for prompt in prompts[start : start + batch_size]]
+            if guided:
+                rows += [_plain(base, "")] * len(rows)
+            latents = _denoise(
+                base, rows, targets, seeds[start : start + batch_size], num_inference_steps,
+                scale if guided else 1.0, dtype,
+            )  # fmt: skip
+            pictures += _decode(base, latents)
+            if report:
+                report(len(pictures))
+    return pictures
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Row:
+    """What the UNet reads of one prompt: (tokens, text_dim), (tokens, rows) and (pooled_dim,)."""
+
+    states: Tensor
+    gate: Tensor | None
+    pooled: Tensor | None
+
+
+def _row(base: BaseModel, concept: Concept, prompt: str) -> _Row:
+    """A prompt with the edit of the concept, if it names it."""
+    if concept.token not in prompt:
+        return _plain(base, prompt)
+    device = next(base.text_encoder.parameters()).device
+    words = [[size + row for row in range(concept.rows)] for size in base.vocab_sizes]
+    ids = as_tensors([input_ids(base, prompt.replace(concept.token, "{}", 1), words)], device)
+    tables = [torch.from_numpy(np.array(table)).to(device) for table in concept.embeddings]
+    encoded = base.encode(ids, tables)
+    edited = condition(
+        encoded.hidden[0].float().cpu().numpy(),
+        direction=concept.direction,
+        dual=concept.dual,
+        energy=concept.energy,
+        bias=concept.bias,
+        temperature=concept.temperature,
+        strength=1.0,
+    )
+    return _Row(
+        states=torch.from_numpy(edited.value_states),
+        gate=torch.from_numpy(edited.value_gate),
+        pooled=None if encoded.pooled is None else encoded.pooled[0].cpu(),
+    )
+
+
+def _plain(base: BaseModel, prompt: str) -> _Row:
+    """A prompt as the base model reads it. An empty one of SDXL is zeros, as diffusers' pipeline has it."""
+    device = next(base.text_encoder.parameters()).device
+    encoded = base.encode(as_tensors([input_ids(base, prompt + "{}", [[] for _ in base.tokenizers])], device))
+    hidden, pooled = encoded.hidden[0].float().cpu(), encoded.pooled
+    if pooled is not None and not prompt:
+        return _Row(states=torch.zeros_like(hidden), gate=None, pooled=torch.zeros_like(pooled[0]).cpu())
+    return _Row(states=hidden, gate=None, pooled=None if pooled is None else pooled[0].cpu())
+
+
+def _targets(base: BaseModel, concept: Concept) -> dict[str, Tensor]:
+    """The concept's targets for all layers, on the UNet's device."""
+    device = next(base.unet.parameters()).device
+    keys = concept.target_keys
+    if keys is None or concept.base_fingerprint != base.fingerprint:
+        keys = locked_keys(key_projections(base.unet).float().cpu().numpy(), concept.superclass_encoding)
+    return {
+        "concept_keys": torch.from_numpy(np.array(keys)).to(device),
+        "concept_values": torch.from_numpy(np.array(concept.target_values)).to(device),
+    }
+
+
+def _denoise(
+    base: BaseModel, rows: Sequence[_Row], targets: dict[str, Tensor], seeds: Sequence[int], steps: int, scale: float,
+    dtype: torch.dtype | None,
+) -> Tensor:  # fmt: skip
+    """Latents (pictures, channels, h, w) of the first len(seeds) rows; the others, if any, are their unguided ones."""
+    from diffusers import DDIMScheduler
+
+    unet: Any = base.unet
+    device = next(unet.parameters()).device
+    scheduler: Any = DDIMScheduler(
+        **{name: base.scheduler.get(name, value) for name, value in _SETTINGS.items()}
+    )
+    scheduler.set_timesteps(steps)
+    shape = (1, int(unet.config.in_channels), *[base.resolution // base.downscale] * 2)
+    latents = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    latents = latents.to(device) * scheduler.init_noise_sigma
+    states = torch.stack([row.states for row in rows]).to(device)
+    count = len(targets["concept_values"])
+    gate = torch.stack(
+        [states.new_zeros(len(row.states), count).cpu() if row.gate is None else row.gate for row in rows]
+    ).to(device)
+    pooled = [row.pooled for row in rows if row.pooled is not None]
+    conditions = base.unet_conditions(torch.stack(pooled).to(device) if pooled else None, len(rows))
+    edit = {"key_gate": gate, "value_gate": gate, **targets}
+    for timestep in scheduler.timesteps:
+        with autocasting(device, dtype):
+            both = torch.cat([latents] * (len(rows) // len(seeds)))
+            output = unet(both, timestep, states, cross_attention_kwargs=edit, **conditions).sample.float()
+        wanted, *unguided = output.split(len(seeds))
+        if unguided:
+            wanted = unguided[0] + scale * (wanted - unguided[0])
+        latents = scheduler.step(wanted, timestep, latents).prev_sample
+    done: Tensor = latents
+    return done
+
+
+def _decode(base: BaseModel, latents: Tensor) -> list[Image.Image]:
+    """Latents to RGB pictures, one at a time: a decoder needs the most memory of all parts."""
+    vae: Any = base.vae
+    pictures = []
+    with placed(vae, latents.device):
+        for one in latents.split(1):
+            sample = (
+                vae.decode((one / vae.config.scaling_factor).to(vae.dtype)).sample[0].float().cpu().numpy()
+            )
+            if not np.isfinite(sample).all():
+                raise TrainingError(
+                    "a validation picture came out as numbers that are not finite; use --precision fp32, or --select "
+                    "last to draw none"
+                )
+            levels = np.rint((sample / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8)
+            pictures.append(Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0))))
+    return pictures

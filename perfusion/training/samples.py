@@ -1,0 +1,125 @@
+"""The training pictures as the loop needs them: latents of a few variants of each, and where the object is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perfusion.base import BaseModel
+from perfusion.training.config import TrainingConfig
+from perfusion.training.masks import attention_masks, trusted
+from perfusion.training.objective import Noising
+from perfusion.training.pictures import Picture, prepare
+from perfusion.training.placing import autocast_dtype, autocasting, placed
+from perfusion.training.prompts import as_tensors, input_ids
+from perfusion.training.segment import segment
+
+__all__ = ["Samples", "encode_pictures", "find_objects"]
+
+TEMPLATE = "a photo of a {}"
+"""What the UNet is told when it is asked where the object is."""
+NAMED = 6
+"""More pictures than this are not listed one by one."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """Every prepared variant of every picture, encoded once; the variants of a picture follow each other."""
+
+    latents: Tensor
+    """(n, channels, h, w), scaled."""
+    masks: Tensor
+    """(n, 1, h, w) in [0, 1]; ones where nothing is known."""
+    images: Tensor
+    """(n, 3, height, width) in [−1, 1], on the CPU."""
+
+
+@torch.no_grad()
+def encode_pictures(
+    base: BaseModel, pictures: Sequence[Picture], config: TrainingConfig, device: torch.device
+) -> Samples:
+    """Prepare the pictures and encode them, with the masks that they came with."""
+    vae: Any = base.vae
+    images, masks = prepare(pictures, base.resolution, config.crops, config.flip, config.seed)
+    found = torch.from_numpy(images)
+    with placed(vae, device):
+        latents = [
+            vae.encode(batch.to(device, vae.dtype)).latent_dist.mode()
+            for batch in found.split(1 if config.checkpointing else 4)
+        ]
+    scaled = torch.cat(latents).float() * vae.config.scaling_factor
+    pooled = F.adaptive_avg_pool2d(torch.from_numpy(masks), scaled.shape[-2:]).to(device)
+    return Samples(latents=scaled, masks=pooled, images=found)
+
+
+def find_objects(
+    base: BaseModel, pictures: Sequence[Picture], samples: Samples, subject: Sequence[Sequence[int]],
+    config: TrainingConfig, say: Say,
+) -> Samples:  # fmt: skip
+    """The samples with masks for the pictures that came without one, where the options ask for it.
+
+    Args:
+        subject: the superclass's token ids for each text encoder.
+        say: told how they were found, and what part of each picture they cover.
+    """
+    names = [picture.path.name for picture in pictures for _ in range(config.crops)]
+    lacking = [at for at in range(len(names)) if pictures[at // config.crops].mask is None]
+    if config.masks not in ("auto", "clipseg") or not lacking:
+        return samples
+    rows = torch.tensor(lacking, device=samples.latents.device)
+    if config.segmenter is not None:
+        size = (samples.latents.shape[-2], samples.latents.shape[-1])
+        maps = segment(config.segmenter, samples.images[lacking], config.superclass, size, rows.device)
+        source = f"from the segmenter, for {config.superclass!r}"
+    else:
+        maps = _by_attention(base, samples.latents[rows], subject, config)
+        source = f"from the base model's attention to {config.superclass!r}"
+    named = [names[at] for at in lacking]
+    masks = samples.masks.clone()
+    masks[rows] = trusted(maps.to(masks), named)
+    say(f"masks {source}: {_covers(named, masks[rows])}")
+    return Samples(latents=samples.latents, masks=masks, images=samples.images)
+
+
+@torch.no_grad()
+def _by_attention(
+    base: BaseModel, latents: Tensor, subject: Sequence[Sequence[int]], config: TrainingConfig
+) -> Tensor:
+    """(n, 1, h, w): each variant is asked for itself, so that its window and its mirroring need no undoing."""
+    prompt = input_ids(base, TEMPLATE, subject)
+    encoded = base.encode(as_tensors([prompt], latents.device))
+    # an UNet that is held in 16 bits takes float32 latents only under autocast
+    narrow = base.unet.conv_in.weight.dtype != torch.float32
+    dtype = autocast_dtype(latents.device, config.precision) or torch.bfloat16
+    with autocasting(latents.device, dtype if narrow else None):
+        return attention_masks(
+            base.unet,
+            latents,
+            encoded.hidden.float(),
+            subject=range(prompt.last - len(subject[0]) + 1, prompt.last + 1),
+            words=range(
+                1, prompt.last + 2
+            ),  # the template ends with the superclass, then comes the end token
+            alphas=Noising.of(base).scheduler.alphas_cumprod,
+            conditions=base.unet_conditions(encoded.pooled, 1),
+            seed=config.seed,
+        )
+
+
+def _covers(names: Sequence[str], masks: Tensor) -> str:
+    """ "1.png 38 %, 2.png 41 %": the mean share of each picture that its masks cover."""
+    cover = (masks > 0.5).float().flatten(1).mean(1).tolist()
+    shares: dict[str, list[float]] = {}
+    for name, share in zip(names, cover, strict=True):
+        shares.setdefault(name, []).append(share)
+    means = {name: sum(found) / len(found) for name, found in shares.items()}
+    if len(means) > NAMED:
+        return f"{min(means.values()):.0%} to {max(means.values()):.0%} of {len(means)} pictures"
+    return ", ".join(f"{name} {mean:.0%}" for name, mean in means.items())

@@ -1,0 +1,60 @@
+"""Pictures drawn while training are those that the runtime draws."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perfusion.base import load_base
+from perfusion.concept import Concept
+from perfusion.training import TrainingConfig, train_concept
+from perfusion.training.draw import draw
+
+
+def psnr(first: Image.Image, second: Image.Image) -> float:
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    return float(10 * np.log10(255**2 / (float(np.mean(difference**2)) + 1e-9)))
+
+
+def test_pictures_are_the_runtimes_for_the_same_prompt_seed_and_steps() -> None:
+    from perfusion.runtime import Runtime
+
+    base = load_base(None)
+    with Runtime() as runtime:
+        name = sorted(runtime.bundle.samples)[0]
+        concept = runtime.load_concept(name)
+        prompts, seeds = (
+            [f"a photo of a {concept.token} on a beach", f"a {concept.superclass} in the snow"],
+            [3, 8],
+        )
+        expected = runtime.generate(prompts, seed=seeds, num_inference_steps=4, lock="local")
+        base_only = runtime.generate(
+            f"a photo of a {concept.superclass} on a beach", seed=3, num_inference_steps=4
+        )
+    found = draw(base, concept, prompts, seeds, num_inference_steps=4)
+    assert min(psnr(one, other) for one, other in zip(found, expected, strict=True)) > 40
+    assert psnr(found[0], base_only) < 30, "the concept did something"
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.effect_noise((40, 40), 60).convert("RGB").save(folder / "1.png")
+    return folder
+
+
+@pytest.mark.parametrize("which", ["tiny_base", "tiny_xl_base"])
+def test_a_picture_does_not_depend_on_its_batch_nor_on_stored_keys(which, request, pictures) -> None:
+    base = request.getfixturevalue(which)
+    options = TrainingConfig(superclass="cat", steps=2, batch_size=2, crops=1, masks="none")
+    concept = train_concept(pictures, options, model=base)
+    bare = Concept.from_bytes(concept.to_bytes("float32", keys=False))
+    prompts = ["a <cat>", "a cat", "my <cat> on a beach"]
+    together = draw(base, concept, prompts, [0, 1, 2], num_inference_steps=2)
+    alone = [
+        draw(base, bare, [prompt], [seed], num_inference_steps=2)[0] for seed, prompt in enumerate(prompts)
+    ]
+    assert min(psnr(one, other) for one, other in zip(together, alone, strict=True)) > 45
+    assert together[0].size == (base.resolution, base.resolution)
+    assert base.unet.attn_processors.keys()
