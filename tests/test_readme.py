@@ -63,8 +63,8 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 
 def numbers(benchmark: str) -> dict[str, float]:
     """Every number of a benchmark's records, as the README may write it: two or three significant digits."""
-    (path,) = (ROOT / "benchmarks" / "records").glob(f"{benchmark}-*.json")
-    record = json.loads(path.read_text())
+    records = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "records").glob("*.json")]
+    (record,) = (record for record in records if record["benchmark"] == benchmark)
     return {
         f"{row.get('what') or row.get('base') or row.get('model')} {row.get('keys', '')} {key}": value
         for row in record["rows"]
@@ -102,3 +102,12 @@ def test_shares_that_the_readme_and_the_model_page_give_are_those_of_the_records
     words = ("six", "seven", "eight", "nine", "ten", "eleven", "twelve")
     assert f"it learns {words[takes - 6]}" in README
     assert f"**{takes} of {len(subjects)} do**" in page
+
+
+def test_file_sizes_of_the_format_page_are_those_that_were_written() -> None:
+    (path,) = (ROOT / "benchmarks" / "records").glob("concept_files-*.json")
+    written = {row["bytes"] for row in json.loads(path.read_text())["rows"]}
+    table = (ROOT / "docs" / "format.md").read_text(encoding="utf-8").split("Beside what else")[1]
+    sizes = [int(cell.replace(",", "")) for cell in re.findall(r"\| (\d[\d,]+)", table.split("\n## ")[0])]
+    assert len(sizes) == 14
+    assert set(sizes) <= written

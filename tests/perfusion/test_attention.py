@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
+from perfusion import attention as module
 from perfusion.attention import (
     ConceptAttnProcessor,
     install,
@@ -306,3 +307,29 @@ def test_a_norm_between_encoding_and_key_is_refused_by_name(unet):
             layer_table(unet)
     finally:
         module.norm_k = None
+
+
+def test_attention_under_a_gradient_equals_the_fused_kernel_in_values_and_gradients():
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(2, 3, tokens, 8, generator=generator) for tokens in (20, 7, 7)]
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):
+        query, key, value = states = [part.to(dtype).requires_grad_() for part in made]
+        fused = torch.nn.functional.scaled_dot_product_attention
+        ours = dtype == torch.bfloat16
+        out = module._attend(query, key, value, None) if ours else fused(query, key, value)
+        gradients = torch.autograd.grad(out.double().square().sum(), states)
+        results.append([out.detach().double(), *(part.double() for part in gradients)])
+    for found, exact in zip(*results, strict=True):
+        assert float((found - exact).norm() / exact.norm()) < 2e-2
+
+
+def test_plain_products_are_taken_only_where_they_are_faster(monkeypatch):
+    state = torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16, requires_grad=True)
+    assert module._faster_written_out(state, state, state)
+    with torch.no_grad():
+        assert not module._faster_written_out(state, state, state)
+    single = state.detach().float().requires_grad_()
+    assert not module._faster_written_out(single, single, single)
+    monkeypatch.setattr(module, "_MAX_SCORES", 15)
+    assert not module._faster_written_out(state, state, state)
