@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from perfusion.errors import DeviceError, ModelError
+from perfusion.errors import ModelError
+from perfusion.onnx_runtime import import_onnxruntime
 
-__all__ = ["OnnxScorer", "Scorer", "unit"]
+__all__ = ["OnnxScorer", "Scorer", "picture_array", "unit"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -66,7 +67,7 @@ class OnnxScorer:
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> Float32:
         """Embeddings (n, dim) of pictures of any size, brought to the size the graph takes."""
-        arrays = [_array(picture, self._size) for picture in pictures]
+        arrays = [picture_array(picture, self._size) for picture in pictures]
         return self._embed(self._image, "pictures", arrays)
 
     def embed_texts(self, texts: Sequence[str]) -> Float32:
@@ -122,7 +123,7 @@ def unit(embeddings: npt.NDArray[Any]) -> Float32:
     return (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def _array(picture: Image.Image, size: int) -> Float32:
+def picture_array(picture: Image.Image, size: int) -> Float32:
     """A picture as (3, size, size) in [−1, 1]; one that is not square is squeezed, as the graph was taught."""
     image = picture.convert("RGB")
     if image.size != (size, size):
@@ -131,12 +132,9 @@ def _array(picture: Image.Image, size: int) -> Float32:
 
 
 def _session(path: Path, threads: int | None) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DeviceError(
-            "judging pictures by ONNX graphs needs onnxruntime; install 'perfusion-edge[cpu]'"
-        ) from error
+    onnxruntime = import_onnxruntime(
+        "judging pictures by ONNX graphs needs onnxruntime; install 'perfusion-edge[cpu]'"
+    )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; it warns about its own optimiser's work
     options.use_deterministic_compute = True

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.errors import BundleError, DeviceError, PerfusionError, RequestError
+from perfusion.onnx_runtime import import_onnxruntime
 
 __all__ = ["PROVIDERS", "Graph", "choose_provider"]
 
@@ -143,17 +144,9 @@ def _allowed_threads() -> int:
 
 
 def _onnxruntime() -> Any:
-    """onnxruntime, imported when a session is made: it takes longer than all else together."""
-    # From 1.29 on it reports to its maker, and keeps an identifier in the home folder or complains on stderr
-    # that it cannot. Set to 0 by the user, this stays 0.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DeviceError(
-            "onnxruntime is not installed. pip install 'perfusion-edge[cpu]', or [cuda] for an NVIDIA GPU."
-        ) from error
-    return onnxruntime
+    return import_onnxruntime(
+        "onnxruntime is not installed. pip install 'perfusion-edge[cpu]', or [cuda] for an NVIDIA GPU."
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -26,7 +26,7 @@ HEAVY = {
 TRAINING_ONLY = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript")
 WITHOUT_TORCH = (  # besides runtime and devices
     *("bank", "card", "concept", "conditioning", "container", "edit", "errors", "files", "prompt_tokens"),
-    *("scoring", "storage", "commands"),
+    *("onnx_runtime", "scoring", "storage", "commands"),
 )
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from perfusion.errors import ModelError
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
+from perfusion.scoring import picture_array
 
 __all__ = [
     "COLOUR_NAMES",
@@ -84,9 +85,9 @@ class Judge:
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Verdict:
         """Judge pictures of any size; they are brought to the size the scorer was trained on."""
-        parts: list[dict[str, Array]] = []
+        parts, size = list[dict[str, Array]](), int(self.facts["size"])
         for start in range(0, len(pictures), 32):
-            batch = np.stack([self._array(picture) for picture in pictures[start : start + 32]])
+            batch = np.stack([picture_array(picture, size) for picture in pictures[start : start + 32]])
             parts.append(self._graph.run(pictures=batch))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in OUTPUTS}
         return Verdict(
@@ -97,13 +98,6 @@ class Judge:
             count=tuple(int(index) + 1 for index in joined["count"].argmax(1)),
             scene=joined["scene"],
         )
-
-    def _array(self, picture: Image.Image) -> Array:
-        size = int(self.facts["size"])
-        resized = picture.convert("RGB")
-        if resized.size != (size, size):
-            resized = resized.resize((size, size), Image.Resampling.LANCZOS)
-        return np.asarray(resized, np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
