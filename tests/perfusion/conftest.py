@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from perfusion.base import BaseModel, load_base
 from perfusion.pocket.architecture import build_pipeline
@@ -97,3 +99,14 @@ def tiny_xl_model(tiny_xl_pipeline: Any, tiny_model: Path, tmp_path_factory: pyt
 def tiny_xl_base(tiny_xl_model: Path) -> BaseModel:
     """The SDXL-shaped model, opened; tests must leave it as it is."""
     return load_base(tiny_xl_model)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with two pictures of noise to train on."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(2):
+        noise = np.random.default_rng(index).integers(0, 255, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{index}.png")
+    return folder

@@ -23,16 +23,6 @@ from perfusion.training.train import train
 from perfusion.training.work_folder import WorkFolder
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for index in range(2):
-        noise = np.random.default_rng(index).integers(0, 255, (40, 40, 3), np.uint8)
-        Image.fromarray(noise).save(folder / f"{index}.png")
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from perfusion.attention import key_projections, value_projections
 from perfusion.base import BaseModel, load_base, token_embedding
@@ -19,16 +18,6 @@ from perfusion.training.objective import Noising, masked_error
 from perfusion.training.placing import autocast_dtype, pick_device
 from perfusion.training.prompts import check_superclass
 from perfusion.training.start import superclass_encoding
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for index in range(2):
-        noise = np.random.default_rng(index).integers(0, 255, (40, 40, 3), np.uint8)
-        Image.fromarray(noise).save(folder / f"{index}.png")
-    return folder
 
 
 @pytest.fixture(autouse=True)

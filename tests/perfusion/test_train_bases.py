@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from PIL import Image
 
 from perfusion.attention import installed, key_projections
 from perfusion.base import BaseModel, guidance_embedding, load_base, token_embedding
@@ -22,16 +21,6 @@ from perfusion.training.loop import predict
 from perfusion.training.objective import Noising
 from perfusion.training.prompts import TEMPLATES, as_tensors, check_superclass, input_ids
 from perfusion.training.start import concept_prompt, start_edit, start_embeddings, superclass_encoding
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for index in range(2):
-        noise = np.random.default_rng(index).integers(0, 255, (40, 40, 3), np.uint8)
-        Image.fromarray(noise).save(folder / f"{index}.png")
-    return folder
 
 
 @pytest.fixture(autouse=True)
