@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +13,15 @@ from numpy.typing import NDArray
 
 from perfusion.concept import Concept
 from perfusion.conditioning import PromptState, unet_feeds
-from perfusion.errors import ConceptError, DeviceError, PerfusionError, RequestError
+from perfusion.errors import ConceptError, PerfusionError, RequestError
 from perfusion.runtime.bank import Bank, Settings
 from perfusion.runtime.bundle import Bundle, read_bundle
+from perfusion.runtime.graphs import Graphs
 from perfusion.runtime.latents import initial_noise
 from perfusion.runtime.pictures import as_pictures
 from perfusion.runtime.prompts import PromptEncoder
 from perfusion.runtime.request import Options, Request, make_request
 from perfusion.runtime.schedulers import Schedule, make_schedule
-from perfusion.runtime.sessions import Graph, choose_provider
 from perfusion.runtime.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -35,15 +34,7 @@ Array = NDArray[np.float32]
 Texts = str | list[str] | tuple[str, ...]
 Seeds = int | list[int] | tuple[int, ...]
 
-_log = logging.getLogger(__name__)
-
 _MAX_THREADS = 1024  # onnxruntime starts as many as it is told to, and never returns from millions
-
-_TEXT_INPUTS = ("input_ids", "concept_embeddings")
-_UNET_INPUTS = (
-    "sample", "timestep", "encoder_hidden_states", "key_hidden_states",
-    "key_gate", "value_gate", "concept_keys", "concept_values",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,9 +105,8 @@ class Runtime:
         self._batch_size = batch_size
         self._bank = Bank(self.bundle)
         self._tokenizer = PromptTokenizer(self.bundle.tokenizer, self.bundle.text_encoder)
-        self._graphs: _Graphs | None
-        self.provider, self._graphs = _open_graphs(self.bundle, provider, threads)
-        self._prompts = PromptEncoder(self._tokenizer, self._bank)
+        self._graphs = Graphs(self.bundle, provider, threads)
+        self._prompts = PromptEncoder(self._tokenizer, self._bank, self._graphs)
 
     def __enter__(self) -> Runtime:
         return self
@@ -128,7 +118,12 @@ class Runtime:
 
     def close(self) -> None:
         """Give the graphs' memory back. The runtime draws nothing afterwards."""
-        self._graphs = None
+        self._graphs.close()
+
+    @property
+    def provider(self) -> str:
+        """What the graphs run on: "cpu" or "cuda"."""
+        return self._graphs.provider
 
     @property
     def concepts(self) -> Mapping[str, Concept]:
@@ -223,19 +218,11 @@ class Runtime:
         Raises:
             RequestError: a prompt, seed, size or option that cannot be served.
         """
-        graphs = self._open()
         request = make_request(self.bundle, prompt, seed, **options)
         schedule = make_schedule(request.scheduler, self.bundle.noise_model, request.num_inference_steps)
-        return self._steps(graphs, request, schedule, self._prompts.states(request, graphs.text_encoder))
+        return self._steps(request, schedule, self._prompts.states(request))
 
-    def _open(self) -> _Graphs:
-        if self._graphs is None:
-            raise RequestError("This runtime is closed. Open another one.")
-        return self._graphs
-
-    def _steps(
-        self, graphs: _Graphs, request: Request, schedule: Schedule, states: list[list[PromptState]]
-    ) -> Iterator[Step]:
+    def _steps(self, request: Request, schedule: Schedule, states: list[list[PromptState]]) -> Iterator[Step]:
         """The denoising loop over a batch; `states` has the rows of each picture."""
         downscale, channels = self.bundle.decoder.downscale, self.bundle.unet.in_channels
         shape = (1, channels, request.height // downscale, request.width // downscale)
@@ -247,7 +234,7 @@ class Runtime:
         ]
         for index, timestep in enumerate(schedule.timesteps):
             predictions = [
-                _predict(graphs, latents[at : at + self._batch_size], timestep, feed, request)
+                _predict(self._graphs, latents[at : at + self._batch_size], timestep, feed, request)
                 for at, feed in zip(starts, feeds, strict=True)
             ]
             clean, noise = schedule.clean_and_noise(index, latents, np.concatenate(predictions))
@@ -264,46 +251,19 @@ class Runtime:
 
     def _decode(self, latents: Array) -> list[Image]:
         """Latents to pictures, one at a time: a decoder needs the most memory of all graphs."""
-        graphs = self._open()
         with np.errstate(all="ignore"):  # what overflows here is refused below
             scaled = latents / np.float32(self.bundle.decoder.scaling_factor)
-        samples = (graphs.decoder(latent_sample=one[None]) for one in scaled)
+        samples = (self._graphs.run("vae_decoder", latent_sample=one[None])["sample"] for one in scaled)
         return [picture for sample in samples for picture in as_pictures(_finite(sample))]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Graphs:
-    text_encoder: Graph
-    unet: Graph
-    decoder: Graph
-
-
-def _open_graphs(bundle: Bundle, provider: str, threads: int | None) -> tuple[str, _Graphs]:
-    """The graphs, and the provider they run on."""
-    chosen = choose_provider(provider)
-
-    def opened(on: str) -> _Graphs:
-        return _Graphs(
-            text_encoder=Graph(bundle.text_encoder.file, _TEXT_INPUTS, "last_hidden_state", on, threads),
-            unet=Graph(bundle.unet.file, _UNET_INPUTS, "out_sample", on, threads),
-            decoder=Graph(bundle.decoder.file, ("latent_sample",), "sample", on, threads),
-        )
-
-    try:
-        return chosen, opened(chosen)
-    except DeviceError as error:
-        if provider != "auto" or chosen == "cpu":
-            raise
-        _log.warning("%s Drawing on the CPU.", error)
-        return "cpu", opened("cpu")
-
-
 def _predict(
-    graphs: _Graphs, latents: Array, timestep: np.float32, feeds: Mapping[str, Array], request: Request
+    graphs: Graphs, latents: Array, timestep: np.float32, feeds: Mapping[str, Array], request: Request
 ) -> Array:
     """The UNet's prediction for some pictures, (pictures, channels, height, width), guided when asked for."""
     rows = np.repeat(latents, 2, axis=0) if request.guided else latents
-    noise_pred = graphs.unet(sample=rows, timestep=np.asarray([timestep], np.float32), **feeds)
+    outputs = graphs.run("unet", sample=rows, timestep=np.asarray([timestep], np.float32), **feeds)
+    noise_pred = outputs["out_sample"]
     if not request.guided:
         return noise_pred
     unconditional, conditional = noise_pred[0::2], noise_pred[1::2]

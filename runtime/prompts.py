@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from perfusion.conditioning import PromptState, conditioned
 from perfusion.errors import RequestError
 from perfusion.runtime.bank import Bank
+from perfusion.runtime.graphs import Graphs
 from perfusion.runtime.request import Request
-from perfusion.runtime.sessions import Graph
 from perfusion.runtime.tokenizer import PromptTokenizer, TokenizedPrompt, Word
 
 __all__ = ["PromptEncoder"]
@@ -23,11 +23,12 @@ _log = logging.getLogger(__name__)
 class PromptEncoder:
     """Prompts in the light of the concepts loaded now. Each is encoded alone: none depends on its batch."""
 
-    def __init__(self, tokenizer: PromptTokenizer, bank: Bank) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, bank: Bank, graphs: Graphs) -> None:
+        self._graphs = graphs
         self._tokenizer = tokenizer
         self._bank = bank
 
-    def states(self, request: Request, text_encoder: Graph) -> list[list[PromptState]]:
+    def states(self, request: Request) -> list[list[PromptState]]:
         """The UNet's rows for each picture: the unconditional one, when there is guidance, and its prompt's.
 
         Raises:
@@ -48,35 +49,36 @@ class PromptEncoder:
         _warn(request, [*prompts, *negatives])
         return [
             [
-                *([self._plain(text_encoder, negative)] if request.guided else []),
-                self._edited(text_encoder, prompt, request),
+                *([self._plain(negative)] if request.guided else []),
+                self._edited(prompt, request),
             ]
             for prompt, negative in zip(prompts, negatives, strict=True)
         ]
 
-    def _plain(self, text_encoder: Graph, prompt: TokenizedPrompt) -> PromptState:
+    def _plain(self, prompt: TokenizedPrompt) -> PromptState:
         """A prompt as the base model reads it."""
-        encodings = self._encode(text_encoder, prompt.input_ids, prompt.concepts)
+        encodings = self._encode(prompt.input_ids, prompt.concepts)
         return conditioned(encodings, self._bank.rows(()))
 
-    def _edited(self, text_encoder: Graph, prompt: TokenizedPrompt, request: Request) -> PromptState:
+    def _edited(self, prompt: TokenizedPrompt, request: Request) -> PromptState:
         """A prompt with the edit of the concepts it names; those of strength 0 are read as their superclass."""
         active = self._bank.active(prompt.concepts)
         if not active:
-            return self._plain(text_encoder, prompt)
-        encodings = self._encode(text_encoder, prompt.input_ids, prompt.concepts)
+            return self._plain(prompt)
+        encodings = self._encode(prompt.input_ids, prompt.concepts)
         lock = request.lock or self._bank.common_lock(active)
         rows = self._bank.rows(active)
         if lock == "local":
             return conditioned(encodings, rows, gates=request.gates)
         superclass_ids, counterparts = self._tokenizer.superclass_version(prompt)
-        superclass = self._encode(text_encoder, superclass_ids, ())[counterparts]
+        superclass = self._encode(superclass_ids, ())[counterparts]
         return conditioned(encodings, rows, lock, superclass, request.gates)
 
-    def _encode(self, text_encoder: Graph, input_ids: NDArray[np.int64], tokens: Sequence[str]) -> Array:
+    def _encode(self, input_ids: NDArray[np.int64], tokens: Sequence[str]) -> Array:
         """(tokens, text_dim) encodings of one prompt; placeholders read the learned words of `tokens`."""
         embeddings = self._bank.embeddings(tokens)
-        encodings = text_encoder(input_ids=input_ids[None], concept_embeddings=embeddings)
+        outputs = self._graphs.run("text_encoder", input_ids=input_ids[None], concept_embeddings=embeddings)
+        encodings = outputs["last_hidden_state"]
         return encodings.reshape(encodings.shape[1:])
 
 
