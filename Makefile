@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
-EXTRAS := cpu,train,export,dev
+EXTRAS := cpu,train,export,trt-rtx,dev
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow bench lint

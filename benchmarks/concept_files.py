@@ -30,7 +30,7 @@ RANK = 4  # of the LoRA: diffusers' own default
 LOAD_TARGET_MS = {"sd15": 1.0, "sdxl": 5.0}
 SIZE_TARGETS = {  # bytes: float16 with keys, float16, int8
     "sd15": {("float16", True): 60_000, ("float16", False): 35_000},
-    "sdxl": {("int8", False): 100 * 1024},
+    "sdxl": {("int8", False): 100_000},
 }
 COMMON = {"in_channels": 4, "out_channels": 4, "layers_per_block": 2, "norm_num_groups": 32}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -193,6 +193,7 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> int:
+    """Write and load every size; a record with --record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--record", action="store_true", help="keep the result in benchmarks/records")
     arguments = parser.parse_args()

@@ -24,6 +24,7 @@ PROMPT = "a photo of a bus on a beach"
 
 
 def main() -> int:
+    """Draw with both, print, record."""
     pipeline: Any = StableDiffusionPipeline.from_pretrained(model_path(), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     runtime = Runtime()

@@ -24,6 +24,7 @@ COUNT = 128
 
 
 def main() -> int:
+    """Gauge, print, record."""
     base = load_base(None)
     world = World(training_atlas(), backdrops=16, seed=1234)
     rows: list[dict[str, Any]] = []

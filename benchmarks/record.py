@@ -13,7 +13,7 @@ from typing import Any
 
 from perfusion.files import writing
 
-__all__ = ["write_record"]
+__all__ = ["peak_memory_mb", "write_record"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -31,11 +31,23 @@ def write_record(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": machine,
         "versions": _versions(),
+        "peak_memory_mb": peak_memory_mb(),
         "rows": list(rows),
     }
     with writing(path, "w") as file:
         file.write(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def peak_memory_mb() -> int | None:
+    """The most memory this process or one it started has held so far, in MB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return round(max(peaks) * unit / 1e6)
 
 
 def _commit() -> str:

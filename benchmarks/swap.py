@@ -1,15 +1,19 @@
-"""python benchmarks/swap.py: how long it takes to swap one concept for another, from its file to arrays for the UNet.
+"""python benchmarks/swap.py: how long it takes to swap one concept for another, from its file to arrays for the UNet,
+and what the host does for a picture after a bias, a strength or the concept in the prompt has changed.
 
 The file is in the system's cache, as it is when a user goes through a handful of concepts. No model is needed: a
-swap touches no graph, so a description of the base model is enough.
+swap touches no graph, so a description of the base model is enough. Texts count as encoded before: an encoding is
+kept, and the time of a new one is the text encoder's.
 """
 
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -18,11 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.record import write_record
 from perfusion import Concept
+from perfusion.pocket import bundle_path
 from perfusion.runtime.bank import Bank
 from perfusion.runtime.bundle import Bundle, Decoder, Defaults, Layer, TextEncoder, UNet
+from perfusion.runtime.feeds import Feeds
+from perfusion.runtime.graphs import Graphs
+from perfusion.runtime.prompts import PromptEncoder
+from perfusion.runtime.request import Request, make_request
 from perfusion.runtime.schedulers import NoiseModel
 
 TARGET_MS = 1.0
+TARGET_US = 50.0  # of host work for a picture whose settings changed
 FINGERPRINT = "0" * 64
 SIZES = {  # text_dim, and the widths of all cross-attention layers together
     "pocket": (128, 1344),
@@ -35,10 +45,13 @@ def describe(base: str, folder: Path) -> Bundle:
     text_dim, width = SIZES[base]
     nowhere = folder / "none"
     return Bundle(
-        folder=folder, base=base, base_fingerprint=FINGERPRINT, precision="fp32", text_dim=text_dim, tokenizer=nowhere,
-        text_encoder=TextEncoder(
-            file=nowhere, hidden_size=text_dim, vocab_size=10, context_length=77,
-            bos_token_id=8, eos_token_id=9, pad_token_id=9,
+        folder=folder, base=base, base_fingerprint=FINGERPRINT, precision="fp32", text_dim=text_dim,
+        tokenizer=bundle_path() / "tokenizer.json",
+        text_encoders=(
+            TextEncoder(
+                file=nowhere, hidden_size=text_dim, vocab_size=49408, context_length=77,
+                bos_token_id=0, eos_token_id=1, pad_token_id=1,
+            ),
         ),
         unet=UNet(
             file=nowhere, in_channels=4, size_multiple=8,
@@ -99,7 +112,57 @@ def measure(base: str, with_keys: bool, folder: Path) -> dict[str, Any]:
     }
 
 
+class Encoded:
+    """In the place of the graphs: random encodings, the same for the same text."""
+
+    def __init__(self, text_dim: int) -> None:
+        self._text_dim = text_dim
+
+    def stage(self, stage: str) -> None:
+        """Nothing is open."""
+
+    def run(self, name: str, **feeds: Any) -> dict[str, Any]:
+        """(1, 77, text_dim), as a text encoder gives them."""
+        rng = np.random.default_rng(int(feeds["input_ids"].sum()))
+        return {"last_hidden_state": rng.standard_normal((1, 77, self._text_dim)).astype(np.float32)}
+
+
+def host_times(base: str, folder: Path, seconds: float = 1.0) -> dict[str, float]:
+    """Median microseconds from a change to the UNet's inputs for the next picture, by what changed."""
+    bundle = describe(base, folder)
+    bank, feeds = Bank(bundle), Feeds(bundle)
+    prompts = PromptEncoder(bundle, bank, cast(Graphs, Encoded(bundle.text_dim)))
+    for index, token in enumerate(("<cat>", "<dog>")):
+        bank.load(replace(make_concept(base, index, with_keys=True), token=token))
+    requests = [make_request(bundle, f"a photo of {token} on a beach", 0) for token in ("<cat>", "<dog>")]
+    changes: dict[str, Callable[[int], Request]] = {
+        "bias": lambda turn: _after(bank, requests[0], bias=0.5 + turn % 97 / 200),
+        "concept": lambda turn: requests[turn % 2],
+        "strength, used before": lambda turn: _after(bank, requests[0], strength=0.5 + turn % 2 / 4),
+        "strength, new": lambda turn: _after(bank, requests[0], strength=1 / (2 + turn)),
+    }
+    medians = {}
+    for name, change in changes.items():
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(times) < 40:
+            began = time.perf_counter()
+            request = change(len(times))
+            for rows in prompts.rows(request):
+                feeds.of(rows, request)
+            times.append(1e6 * (time.perf_counter() - began))
+        medians[name] = round(statistics.median(times[20:]), 1)
+        bank.change("<cat>", strength=1)
+    return medians
+
+
+def _after(bank: Bank, request: Request, **settings: float) -> Request:
+    bank.change("<cat>", **settings)
+    return request
+
+
 def main() -> int:
+    """Measure every size, print, record."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(base, with_keys, Path(folder)) for base in SIZES for with_keys in (True, False)]
     for row in rows:
@@ -108,7 +171,16 @@ def main() -> int:
                 **row
             )
         )
-    print(write_record("swap", rows))
+    with tempfile.TemporaryDirectory() as name:
+        host: list[dict[str, Any]] = [
+            {"base": base, "host_us": host_times(base, Path(name))} for base in SIZES
+        ]
+    for row in host:
+        print(
+            f"{row['base']:8} host work "
+            + ", ".join(f"{key} {value} us" for key, value in row["host_us"].items())
+        )
+    print(write_record("swap", [*rows, *host]))
     slow = [row["base"] for row in rows if row["keys"] == "in the file" and row["median_ms"] > TARGET_MS]
     if slow:
         print(f"slower than {TARGET_MS} ms: {', '.join(slow)}", file=sys.stderr)

@@ -17,6 +17,7 @@ STEPS, TARGET_SECONDS = 300, 240
 
 
 def main() -> int:
+    """Train once, print, record."""
     pictures = ROOT / "examples" / "subjects" / "school-bus"
     config = TrainingConfig(
         superclass="bus", token="<school-bus>", masks=pictures / "masks", steps=STEPS, select="last"

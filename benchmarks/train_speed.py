@@ -366,6 +366,7 @@ def _in_own_process(number: int, case: Case, name: str) -> int | None:
 
 
 def main() -> int:
+    """Measure the cases that are asked for and print them; all together they are recorded."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,7 +3,6 @@
 
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from PIL import Image
@@ -23,15 +22,10 @@ def main() -> int:
     output = Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parent / "build" / "demo")
     started = time.monotonic()
     config = TrainingConfig(superclass=SUPERCLASS, token=TOKEN, masks=SUBJECT / "masks", steps=300)
-    progress = Progress(config.steps, f"training {TOKEN}", start=1)
-    with ExitStack() as stack:
-
-        def report(step: int, loss: float) -> None:
-            if step == 1:  # the clock starts when the model is loaded and the pictures are encoded
-                stack.enter_context(progress)
-            progress.update(step, loss=f"{loss:.4f}")
-
-        concept = train_concept(SUBJECT, config, say=print, report=report)
+    with Progress(config.steps, f"training {TOKEN}") as progress:
+        concept = train_concept(
+            SUBJECT, config, say=print, report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}")
+        )
     concept.save(output / "pink-cake.safetensors")
     export_bundle(None, output / "bundle", progress=lambda stage, done, total: print(f"exporting: {stage}"))
     with Runtime(output / "bundle") as runtime:

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors.numpy
 
-from perfusion.attention import installed, key_projections
-from perfusion.base import BaseModel, load_base
+from perfusion.attention import install, key_projections
+from perfusion.base import BaseModel
 from perfusion.errors import ExportError
-from perfusion.export.convert import to_onnx
+from perfusion.export.convert import OPSET, check_opset, to_onnx
 from perfusion.export.graphs import Graph, graphs_of
+from perfusion.export.half import check_places, in_half, kept_places
 from perfusion.export.manifest import KEY_PROJECTIONS, MANIFEST, TOKENIZER, file_table, make_manifest
-from perfusion.export.parity import TOLERANCE, check_parity
-from perfusion.export.weights import exact_float16, link_weights, save, store_as_float16, stored_tensors
+from perfusion.export.parity import TOLERANCES, DivergenceError, compare, explain
+from perfusion.export.preview import fit_latent_rgb
+from perfusion.export.probe import make_probe, probe
+from perfusion.export.quantize import quantize
+from perfusion.export.source import check_room, open_model
+from perfusion.export.trials import make_trials
+from perfusion.export.weights import (
+    exact_float16,
+    forget_weights,
+    link_weights,
+    save,
+    store_as_float16,
+    stored_tensors,
+)
 from perfusion.files import writing_folder
 
 __all__ = ["PRECISIONS", "STAGES", "Exported", "export_bundle"]
 
-PRECISIONS = ("fp32",)
-STAGES = ("text encoder", "unet", "vae decoder", "vae encoder", "parity")
-"""What ``progress`` is told, in this order."""
+PRECISIONS = tuple(TOLERANCES)
+STAGES = ("text encoder", "unet", "vae decoder", "vae encoder", "bundle")
+"""What ``progress`` is told, in this order. Each graph is converted, written and held against torch in its stage."""
 
 _WEIGHTS = ("text_encoder", "unet", "vae")
+_QUANTIZED = ("text_encoder", "text_encoder_2", "unet")
+"""A VAE is convolutions, which stay as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,81 +69,171 @@ class Exported:
         return sum(entry["bytes"] for entry in self.manifest["files"].values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What was asked for, checked."""
+
+    precision: str
+    opset: int
+    places: tuple[str, ...]
+    """What stays in float32, see `perfusion.export.half`."""
+    tolerance: float
+    link: bool
+
+
 def export_bundle(
     model: Path | str | None,
     output: Path | str,
     *,
     precision: str = "fp32",
+    opset: int = OPSET,
+    keep_fp32: Sequence[str] = (),
     resolution: int | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     link_weights: bool = False,
+    config: Path | str | None = None,
 ) -> Exported:
-    """Write a diffusers folder of Stable Diffusion 1.x or 2.x as a bundle for `perfusion.runtime`.
+    """Write a Stable Diffusion 1.x, 2.x or XL model, or one distilled from them, as a bundle for `perfusion.runtime`.
+
+    One part of the model is worked on at a time, and dropped before ONNX Runtime opens what was made of it.
 
     Args:
-        model: the diffusers folder; None is the embedded pocket model.
+        model: the diffusers folder, or a single-file checkpoint; None is the embedded pocket model.
         output: the bundle's folder. It appears complete or not at all; an older bundle there is replaced.
-        precision: of the graphs' arithmetic; weights that float16 holds exactly are stored so all the same.
+        precision: of the graphs' arithmetic: "fp32"; "fp16", for GPUs; "int8", which is fp32 with the matrix products
+            of text encoders and UNet in eight bits, for CPUs. Weights that float16 holds exactly are stored so in all.
+        opset: of ONNX; 23 has attention as one operator, for engines that know it.
+        keep_fp32: with fp16, what else stays in float32 than is known to need it: graphs ("vae_decoder"), modules
+            ("unet.mid_block") or the attention scores of one ("unet.attention").
         resolution: default width and height of pictures in pixels; None is the model's own.
-        tolerance: the largest relative L2 error between ONNX Runtime and torch that passes.
+        tolerance: the largest relative L2 error between ONNX Runtime and torch that passes; None is the precision's.
         progress: called with a stage's name, how many stages are done and how many there are; at the end with
             "done".
         link_weights: ``output`` is the model's own folder, and the graphs refer to the weights in its
             safetensors files in place of holding them, so that they are stored once.
+        config: for a single file, the folder of a model of the same architecture.
 
     Raises:
         ModelError: ``model`` cannot be used.
-        ExportError: torch could not convert it, or the graphs' numbers differ from torch's.
+        ExportError: torch could not convert it, the graphs' numbers differ from torch's or are none, or the disk has
+            too little room.
         PerfusionError: ``output`` cannot be written.
     """
-    if precision not in PRECISIONS:
-        raise ExportError(f"precision {precision!r} is not known, expected one of {', '.join(PRECISIONS)}")
-    base = load_base(None if model is None else Path(model))
-    _check_exportable(base)
+    _check_settings(precision, opset, keep_fp32, link_weights)
+    source, settled = (None if path is None else Path(path) for path in (model, config))
+    base = open_model(source, settled)
     output = Path(output)
     _check_output(base.folder, output, link_weights)
     # what the manifest may refuse is refused before the minutes begin
-    make_manifest(base, files={}, parity={}, precision=precision, resolution=resolution)
+    manifest = make_manifest(
+        base,
+        precision=precision,
+        resolution=resolution,
+        opset=opset,
+        keep_fp32=keep_fp32,
+        files={},
+        parity={},
+    )
+    install(base.unet)
+    graphs = list(graphs_of(base))
+    check_places(graphs, keep_fp32)
+    settings = _Settings(
+        precision=precision,
+        opset=opset,
+        places=kept_places(base, keep_fp32),
+        tolerance=TOLERANCES[precision] if tolerance is None else tolerance,
+        link=link_weights,
+    )
+    trial = make_probe(base, manifest["defaults"]["width"]) if precision == "fp16" else None
+    words = base.vocab_sizes
+    if not link_weights:
+        check_room(base, output, precision)
     stage = _stages(progress)
     with _inside(base.folder) if link_weights else writing_folder(output) as folder:
         _write_tokenizer(base, folder / TOKENIZER)
         _write_key_projections(base, folder / KEY_PROJECTIONS)
-        with installed(base.unet):
-            parity = _write_graphs(base, folder, tolerance=tolerance, link=link_weights, stage=stage)
+        del base  # its parts live on in the graphs, and go with them one after the other
+
+        def reopen(name: str) -> Graph:
+            again = open_model(source, settled)
+            install(again.unet)
+            return next(graph for graph in graphs_of(again) if graph.name == name)
+
+        paths, parity, latent_rgb = _write_graphs(graphs, words, folder, settings, stage, reopen)
+        stage("bundle")
+        if trial is not None:
+            probe(trial, paths)
+        manifest["vae"]["latent_rgb"] = latent_rgb
+        manifest["parity"] = parity
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        files = file_table(folder, names)
-        manifest = make_manifest(base, files=files, parity=parity, precision=precision, resolution=resolution)
+        manifest["files"] = file_table(folder, names)
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (folder / MANIFEST).write_text(text, encoding="utf-8")
     stage("done")
     return Exported(folder=output, manifest=manifest)
 
 
+def _check_settings(precision: str, opset: int, keep_fp32: Sequence[str], link: bool) -> None:
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision {precision!r} is not known, expected one of {', '.join(PRECISIONS)}")
+    check_opset(opset)
+    if keep_fp32 and precision != "fp16":
+        raise ExportError(f"keep in float32: {precision} computes in float32 already; it goes with fp16")
+    if link and precision != "fp32":
+        raise ExportError(f"linked weights: the model's files hold none of {precision}; it goes with fp32")
+
+
 def _write_graphs(
-    base: BaseModel, folder: Path, *, tolerance: float, link: bool, stage: Callable[[str], None]
-) -> dict[str, float]:
-    """Convert and write every graph, then compare each with torch; returns the errors by graph."""
-    graphs = graphs_of(base)
-    linkable = stored_tensors(folder, *_WEIGHTS) if link else None
-    for graph in graphs:
-        stage(graph.name.replace("_", " "))
-        model = to_onnx(graph)
-        if linkable is None:
-            store_as_float16(model)
-        else:
-            link_weights(model, folder, linkable)
-        save(model, _path(graph, folder))
-    stage("parity")
-    errors = {}
-    for graph in graphs:
-        error = check_parity(graph, _path(graph, folder), vocab_size=base.vocab_size, tolerance=tolerance)
-        errors[graph.name] = float(f"{error:.1e}")  # the digits that are the same each time
-    return errors
+    graphs: list[Graph],
+    words: Sequence[int],
+    folder: Path,
+    settings: _Settings,
+    stage: Callable[[str], None],
+    reopen: Callable[[str], Graph],
+) -> tuple[dict[str, Path], dict[str, float], dict[str, Any]]:
+    """Write every graph and hold it against torch, emptying the list.
+
+    Returns the files by graph, the errors by graph, and the colours of the VAE's latents.
+    """
+    paths, parity = {}, {}
+    latent_rgb: dict[str, Any] = {}
+    linkable = stored_tensors(folder, *_WEIGHTS) if settings.link else None
+    while graphs:
+        graph = graphs.pop(0)
+        if not graph.name.endswith("_2"):  # two text encoders are one stage
+            stage(graph.name.replace("_", " "))
+        path = paths[graph.name] = folder / f"{graph.name}.onnx"
+        ends = _write_graph(graph, path, settings, linkable)
+        vocab_size = words[-1] if graph.name.endswith("_2") else words[0]
+        trials = make_trials(graph, vocab_size=vocab_size, exported=ends)
+        if graph.name == "vae_encoder":
+            latent_rgb = fit_latent_rgb(graph.module.vae)
+        name, outputs = graph.name, [end.name for end in graph.outputs]
+        del graph, ends
+        gc.collect()  # a traced module is part of a circle
+        try:
+            error = compare(name, outputs, path, trials, tolerance=settings.tolerance)
+        except DivergenceError as divergence:
+            again = partial(reopen, name)
+            raise explain(divergence, path, settings.tolerance, again) from divergence
+        parity[name] = float(f"{error:.1e}")  # the digits that are the same each time
+    return paths, parity, latent_rgb
 
 
-def _path(graph: Graph, folder: Path) -> Path:
-    return folder / f"{graph.name}.onnx"
+def _write_graph(graph: Graph, path: Path, settings: _Settings, linkable: Mapping[str, Any] | None) -> Graph:
+    """Convert ``graph`` to its file; gives it back with the ends it was written with, see `in_half`."""
+    written = in_half(graph, settings.places) if settings.precision == "fp16" else graph
+    model = to_onnx(written, opset=settings.opset)
+    if settings.precision == "int8" and graph.name in _QUANTIZED:
+        quantize(model)
+    if linkable is not None:
+        link_weights(model, path.parent, linkable)
+    elif settings.precision != "fp16":
+        store_as_float16(model)
+    save(model, path)
+    forget_weights(model)
+    return written
 
 
 def _write_tokenizer(base: BaseModel, path: Path) -> None:
@@ -141,23 +248,9 @@ def _write_tokenizer(base: BaseModel, path: Path) -> None:
 
 def _write_key_projections(base: BaseModel, path: Path) -> None:
     """All to_k weights, (Σ key_dim, text_dim): from them a runtime derives a superclass's locked keys."""
-    stacked = key_projections(base.unet).cpu().numpy()
+    stacked = key_projections(base.unet).float().numpy()
     half = exact_float16(stacked)
     path.write_bytes(safetensors.numpy.save({"key_projections": stacked if half is None else half}))
-
-
-def _check_exportable(base: BaseModel) -> None:
-    """Refuse models whose UNet takes conditions that the graphs have no inputs for yet; concepts train on them."""
-    if len(base.text_encoders) > 1:
-        raise ExportError(
-            f"{base.folder}: it has two text encoders ({base.family}), which no bundle describes yet; concepts for it "
-            "can be trained and used with diffusers, export takes Stable Diffusion 1.x and 2.x"
-        )
-    if base.unet.config.time_cond_proj_dim is not None:
-        raise ExportError(
-            f"{base.folder}: its UNet reads the guidance scale (time_cond_proj_dim), as LCM does, which no bundle "
-            "describes yet; export takes a model that does not"
-        )
 
 
 def _check_output(model: Path, output: Path, link: bool) -> None:

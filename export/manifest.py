@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from perfusion import __version__
-from perfusion.base import BaseModel
+from perfusion.base import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, BaseModel
 from perfusion.errors import ModelError
 from perfusion.export.convert import OPSET
-from perfusion.export.graphs import downscale, size_multiple
+from perfusion.export.graphs import conditions_of, downscale, size_multiple
+from perfusion.export.half import kept_places
 from perfusion.files import sha256_of
+from perfusion.loading import read_index, read_json
 
 __all__ = [
     "FORMAT_VERSION",
     "KEY_PROJECTIONS",
     "MANIFEST",
+    "SAMPLERS",
     "TOKENIZER",
     "file_table",
     "make_manifest",
@@ -40,6 +43,10 @@ _SCHEDULER_SETTINGS: dict[str, Any] = {
     "set_alpha_to_one": False,
     "clip_sample": False,
     "clip_sample_range": 1.0,
+    "use_karras_sigmas": False,
+    "rescale_betas_zero_snr": False,
+    "original_inference_steps": 50,
+    "timestep_scaling": 10.0,
 }
 """What a bundle says about the noise schedule; the value is for schedulers that do not know the setting."""
 
@@ -49,8 +56,20 @@ _KNOWN = {
     "prediction_type": ("epsilon", "v_prediction"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
 }
-_REFUSED = ("trained_betas", "thresholding", "rescale_betas_zero_snr")
-"""Settings that no runtime here follows: a schedule without a name, and two that few latent models use."""
+_REFUSED = ("trained_betas", "thresholding")
+"""Settings that no runtime here follows: a schedule without a name, and one that latent models do not use."""
+
+SAMPLERS = {
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "HeunDiscreteScheduler": "heun",
+    "LCMScheduler": "lcm",
+}
+"""What the runtime calls a scheduler of diffusers; models that name another are drawn with DDIM."""
+
+TURBO_GUIDANCE_SCALE, TURBO_STEPS = 1.0, 4
+"""Of models that were distilled to a few steps without guidance (ADD, arXiv 2311.17042): 1 is off."""
 
 
 def make_manifest(
@@ -60,6 +79,8 @@ def make_manifest(
     parity: Mapping[str, float],
     precision: str,
     resolution: int | None = None,
+    opset: int = OPSET,
+    keep_fp32: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of bundle.json (docs/graph.md). Raises `ModelError` for settings that no runtime knows."""
     return {
@@ -68,9 +89,11 @@ def make_manifest(
         "base": base.family,
         "base_fingerprint": base.fingerprint,
         "precision": precision,
+        "kept_fp32": list(kept_places(base, keep_fp32)) if precision == "fp16" else [],
         "text_dim": base.text_dim,
         "tokenizer": TOKENIZER,
-        "text_encoders": [_text_encoder(base)],
+        "text_encoders": [_text_encoder(base, index) for index in range(len(base.text_encoders))],
+        "force_zeros_for_empty_prompt": _forces_zeros(base),
         "unet": _unet(base),
         "vae": _vae(base),
         "key_projections": KEY_PROJECTIONS,
@@ -78,7 +101,7 @@ def make_manifest(
         "defaults": _defaults(base, resolution),
         "files": {name: dict(files[name]) for name in sorted(files)},
         "parity": dict(parity),
-        "versions": _versions(),
+        "versions": _versions(opset),
     }
 
 
@@ -101,23 +124,41 @@ def scheduler_settings(base: BaseModel) -> dict[str, Any]:
             raise ModelError(
                 f"{base.folder}: its scheduler's {name} is {settings[name]!r}, expected {' or '.join(known)}"
             )
-    return settings
+    return {"sampler": SAMPLERS.get(_scheduler_class(base), "ddim"), **settings}
 
 
-def _text_encoder(base: BaseModel) -> dict[str, Any]:
-    ids = {name: getattr(base.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+def _scheduler_class(base: BaseModel) -> str:
+    """The class that scheduler_config.json names; nothing where the model's settings lie in no folder."""
+    if base.source is None:
+        return ""
+    return str(read_json(base.source / "scheduler" / "scheduler_config.json").get("_class_name"))
+
+
+def _forces_zeros(base: BaseModel) -> bool:
+    """Whether the pipeline reads an empty negative prompt as zeros: SDXL's do unless model_index.json says not."""
+    if len(base.text_encoders) == 1 or base.source is None:
+        return False
+    return bool(read_index(base.source).get("force_zeros_for_empty_prompt", True))
+
+
+def _text_encoder(base: BaseModel, index: int) -> dict[str, Any]:
+    tokenizer, words = base.tokenizers[index], base.vocab_sizes[index]
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, value in ids.items():
-        if not isinstance(value, int) or not 0 <= value < base.vocab_size:
+        if not isinstance(value, int) or not 0 <= value < words:
             raise ModelError(
-                f"{base.folder}: the tokenizer's {name} is {value}, expected an id below {base.vocab_size}, "
+                f"{base.folder}: the tokenizer's {name} is {value}, expected an id below {words}, "
                 "the size of the text encoder's vocabulary"
             )
+    alone = len(base.text_encoders) == 1
     return {
-        "file": "text_encoder.onnx",
-        "hidden_size": base.text_dim,
-        "vocab_size": base.vocab_size,
+        "file": "text_encoder_2.onnx" if index else "text_encoder.onnx",
+        "hidden_size": base.hidden_sizes[index],
+        "vocab_size": words,
         "context_length": base.context_length,
         **ids,
+        "output": "last_hidden_state" if alone else "penultimate_hidden_state",
+        **({"pooled_output": "text_embeds"} if index else {}),
     }
 
 
@@ -127,6 +168,7 @@ def _unet(base: BaseModel) -> dict[str, Any]:
         "in_channels": int(base.unet.config.in_channels),
         "sample_size": int(base.unet.config.sample_size),
         "size_multiple": size_multiple(base.unet),
+        "conditions": conditions_of(base),
         "layers": [
             {"name": layer.name, "key_dim": layer.key_dim, "value_dim": layer.value_dim}
             for layer in base.layers
@@ -156,16 +198,23 @@ def _defaults(base: BaseModel, resolution: int | None) -> dict[str, Any]:
             f"resolution {side} does not fit this model: the sides of its pictures are multiples of {step} "
             f"pixels; the nearest is {max(step, round(side / step) * step)}"
         )
-    return {
-        "width": side,
-        "height": side,
-        "guidance_scale": base.guidance_scale,
-        "num_inference_steps": base.num_inference_steps,
-    }
+    scale, steps = base.guidance_scale, base.num_inference_steps
+    if _is_turbo(base) and (scale, steps) == (DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS):
+        scale, steps = TURBO_GUIDANCE_SCALE, TURBO_STEPS
+    return {"width": side, "height": side, "guidance_scale": scale, "num_inference_steps": steps}
 
 
-def _versions() -> dict[str, str | int]:
+def _is_turbo(base: BaseModel) -> bool:
+    """Whether a model was distilled to a few steps without guidance, by its scheduler: nothing else in it says so.
+
+    Its timesteps begin at the last one, which only matters with few, and each step adds noise anew.
+    """
+    trailing = base.scheduler.get("timestep_spacing") == "trailing"
+    return trailing and _scheduler_class(base) == "EulerAncestralDiscreteScheduler"
+
+
+def _versions(opset: int) -> dict[str, str | int]:
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
     # asked of the modules: onnxruntime comes from distributions of several names
     versions = {name: str(import_module(name).__version__) for name in packages}
-    return {"perfusion-edge": __version__, "opset": OPSET, **versions}
+    return {"perfusion-edge": __version__, "opset": opset, **versions}

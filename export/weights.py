@@ -1,5 +1,9 @@
 """How a graph's weights are stored: as float16 where that loses nothing, in the graph or in another file.
 
+They are read from the model one at a time, when they are written, and never all held.
+
+Weights are read from the model one at a time, when they are written, and never all held.
+
 A model that was published in float16 holds float32 weights that float16 represents exactly. Such a weight is
 stored as float16 and cast by the first node that meets it; a runtime folds the cast while loading, so the
 numbers are the same and the file is half as large.
@@ -8,20 +12,26 @@ numbers are the same and the file is half as large.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from perfusion.errors import ExportError
 
 __all__ = [
     "SMALLEST",
     "StoredTensor",
     "exact_float16",
+    "forget_weights",
     "link_weights",
     "save",
+    "set_weights",
     "store_as_float16",
     "stored_tensors",
 ]
@@ -29,8 +39,11 @@ __all__ = [
 SMALLEST = 1024
 """Bytes in float32 from which a weight is worth a node of its own; biases and norms stay as they are."""
 
-_INLINE_LIMIT = 1_500_000_000
-"""Bytes of weights a graph may hold itself: a protobuf ends at 2 GB, and its reader needs room."""
+FLOAT16_MAX = 65504.0
+
+_INLINE_LIMIT = 500_000_000
+"""Bytes of weights a graph may hold itself: a protobuf ends at 2 GB, and writing and reading one takes several times
+its size in memory, where weights in a file of their own are written one by one and mapped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +57,53 @@ class StoredTensor:
     shape: tuple[int, ...]
 
 
+def set_weights(
+    model: ir.Model, sources: Mapping[str, Tensor], dtype_of: Callable[[str], torch.dtype]
+) -> None:
+    """Give the initializers of ``model`` that have no value the tensors of ``sources`` that have their names.
+
+    A matrix that the graph only reads transposed is stored that way around, and the Transpose goes.
+    """
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is not None:
+            continue
+        if name not in sources:
+            raise ExportError(f"the exporter left the value {name} without a weight of the model")
+        uses = [node for node, _ in value.uses()]
+        transposed = bool(uses) and all(_swaps_sides(node) for node in uses)
+        value.const_value = _read_later(name, sources[name], dtype_of(name), transposed=transposed)
+        value.shape = value.const_value.shape
+        for node in uses if transposed else ():
+            node.outputs[0].replace_all_uses_with(value)
+            graph.remove(node, safe=True)
+
+
+def _swaps_sides(node: ir.Node) -> bool:
+    return node.op_type == "Transpose" and node.attributes.get_ints("perm", ()) in ([1, 0], (1, 0))
+
+
+def _read_later(name: str, source: Tensor, dtype: torch.dtype, *, transposed: bool) -> ir.LazyTensor:
+    """``source`` as ``dtype`` (whole numbers stay what they are), converted whenever it is read."""
+    dtype = dtype if source.is_floating_point() else source.dtype
+
+    def read() -> ir.TensorProtocol:
+        tensor = source.detach()
+        if dtype == torch.float16 and tensor.dtype != dtype and tensor.numel():
+            largest = float(tensor.abs().max())
+            if largest > FLOAT16_MAX:
+                raise ExportError(
+                    f"the weight {name} goes up to {largest:.3g} and float16 to {FLOAT16_MAX:.0f}; export with another "
+                    "precision, or keep its module in float32"
+                )
+        tensor = tensor.to(dtype)
+        return ir.Tensor(np.ascontiguousarray((tensor.T if transposed else tensor).numpy()), name=name)
+
+    shape = ir.Shape(reversed(source.shape) if transposed else source.shape)
+    kind = ir.DataType.from_numpy(torch.empty(0, dtype=dtype).numpy().dtype)
+    return ir.LazyTensor(read, kind, shape, name=name)
+
+
 def exact_float16(array: np.ndarray) -> np.ndarray | None:
     """``array`` (float32) as float16 if every bit survives, otherwise None."""
     with np.errstate(over="ignore"):
@@ -55,8 +115,8 @@ def exact_float16(array: np.ndarray) -> np.ndarray | None:
 def store_as_float16(model: ir.Model) -> int:
     """Store the weights that allow it as float16 with a cast; returns how many."""
     count = 0
-    for value, half in _candidates(model):
-        _replace(model, value, _held(value, half))
+    for value, _ in _candidates(model):
+        _replace(model, value, _halved(value))
         count += 1
     return count
 
@@ -73,7 +133,7 @@ def link_weights(model: ir.Model, folder: Path, tensors: Mapping[str, StoredTens
         if stored is None and half.ndim == 2:
             stored, transposed = tensors.get(_key(np.ascontiguousarray(half.T))), True
         if stored is None:
-            _replace(model, value, _held(value, half))
+            _replace(model, value, _halved(value))
             embedded += 1
             continue
         external = ir.ExternalTensor(
@@ -110,7 +170,23 @@ def save(model: ir.Model, path: Path) -> None:
         value.shape = value.type = None  # the tensor says both; here they would be written a second time
         if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
             held += value.const_value.nbytes
-    ir.save(model, path, external_data=f"{path.name}.data" if held > _INLINE_LIMIT else None)
+    try:
+        ir.save(model, path, external_data=f"{path.name}.data" if held > _INLINE_LIMIT else None)
+    except Exception as error:  # whatever reading a weight raises, the writer wraps in kinds of its own
+        raise _wrapped_in(error) or error from None
+
+
+def forget_weights(model: ir.Model) -> None:
+    """Let go of the weights' sources once ``model`` is written: the exporter keeps graphs, and graphs their values."""
+    for value in model.graph.initializers.values():
+        value.const_value = None
+
+
+def _wrapped_in(error: BaseException | None) -> ExportError | OSError | None:
+    """The error of a weight or of the disk that ``error`` was raised from."""
+    while error is not None and not isinstance(error, ExportError | OSError):
+        error = error.__cause__
+    return error
 
 
 def _candidates(model: ir.Model) -> Iterator[tuple[ir.Value, np.ndarray]]:
@@ -124,8 +200,15 @@ def _candidates(model: ir.Model) -> Iterator[tuple[ir.Value, np.ndarray]]:
             yield value, half
 
 
-def _held(value: ir.Value, half: np.ndarray) -> ir.TensorProtocol:
-    return ir.tensor(half, name=f"{value.name}.float16")
+def _halved(value: ir.Value) -> ir.LazyTensor:
+    """The weight in float16, converted when it is written."""
+    tensor, name = value.const_value, f"{value.name}.float16"
+    assert tensor is not None
+
+    def read() -> ir.TensorProtocol:
+        return ir.Tensor(np.ascontiguousarray(tensor.numpy()).astype("<f2"), name=name)
+
+    return ir.LazyTensor(read, ir.DataType.FLOAT16, ir.Shape(tensor.shape.numpy()), name=name)
 
 
 def _replace(
@@ -149,6 +232,7 @@ def _replace(
     result = nodes[-1].outputs[0]
     value.replace_all_uses_with(result)
     del graph.initializers[name]
+    value.const_value = None  # see `forget_weights`
     result.name = name
     graph.register_initializer(stored)
     graph.insert_before(graph[0], nodes)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,6 +40,9 @@ _EXTRAS = ("norm_cross", "norm_q", "norm_k", "added_kv_proj_dim")
 
 _MAX_SCORES = 2**23
 """Scores of a batch, 16 MB in 16 bits."""
+
+
+_NOTHING = slice(0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +76,13 @@ class ConceptAttnProcessor:
     directions). With none of the concept tensors given, and in self-attention, it computes what diffusers'
     own processor does: bit for bit, except where a gradient runs through it on a CPU.
 
-    ``original`` is the processor it stands in for, put back by `uninstall`.
+    ``original`` is the processor it stands in for, put back by `uninstall`. Without arguments it is one for
+    self-attention: diffusers copies the self-attention's processors by their class when an IP-Adapter is loaded.
     """
 
-    def __init__(self, key_slice: slice, value_slice: slice, original: Any = None) -> None:
+    def __init__(
+        self, key_slice: slice = _NOTHING, value_slice: slice = _NOTHING, original: Any = None
+    ) -> None:
         self.key_slice = key_slice
         self.value_slice = value_slice
         self.original = original
@@ -120,12 +126,16 @@ class ConceptAttnProcessor:
             batch, tokens = key.shape[0], key.shape[2]
             attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, tokens)
-        attended = _attend(query, key, value, attention_mask)
+        attended = self.attend(query, key, value, attention_mask)
         attended = attended.transpose(1, 2).flatten(2).to(query.dtype)
         out: Tensor = attn.to_out[1](attn.to_out[0](attended))
         if attn.residual_connection:
             out = out + hidden_states
         return torch.div(out, attn.rescale_output_factor)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of (batch, heads, positions, dim) states; what a subclass may compute in another precision."""
+        return _attend(query, key, value, mask)
 
 
 def layer_table(unet: UNet2DConditionModel) -> tuple[Layer, ...]:
@@ -160,11 +170,10 @@ def install(unet: UNet2DConditionModel) -> tuple[Layer, ...]:
         if isinstance(attention.processor, ConceptAttnProcessor):
             continue
         layer = by_name.get(name)
-        nothing = slice(0, 0)
         attention.set_processor(
             ConceptAttnProcessor(
-                layer.key_slice if layer else nothing,
-                layer.value_slice if layer else nothing,
+                layer.key_slice if layer else _NOTHING,
+                layer.value_slice if layer else _NOTHING,
                 original=attention.processor,
             )
         )
@@ -175,7 +184,7 @@ def uninstall(unet: UNet2DConditionModel) -> None:
     """Put back the processors that `install` replaced."""
     for _, attention in _attentions(unet):
         if isinstance(attention.processor, ConceptAttnProcessor):
-            attention.set_processor(attention.processor.original)
+            attention.set_processor(attention.processor.original or AttnProcessor2_0())
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Shared by the runtime, whose base is a bundle, and by `perfusion.diffusers`, who
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from perfusion.concept import Concept
 from perfusion.edit import locked_keys
 from perfusion.errors import ConceptError, RequestError
+from perfusion.prompt_tokens import Word
+from perfusion.readings import Reading, readings
 
 __all__ = ["Base", "ConceptBank", "EditRows", "Settings"]
 
@@ -100,7 +102,8 @@ class ConceptBank:
     @property
     def concepts(self) -> Mapping[str, Concept]:
         """The loaded concepts by their token, in the order they came."""
-        return MappingProxyType({token: one.concept for token, one in self._loaded.items()})
+        loaded = dict(self._loaded)  # in one go: another thread may load a concept meanwhile
+        return MappingProxyType({token: one.concept for token, one in loaded.items()})
 
     def load(
         self,
@@ -157,6 +160,22 @@ class ConceptBank:
     def active(self, tokens: Iterable[str]) -> tuple[str, ...]:
         """Those of some concepts whose strength is not 0: the others are the base model's plain text."""
         return tuple(token for token in tokens if self._get(token).settings.strength > 0)
+
+    def readings(self, tokens: Iterable[str]) -> tuple[Reading, ...]:
+        """The ways to read a prompt with some concepts at their strengths now; see `perfusion.readings`."""
+        return readings({token: self._get(token).settings.strength for token in tokens})
+
+    def words(self, active: Container[str] | None = None) -> dict[str, Word]:
+        """All concepts as words of a prompt; those not `active`, unless given those of strength 0, are their
+        superclass."""
+        return {
+            token: Word(
+                rows=one.concept.rows,
+                superclass=one.concept.superclass,
+                active=one.settings.strength > 0 if active is None else token in active,
+            )
+            for token, one in self._loaded.items()
+        }
 
     def common_lock(self, tokens: Sequence[str]) -> str:
         """The lock that the files of some concepts of one prompt ask for.

@@ -46,6 +46,8 @@ FAMILY_FILE = "perfusion.json"
 DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS = 5.0, 20
 CONSISTENCY_GUIDANCE_SCALE, CONSISTENCY_STEPS = 8.5, 4
 """Of models that were distilled with their guidance (LCM): diffusers' own defaults, amid the scales they learned."""
+TURBO_GUIDANCE_SCALE, TURBO_STEPS = 1.0, 4
+"""Of models that were distilled to a few steps without guidance (ADD, arXiv 2311.17042): 1 is off."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,6 +67,8 @@ class BaseModel:
     fingerprint: str
     folder: Path
     """Where it came from: a folder, or a single file."""
+    source: Path | None = None
+    """The folder of its settings (model_index.json and the parts'): `folder`, but for a single file."""
     guidance_scale: float = DEFAULT_GUIDANCE_SCALE
     num_inference_steps: int = DEFAULT_STEPS
 
@@ -162,7 +166,11 @@ class BaseModel:
 
 
 def load_base(
-    folder: Path | None, dtype: torch.dtype = torch.float32, *, config: Path | None = None
+    folder: Path | None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    config: Path | None = None,
+    unet_dtype: torch.dtype | None = None,
 ) -> BaseModel:
     """Open a diffusers folder of Stable Diffusion 1.x, 2.x or XL, or with None the embedded pocket model.
 
@@ -171,6 +179,7 @@ def load_base(
         dtype: weights stored as anything else become this.
         config: for a single file, the folder of a diffusers model of the same architecture; its weights are not read.
             None: the usual one, where it is on this machine already.
+        unet_dtype: for the UNet, by far the largest part; None: as the others.
 
     Raises:
         ModelError: it is no such model, misses a part, or its parts do not fit each other.
@@ -199,10 +208,13 @@ def load_base(
     _check_configs(source, text_encoders=len(encoders))
     tokenizers = {name: load_tokenizer(source, name) for name in names if name.startswith("tokenizer")}
     if single:
-        parts = load_single_file(folder, source, index, tokenizers, dtype)
+        parts = load_single_file(folder, source, index, tokenizers, dtype, unet_dtype or dtype)
     else:
         kinds = {name: kind for name, kind in names.items() if kind is not None}
-        parts = {name: load_weights(folder, name, kind, dtype) for name, kind in kinds.items()}
+        dtypes = {"unet": unet_dtype or dtype}
+        parts = {
+            name: load_weights(folder, name, kind, dtypes.get(name, dtype)) for name, kind in kinds.items()
+        }
     for part in parts.values():
         part.requires_grad_(False).eval()
     return _assemble(folder, source, parts, encoders, tuple(tokenizers.values()))
@@ -212,22 +224,21 @@ def _assemble(
     folder: Path, source: Path, parts: Mapping[str, Any], encoders: list[str], tokenizers: tuple[Any, ...]
 ) -> BaseModel:
     """The opened parts of a model from `folder`, its settings from `source`, as one."""
-    own = _read_own(source)
+    own, scheduler = _read_own(source), load_scheduler(source)
     unet, text_encoders = parts["unet"], tuple(parts[name] for name in encoders)
     tables = [(encoder.config.vocab_size, encoder.config.hidden_size) for encoder in text_encoders]
-    consistency = unet.config.time_cond_proj_dim is not None
-    scale = CONSISTENCY_GUIDANCE_SCALE if consistency else DEFAULT_GUIDANCE_SCALE
-    steps = CONSISTENCY_STEPS if consistency else DEFAULT_STEPS
+    scale, steps = _usual_drawing(unet, source)
     return BaseModel(
         family=str(own["family"]) if own else family_of(unet, folder),
         unet=unet,
         text_encoders=text_encoders,
         tokenizers=tokenizers,
         vae=parts["vae"],
-        scheduler=load_scheduler(source),
+        scheduler=scheduler,
         layers=layer_table(unet),
         fingerprint=fingerprint(unet, *tables[0], *tables[1:]),
         folder=folder,
+        source=source,
         guidance_scale=own.get("guidance_scale", scale),
         num_inference_steps=own.get("num_inference_steps", steps),
     )
@@ -266,6 +277,18 @@ def guidance_embedding(guidance_scale: float, dim: int) -> Tensor:
     angles = 1000.0 * torch.tensor(guidance_scale - 1.0) * frequencies
     embedding = torch.cat([angles.sin(), angles.cos()])
     return torch.nn.functional.pad(embedding, (0, dim % 2))[None]
+
+
+def _usual_drawing(unet: UNet2DConditionModel, source: Path) -> tuple[float, int]:
+    """The guidance scale and the steps that suit a model which does not say so itself."""
+    if unet.config.time_cond_proj_dim is not None:
+        return CONSISTENCY_GUIDANCE_SCALE, CONSISTENCY_STEPS
+    scheduler = read_json(source / "scheduler" / "scheduler_config.json")
+    # nothing else in a turbo model tells: its timesteps begin at the last one, and each step adds noise anew
+    trailing = scheduler.get("timestep_spacing") == "trailing"
+    if trailing and scheduler.get("_class_name") == "EulerAncestralDiscreteScheduler":
+        return TURBO_GUIDANCE_SCALE, TURBO_STEPS
+    return DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS
 
 
 def _read_own(folder: Path) -> dict[str, Any]:

@@ -91,6 +91,10 @@ class Concept:
         names = f"token={self.token!r}, superclass={self.superclass!r}, base={self.base!r}"
         return f"Concept({names}, rows={self.rows})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied, and sent to another process, as the bytes of its file, which are checked on arrival."""
+        return type(self).from_bytes, (self.to_bytes("float32"),)
+
     @property
     def rows(self) -> int:
         """How many placeholder tokens, and slots of the exported model, the concept takes; usually 1."""

@@ -22,13 +22,19 @@ from perfusion.errors import ConceptError
 __all__ = ["MAX_HEADER_BYTES", "pack", "unpack"]
 
 MAX_HEADER_BYTES = 64 * 1024
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I8": np.dtype("i1")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ALIGNMENT = 8  # the header is padded with spaces so that the tensors start at a multiple of this
 _AGAIN = "Copy or train the concept again."
 
 
 def pack(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """Lay out float32, float16 and int8 tensors in the order given: equal input, equal bytes.
+    """Lay out float32, float16, int16 and int8 tensors in the order given: equal input, equal bytes.
 
     Raises:
         ConceptError: the header does not fit `MAX_HEADER_BYTES`.
@@ -37,7 +43,7 @@ def pack(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -
     pieces: list[bytes] = []
     end = 0
     for name, tensor in tensors.items():
-        dtype = {4: "F32", 2: "F16", 1: "I8"}[tensor.dtype.itemsize]
+        dtype = _NAMES[tensor.dtype.newbyteorder("<")]
         piece = np.ascontiguousarray(tensor, dtype=_DTYPES[dtype]).tobytes()
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + len(piece)]}
         end += len(piece)
@@ -150,26 +156,26 @@ def _span(name: str, entry: Any) -> _Span:
     """A tensor's dtype, shape, begin and end, consistent with each other."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ConceptError(
-            f"Tensor {name!r} is described by {entry!r:.100}, expected dtype, shape, data_offsets. {_AGAIN}"
+            f"Tensor {name!r:.100} is described by {entry!r:.100}, expected dtype, shape, data_offsets. {_AGAIN}"
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ConceptError(
-            f"Tensor {name!r} has dtype {dtype!r:.40}, expected one of {sorted(_DTYPES)}. {_AGAIN}"
+            f"Tensor {name!r:.100} has dtype {dtype!r:.40}, expected one of {sorted(_DTYPES)}. {_AGAIN}"
         )
     if not _are_counts(shape) or 0 in shape or len(shape) > 2:
         raise ConceptError(
-            f"Tensor {name!r} has shape {shape!r:.100}, expected one or two positive numbers. {_AGAIN}"
+            f"Tensor {name!r:.100} has shape {shape!r:.100}, expected one or two positive numbers. {_AGAIN}"
         )
     if not _are_counts(offsets) or len(offsets) != 2:
         raise ConceptError(
-            f"Tensor {name!r} has data_offsets {offsets!r:.100}, expected [begin, end]. {_AGAIN}"
+            f"Tensor {name!r:.100} has data_offsets {offsets!r:.100}, expected [begin, end]. {_AGAIN}"
         )
     begin, end = offsets
     expected = math.prod(shape) * _DTYPES[dtype].itemsize
     if end - begin != expected:
         raise ConceptError(
-            f"Tensor {name!r} of shape {shape!r:.100} has {end - begin} bytes by its data_offsets, "
+            f"Tensor {name!r:.100} of shape {shape!r:.100} has {end - begin} bytes by its data_offsets, "
             f"expected {expected}: the header is damaged. {_AGAIN}"
         )
     return _DTYPES[dtype], tuple(shape), begin, end
@@ -188,10 +194,10 @@ def _cover(spans: Mapping[str, _Span], size: int) -> None:
     for name, (_, _, begin, end) in sorted(spans.items(), key=lambda item: item[1][2:]):
         if begin != reached:
             raise ConceptError(
-                f"Tensor {name!r} begins at byte {begin}, expected {reached}: gap or overlap. {_AGAIN}"
+                f"Tensor {name!r:.100} begins at byte {begin}, expected {reached}: gap or overlap. {_AGAIN}"
             )
         if end > size:
-            raise ConceptError(f"Tensor {name!r} ends at byte {end} of {size}: the file is cut off. {_AGAIN}")
+            raise ConceptError(f"Tensor {name!r:.100} ends at byte {end} of {size}: the file is cut off. {_AGAIN}")
         reached = end
     if reached != size:
         raise ConceptError(

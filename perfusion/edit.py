@@ -16,6 +16,7 @@ from perfusion.errors import RequestError
 
 __all__ = [
     "GATES",
+    "SAME_DIRECTION",
     "Conditioning",
     "condition",
     "coordinates",
@@ -34,9 +35,9 @@ Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
-# Directions closer than this, as 1 − |cosine| under C⁻¹, count as one. Files hold float32, so a smaller
-# difference is rounding, and solving for it would multiply that rounding.
-_SAME_DIRECTION = 1e-6
+SAME_DIRECTION = 1e-6
+"""Directions closer than this, as 1 − |cosine| under C⁻¹, count as one: files hold float32, so a smaller difference is
+rounding, and solving for it would multiply that rounding."""
 
 
 def similarity(encodings: Array, dual: Array) -> Float64:
@@ -244,7 +245,7 @@ def _taken(parts: Float64, cosines: Float64, weights: Float64) -> Float64:
     matrix = cosines * np.outer(root, root)
     np.fill_diagonal(matrix, np.diag(cosines))
     # Transposed, so that w_k · e_perp = 0 holds exactly for duals that were rounded to float32.
-    return (parts * root) @ np.linalg.pinv(matrix, rcond=_SAME_DIRECTION) * root
+    return (parts * root) @ np.linalg.pinv(matrix, rcond=SAME_DIRECTION) * root
 
 
 def _read_by_gates(

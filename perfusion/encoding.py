@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
-__all__ = ["Encodings", "encode", "encode_prompts", "token_embedding"]
+__all__ = ["Encodings", "encode", "encode_penultimate", "encode_prompts", "pool", "token_embedding"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,14 +73,21 @@ def encode_prompts(
         return Encodings(hidden=encode(text_encoders[0], input_ids[0], tables[0]))
     states = []
     for text_encoder, ids, table in zip(text_encoders, input_ids, tables, strict=True):
-        model = _text_model(text_encoder)
-        states.append(_run(model.encoder.layers[:-1], _enter(model, ids, table)))
-    vector = _pool(text_encoders[-1], states[-1], input_ids[-1], eos_token_id) if pooled else None
+        states.append(encode_penultimate(text_encoder, ids, table))
+    vector = pool(text_encoders[-1], states[-1], input_ids[-1], eos_token_id) if pooled else None
     return Encodings(hidden=torch.cat(states, dim=-1), pooled=vector)
 
 
-def _pool(text_encoder: Any, penultimate: Tensor, input_ids: Tensor, eos_token_id: int) -> Tensor:
-    """(batch, pooled_dim) of the states (batch, tokens, hidden) before the last layer."""
+def encode_penultimate(
+    text_encoder: CLIPTextModel, input_ids: Tensor, concept_embeddings: Tensor | None = None
+) -> Tensor:
+    """Hidden states before the last layer, (batch, tokens, hidden): what SDXL reads of each encoder. See `encode`."""
+    model = _text_model(text_encoder)
+    return _run(model.encoder.layers[:-1], _enter(model, input_ids, concept_embeddings))
+
+
+def pool(text_encoder: Any, penultimate: Tensor, input_ids: Tensor, eos_token_id: int) -> Tensor:
+    """(batch, pooled_dim) of the states (batch, tokens, hidden) before the last layer, at the first end token."""
     model = _text_model(text_encoder)
     final = model.final_layer_norm(_run(model.encoder.layers[-1:], penultimate))
     ends = (input_ids == eos_token_id).int().argmax(-1)

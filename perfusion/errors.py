@@ -7,7 +7,8 @@
     ├── ExportError     a model that could not be turned into graphs or engines
     ├── TrainingError   a training that cannot start or went wrong
     ├── DeviceError     a device or an execution provider that was asked for and is not there
-    └── RequestError    a prompt, seed, size or other request that cannot be served
+    ├── RequestError    a prompt, seed, size or other request that cannot be served
+    └── CancelledError  a drawing that was stopped because its caller asked for it
 
 A message is a whole sentence or more: what was found, what was expected, what to do. Anything that is not a
 `PerfusionError` and leaves this package is a bug in it.
@@ -15,6 +16,7 @@ A message is a whole sentence or more: what was found, what was expected, what t
 
 __all__ = [
     "BundleError",
+    "CancelledError",
     "ConceptError",
     "DeviceError",
     "ExportError",
@@ -55,3 +57,7 @@ class DeviceError(PerfusionError):
 
 class RequestError(PerfusionError):
     """A prompt, seed, size or other request that cannot be served."""
+
+
+class CancelledError(PerfusionError):
+    """A drawing that was stopped because its caller asked for it."""

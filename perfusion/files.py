@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,9 +13,38 @@ from typing import IO, Any
 
 from perfusion.errors import PerfusionError
 
-__all__ = ["sha256_of", "writing", "writing_folder"]
+__all__ = ["cache_folder", "check_writable", "sha256_of", "writing", "writing_folder"]
 
 _MANIFEST = "bundle.json"  # what marks a folder as ours to replace
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $PERFUSION_CACHE, or `perfusion-edge` in the user's cache folder."""
+    own = os.environ.get("PERFUSION_CACHE")
+    if own:
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perfusion-edge"
+    except RuntimeError:  # a user without a home, as containers have
+        return Path(tempfile.gettempdir()) / "perfusion-edge"
+
+
+def check_writable(path: Path | str) -> None:
+    """Refuse before the work what `writing` would refuse after it.
+
+    Raises:
+        PerfusionError: a folder or a device has the file's name, or nothing can be written there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise PerfusionError(f"{path} is a folder, expected the name of a file to write. Add one to it.")
+    if path.exists() and not path.is_file():
+        raise PerfusionError(f"{path} is not an ordinary file. Choose a file name for the output.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise PerfusionError(
+            f"{path} cannot be written: {folder} is not a folder that you may write to. Choose another output."
+        )
 
 
 @contextmanager

@@ -179,7 +179,14 @@ def load_scheduler(folder: Path) -> dict[str, Any]:
     kind = getattr(diffusers, str(config.get("_class_name")), None)
     if kind is None or not hasattr(kind, "from_config"):
         raise ModelError(f"{path}: unknown scheduler {config.get('_class_name')!r}")
-    return {key: value for key, value in kind.from_config(config).config.items() if not key.startswith("_")}
+    try:
+        filled = kind.from_config(config).config
+    except Exception as error:  # classes that need libraries of their own, and each refuses in its own way
+        raise ModelError(
+            f"{path}: its {config['_class_name']} cannot be made: {first_line(error)}; name another scheduler there, "
+            "such as DDIMScheduler, with the same betas and prediction_type"
+        ) from error
+    return {key: value for key, value in filled.items() if not key.startswith("_")}
 
 
 def first_line(error: Exception) -> str:

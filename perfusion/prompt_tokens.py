@@ -20,8 +20,10 @@ __all__ = [
     "Ids",
     "TokenizedPrompt",
     "Word",
+    "aligned",
     "check_text",
     "named",
+    "pieces",
     "superclass_version",
     "tokenize",
     "unknown",
@@ -40,7 +42,7 @@ class Word:
 
     rows: int
     superclass: str
-    active: bool = True  # a concept of strength 0 is read as its superclass
+    active: bool = True  # otherwise the concept is read as its superclass
     first_id: int | None = None  # placeholder id of its first row; None: numbered in order of appearance
 
 
@@ -69,6 +71,7 @@ class TokenizedPrompt:
     words say otherwise.
     """
 
+    text: str
     input_ids: Ids  # (context_length,)
     length: int  # how many of them are not padding, start and end included
     concepts: tuple[str, ...]  # named in the prompt, in order of appearance
@@ -86,14 +89,14 @@ def tokenize(
         RequestError: not a text, or longer than the text encoder reads.
     """
     check_text(prompt)
-    pieces = [(start, _read_as(piece, words)) for start, piece in _pieces(prompt, words)]
-    concepts = tuple(dict.fromkeys(piece for _, piece in pieces if piece in words))
+    read = [(start, _read_as(piece, words)) for start, piece in pieces(prompt, words)]
+    concepts = tuple(dict.fromkeys(piece for _, piece in read if piece in words))
     first_id = _first_ids(concepts, words, frame)
     ids: list[int] = []
     starts: list[int] = []  # where in the prompt each token begins
     superclass: list[int] = []
     counterparts: list[int] = []
-    for start, piece in pieces:
+    for start, piece in read:
         if piece in words:
             rows = words[piece].rows
             replacement, _ = encode(words[piece].superclass)
@@ -107,8 +110,9 @@ def tokenize(
             ids += plain
             superclass += plain
             starts += [start + offset for offset in offsets]
-    _check_length(prompt, starts, frame)
+    _check_length(prompt, starts, frame, words)
     return TokenizedPrompt(
+        text=prompt,
         input_ids=frame.around(ids),
         length=len(ids) + 2,
         concepts=concepts,
@@ -141,14 +145,36 @@ def superclass_version(prompt: TokenizedPrompt, frame: Frame) -> tuple[Ids, Ids]
     return frame.around(prompt.superclass_tokens), positions
 
 
+def aligned(prompt: TokenizedPrompt, other: TokenizedPrompt) -> Ids:
+    """Where in `other`, the same text with fewer of its concepts active, each token of `prompt` has its partner.
+
+    A permutation, (context_length,): no token of either is left out or read twice, so what cross-attention draws from
+    `other` does not change by it. Words stand beside themselves and a concept beside the last word of its superclass; a
+    superclass's further words stand beside padding, of which `prompt` then has that much more.
+    """
+    length = len(prompt.input_ids)
+    theirs = {counterpart: at for at, counterpart in enumerate(other.counterparts)}
+    ours = {counterpart: at for at, counterpart in enumerate(prompt.counterparts)}
+    partner = np.full(length, -1, np.int64)
+    partner[0] = 0
+    for counterpart in ours.keys() & theirs.keys():
+        partner[ours[counterpart] + 1] = theirs[counterpart] + 1
+    partner[prompt.length - 1] = other.length - 1  # the end token
+    # What is left is padding and unpaired words; in each the padding is used up first, so it meets its like.
+    left = _padding_first(np.flatnonzero(partner < 0), prompt.length)
+    right = _padding_first(np.setdiff1d(np.arange(length), partner), other.length)
+    partner[left] = right
+    return partner
+
+
 def named(prompt: str, words: Mapping[str, Word]) -> tuple[str, ...]:
     """The keys of `words` that a prompt holds, active or not, in order of appearance."""
-    return tuple(dict.fromkeys(piece for _, piece in _pieces(prompt, words) if piece in words))
+    return tuple(dict.fromkeys(piece for _, piece in pieces(prompt, words) if piece in words))
 
 
 def unknown(prompt: str, words: Mapping[str, Word], knows: Callable[[str], bool]) -> tuple[str, ...]:
     """What looks like a concept's word in a prompt and is neither one nor a word of the base model's own."""
-    return tuple(word for word in _words_like_concepts(_pieces(prompt, words), words) if not knows(word))
+    return tuple(word for word in _words_like_concepts(pieces(prompt, words), words) if not knows(word))
 
 
 def check_text(prompt: object) -> None:
@@ -173,16 +199,22 @@ def _first_ids(concepts: Sequence[str], words: Mapping[str, Word], frame: Frame)
     return ids
 
 
-def _check_length(prompt: str, starts: Sequence[int], frame: Frame) -> None:
+def _check_length(prompt: str, starts: Sequence[int], frame: Frame, words: Mapping[str, Word]) -> None:
     limit = frame.context_length - 2
     if len(starts) > limit:
+        replaced = [
+            f"{words[token].superclass!r} for {token}"
+            for token in named(prompt, words)
+            if not words[token].active
+        ]
+        reading = f" with {', '.join(replaced)}" if replaced else ""  # the case at any strength below 1
         raise RequestError(
-            f"The prompt has {len(starts)} tokens, and the model reads {limit}: "
+            f"The prompt has {len(starts)} tokens{reading}, and the model reads {limit}: "
             f"{_short(prompt[starts[limit] :])!r} would be cut. Shorten the prompt."
         )
 
 
-def _pieces(prompt: str, words: Mapping[str, Word]) -> Iterator[tuple[int, str]]:
+def pieces(prompt: str, words: Mapping[str, Word]) -> Iterator[tuple[int, str]]:
     """The prompt cut at concepts' words: where each piece begins, and the piece."""
     start = 0
     for found in re.finditer("|".join(re.escape(word) for word in words), prompt) if words else ():
@@ -192,6 +224,11 @@ def _pieces(prompt: str, words: Mapping[str, Word]) -> Iterator[tuple[int, str]]
         start = found.end()
     if start < len(prompt):
         yield start, prompt[start:]
+
+
+def _padding_first(positions: Ids, start: int) -> Ids:
+    """Positions with those from `start` on, which are padding, before the others."""
+    return np.concatenate([positions[positions >= start], positions[positions < start]])
 
 
 def _read_as(piece: str, words: Mapping[str, Word]) -> str:
@@ -207,8 +244,8 @@ def _align(rows: int, replaced: int, offset: int) -> list[int]:
     return [offset + max(0, replaced - rows + row) for row in range(rows)]
 
 
-def _words_like_concepts(pieces: Iterable[tuple[int, str]], words: Mapping[str, Word]) -> Iterator[str]:
-    for _, piece in pieces:
+def _words_like_concepts(found: Iterable[tuple[int, str]], words: Mapping[str, Word]) -> Iterator[str]:
+    for _, piece in found:
         if piece not in words:
             yield from _LIKE_A_CONCEPT.findall(piece)
 

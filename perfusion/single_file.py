@@ -89,12 +89,14 @@ def find_config(path: Path, kind: str) -> Path:
 
 
 def load_single_file(
-    path: Path, config: Path, index: Mapping[str, Any], tokenizers: Mapping[str, Any], dtype: torch.dtype
-) -> dict[str, Any]:
+    path: Path, config: Path, index: Mapping[str, Any], tokenizers: Mapping[str, Any], dtype: torch.dtype,
+    unet_dtype: torch.dtype,
+) -> dict[str, Any]:  # fmt: skip
     """The parts ``unet``, ``vae``, ``text_encoder`` (and ``text_encoder_2``) of a checkpoint, weights as ``dtype``.
 
     Args:
         config: folder of settings; index: its model_index.json; tokenizers: by the names of the parts.
+        unet_dtype: of the UNet's weights.
     """
     import diffusers
 
@@ -112,10 +114,12 @@ def load_single_file(
                 str(path), config=str(config), local_files_only=True, torch_dtype=dtype,
                 scheduler=None, **tokenizers, **unneeded,
             )  # fmt: skip
+            pipeline.unet.to(unet_dtype)  # the loader knows one type for all parts
     except MemoryError:
         raise
     except Exception as error:  # the loader raises a dozen kinds for a file and a folder that do not match
-        if "meta tensor" in str(error):  # what the file does not hold has no data
+        # what the file does not hold has no data, or fails where its name is looked up
+        if "meta tensor" in str(error) or (isinstance(error, KeyError) and "." in str(error)):
             raise ModelError(
                 f"{path}: it misses tensors that the settings of {config} ask for; the file is incomplete or of "
                 "another model"

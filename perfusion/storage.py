@@ -3,6 +3,10 @@
 An int8 tensor `x` of shape (rows, n) comes with `x.scale` of shape (rows, blocks), where `blocks` divides n:
 number k of a row stands for x[k] · scale[k // (n / blocks)]. The shapes alone say how long a block is, so a
 reader needs to know nothing about the base model's layers.
+
+`dual` is kept in 24 bits beside them: an int16 tensor, `dual.fine` of int8 and `dual.scale` of shape (rows, 1), where
+number k of a row stands for (256 · dual[k] + dual.fine[k]) · scale. Its product with an encoding cancels almost to
+nothing, which half precision loses.
 """
 
 from collections.abc import Mapping
@@ -13,20 +17,19 @@ import numpy.typing as npt
 
 from perfusion.errors import ConceptError
 
-__all__ = ["SCALE", "STORAGES", "narrow", "stored_as", "widen"]
+__all__ = ["FINE", "SCALE", "STORAGES", "narrow", "stored_as", "widen"]
 
 STORAGES = ("float16", "float32", "int8")
-SCALE = ".scale"  # suffix of the tensor that holds an int8 tensor's scales
+SCALE = ".scale"  # suffix of the tensor that holds an integer tensor's scales
+FINE = ".fine"  # suffix of the tensor that holds the lowest 8 of 24 bits
 
-_ALWAYS_FLOAT32 = (
-    "dual",
-    "energy",
-)  # half precision would lose the cancellation that keeps s small elsewhere
-_NEVER_INT8 = ("direction", *_ALWAYS_FLOAT32)
+_NEVER_HALF = ("dual", "energy")
+_NEVER_INT8 = ("direction", *_NEVER_HALF)
 _DIRECTION_TOLERANCE = 2e-3  # of direction · dual = 1; a reader refuses 1e-2
 _LONG_BLOCK = 640  # of the targets: SDXL's layers are 640 or 1280 wide, SD1.5's a multiple of 320
 _SHORT_BLOCK = 64  # of the encodings, where a few large numbers would cost their neighbours precision
 _LEVELS = 127
+_FINE_LEVELS = 32767 * 256
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -35,10 +38,10 @@ Float32 = npt.NDArray[np.float32]
 def narrow(tensors: Mapping[str, Float32], storage: str) -> dict[str, Array]:
     """A concept's tensors as `storage` keeps them, the widest numbers first, which keeps all of them aligned.
 
-    `dual` and `energy` stay float32. `direction` becomes float16, unless its product with `dual` would suffer.
-    Under int8 so does the word embedding of a base with one text encoder: of all tensors it is the one whose
-    rounding shows most in pictures (10 dB), and it is small. With two encoders, SDXL's, the room is needed:
-    its file has to stay below 100 KiB.
+    `energy` stays float32, and so does `dual`, which int8 keeps in 24 bits. `direction` becomes float16, unless its
+    product with `dual` would suffer. Under int8 so does the word embedding of a base with one text encoder: of all
+    tensors it is the one whose rounding shows most in pictures (10 dB), and it is small. With two encoders, SDXL's, the
+    room is needed: its file has to stay below 100,000 bytes.
 
     Raises:
         ConceptError: `storage` is unknown, or a number does not fit it.
@@ -47,7 +50,9 @@ def narrow(tensors: Mapping[str, Float32], storage: str) -> dict[str, Array]:
         raise ConceptError(f"The storage is {storage!r}, expected one of {list(STORAGES)}.")
     stored: dict[str, Array] = {}
     for name, array in tensors.items():
-        if storage == "float32" or name in _ALWAYS_FLOAT32:
+        if name == "dual" and storage == "int8":
+            stored |= _split(name, array)
+        elif storage == "float32" or name in _NEVER_HALF:
             stored[name] = array
         elif name == "direction":
             stored[name] = _narrowed_direction(array, tensors["dual"])
@@ -66,21 +71,34 @@ def widen(tensors: Mapping[str, Array]) -> dict[str, Array]:
         ConceptError: a dtype where it is not allowed, scales that are missing, superfluous, misshapen or not
             positive finite numbers.
     """
-    for name in _ALWAYS_FLOAT32:
-        if name in tensors and tensors[name].dtype.name != "float32":
+    for name in _NEVER_HALF:
+        allowed = ("float32", "int16") if name == "dual" else ("float32",)
+        if name in tensors and tensors[name].dtype.name not in allowed:
             raise ConceptError(
-                f"Tensor {name!r} is {tensors[name].dtype.name}, expected float32. Write the file again."
+                f"Tensor {name!r} is {tensors[name].dtype.name}, expected {' or '.join(allowed)}. Write the file again."
             )
     wide: dict[str, Array] = {}
     for name, array in tensors.items():
-        owner = name.removesuffix(SCALE)
-        if owner == name:
-            wide[name] = (
-                _dequantised(name, array, tensors.get(name + SCALE)) if array.dtype == np.int8 else array
+        suffix = next((one for one in (SCALE, FINE) if name.endswith(one)), None)
+        if suffix is not None:
+            _check_owner(
+                name, name.removesuffix(suffix), ("int16",) if suffix == FINE else ("int8", "int16"), tensors
             )
-        elif owner not in tensors or tensors[owner].dtype != np.int8:
-            raise ConceptError(f"Tensor {name!r} belongs to no int8 tensor {owner!r}. Write the file again.")
+        elif array.dtype == np.int16:
+            wide[name] = _joined(name, array, tensors.get(name + FINE), tensors.get(name + SCALE))
+        elif array.dtype == np.int8:
+            wide[name] = _dequantised(name, array, tensors.get(name + SCALE))
+        else:
+            wide[name] = array
     return wide
+
+
+def _check_owner(name: str, owner: str, kinds: tuple[str, ...], tensors: Mapping[str, Array]) -> None:
+    """Refuse a tensor that only tells how to read another, where that one is missing or tells all itself."""
+    if owner not in tensors or tensors[owner].dtype.name not in kinds:
+        raise ConceptError(
+            f"Tensor {name!r} belongs to no {' or '.join(kinds)} tensor {owner!r}. Write the file again."
+        )
 
 
 def stored_as(tensors: Mapping[str, Array]) -> str:
@@ -126,6 +144,33 @@ def _quantised(name: str, array: Float32, longest: int) -> tuple[npt.NDArray[np.
     return integers, scale.astype(np.float32)
 
 
+def _split(name: str, array: Float32) -> dict[str, Array]:
+    """24-bit integers as their upper 16 and their lower 8 bits, and the scale of each row, a power of two: so what was
+    read is written the same again. (rows, n) -> (rows, n) int16, (rows, n) int8 and (rows, 1)."""
+    largest = abs(array.astype(np.float64)).max(axis=1, keepdims=True)
+    exponent = np.ceil(np.log2(np.maximum(largest / _FINE_LEVELS, np.finfo(np.float32).tiny)))
+    scale = np.exp2(exponent)
+    integers = np.rint(array / scale).astype(np.int32)
+    fine = ((integers + 128) & 255) - 128
+    upper = (integers - fine) >> 8
+    return {
+        name: upper.astype(np.int16),
+        name + FINE: fine.astype(np.int8),
+        name + SCALE: scale.astype(np.float32),
+    }
+
+
+def _joined(name: str, array: Array, fine: Array | None, scale: Array | None) -> Float32:
+    """The numbers that 24-bit integers stand for."""
+    if name != "dual":
+        raise ConceptError(f"Tensor {name!r} is int16, which only 'dual' may be. Write the file again.")
+    if fine is None or fine.dtype != np.int8 or fine.shape != array.shape:
+        raise ConceptError(
+            f"Tensor {name!r} is int16 and lacks {name + FINE!r} of int8 in the same shape. Write the file again."
+        )
+    return _scaled(name, 256 * array.astype(np.int32) + fine, scale)
+
+
 def _block(width: int, longest: int) -> int:
     """The longest block that divides a row and is a multiple of 64, or the whole row where there is none."""
     fitting = [length for length in range(64, longest + 1, 64) if width % length == 0]
@@ -136,8 +181,14 @@ def _dequantised(name: str, array: Array, scale: Array | None) -> Float32:
     """The numbers that 8-bit integers stand for."""
     if name in _NEVER_INT8:
         raise ConceptError(f"Tensor {name!r} is int8, expected floating-point numbers. Write the file again.")
+    return _scaled(name, array, scale)
+
+
+def _scaled(name: str, array: Array, scale: Array | None) -> Float32:
+    """Integers (rows, n) times the scales of their blocks (rows, blocks)."""
     if scale is None:
-        raise ConceptError(f"Tensor {name!r} is int8 and lacks {name + SCALE!r}. Write the file again.")
+        kind = "int8" if array.dtype == np.int8 else "int16"
+        raise ConceptError(f"Tensor {name!r} is {kind} and lacks {name + SCALE!r}. Write the file again.")
     if scale.dtype.name != "float32":
         raise ConceptError(
             f"Tensor {name + SCALE!r} is {scale.dtype.name}, expected float32. Write the file again."
@@ -153,5 +204,5 @@ def _dequantised(name: str, array: Array, scale: Array | None) -> Float32:
             f"Tensor {name + SCALE!r} holds a scale that is not a positive number. Write the file again."
         )
     with np.errstate(over="ignore"):  # what overflows is refused where a concept is made
-        wide = array.reshape(*scale.shape, -1) * scale[..., None]
+        wide = array.reshape(*scale.shape, -1).astype(np.float32) * scale[..., None]
     return np.asarray(wide.reshape(shape), dtype=np.float32)

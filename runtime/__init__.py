@@ -9,6 +9,9 @@ picture = runtime.generate("a photo of <cat> on a beach", seed=0)
 
 from perfusion.runtime.bank import Settings
 from perfusion.runtime.bundle import Bundle, read_bundle
-from perfusion.runtime.pipeline import Runtime, Step
+from perfusion.runtime.explanation import Explanation
+from perfusion.runtime.pipeline import Runtime
+from perfusion.runtime.schedulers import SCHEDULERS
+from perfusion.runtime.step import Step
 
-__all__ = ["Bundle", "Runtime", "Settings", "Step", "read_bundle"]
+__all__ = ["SCHEDULERS", "Bundle", "Explanation", "Runtime", "Settings", "Step", "read_bundle"]

@@ -3,34 +3,113 @@
 Nothing is compiled and no graph changes when a concept comes or goes; loading one costs reading its file.
 """
 
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from threading import Lock
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.bank import Base, ConceptBank, EditRows, Settings
-from perfusion.errors import BundleError
+from perfusion.concept import Concept
+from perfusion.errors import BundleError, RequestError
 from perfusion.runtime.bundle import Bundle
+from perfusion.runtime.cache import Cache
 
-__all__ = ["Bank", "EditRows", "Settings"]
+__all__ = ["Bank", "Changes", "EditRows", "Settings"]
+
+Changes = Mapping[str, Mapping[str, float] | Settings]
+"""By a concept's token: settings to be used in the place of the bank's, or some of them by name."""
+
+_SETTINGS = ("bias", "temperature", "strength")
+_MOST_STACKED = 4 << 20  # bytes of several concepts' rows put together
 
 
 class Bank(ConceptBank):
-    """Concepts by their token, each checked against a bundle."""
+    """Concepts by their token, each checked against a bundle. For several threads at once."""
 
     def __init__(self, bundle: Bundle) -> None:
         kept = bundle.key_projections is not None
+        self._stacked: Cache[EditRows] = Cache(
+            _MOST_STACKED, lambda rows: rows.keys.nbytes + rows.values.nbytes
+        )
+        self._changing = Lock()  # two threads that change one concept: neither's change is lost
         super().__init__(
             Base(
                 noun="bundle",
                 family=bundle.base,
                 fingerprint=bundle.base_fingerprint,
                 text_dim=bundle.text_dim,
-                hidden_sizes=(bundle.text_encoder.hidden_size,),
+                hidden_sizes=tuple(encoder.hidden_size for encoder in bundle.text_encoders),
                 key_width=bundle.unet.key_width,
                 value_width=bundle.unet.value_width,
                 key_projections=(lambda: _read_projections(bundle)) if kept else None,
             )
         )
+
+    def load(
+        self,
+        concept: Concept,
+        *,
+        bias: float | None = None,
+        temperature: float | None = None,
+        strength: float | None = None,
+    ) -> None:
+        with self._changing:
+            super().load(concept, bias=bias, temperature=temperature, strength=strength)
+
+    def change(
+        self,
+        token: str,
+        *,
+        bias: float | None = None,
+        temperature: float | None = None,
+        strength: float | None = None,
+    ) -> Settings:
+        with self._changing:
+            return super().change(token, bias=bias, temperature=temperature, strength=strength)
+
+    def adjusted(self, changes: Changes | None = None) -> Bank:
+        """The bank as it is now, with other settings for one picture; what happens to this one does not reach it.
+
+        Raises:
+            RequestError: no such concept is loaded, or a setting is unknown or out of its range.
+        """
+        other = copy.copy(self)
+        other._loaded = dict(self._loaded)
+        other._changing = Lock()
+        for token, change in (changes or {}).items():
+            if isinstance(change, Settings):
+                change = {name: getattr(change, name) for name in _SETTINGS}
+            if not isinstance(change, Mapping) or not set(change) <= set(_SETTINGS):
+                raise RequestError(
+                    f"The settings of {token} are {change!r}, expected some of {', '.join(_SETTINGS)} by name."
+                )
+            other.change(token, **change)
+        return other
+
+    def unload(self, token: str) -> None:
+        """Raises RequestError when no such concept is loaded."""
+        with self._changing:
+            super().unload(token)
+        self._stacked.clear()
+
+    def identity(self, tokens: Sequence[str]) -> tuple[Concept, ...]:
+        """What encodings and targets of some concepts depend on: the very concepts, whatever their settings."""
+        return tuple(self._get(token).concept for token in tokens)
+
+    def rows(self, tokens: Sequence[str]) -> EditRows:
+        """The rows of some concepts, in their order; only the settings are new arrays in each call."""
+        kept = self._stacked.get(self.identity(tokens), lambda: super(Bank, self).rows(tokens))
+        settings = [one.settings for one in map(self._get, tokens) for _ in range(one.concept.rows)]
+        names: dict[str, Any] = {
+            name: np.array([getattr(one, name) for one in settings], np.float64) for name in _SETTINGS
+        }
+        return replace(kept, **names)
 
 
 def _read_projections(bundle: Bundle) -> NDArray[Any]:

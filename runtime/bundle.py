@@ -7,125 +7,30 @@ layers stand in bundle.json, with the size and checksum of every file.
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perfusion.errors import BundleError, ConceptError, PerfusionError
+import numpy as np
+
+from perfusion.errors import BundleError, PerfusionError
 from perfusion.files import sha256_of
 from perfusion.runtime.fields import Fields
-from perfusion.runtime.schedulers import NoiseModel
+from perfusion.runtime.model import Bundle, Decoder, Defaults, LatentRGB, Layer, TextEncoder, UNet
+from perfusion.runtime.noise_model import NoiseModel
+from perfusion.runtime.schedulers import SAMPLERS, TAKE_KARRAS
 
-__all__ = ["Bundle", "Decoder", "Defaults", "Layer", "TextEncoder", "UNet", "read_bundle"]
+__all__ = ["Bundle", "Decoder", "Defaults", "LatentRGB", "Layer", "TextEncoder", "UNet", "read_bundle"]
 
 MANIFEST = "bundle.json"
 FORMAT = "perfusion-bundle"
 FORMAT_VERSION = 1
 
 _MOST_BYTES = 1 << 20  # a bundle.json of SDXL's 70 layers has 15 KB
+_MOST_ENCODERS = 2
+_TIME_IDS = 6  # original height and width, crop's top and left, target height and width
 
-
-@dataclass(frozen=True, kw_only=True)
-class TextEncoder:
-    """One text encoder's graph and the ids it knows."""
-
-    file: Path
-    hidden_size: int
-    vocab_size: int
-    context_length: int
-    bos_token_id: int
-    eos_token_id: int
-    pad_token_id: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One cross-attention layer: how many numbers its `to_k` and `to_v` give."""
-
-    name: str
-    key_dim: int
-    value_dim: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class UNet:
-    """The UNet's graph and its layers, in the order in which concepts' keys and values lie side by side."""
-
-    file: Path
-    in_channels: int
-    size_multiple: int  # latent height and width are multiples of this
-    layers: tuple[Layer, ...]
-
-    @property
-    def key_width(self) -> int:
-        """Σ d_K: the length of one row of target keys."""
-        return sum(layer.key_dim for layer in self.layers)
-
-    @property
-    def value_width(self) -> int:
-        """Σ d_V: the length of one row of target values."""
-        return sum(layer.value_dim for layer in self.layers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoder:
-    """The VAE's decoder: latents divided by `scaling_factor` in, pictures `downscale` times as large out."""
-
-    file: Path
-    downscale: int
-    scaling_factor: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Defaults:
-    """What a request leaves open."""
-
-    width: int
-    height: int
-    guidance_scale: float
-    num_inference_steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """What bundle.json says, checked."""
-
-    folder: Path
-    base: str  # family: pocket, sd15, sd21
-    base_fingerprint: str
-    precision: str
-    text_dim: int
-    tokenizer: Path
-    text_encoder: TextEncoder
-    unet: UNet
-    decoder: Decoder
-    key_projections: Path | None  # (Σ d_K, text_dim): for concepts that come without target keys
-    noise_model: NoiseModel
-    defaults: Defaults
-
-    @property
-    def size_step(self) -> int:
-        """Pictures' width and height, in pixels, are multiples of this."""
-        return self.decoder.downscale * self.unet.size_multiple
-
-    @property
-    def samples(self) -> dict[str, Path]:
-        """The concepts that came with the bundle, by name: the files in its folder `concepts`."""
-        return {path.stem: path for path in sorted(self.folder.glob("concepts/*.safetensors"))}
-
-    def find_concept(self, name: str | Path) -> Path:
-        """The concept file meant by a path, or by the name of a sample that came with the bundle.
-
-        Raises:
-            ConceptError: there is neither such a file nor such a sample.
-        """
-        path = Path(name)
-        if path.exists() or not self.samples:
-            return path
-        if str(name) in self.samples:
-            return self.samples[str(name)]
-        known = ", ".join(self.samples)
-        raise ConceptError(f"{name}: no such file, and no sample concept of that name; there is {known}.")
+_FileOf = Callable[[Fields, str], Path]
+"""A file named by a field, when it is among those that the bundle lists."""
 
 
 def read_bundle(folder: Path | str, *, verify: bool = True) -> Bundle:
@@ -201,19 +106,19 @@ def _bundle(folder: Path, manifest: Fields) -> Bundle:
     """The manifest's values, each of its kind, and what must agree between them."""
     listed = set(manifest.inner("files").names())
 
-    def file(fields_: Fields, name: str) -> Path:
-        value = fields_.file(name)
+    def file(fields: Fields, name: str) -> Path:
+        value = fields.file(name)
         if value not in listed:
-            raise BundleError(f"{fields_.where}: {name!r} is {value!r}, which is not among its 'files'.")
+            raise BundleError(f"{fields.where}: {name!r} is {value!r}, which is not among its 'files'.")
         return folder / value
 
-    encoders = manifest.inners("text_encoders")
-    if len(encoders) != 1:
+    encoders, scheduler = manifest.inners("text_encoders"), manifest.inner("scheduler")
+    unet, vae = manifest.inner("unet"), manifest.inner("vae")
+    if len(encoders) > _MOST_ENCODERS:
         raise BundleError(
-            f"{manifest.where} has {len(encoders)} text encoders, and this version draws with one. "
+            f"{manifest.where} has {len(encoders)} text encoders, and this version draws with one or two. "
             "Update perfusion-edge."
         )
-    unet, vae = manifest.inner("unet"), manifest.inner("vae")
     bundle = Bundle(
         folder=folder,
         base=manifest.text("base"),
@@ -221,21 +126,13 @@ def _bundle(folder: Path, manifest: Fields) -> Bundle:
         precision=manifest.text("precision"),
         text_dim=manifest.whole("text_dim", least=1),
         tokenizer=file(manifest, "tokenizer"),
-        text_encoder=_text_encoder(encoders[0], file(encoders[0], "file")),
-        unet=UNet(
-            file=file(unet, "file"),
-            in_channels=unet.whole("in_channels", least=1),
-            size_multiple=unet.whole("size_multiple", least=1),
-            layers=tuple(_layer(one) for one in unet.inners("layers")),
-        ),
-        decoder=Decoder(
-            file=file(vae, "decoder"),
-            downscale=vae.whole("downscale", least=1),
-            scaling_factor=vae.number("scaling_factor", above=0),
-        ),
+        text_encoders=tuple(_text_encoder(entry, index, file) for index, entry in enumerate(encoders)),
+        unet=_unet(unet, file),
+        decoder=_decoder(vae, file),
         key_projections=file(manifest, "key_projections") if "key_projections" in manifest else None,
-        noise_model=_noise_model(manifest.inner("scheduler")),
-        defaults=_defaults(manifest.inner("defaults")),
+        noise_model=_noise_model(scheduler),
+        defaults=_defaults(manifest.inner("defaults"), _sampler(scheduler)),
+        force_zeros_for_empty_prompt=manifest.truth("force_zeros_for_empty_prompt", default=False),
     )
     _check_agreement(bundle, manifest, vae)
     return bundle
@@ -250,15 +147,19 @@ def _fingerprint(manifest: Fields) -> str:
     return value
 
 
-def _text_encoder(entry: Fields, file: Path) -> TextEncoder:
+def _text_encoder(entry: Fields, index: int, file: _FileOf) -> TextEncoder:
     encoder = TextEncoder(
-        file=file,
+        name="text_encoder" if index == 0 else f"text_encoder_{index + 1}",
+        file=file(entry, "file"),
         hidden_size=entry.whole("hidden_size", least=1),
         vocab_size=entry.whole("vocab_size", least=1),
         context_length=entry.whole("context_length", least=3),
         bos_token_id=entry.whole("bos_token_id"),
         eos_token_id=entry.whole("eos_token_id"),
         pad_token_id=entry.whole("pad_token_id"),
+        tokenizer=file(entry, "tokenizer") if "tokenizer" in entry else None,
+        output=entry.text("output", default="last_hidden_state"),
+        pooled_output=entry.text("pooled_output") if "pooled_output" in entry else None,
     )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(encoder, name) >= encoder.vocab_size:
@@ -269,6 +170,26 @@ def _text_encoder(entry: Fields, file: Path) -> TextEncoder:
     return encoder
 
 
+def _unet(entry: Fields, file: _FileOf) -> UNet:
+    conditions = entry.inner("conditions") if "conditions" in entry else Fields({}, entry.where)
+    if unknown := set(conditions.names()) - set(_CONDITIONS):
+        raise BundleError(
+            f"{entry.where}: the UNet asks for {', '.join(sorted(unknown))}, and this version knows "
+            f"{', '.join(_CONDITIONS)}. Update perfusion-edge."
+        )
+    return UNet(
+        file=file(entry, "file"),
+        in_channels=entry.whole("in_channels", least=1),
+        size_multiple=entry.whole("size_multiple", least=1),
+        layers=tuple(_layer(one) for one in entry.inners("layers")),
+        conditions={name: conditions.whole(name, least=1) for name in conditions.names()},
+    )
+
+
+_CONDITIONS = ("text_embeds", "time_ids", "timestep_cond")
+"""SDXL's pooled encodings and sizes, LCM's guidance scale."""
+
+
 def _layer(entry: Fields) -> Layer:
     return Layer(
         name=entry.text("name"),
@@ -277,9 +198,28 @@ def _layer(entry: Fields) -> Layer:
     )
 
 
+def _decoder(entry: Fields, file: _FileOf) -> Decoder:
+    return Decoder(
+        file=file(entry, "decoder"),
+        downscale=entry.whole("downscale", least=1),
+        scaling_factor=entry.number("scaling_factor", above=0),
+        encoder=file(entry, "encoder") if "encoder" in entry else None,
+        latent_rgb=_latent_rgb(entry) if "latent_rgb" in entry else None,
+    )
+
+
+def _latent_rgb(entry: Fields) -> LatentRGB:
+    found = entry.inner("latent_rgb")
+    channels = entry.whole("latent_channels", least=1)
+    return LatentRGB(
+        weight=np.array(found.table("weight", rows=channels, columns=3), np.float32),
+        bias=np.array(found.numbers("bias", 3), np.float32),
+    )
+
+
 def _noise_model(entry: Fields) -> NoiseModel:
     """The scheduler settings that describe the base model, without a sampler's own preferences."""
-    for name in ("trained_betas", "thresholding", "rescale_betas_zero_snr"):
+    for name in ("trained_betas", "thresholding"):
         if entry.is_set(name):
             raise BundleError(
                 f"{entry.where}: {name!r} is set, which this version cannot follow. Use another base."
@@ -290,6 +230,18 @@ def _noise_model(entry: Fields) -> NoiseModel:
         return NoiseModel(**values)
     except ValueError as error:
         raise BundleError(f"{entry.where}: {error}. Export the bundle again.") from error
+
+
+def _sampler(entry: Fields) -> str:
+    """The name of the scheduler that the base model comes with."""
+    sampler = entry.text("sampler", default="ddim")
+    if sampler not in SAMPLERS:
+        raise BundleError(
+            f"{entry.where}: 'sampler' is {sampler!r}, expected one of {', '.join(SAMPLERS)}. "
+            "Update perfusion-edge."
+        )
+    karras = entry.truth("use_karras_sigmas", default=False) and sampler in TAKE_KARRAS
+    return f"{sampler}_karras" if karras else sampler
 
 
 _NOISE: Mapping[str, Callable[[Fields, str], Any]] = {
@@ -305,15 +257,19 @@ _NOISE_OPTIONS: Mapping[str, Callable[[Fields, str], Any]] = {
     "set_alpha_to_one": Fields.truth,
     "clip_sample": Fields.truth,
     "clip_sample_range": Fields.number,
+    "rescale_betas_zero_snr": Fields.truth,
+    "original_inference_steps": Fields.whole,
+    "timestep_scaling": Fields.number,
 }
 
 
-def _defaults(entry: Fields) -> Defaults:
+def _defaults(entry: Fields, scheduler: str) -> Defaults:
     return Defaults(
         width=entry.whole("width", least=1),
         height=entry.whole("height", least=1),
         guidance_scale=entry.number("guidance_scale"),
         num_inference_steps=entry.whole("num_inference_steps", least=1),
+        scheduler=scheduler,
     )
 
 
@@ -325,11 +281,14 @@ def _check_agreement(bundle: Bundle, manifest: Fields, vae: Fields) -> None:
             f"{manifest.where}: the UNet reads {bundle.unet.in_channels} channels and the latents have "
             f"{channels}. Only text-to-image models can be drawn with; inpainting and depth models cannot."
         )
-    if bundle.text_encoder.hidden_size != bundle.text_dim:
+    given = sum(encoder.hidden_size for encoder in bundle.text_encoders)
+    if given != bundle.text_dim:
+        many = "encoder gives" if len(bundle.text_encoders) == 1 else "encoders give"
         raise BundleError(
-            f"{manifest.where}: the text encoder gives {bundle.text_encoder.hidden_size} numbers a token and "
-            f"the UNet reads {bundle.text_dim}. Export the bundle again."
+            f"{manifest.where}: the text {many} {given} numbers a token and the UNet reads {bundle.text_dim}. "
+            "Export the bundle again."
         )
+    _check_conditions(bundle, manifest.where)
     for name in ("width", "height"):
         size = getattr(bundle.defaults, name)
         if size % bundle.size_step:
@@ -337,3 +296,24 @@ def _check_agreement(bundle: Bundle, manifest: Fields, vae: Fields) -> None:
                 f"{manifest.where}: the default {name} is {size}, expected a multiple of {bundle.size_step}. "
                 "Export the bundle again."
             )
+
+
+def _check_conditions(bundle: Bundle, where: str) -> None:
+    """What the UNet asks for besides encodings can be given."""
+    pooled = sum(encoder.pooled_output is not None for encoder in bundle.text_encoders)
+    if "text_embeds" in bundle.unet.conditions and pooled != 1:
+        raise BundleError(
+            f"{where}: the UNet asks for pooled text encodings, and {pooled} text encoders give them, expected "
+            "one. Export the bundle again."
+        )
+    if bundle.unet.conditions.get("time_ids", _TIME_IDS) != _TIME_IDS:
+        raise BundleError(
+            f"{where}: the UNet asks for {bundle.unet.conditions['time_ids']} sizes, and this version gives "
+            f"{_TIME_IDS}: it draws with base models, not with refiners. Use another base."
+        )
+    lengths = {encoder.context_length for encoder in bundle.text_encoders}
+    if len(lengths) > 1:
+        raise BundleError(
+            f"{where}: the text encoders read prompts of {' and '.join(map(str, sorted(lengths)))} tokens, "
+            "expected the same length. Export the bundle again."
+        )

@@ -10,6 +10,7 @@ from perfusion.errors import BundleError
 __all__ = ["Fields"]
 
 _MOST = 2**53  # larger numbers stand for nothing here, and for whole ones JSON readers disagree
+_MOST_NAME = 255  # bytes; file systems answer longer names with errors of their own
 _AGAIN = "Export the bundle again, or take an undamaged copy."
 
 
@@ -29,7 +30,9 @@ class Fields:
         """The keys, in the file's order."""
         return list(self._values)
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, *, default: str | None = None) -> str:
+        if default is not None and name not in self._values:
+            return default
         value = self._get(name)
         if not isinstance(value, str) or not value:
             self._refuse(name, value, "a text")
@@ -49,7 +52,25 @@ class Fields:
             self._refuse(name, value, "a finite number" + (f" above {above:g}" if above > -math.inf else ""))
         return float(value)
 
-    def truth(self, name: str) -> bool:
+    def numbers(self, name: str, count: int) -> list[float]:
+        """A list of `count` numbers."""
+        value = self._get(name)
+        if not isinstance(value, list) or len(value) != count:
+            self._refuse(name, value, f"a list of {count} numbers")
+        inner = Fields({f"{name}[{index}]": one for index, one in enumerate(value)}, self.where)
+        return [inner.number(f"{name}[{index}]") for index in range(count)]
+
+    def table(self, name: str, *, rows: int, columns: int) -> list[list[float]]:
+        """A list of `rows` lists of `columns` numbers."""
+        value = self._get(name)
+        if not isinstance(value, list) or len(value) != rows:
+            self._refuse(name, value, f"a list of {rows} lists of {columns} numbers")
+        inner = Fields({f"{name}[{index}]": one for index, one in enumerate(value)}, self.where)
+        return [inner.numbers(f"{name}[{index}]", columns) for index in range(rows)]
+
+    def truth(self, name: str, *, default: bool | None = None) -> bool:
+        if default is not None and name not in self._values:
+            return default
         value = self._get(name)
         if not isinstance(value, bool):
             self._refuse(name, value, "true or false")
@@ -77,9 +98,10 @@ class Fields:
         """`name` itself, when it cannot lead out of the bundle's folder."""
         path = PurePosixPath(name)
         inside = not path.is_absolute() and ".." not in path.parts and str(path) == name != "."
+        inside = inside and len(name.encode("utf-8", "surrogatepass")) <= _MOST_NAME
         if not inside or "\\" in name or ":" in name:  # separators and drives of Windows
             raise BundleError(
-                f"{self.where} names the file {name!r}, expected a path inside the bundle's folder. {_AGAIN}"
+                f"{self.where} names the file {_show(name)}, expected a path inside the bundle's folder. {_AGAIN}"
             )
         return name
 

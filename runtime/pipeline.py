@@ -1,9 +1,12 @@
-"""Runtime: a bundle, the concepts loaded into it, and the loop that turns noise into pictures."""
+"""Runtime: a bundle, the concepts loaded into it, and pictures drawn with both."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
@@ -12,66 +15,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.concept import Concept
-from perfusion.conditioning import PromptState, unet_feeds
-from perfusion.errors import ConceptError, PerfusionError, RequestError
-from perfusion.runtime.bank import Bank, Settings
+from perfusion.errors import CancelledError, ConceptError, PerfusionError, RequestError
+from perfusion.runtime.bank import Bank, Changes, Settings
 from perfusion.runtime.bundle import Bundle, read_bundle
+from perfusion.runtime.drawing import NOT_FINITE, call_slices, draw
+from perfusion.runtime.explanation import Explanation, explain
+from perfusion.runtime.feeds import Feeds
 from perfusion.runtime.graphs import Graphs
-from perfusion.runtime.latents import initial_noise
 from perfusion.runtime.pictures import as_pictures
-from perfusion.runtime.prompts import PromptEncoder
+from perfusion.runtime.prompts import Asked, PromptEncoder, Row
 from perfusion.runtime.request import Options, Request, make_request
 from perfusion.runtime.schedulers import Schedule, make_schedule
-from perfusion.runtime.tokenizer import PromptTokenizer
+from perfusion.runtime.step import Step
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from typing_extensions import Unpack
 
-__all__ = ["Runtime", "Step"]
+__all__ = ["Runtime"]
 
 Array = NDArray[np.float32]
 Texts = str | list[str] | tuple[str, ...]
 Seeds = int | list[int] | tuple[int, ...]
+Callback = Callable[[Step], object]
+"""Called with every step; what returns False stops the drawing."""
 
+_MAX_PICTURES = 4096  # in one call of the UNet
 _MAX_THREADS = 1024  # onnxruntime starts as many as it is told to, and never returns from millions
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
-    """Where a batch of pictures stands after one denoising step."""
-
-    index: int  # from 0
-    total: int
-    timestep: float
-    _latents: Array
-    _clean: Array
-    _decode: Callable[[Array], list[Image]]
-
-    @property
-    def latents(self) -> Array:
-        """A copy of the latents, (pictures, channels, height, width)."""
-        return self._latents.copy()
-
-    def preview(self) -> list[Image]:
-        """The pictures as the model now believes they will be; every call decodes anew."""
-        return self._decode(self._clean)
-
-    def pictures(self) -> list[Image]:
-        """The latents decoded as they are: after the last step the finished pictures."""
-        return self._decode(self._latents)
-
-
 class Runtime:
-    """Draws pictures with one bundle and any number of concepts. Not for several threads at once.
+    """Draws pictures with one bundle and any number of concepts.
 
         runtime = Runtime()
         runtime.load_concept("cat.safetensors")
         picture = runtime.generate("a photo of <cat> on a beach", seed=0)
 
-    A picture depends on its prompt, seed, size, steps, guidance, scheduler and on the settings of the
+    A picture depends on its prompts, seed, size, steps, guidance, scheduler and on the settings of the
     concepts its prompt names, and on nothing else: not on other loaded concepts, nor on what else is in its
     batch.
+
+    Several threads may use one runtime. Calls of `generate` then come one after another, each with the concepts as
+    they were when its turn came; the steps of several `denoise` generators may alternate. `set_concept`,
+    `load_concept`, `unload_concept` and `cancel` never wait for a picture.
     """
 
     def __init__(
@@ -80,33 +66,43 @@ class Runtime:
         *,
         provider: str = "auto",
         threads: int | None = None,
+        memory: str | float = "auto",
         batch_size: int = 1,
         verify: bool = True,
+        cuda_graph: bool = False,
     ) -> None:
         """Open a bundle, by default the embedded pocket model's.
 
-        `provider`: "cpu", "cuda", or "auto" for the better one there is. `threads`: CPU threads, by default
-        what onnxruntime sees fit. `verify`: compare the checksums of the bundle's files.
+        `provider`: "cpu", "cuda", "trt", "trt-rtx", or "auto" for the best there is. `threads`: CPU threads, by
+        default what onnxruntime sees fit. `memory`: "auto", "low", or gigabytes that may be used. `verify`: compare
+        the checksums of the bundle's files.
 
         `batch_size`: pictures in one call of the UNet. With 1 a picture has the same bits in every batch,
         because it is computed alone; more is faster on a GPU (up to 15% on a CPU, nothing for a large model),
         and equality then rests on the provider's kernels.
 
+        `cuda_graph`: with "cuda", record the UNet's calls once for each size and replay them (docs/providers.md).
+
         Raises:
             BundleError: the bundle is incomplete, damaged or of another format.
-            DeviceError: onnxruntime or the provider is missing.
+            DeviceError: onnxruntime or the provider is missing, or the memory is too small.
             RequestError: an argument that makes no sense.
         """
-        if (threads is not None and threads < 1) or batch_size < 1:
-            raise RequestError(f"threads is {threads} and batch_size {batch_size}; both are at least 1.")
-        if threads is not None and threads > _MAX_THREADS:
-            raise RequestError(f"threads is {threads}, expected at most {_MAX_THREADS}.")
+        for name, value, most in (
+            ("threads", threads, _MAX_THREADS),
+            ("batch_size", batch_size, _MAX_PICTURES),
+        ):
+            if not (value is None and name == "threads") and not (type(value) is int and 1 <= value <= most):
+                raise RequestError(f"{name} is {value!r}, expected a whole number from 1 to {most}.")
         self.bundle: Bundle = read_bundle(_default_bundle() if bundle is None else bundle, verify=verify)
         self._batch_size = batch_size
         self._bank = Bank(self.bundle)
-        self._tokenizer = PromptTokenizer(self.bundle.tokenizer, self.bundle.text_encoder)
-        self._graphs = Graphs(self.bundle, provider, threads)
-        self._prompts = PromptEncoder(self._tokenizer, self._bank, self._graphs)
+        self._graphs = Graphs(self.bundle, provider, threads, memory, cuda_graph=cuda_graph)
+        self._prompts = PromptEncoder(self.bundle, self._bank, self._graphs)
+        self._feeds = Feeds(self.bundle)
+        self._turn = threading.RLock()  # the graphs are for one thread at a time
+        self._stops: set[threading.Event] = set()  # of what is being drawn
+        self._stops_lock = threading.Lock()
 
     def __enter__(self) -> Runtime:
         return self
@@ -117,13 +113,22 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Give the graphs' memory back. The runtime draws nothing afterwards."""
-        self._graphs.close()
+        """Give the graphs' memory back, once the picture that another thread draws is done. Nothing is drawn
+        afterwards."""
+        with self._turn:
+            self._graphs.close()
+            self._prompts.forget()
+            self._feeds.forget()
 
     @property
     def provider(self) -> str:
-        """What the graphs run on: "cpu" or "cuda"."""
+        """What the graphs run on: "cpu", "cuda", "trt" or "trt-rtx"."""
         return self._graphs.provider
+
+    @property
+    def provider_reason(self) -> str:
+        """Why it is that one."""
+        return self._graphs.reason
 
     @property
     def concepts(self) -> Mapping[str, Concept]:
@@ -152,7 +157,7 @@ class Runtime:
         loaded = concept if isinstance(concept, Concept) else Concept.load(self.bundle.find_concept(concept))
         if token is not None:
             loaded = replace(loaded, token=token)
-        if self._tokenizer.knows(loaded.token):
+        if self._prompts.knows(loaded.token):
             raise ConceptError(
                 f"{loaded.token} is a word of the base model's own. Load the concept under another token."
             )
@@ -180,102 +185,229 @@ class Runtime:
 
     def unload_concept(self, token: str) -> None:
         """Forget a concept; its token is plain text again. Raises RequestError when it is not loaded."""
+        concept = self.concepts.get(token)
         self._bank.unload(token)
+        if concept is not None:
+            self._prompts.forget_concept(concept)
+        self._feeds.forget_concept(token)
 
     @overload
-    def generate(self, prompt: str, *, seed: int = 0, **options: Unpack[Options]) -> Image: ...
+    def generate(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        count: None = None,
+        callback: Callback | None = None,
+        **options: Unpack[Options],
+    ) -> Image: ...
     @overload
     def generate(
-        self, prompt: str, *, seed: list[int] | tuple[int, ...], **options: Unpack[Options]
+        self,
+        prompt: str,
+        *,
+        seed: list[int] | tuple[int, ...],
+        count: None = None,
+        callback: Callback | None = None,
+        **options: Unpack[Options],
     ) -> list[Image]: ...
     @overload
     def generate(
-        self, prompt: list[str] | tuple[str, ...], *, seed: Seeds = 0, **options: Unpack[Options]
+        self,
+        prompt: list[str] | tuple[str, ...],
+        *,
+        seed: Seeds = 0,
+        count: None = None,
+        callback: Callback | None = None,
+        **options: Unpack[Options],
     ) -> list[Image]: ...
-    def generate(self, prompt: Texts, *, seed: Seeds = 0, **options: Unpack[Options]) -> Image | list[Image]:
-        """Draw one picture, or for a list of prompts or of seeds a list of pictures, one for each.
+    @overload
+    def generate(
+        self,
+        prompt: Texts,
+        *,
+        seed: Seeds = 0,
+        count: int,
+        callback: Callback | None = None,
+        **options: Unpack[Options],
+    ) -> list[Image]: ...
+    def generate(
+        self,
+        prompt: Texts,
+        *,
+        seed: Seeds = 0,
+        count: int | None = None,
+        callback: Callback | None = None,
+        **options: Unpack[Options],
+    ) -> Image | list[Image]:
+        """Draw one picture; for a list of prompts or of seeds a list of pictures, one for each.
 
-        Options: `negative_prompt`, `width`, `height`, `num_inference_steps`, `guidance_scale`, `scheduler`
-        ("ddim", "euler"), `lock` ("local", "global": where keys come from; by default what the concepts'
-        files say), `gates` ("raw", "gram": with "gram" a word opens the gate of its own concept and not those
-        of concepts that resemble it).
+        `count`: that many pictures of each prompt, with seeds from its own on. `callback`: called after each step;
+        it stops the drawing by returning False.
+
+        Options: `negative_prompt`, `width`, `height`, `num_inference_steps`, `guidance_scale`, `guidance_rescale`,
+        `scheduler` (one of `perfusion.runtime.SCHEDULERS`; by default the bundle's own), `image`, `image_strength`
+        and `mask` (draw over a picture, or over a part of it), `concept_settings` (settings for these pictures only:
+        ``{"<cat>": {"bias": 0.5}}``, or a list with one such for each prompt), `lock` ("local", "global": where
+        keys come from; by default what the concepts' files say), `gates` ("raw", "gram": with "gram" a word opens
+        the gate of its own concept and not those of concepts that resemble it).
 
         Raises:
             RequestError: a prompt, seed, size or option that cannot be served.
+            CancelledError: the callback returned False, or `cancel` was called.
         """
-        for step in self.denoise(prompt, seed=seed, **options):
-            last = step
-        pictures = last.pictures()
-        single = not isinstance(prompt, list | tuple) and not isinstance(seed, list | tuple)
+        with self._turn, self._stoppable() as stop:
+            for step in self._start(prompt, seed, count, options, stop):
+                if callback is not None and callback(step) is False:
+                    stop.set()
+            pictures = step.pictures(lambda: _check(stop))
+        single = count is None and not isinstance(prompt, list | tuple) and not isinstance(seed, list | tuple)
         return pictures[0] if single else pictures
 
-    def denoise(self, prompt: Texts, *, seed: Seeds = 0, **options: Unpack[Options]) -> Iterator[Step]:
+    def denoise(
+        self, prompt: Texts, *, seed: Seeds = 0, count: int | None = None, **options: Unpack[Options]
+    ) -> Iterator[Step]:
         """The generator below `generate`: a `Step` after each step, for progress, preview and early stop.
 
         The request is checked, and the prompts are encoded with the concepts as they are now, before the
-        first step.
+        first step. It may be left at any step, and several may be under way. `cancel` ends it with `CancelledError`.
 
         Raises:
             RequestError: a prompt, seed, size or option that cannot be served.
         """
-        request = make_request(self.bundle, prompt, seed, **options)
-        schedule = make_schedule(request.scheduler, self.bundle.noise_model, request.num_inference_steps)
-        return self._steps(request, schedule, self._prompts.states(request))
+        stop = threading.Event()
+        with self._turn:
+            steps = self._start(prompt, seed, count, options, stop)
+        return self._turns(steps, stop)
 
-    def _steps(self, request: Request, schedule: Schedule, states: list[list[PromptState]]) -> Iterator[Step]:
-        """The denoising loop over a batch; `states` has the rows of each picture."""
-        downscale, channels = self.bundle.decoder.downscale, self.bundle.unet.in_channels
-        shape = (1, channels, request.height // downscale, request.width // downscale)
-        latents = np.concatenate([initial_noise(seed, shape) for seed in request.seeds])
-        latents = latents * np.float32(schedule.initial_scale)
-        starts = range(0, len(states), self._batch_size)
-        feeds = [
-            unet_feeds([row for rows in states[at : at + self._batch_size] for row in rows]) for at in starts
+    def cancel(self) -> None:
+        """Stop what is being drawn, within one step; its caller gets `CancelledError`. For any thread.
+
+        What waits for its turn is stopped too; what is asked for later is not.
+        """
+        with self._stops_lock:
+            for stop in self._stops:
+                stop.set()
+
+    def explain(
+        self,
+        prompt: str,
+        *,
+        concept_settings: Changes | None = None,
+        lock: str | None = None,
+        gates: str = "raw",
+    ) -> Explanation:
+        """How much of each concept every token of a prompt holds, and how far it opens the concept's gate.
+
+        Raises:
+            RequestError: a prompt or an option that cannot be served.
+        """
+        make_request(self.bundle, prompt, 0, lock=lock, gates=gates)
+        with self._turn:
+            return explain(self._prompts, self._bank.adjusted(concept_settings), prompt, lock, gates)
+
+    def _start(
+        self, prompt: Texts, seed: Seeds, count: int | None, options: Options, stop: threading.Event
+    ) -> Iterator[Step]:
+        """Check a request and encode its prompts; its steps."""
+        request = make_request(self.bundle, prompt, seed, count, **options)
+        schedule = make_schedule(request.scheduler, self.bundle.noise_model, request.num_inference_steps)
+        if request.images:
+            schedule.last_part(request.image_strength)  # what it refuses is refused before the first step
+        asked = self._prompts.read(request)
+        admit = self._admission(request, asked)
+        admit()
+        rows = [self._prompts.encode(one, request) for one in asked]
+        return self._steps(request, schedule, rows, stop, admit)
+
+    def _admission(self, request: Request, asked: list[Asked]) -> Callable[[], None]:
+        """What makes the graphs ready for a request, or refuses it; again where another one came between."""
+        concepts = [
+            {token: rows for one in asked[group] for token, rows in one.slots.items()}
+            for group in call_slices([one.tokens for one in asked], self._batch_size)
         ]
-        for index, timestep in enumerate(schedule.timesteps):
-            predictions = [
-                _predict(self._graphs, latents[at : at + self._batch_size], timestep, feed, request)
-                for at, feed in zip(starts, feeds, strict=True)
-            ]
-            clean, noise = schedule.clean_and_noise(index, latents, np.concatenate(predictions))
-            latents = schedule.mix(index, clean, noise)
-            if not np.isfinite(latents).all():
-                raise PerfusionError(
-                    f"Step {index + 1} gave numbers that are not finite. Lower the guidance scale; if that "
-                    "does not help and the bundle is of precision fp16, export it as fp32."
-                )
+        return partial(
+            self._graphs.admit,
+            width=request.width,
+            height=request.height,
+            batch=min(self._batch_size, len(asked)),
+            guided=request.guided,
+            concepts=max(sum(slots.values()) for slots in concepts),
+            tokens=max(one.tokens for one in asked),
+        )
+
+    def _steps(
+        self,
+        request: Request,
+        schedule: Schedule,
+        rows: list[tuple[Row, ...]],
+        stop: threading.Event,
+        admit: Callable[[], None],
+    ) -> Iterator[Step]:
+        drawn = draw(
+            self.bundle, self._graphs, self._feeds, request, schedule, rows,
+            batch_size=self._batch_size, check=lambda: _check(stop),
+        )  # fmt: skip
+        decode = partial(self._decode, admit=admit)
+        while True:
+            admit()
+            one = next(drawn, None)
+            if one is None:
+                return
             yield Step(
-                index=index, total=len(schedule), timestep=float(timestep),
-                _latents=latents, _clean=clean, _decode=self._decode,
+                index=one.index, total=one.total, timestep=one.timestep,
+                _latents=one.latents, _clean=one.clean, _decode=decode,
+                _latent_rgb=self.bundle.decoder.latent_rgb,
             )  # fmt: skip
 
-    def _decode(self, latents: Array) -> list[Image]:
+    def _turns(self, steps: Iterator[Step], stop: threading.Event) -> Iterator[Step]:
+        """Steps of a generator, each a turn of its own: between two of them its caller does what it likes."""
+        with self._stoppable(stop):
+            while True:
+                with self._turn:
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
+
+    @contextmanager
+    def _stoppable(self, stop: threading.Event | None = None) -> Iterator[threading.Event]:
+        """Something that `cancel` stops as long as it is under way."""
+        stop = threading.Event() if stop is None else stop
+        with self._stops_lock:
+            self._stops.add(stop)
+        try:
+            yield stop
+        finally:
+            with self._stops_lock:
+                self._stops.discard(stop)
+
+    def _decode(
+        self, latents: Array, check: Callable[[], None] | None, *, admit: Callable[[], None]
+    ) -> list[Image]:
         """Latents to pictures, one at a time: a decoder needs the most memory of all graphs."""
+        pictures = []
         with np.errstate(all="ignore"):  # what overflows here is refused below
             scaled = latents / np.float32(self.bundle.decoder.scaling_factor)
-        samples = (self._graphs.run("vae_decoder", latent_sample=one[None])["sample"] for one in scaled)
-        return [picture for sample in samples for picture in as_pictures(_finite(sample))]
+        with self._turn:
+            admit()
+            self._graphs.stage("decode")
+            for one in scaled:
+                if check is not None:
+                    check()
+                sample = self._graphs.run("vae_decoder", latent_sample=one[None])["sample"]
+                pictures += as_pictures(_finite(sample))
+        return pictures
 
 
-def _predict(
-    graphs: Graphs, latents: Array, timestep: np.float32, feeds: Mapping[str, Array], request: Request
-) -> Array:
-    """The UNet's prediction for some pictures, (pictures, channels, height, width), guided when asked for."""
-    rows = np.repeat(latents, 2, axis=0) if request.guided else latents
-    outputs = graphs.run("unet", sample=rows, timestep=np.asarray([timestep], np.float32), **feeds)
-    noise_pred = outputs["out_sample"]
-    if not request.guided:
-        return noise_pred
-    unconditional, conditional = noise_pred[0::2], noise_pred[1::2]
-    return unconditional + np.float32(request.guidance_scale) * (conditional - unconditional)
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise CancelledError("The drawing was cancelled.")
 
 
 def _finite(sample: Array) -> Array:
     if not np.isfinite(sample).all():
-        raise PerfusionError(
-            "The decoder gave numbers that are not finite. Lower the guidance scale; if that does not help and "
-            "the bundle is of precision fp16, export it as fp32."
-        )
+        raise PerfusionError(f"The decoder gave numbers that are not finite. {NOT_FINITE}")
     return sample
 
 

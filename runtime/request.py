@@ -4,105 +4,197 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from perfusion.edit import GATES
 from perfusion.errors import RequestError
+from perfusion.runtime.bank import Changes
+from perfusion.runtime.pictures import open_picture
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from perfusion.runtime.bundle import Bundle
 
 __all__ = ["LOCKS", "Options", "Request", "make_request"]
+
 
 LOCKS = ("local", "global")
 
 _MAX_SEED = 2**32 - 1
 _MAX_SIDE = 2**14  # pixels; also about what WebP and a graph's 32-bit sizes take
 _MAX_GUIDANCE = 1000  # 30 is much already; far above, float32 ends
+_MAX_PICTURES = 4096  # in one request; their latents lie in memory together
+_IMAGE_STRENGTH, _MASK_STRENGTH = 0.8, 1.0  # diffusers' own
 
 
 class Options(TypedDict, total=False):
-    """What a request may say besides its prompt and seed."""
+    """What a request may say besides its prompt, seed and count; None is the default. Lists have one entry a prompt."""
 
     negative_prompt: str | list[str] | tuple[str, ...]  # what to move away from; may not name a concept
-    width: int  # pixels; the bundle's own by default
-    height: int
-    num_inference_steps: int
-    guidance_scale: float  # 1 halves the work: no unconditional row
-    scheduler: str  # "ddim" (default) or "euler"
-    lock: str  # "local" or "global"; by default what the concepts' files say
+    width: int | None  # pixels; the bundle's own by default
+    height: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None  # 1 or less, as in diffusers, halves the work: no unconditional row
+    guidance_rescale: float  # from 0 to 1: how much of the contrast that guidance adds is taken back
+    scheduler: str | None  # one of `schedulers.SCHEDULERS`; the bundle's own by default
+    image: Image | Path | str | Sequence[Image | Path | str] | None  # to be drawn over
+    image_strength: float | None  # above 0, to 1: how far; .8 by default, 1 with a mask
+    mask: Image | Path | str | Sequence[Image | Path | str] | None  # light where to draw, dark where to keep
+    concept_settings: Changes | Sequence[Changes | None] | None  # for these pictures only
+    lock: str | None  # "local" or "global"; by default what the concepts' files say
     gates: str  # "raw" (default), or "gram": a word opens its own gate and no like concept's
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
     """A batch of pictures; the tuples have one entry a picture."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     negative_prompts: tuple[str, ...]
+    images: tuple[Image, ...]  # empty where nothing is drawn over
+    masks: tuple[Image, ...]
+    settings: tuple[Changes, ...]
+    image_strength: float
     width: int
     height: int
     num_inference_steps: int
     guidance_scale: float
+    guidance_rescale: float
+    guided: bool  # whether an unconditional row is computed beside each picture's own
     scheduler: str
     lock: str | None
     gates: str
-
-    @property
-    def guided(self) -> bool:
-        """Whether an unconditional row is computed beside each picture's own."""
-        return self.guidance_scale != 1
 
 
 def make_request(
     bundle: Bundle,
     prompt: str | list[str] | tuple[str, ...],
     seed: int | list[int] | tuple[int, ...],
+    count: int | None = None,
     *,
     negative_prompt: str | list[str] | tuple[str, ...] = "",
     width: int | None = None,
     height: int | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
-    scheduler: str = "ddim",
+    guidance_rescale: float = 0.0,
+    scheduler: str | None = None,
+    image: Any = None,
+    image_strength: float | None = None,
+    mask: Any = None,
+    concept_settings: Any = None,
     lock: str | None = None,
     gates: str = "raw",
 ) -> Request:
     """Fill in the bundle's defaults and give every picture its prompt and seed.
 
-    A single prompt serves every seed and a single seed every prompt.
+    A single prompt serves every seed and a single seed every prompt; with `count` each becomes that many pictures,
+    with seeds from its own on.
 
     Raises:
         RequestError: anything that cannot be served.
     """
     prompts, seeds = _paired(prompt, seed)
-    negative = (
-        list(negative_prompt)
-        if isinstance(negative_prompt, list | tuple)
-        else [negative_prompt] * len(prompts)
-    )
-    if len(negative) != len(prompts):
+    times = 1 if count is None else _count(count)
+    if times * len(prompts) > _MAX_PICTURES:
         raise RequestError(
-            f"There are {len(negative)} negative prompts for {len(prompts)} pictures; give one, or one each."
+            f"That would be {times * len(prompts)} pictures, expected at most {_MAX_PICTURES} at once."
         )
+
+    def spread(values: list[Any]) -> tuple[Any, ...]:
+        return tuple(value for value in values for _ in range(times))
+
     if lock is not None and lock not in LOCKS:
         raise RequestError(f"The lock is {lock!r}, expected one of {', '.join(LOCKS)}.")
     if gates not in GATES:
         raise RequestError(f"The gates are {gates!r}, expected one of {', '.join(GATES)}.")
+    images = _pictures("images", image, len(prompts))
+    masks = _pictures("masks", mask, len(prompts))
+    if masks and not images:
+        raise RequestError("There is a mask and no image; give the image that is to be drawn over.")
+    if images and bundle.decoder.encoder is None:
+        raise RequestError("This bundle has no VAE encoder, so it reads no images. Export it again.")
+    scale = _guidance(guidance_scale, bundle.defaults.guidance_scale)
     return Request(
-        prompts=tuple(prompts),
-        seeds=tuple(_seed(one) for one in seeds),
-        negative_prompts=tuple(negative),
+        prompts=spread(prompts),
+        seeds=tuple(_seed(one + more) for one in map(_seed, seeds) for more in range(times)),
+        negative_prompts=spread(_each("negative prompts", negative_prompt, len(prompts))),
+        images=spread(images),
+        masks=spread(masks),
+        settings=spread(_settings(concept_settings, len(prompts))),
+        image_strength=_image_strength(image_strength, images, masks),
         width=_size("width", width, bundle.defaults.width, bundle.size_step),
         height=_size("height", height, bundle.defaults.height, bundle.size_step),
         num_inference_steps=_steps(num_inference_steps, bundle.defaults.num_inference_steps),
-        guidance_scale=_guidance(guidance_scale, bundle.defaults.guidance_scale),
-        scheduler=scheduler,
+        guidance_scale=scale,
+        guidance_rescale=_share("guidance rescale", guidance_rescale),
+        # a model that reads the scale needs no second row for it
+        guided=scale > 1 and "timestep_cond" not in bundle.unet.conditions,
+        scheduler=bundle.defaults.scheduler if scheduler is None else scheduler,
         lock=lock,
         gates=gates,
     )
+
+
+def _count(count: Any) -> int:
+    value = _whole(count)
+    if value is None or value < 1:
+        raise RequestError(f"The count is {count!r}, expected a whole number from 1 on.")
+    return value
+
+
+def _each(name: str, value: Any, prompts: int) -> list[Any]:
+    """One value a prompt, from one or from a list."""
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    values = list(value) if several else [value] * prompts
+    if len(values) != prompts:
+        raise RequestError(f"There are {len(values)} {name} for {prompts} prompts; give one, or one each.")
+    return values
+
+
+def _pictures(name: str, source: Any, prompts: int) -> list[Any]:
+    """One picture a prompt; none at all where none was given."""
+    if source is None:
+        return []
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        return [open_picture(one) for one in _each(name, source, prompts)]
+    return [open_picture(source)] * prompts
+
+
+def _settings(given: Any, prompts: int) -> list[Changes]:
+    changes = [{} if one is None else one for one in _each("concept settings", given, prompts)]
+    for one in changes:
+        if not isinstance(one, Mapping):
+            raise RequestError(
+                f"The concept settings are {one!r}, expected settings by token, such as "
+                "{'<cat>': {'bias': 0.5}}, or a list with such for each prompt."
+            )
+    return changes
+
+
+def _image_strength(strength: Any, images: list[Any], masks: list[Any]) -> float:
+    if strength is None:
+        return _MASK_STRENGTH if masks else _IMAGE_STRENGTH
+    if not images:
+        raise RequestError(
+            "There is an image strength and no image; give the image that is to be drawn over."
+        )
+    return _share("image strength", strength)
+
+
+def _share(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise RequestError(f"The {name} is {value!r}, expected a number from 0 to 1.")
+    return number
 
 
 def _paired(prompt: Any, seed: Any) -> tuple[list[Any], list[Any]]:
@@ -159,7 +251,8 @@ def _guidance(scale: Any, default: float) -> float:
     if not 0 <= value <= _MAX_GUIDANCE:  # nor NaN
         shown = default if scale is None else scale
         raise RequestError(
-            f"The guidance scale is {shown!r}, expected a number from 0 to {_MAX_GUIDANCE}; 1 is no guidance."
+            f"The guidance scale is {shown!r}, expected a number from 0 to {_MAX_GUIDANCE}; 1 or less is no "
+            "guidance."
         )
     return value
 

@@ -4,8 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from perfusion.errors import BundleError
-from perfusion.prompt_tokens import Frame, Ids, TokenizedPrompt, Word, superclass_version, tokenize
+from perfusion.prompt_tokens import (
+    Frame,
+    Ids,
+    TokenizedPrompt,
+    Word,
+    superclass_version,
+    tokenize,
+    unknown,
+)
 from perfusion.runtime.bundle import TextEncoder
+from perfusion.runtime.chunks import split_prompt
 
 __all__ = ["PromptTokenizer", "TokenizedPrompt", "Word"]
 
@@ -20,7 +29,9 @@ class PromptTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises Exception itself
-            raise BundleError(f"{path} is not a tokenizer ({error}). Export the bundle again.") from error
+            raise BundleError(
+                f"{path} is not a tokenizer ({str(error)[:300]}). Export the bundle again."
+            ) from error
         if self._tokenizer.get_vocab_size() > encoder.vocab_size:
             raise BundleError(
                 f"{path} has {self._tokenizer.get_vocab_size()} tokens and the text encoder knows "
@@ -47,6 +58,25 @@ class PromptTokenizer:
             RequestError: not a text, or longer than the text encoder reads.
         """
         return tokenize(prompt, words, self._encode, self._frame, self.knows)
+
+    def split(self, prompt: str, words: Mapping[str, Word]) -> tuple[str, ...]:
+        """A prompt in parts that the text encoder can read; see `split_prompt`.
+
+        Raises:
+            RequestError: not a text, or far too long.
+        """
+        return split_prompt(prompt, words, self._encode, self._frame.context_length - 2)
+
+    def unknown(self, prompt: str, words: Mapping[str, Word]) -> tuple[str, ...]:
+        """What looks like a concept's word in a prompt and is none."""
+        return unknown(prompt, words, self.knows)
+
+    def read_back(self, prompt: TokenizedPrompt) -> tuple[str, ...]:
+        """What each token of a tokenized prompt says, from start to end without the padding; "" for a concept's."""
+        known = self._frame.vocab_size
+        ids = [int(one) for one in prompt.input_ids[: prompt.length]]
+        names = [(self._tokenizer.id_to_token(one) or "") if one < known else "" for one in ids]
+        return tuple(name.removesuffix("</w>") for name in names)
 
     def superclass_version(self, prompt: TokenizedPrompt) -> tuple[Ids, Ids]:
         """The prompt with each superclass in its concept's place, and where each token has its counterpart.

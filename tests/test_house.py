@@ -26,7 +26,7 @@ HEAVY = {
 TRAINING_ONLY = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript")
 WITHOUT_TORCH = (  # besides runtime and devices
     *("bank", "card", "concept", "conditioning", "container", "edit", "errors", "files", "prompt_tokens"),
-    *("onnx_runtime", "scoring", "storage", "commands"),
+    *("onnx_runtime", "readings", "locking", "scoring", "storage", "sweep", "tensorrt", "commands"),
 )
 
 
@@ -185,17 +185,25 @@ def imported(path):
 
 
 NOT_BELOW = {
-    "perfusion.runtime": ("perfusion.training", "perfusion.export", "perfusion.commands", *TRAINING_ONLY),
-    "perfusion.devices": ("perfusion.training", "perfusion.export", "perfusion.commands", *TRAINING_ONLY),
+    "perfusion.runtime": (
+        *("perfusion.training", "perfusion.export", "perfusion.sweep", "perfusion.commands"),
+        *TRAINING_ONLY,
+    ),
+    "perfusion.devices": (
+        *("perfusion.training", "perfusion.export", "perfusion.sweep", "perfusion.commands"),
+        *TRAINING_ONLY,
+    ),
     "perfusion.training": (
         "perfusion.runtime",
         "perfusion.export",
         "perfusion.devices",
+        "perfusion.sweep",
         "perfusion.commands",
     ),
-    "perfusion.export": ("perfusion.training", "perfusion.commands"),
+    "perfusion.export": ("perfusion.training", "perfusion.commands", "perfusion.sweep"),
+    "perfusion.sweep": ("perfusion.training", "perfusion.export", "perfusion.commands", *TRAINING_ONLY),
 }
-"""Who may not import whom. The package's own modules may import none of these four, nor the commands."""
+"""Who may not import whom. The package's own modules may import none of these, nor the commands."""
 
 
 def test_nothing_imports_upwards():
@@ -210,8 +218,8 @@ def test_nothing_imports_upwards():
 
 def test_no_module_has_the_name_of_a_library_it_uses():
     for name in MODULES:
-        if name == "perfusion.diffusers":
-            continue  # what users import for their diffusers pipelines; the import of the library is absolute
+        if name in ("perfusion.diffusers", "perfusion.tensorrt"):
+            continue  # named for the library they go with; the imports of the libraries are absolute
         assert name.rsplit(".", 1)[-1] not in HEAVY | {"json", "random", "logging", "utils", "common"}, name
 
 
@@ -285,7 +293,9 @@ def test_a_wrong_command_line_is_exit_code_two_and_one_line(command):
 
 
 def test_every_package_that_make_installs_is_pinned_and_nothing_else():
-    listed = re.findall(r"^(?:dependencies|cpu|train|export|dev) = \[(.*?)\]$", PYPROJECT, re.M | re.S)
+    listed = re.findall(
+        r"^(?:dependencies|cpu|trt-rtx|train|export|dev) = \[(.*?)\]$", PYPROJECT, re.M | re.S
+    )
     named = {re.split(r"[><=\[ ]", text)[0] for group in listed for text in re.findall(r'"([^"]+)"', group)}
     pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.M))
     assert pinned == named - {"perfusion-edge"}
@@ -318,3 +328,12 @@ def test_require_gpu_turns_the_skip_of_a_gpu_test_into_a_failure(tmp_path, flags
         check=False,
     )
     assert expected in done.stdout, done.stdout + done.stderr
+
+
+def test_every_file_that_make_bench_runs_is_a_script_or_imports_nothing_of_its_neighbours():
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        text = path.read_text()
+        if "__main__" in text:
+            assert "\nfrom benchmarks" not in text.split("sys.path.insert(")[0], path
+        else:
+            assert "from benchmarks" not in text, f"{path} belongs into a folder of benchmarks"

@@ -26,7 +26,7 @@ from typing import NoReturn, TextIO
 from perfusion import __version__
 from perfusion.errors import PerfusionError
 
-__all__ = ["Progress", "parser", "run"]
+__all__ = ["Progress", "parser", "run", "say"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,18 +59,18 @@ def run(name: str, body: Callable[[], int]) -> int:
     except SystemExit as exit:  # argparse: --help, --version, a wrong command line
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     except KeyboardInterrupt:
-        _say(f"{name}: interrupted")
+        say(f"{name}: interrupted")
         return 130
     except PerfusionError as error:
-        _say(f"{name}: {_one_line(error)}")
+        say(f"{name}: {_one_line(error)}")
     except BrokenPipeError:
         _drop_stdout()
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _say(f"{name}: {where}{(error.strerror or _one_line(error)).lower()}")
+        say(f"{name}: {where}{(error.strerror or _one_line(error)).lower()}")
     except MemoryError as error:
         detail = f" ({_one_line(error)})" if str(error) else ""
-        _say(f"{name}: not enough memory{detail}; close other programs or ask for a smaller size")
+        say(f"{name}: not enough memory{detail}; close other programs or ask for a smaller size")
     return 1
 
 
@@ -81,15 +81,16 @@ class Progress:
             for step in ...:
                 progress.update(step, loss=f"{loss:.4f}")
 
-    `done` counts units of `total`; a resumed work gives what was done before as `start`, so that the time
-    left is estimated from this run's own speed.
+    `done` counts units of `total`. The time left is estimated from the first update on: what came before it
+    was loading, or was done by the work that is resumed.
     """
 
-    def __init__(self, total: int, label: str, quiet: bool = False, *, start: int = 0) -> None:
-        self.total, self.label, self.quiet, self.start = total, label, quiet, start
+    def __init__(self, total: int, label: str, quiet: bool = False) -> None:
+        self.total, self.label, self.quiet = total, label, quiet
         self._stream: TextIO = sys.stderr
         self._terminal = False
         self._began = self._shown = 0.0
+        self._first: tuple[int, float] | None = None
         self._line: str | None = None
 
     def __enter__(self) -> "Progress":
@@ -104,11 +105,12 @@ class Progress:
     def update(self, done: int, **fields: str) -> None:
         """Say that `done` of `total` are done; `fields` are shown behind the times, in their order."""
         now = time.monotonic()
+        self._first = self._first or (done, now)
         due = now - self._shown >= (_REDRAW_SECONDS if self._terminal else _LINE_SECONDS)
         if self.quiet or not (due or done >= self.total):
             return
         self._shown = now
-        line = self._describe(done, now - self._began, fields)
+        line = self._describe(done, now, fields)
         if self._terminal:
             self._draw(line)
         elif line != self._line:
@@ -131,11 +133,12 @@ class Progress:
         except OSError:
             self.quiet = True
 
-    def _describe(self, done: int, elapsed: float, fields: dict[str, str]) -> str:
+    def _describe(self, done: int, now: float, fields: dict[str, str]) -> str:
         """One line: the label, a bar on a terminal, the count, both times, the fields."""
-        times = f"{_clock(elapsed)} elapsed"
-        if self.start < done < self.total:
-            times += f", {_clock(elapsed / (done - self.start) * (self.total - done))} left"
+        times = f"{_clock(now - self._began)} elapsed"
+        start, began = self._first or (done, now)
+        if start < done < self.total:
+            times += f", {_clock((now - began) / (done - start) * (self.total - done))} left"
         share = min(max(done / self.total, 0.0), 1.0) if self.total > 0 else 1.0
         bar = f"[{'#' * round(share * _BAR):.<{_BAR}}] " if self._terminal else ""
         return ", ".join(
@@ -155,6 +158,7 @@ class Progress:
         """Make room for a message; the next update draws the bar again."""
         if self._terminal and self._line is not None:
             self._write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
+            self._line = None
 
 
 _drawing: Progress | None = None  # the bar that a message must not be written into
@@ -175,7 +179,7 @@ def _one_line(value: object) -> str:
     return " ".join(str(value).split())
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """Write one line on stderr, above a bar that is being drawn."""
     if _drawing is not None:
         _drawing._wipe()
@@ -231,7 +235,7 @@ def _one_line_warnings(name: str) -> Iterator[None]:
     """Show warnings, and what our loggers say from WARNING on, as `name: warning: message`."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        _say(f"{name}: warning: {_one_line(message)}")
+        say(f"{name}: warning: {_one_line(message)}")
 
     logger = logging.getLogger("perfusion")
     handler = _LineHandler(name)
@@ -252,4 +256,4 @@ class _LineHandler(logging.Handler):
         self._command = command
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(f"{self._command}: {record.levelname.lower()}: {_one_line(record.getMessage())}")
+        say(f"{self._command}: {record.levelname.lower()}: {_one_line(record.getMessage())}")

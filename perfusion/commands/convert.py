@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfusion.commands import parser, run
+from perfusion.errors import RequestError
+from perfusion.files import check_writable
 
 if TYPE_CHECKING:
     from perfusion.concept import Concept
@@ -46,7 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     foreign = made.add_argument_group("for files of other programs")
     foreign.add_argument("--superclass", help='what kind of thing it is: "cat", "teddy bear"')
     foreign.add_argument(
-        "--model", type=Path, metavar="DIR", help="its base model (default: the embedded pocket model)"
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="its base model, a diffusers folder or a .safetensors checkpoint (default: the embedded pocket model)",
+    )
+    foreign.add_argument(
+        "--config",
+        type=Path,
+        metavar="DIR",
+        help="for a checkpoint of a model: diffusers folder of the same architecture",
     )
     foreign.add_argument(
         "--token", default="", help="the concept's word (default: the file's, or the superclass)"
@@ -64,7 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     return made
 
 
+_FOREIGN = ("superclass", "model", "config", "token", "captions", "gated", "position")
+"""Options for files of other programs."""
+_INVERSION, _CHECKPOINT = ("captions", "gated"), ("position",)
+"""Those that only one kind of them takes."""
+
+
 def _convert(args: argparse.Namespace) -> int:
+    check_writable(args.output)
     concept = _read(args) if args.concept else _import(args)
     concept.save(args.output, args.storage, keys=not args.no_keys, picture=args.picture)
     size = args.output.stat().st_size
@@ -83,22 +102,29 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> Concept:
-    """The concept of `--concept`, refusing options that would have no effect on it."""
+    """The concept of `--concept`."""
     from perfusion.concept import Concept
-    from perfusion.errors import RequestError
 
-    for name in ("superclass", "model", "token", "captions", "gated", "position"):
-        if getattr(args, name) not in (None, "", False):
-            raise RequestError(
-                f"--{name} is for files of other programs; a concept file says all that itself."
-            )
+    _refuse(args, _FOREIGN, "is for files of other programs; a concept file says all that itself.")
     return Concept.load(args.concept)
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Refuse options that would have no effect."""
+    for name in names:
+        value = getattr(args, name)
+        if value or (value == 0 and value is not False):  # 0 is a position
+            raise RequestError(f"--{name} {reason}")
 
 
 def _import(args: argparse.Namespace) -> Concept:
     """A concept made of a foreign file with its base model."""
-    from perfusion.errors import RequestError
-
+    if args.checkpoint:
+        _refuse(
+            args, _INVERSION, "is for textual inversions; a checkpoint has a covariance and gates of its own."
+        )
+    else:
+        _refuse(args, _CHECKPOINT, "is for checkpoints; a textual inversion has no targets by position.")
     if not args.superclass:
         raise RequestError(
             'The file does not say what kind of thing it shows. Give it with --superclass, such as "cat".'
@@ -110,7 +136,7 @@ def _import(args: argparse.Namespace) -> Concept:
         superclass=args.superclass, token=args.token, captions=args.captions, gated=args.gated,
         position=args.position,
     )  # fmt: skip
-    base = load_base(args.model)
+    base = load_base(args.model, config=args.config)
     if args.checkpoint:
         return from_checkpoint(args.checkpoint, base, options)
 

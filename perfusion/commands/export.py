@@ -1,80 +1,234 @@
-"""perfusion-export: turn a text-to-image model into a bundle that the runtime draws with."""
+"""perfusion-export: turn a text-to-image model into a bundle that the runtime draws with, and build its engines."""
+
+from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfusion.commands import Progress, parser, run
+from perfusion.commands.export_report import as_json, as_lines
 from perfusion.errors import ExportError
+
+if TYPE_CHECKING:
+    from perfusion.export import Exported
+    from perfusion.tensorrt.engines import EngineOutcome
 
 __all__ = ["main"]
 
 _NAME = "perfusion-export"
+_PRECISIONS = ("fp32", "fp16", "int8", "bf16", "fp8", "fp4")  # known words; what is exported is less
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with ``argv`` (default: the process's) and return its exit code."""
-    return run(_NAME, lambda: _export(_parser().parse_args(argv)))
+    return run(_NAME, lambda: _export(_arguments(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
     made = parser(
-        _NAME, "Turn a text-to-image model into a bundle that perfusion-generate draws with, without torch."
+        _NAME,
+        "Turn a text-to-image model into a bundle that perfusion-generate draws with, without torch, and build "
+        "TensorRT engines for it.",
     )
     made.add_argument(
         "--model",
         type=Path,
         metavar="DIR",
-        help="a diffusers folder of Stable Diffusion 1.x or 2.x (default: the embedded pocket model)",
+        help="a diffusers folder of Stable Diffusion (default: the embedded pocket model)",
     )
     made.add_argument(
-        "--engine", choices=["onnx"], default="onnx", help="what runs the bundle (default: %(default)s)"
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="build engines for this bundle; nothing is exported, torch not needed",
+    )
+    made.add_argument("--output", type=Path, metavar="BUNDLE", help="the folder of the bundle to write")
+    made.add_argument(
+        "--engine",
+        choices=["onnx", "trt", "trt-rtx"],
+        default="onnx",
+        help="what runs the bundle: ONNX Runtime, TensorRT or TensorRT for RTX (default: %(default)s)",
+    )
+    made.add_argument(
+        "--device", metavar="PROFILE", help="the device to export for: orin-nano-8, rtx-4070, ..."
     )
     made.add_argument(
         "--precision",
-        choices=["fp32"],
-        default="fp32",
-        help="arithmetic of the graphs (default: %(default)s)",
+        type=_precision,
+        metavar="fp32|fp16|int8",
+        help="arithmetic of the graphs (default: fp32 for onnx, fp16 for engines)",
     )
     made.add_argument(
         "--resolution",
         type=int,
         metavar="N",
-        help="width and height of pictures where none is asked for, in pixels (default: the model's own)",
+        help="width and height of pictures in pixels; engines are built for it (default: the model's own)",
     )
-    made.add_argument("--output", type=Path, metavar="BUNDLE", required=True, help="the bundle's folder")
+    made.add_argument(
+        "--opset", type=int, metavar="N", help="ONNX opset of the graphs, 20 or 23 (default: 20)"
+    )
+    made.add_argument(
+        "--keep-fp32",
+        action="append",
+        metavar="NAME",
+        help="with fp16: a graph or module that stays in fp32; may be repeated",
+    )
+    _add_engine_options(made.add_argument_group("engines"))
     made.add_argument("--json", action="store_true", help="print what was written as JSON")
     return made
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _add_engine_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--target",
+        metavar="SM",
+        help="the GPU by its compute capability: sm89, or sm86,sm89 or portable for trt-rtx (default: the device's)",
+    )
+    group.add_argument(
+        "--batch",
+        type=_numbers,
+        metavar="N,N",
+        help="pictures drawn in one call, each a profile of the engine (default: 1,2)",
+    )
+    group.add_argument("--concepts", type=int, metavar="N", help="slots for concepts (default: 4)")
+    group.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="one engine for all batches, and for sides from half the resolution on: slower",
+    )
+    group.add_argument(
+        "--optimization-level", type=int, choices=range(6), metavar="0-5", help="the builder's effort"
+    )
+    group.add_argument(
+        "--workspace", type=float, metavar="GB", help="scratch memory of an engine (default: the device's)"
+    )
+    group.add_argument(
+        "--script",
+        action="store_true",
+        help="write a script that builds the engines on the device, and build nothing",
+    )
+    group.add_argument(
+        "--prune", action="store_true", help="remove the bundle's engines that no longer fit it"
+    )
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, options that do not go together refused."""
+    made = _parser()
+    given = made.parse_args(argv)
+    if given.bundle is None and given.output is None:
+        made.error("the following arguments are required: --output, or --bundle")
+    if given.bundle is not None:
+        for name in ("model", "output", "opset", "keep_fp32"):
+            if getattr(given, name) is not None:
+                made.error(f"argument --{name.replace('_', '-')}: not with --bundle, whose graphs are there")
+        if given.engine == "onnx":
+            made.error("argument --bundle: needs --engine trt or trt-rtx; its graphs are there")
+    if given.engine == "onnx":
+        for name in (
+            "target",
+            "batch",
+            "concepts",
+            "dynamic",
+            "optimization_level",
+            "workspace",
+            "script",
+            "prune",
+        ):
+            if getattr(given, name) is not None and getattr(given, name) is not False:  # 0 is a level
+                made.error(f"argument --{name.replace('_', '-')}: only with --engine trt or trt-rtx")
+    return given
+
+
+def _precision(text: str) -> str:
+    if text not in _PRECISIONS:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from fp32, fp16, int8)")
+    return text
+
+
+def _numbers(text: str) -> tuple[int, ...]:
     try:
-        from perfusion.export import STAGES, export_bundle
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or numbers with commas between") from None
+
+
+def _export(given: argparse.Namespace) -> int:
+    """Refuse what cannot be done, export, build."""
+    from perfusion.commands import engine_steps as steps
+
+    exported: Exported | None
+    profile = steps.device_profile(given)
+    if given.engine == "onnx":
+        exported = _export_bundle(given, given.precision or "fp32")
+        if profile is not None:
+            steps.check_memory(given, exported.folder, profile)
+        return _say(given, given.output, exported)
+    target = steps.choose_target(given, profile)
+    trt = None if given.script else steps.find_tensorrt(given.engine, target)
+    exported = None
+    folder = given.bundle
+    if folder is None:
+        precision = given.precision or "fp16"
+        steps.check_request(given, target, precision)
+        exported = _export_bundle(given, precision)
+        folder = exported.folder
+    jobs, settings = steps.plan(given, folder, target, profile)
+    if given.script:
+        from perfusion.tensorrt.script import write_script
+
+        return _say_script(given, folder, exported, write_script(folder, jobs, settings), target)
+    outcomes = steps.build(given, trt, folder, jobs, settings)
+    return _say(given, folder, exported, outcomes, steps.prune(folder, outcomes) if given.prune else [])
+
+
+def _export_bundle(given: argparse.Namespace, precision: str) -> Exported:
+    try:
+        from perfusion.export import PRECISIONS, STAGES, export_bundle
     except ModuleNotFoundError as error:
         raise ExportError(
             f"exporting needs the package {error.name}; install perfusion-edge[export,cpu]"
         ) from error
 
-    with Progress(len(STAGES), "export", quiet=arguments.quiet) as progress:
-        exported = export_bundle(
-            arguments.model,
-            arguments.output,
-            precision=arguments.precision,
-            resolution=arguments.resolution,
+    if precision not in PRECISIONS:
+        raise ExportError(f"graphs are not written in {precision}, expected {', '.join(PRECISIONS)}")
+    further = {"opset": given.opset, "keep_fp32": tuple(given.keep_fp32) if given.keep_fp32 else None}
+    with Progress(len(STAGES), "export", quiet=given.quiet) as progress:
+        return export_bundle(
+            given.model,
+            given.output,
+            precision=precision,
+            resolution=given.resolution,
             progress=lambda stage, done, total: progress.update(done, stage=stage),
+            **{name: value for name, value in further.items() if value is not None},
         )
-    manifest = exported.manifest
-    if arguments.json:
-        result = {
-            name: manifest[name] for name in ("base", "base_fingerprint", "precision", "defaults", "parity")
-        }
-        print(json.dumps({"output": str(exported.folder), "bytes": exported.size, **result}, indent=1))
+
+
+def _say(
+    given: argparse.Namespace,
+    folder: Path,
+    exported: Exported | None,
+    outcomes: Sequence[EngineOutcome] = (),
+    removed: Sequence[Path] = (),
+) -> int:
+    if given.json:
+        further = {"removed": [str(path) for path in removed]} if outcomes else {}
+        print(as_json(folder, exported, outcomes, **further))
     else:
-        worst = max(exported.parity.values())
-        print(
-            f"{exported.folder}: {manifest['base']}, {manifest['precision']}, {exported.size / 1e6:.1f} MB; "
-            f"largest difference from torch {worst:.1e}"
-        )
+        print(*as_lines(exported, outcomes, removed), sep="\n")
+    return 0
+
+
+def _say_script(
+    given: argparse.Namespace, folder: Path, exported: Exported | None, path: Path, target: str
+) -> int:
+    if given.json:
+        print(as_json(folder, exported, (), script=str(path), target=target))
+        return 0
+    print(*as_lines(exported, (), ()), sep="\n", end="\n" if exported else "")
+    print(f"{path}: copy {folder} to the device and run it there with python3; it builds for {target}")
     return 0
 
 

@@ -2,16 +2,15 @@
 
 import argparse
 import json
-import os
 import re
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, parser, run
-from perfusion.errors import PerfusionError
-from perfusion.files import writing
+from perfusion.files import check_writable, writing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +22,10 @@ __all__ = ["main"]
 _NAME = "perfusion-generate"
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _MOST_PICTURES = 1000  # they lie in memory together
+_SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is shown
+    "ddim", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "heun", "heun_karras", "lcm",
+)  # fmt: skip
+_PROVIDERS = ("auto", "cpu", "cuda", "trt", "trt-rtx")
 _NUMBERS = ("bias", "temperature", "strength")
 
 # A setting's value holds no path separator, so that C:\cats\a=b.safetensors is a path and nothing else.
@@ -50,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "another one (can be repeated)",
     )
     add("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
-    add("--scheduler", choices=["ddim", "euler"], default="ddim", help="(default: %(default)s)")
+    add("--scheduler", choices=_SCHEDULERS, help="(default: the bundle's own)")
     add("--steps", type=int, metavar="N", help="denoising steps (default: the bundle's own)")
     add(
         "--guidance-scale",
@@ -58,6 +61,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="G",
         help="how closely to follow the prompt; 1 is twice as fast",
     )
+    add(
+        "--guidance-rescale",
+        type=float,
+        metavar="R",
+        help="from 0 to 1: how much of guidance's contrast to take back",
+    )
+    add("--image", type=Path, metavar="FILE", help="a picture to draw over, in place of noise alone")
+    add(
+        "--image-strength",
+        type=float,
+        metavar="S",
+        help="how far to draw over it, to 1 (default: 0.8, with a mask 1)",
+    )
+    add("--mask", type=Path, metavar="FILE", help="where to draw over it: light is drawn, dark is kept")
     add("--width", type=int, metavar="PIXELS", help="(default: the bundle's own)")
     add("--height", type=int, metavar="PIXELS", help="(default: the bundle's own)")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
@@ -69,8 +86,21 @@ def _parser() -> argparse.ArgumentParser:
         default="raw",
         help="with gram a word opens its own concept's gate and no like concept's (default: %(default)s)",
     )
-    add("--provider", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
+    add("--provider", choices=_PROVIDERS, default="auto", help="(default: %(default)s)")
+    add(
+        "--memory",
+        type=_memory,
+        default="auto",
+        metavar="auto|low|GB",
+        help="how much may be used (default: %(default)s)",
+    )
     add("--threads", type=_at_least_one, metavar="N", help="CPU threads (default: all there are)")
+    add(
+        "--explain",
+        type=_png,
+        metavar="HEATMAP.png",
+        help="also show how far each token opens each concept's gate: a table, and a picture in this file",
+    )
     add("--grid", action="store_true", help="all pictures on one sheet, instead of OUT-0, OUT-1, ...")
     add("--json", action="store_true", help="print what was drawn as JSON")
     add("--output", type=_picture, required=True, metavar="OUT", help="a .png, .jpg or .webp file")
@@ -79,26 +109,32 @@ def _parser() -> argparse.ArgumentParser:
 
 def _generate(args: argparse.Namespace) -> int:
     paths = _paths(args.output, 1 if args.grid else args.count)
-    for path in paths:
-        _check_writable(path)
+    for path in [*paths, *([args.explain] if args.explain else [])]:
+        check_writable(path)
     from perfusion.runtime import Runtime
     from perfusion.runtime.pictures import grid
 
     seeds = [args.seed + index for index in range(args.count)]
-    with Runtime(args.bundle, provider=args.provider, threads=args.threads) as runtime:
+    with Runtime(args.bundle, provider=args.provider, threads=args.threads, memory=args.memory) as runtime:
         for path, settings in args.concepts:
             runtime.load_concept(path, **settings)
         began = time.perf_counter()
         pictures = _draw(runtime, args, seeds)
         seconds = time.perf_counter() - began
         used = {token: asdict(runtime.set_concept(token)) for token in runtime.concepts}
-        provider = runtime.provider
+        facts: dict[str, Any] = {"prompt": args.prompt, "concepts": used, "seconds": round(seconds, 3)}
+        facts |= {"provider": runtime.provider, "provider_reason": runtime.provider_reason}
+        explanation = runtime.explain(args.prompt, lock=args.lock, gates=args.gates) if args.explain else None
     for path, picture in zip(paths, [grid(pictures)] if args.grid else pictures, strict=True):
         _write(path, picture)
+    if explanation is not None:
+        _write(args.explain, explanation.picture())
+        facts["explanation"] = explanation.as_dict()
+        if not args.quiet:
+            print(explanation.text(), file=sys.stderr)
     if args.json:
         named = paths * len(seeds) if args.grid else paths
         written = [{"path": str(path), "seed": seed} for path, seed in zip(named, seeds, strict=True)]
-        facts = {"prompt": args.prompt, "concepts": used, "provider": provider, "seconds": round(seconds, 3)}
         print(json.dumps({**facts, "pictures": written}))
     else:
         print("\n".join(map(str, paths)))
@@ -109,15 +145,15 @@ def _draw(runtime: "Runtime", args: argparse.Namespace, seeds: list[int]) -> "li
     """The pictures, with a line of progress a step."""
     given = {
         "num_inference_steps": args.steps, "guidance_scale": args.guidance_scale,
-        "width": args.width, "height": args.height, "lock": args.lock, "gates": args.gates,
+        "guidance_rescale": args.guidance_rescale, "scheduler": args.scheduler, "lock": args.lock,
+        "width": args.width, "height": args.height, "gates": args.gates,
+        "image": args.image, "image_strength": args.image_strength, "mask": args.mask,
     }  # fmt: skip
     options: Any = {name: value for name, value in given.items() if value is not None}
-    steps = runtime.denoise(
-        args.prompt, seed=seeds, negative_prompt=args.negative_prompt, scheduler=args.scheduler, **options
-    )
-    total = args.steps or runtime.bundle.defaults.num_inference_steps
-    with Progress(total, "drawing", quiet=args.quiet) as progress:
+    steps = runtime.denoise(args.prompt, seed=seeds, negative_prompt=args.negative_prompt, **options)
+    with Progress(1, "drawing", quiet=args.quiet) as progress:
         for step in steps:
+            progress.total = step.total
             progress.update(step.index + 1)
     return step.pictures()
 
@@ -134,13 +170,6 @@ def _paths(output: Path, count: int) -> list[Path]:
     if count == 1:
         return [output]
     return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
-
-
-def _check_writable(path: Path) -> None:
-    """Refuse before the work what could not be written after it."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise PerfusionError(f"{path} cannot be written. Choose a file in a folder that can be written to.")
 
 
 def _concept(spec: str) -> tuple[Path, dict[str, Any]]:
@@ -182,6 +211,24 @@ def _count(text: str) -> int:
     if value > _MOST_PICTURES:
         raise argparse.ArgumentTypeError(f"{text} pictures are too many at once, at most {_MOST_PICTURES}")
     return value
+
+
+def _memory(text: str) -> str | float:
+    if text in ("auto", "low"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither auto nor low nor a number of gigabytes"
+        ) from None
+
+
+def _png(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
+    return path
 
 
 def _picture(text: str) -> Path:

@@ -9,6 +9,7 @@ from perfusion.commands import parser, run
 from perfusion.errors import PerfusionError
 
 _MANIFEST = "bundle.json"
+_BAR = 24
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +29,18 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--extract", type=Path, metavar="FILE", help="write the concept file that a card carries"
     )
+    made.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="hold the concept against this bundle: does it fit, and how strong is its edit in each layer?",
+    )
+    made.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="how far each token of this prompt opens the concept's gate (with --bundle, or the embedded pocket model)",
+    )
+    made.add_argument("--heatmap", type=Path, metavar="PNG", help="draw that")
     made.add_argument("--json", action="store_true", help="print one JSON object")
     return made
 
@@ -40,10 +53,23 @@ def _inspect(args: argparse.Namespace) -> int:
         raise PerfusionError(
             f"{path} is no card, expected a PNG that carries a concept. Give one with --extract."
         )
+    if (args.bundle or args.prompt) and not path.is_file():
+        raise PerfusionError(
+            f"{path} is no concept file; only a concept is held against a --bundle or --prompt."
+        )
+    if args.heatmap and not args.prompt:
+        raise PerfusionError("A --heatmap shows the tokens of a prompt. Give --prompt too.")
+    after = ""
     if (path / _MANIFEST).is_file():
         facts, lines = _bundle(path)
     elif path.is_file():
         facts, lines = _concept(path)
+        if args.bundle:
+            held, more = _held_against(path, args.bundle)
+            facts, lines = facts | held, lines | more
+        if args.prompt:
+            gates, table = _explained(path, args.bundle, args.prompt, args.heatmap)
+            facts, after = facts | gates, table
         if args.extract:
             _extract(path, args.extract)
     else:
@@ -52,7 +78,7 @@ def _inspect(args: argparse.Namespace) -> int:
             f"{path} is {found}, expected a concept file (as perfusion-train writes it) or a bundle's folder "
             "(as perfusion-export writes it)."
         )
-    print(json.dumps(facts, indent=2) if args.json else _table(facts, lines))
+    print(json.dumps(facts, indent=2) if args.json else _table(facts, lines) + after)
     return 0
 
 
@@ -113,6 +139,57 @@ def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "training": ", ".join(f"{name} {value}" for name, value in concept.training.items()) or "not said",
     }
     return facts, lines
+
+
+def _held_against(path: Path, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Whether a concept can be drawn with a bundle, and the root mean square of its values in every layer.
+
+    Raises:
+        ConceptError: it cannot, and why.
+    """
+    import numpy as np
+
+    from perfusion.concept import Concept
+    from perfusion.runtime.bank import Bank
+    from perfusion.runtime.bundle import read_bundle
+
+    concept, bundle = Concept.load(path), read_bundle(folder, verify=False)
+    Bank(bundle).load(concept)  # says why not, and warns where it is another checkpoint of the family
+    ends = np.cumsum([layer.value_dim for layer in bundle.unet.layers])
+    parts = np.split(concept.target_values.astype(np.float64), ends[:-1], axis=1)
+    strengths = {
+        layer.name: float(np.sqrt((part**2).mean()))
+        for layer, part in zip(bundle.unet.layers, parts, strict=True)
+    }
+    same = concept.base_fingerprint == bundle.base_fingerprint
+    most = max(strengths.values()) or 1.0
+    lines = {"fits": f"{folder}" + ("" if same else ", another checkpoint of its family")}
+    for layer in bundle.unet.layers:
+        value = strengths[layer.name]
+        lines[f"values {_short(layer.name)}"] = f"{value:7.3g} {'#' * round(_BAR * value / most)}"
+    return {"bundle": str(folder), "same_checkpoint": same, "value_rms": strengths}, lines
+
+
+def _explained(
+    path: Path, bundle: Path | None, prompt: str, heatmap: Path | None
+) -> tuple[dict[str, Any], str]:
+    """The gates of a prompt's tokens, for a program and for a reader; and as a picture."""
+    from perfusion.files import writing
+    from perfusion.runtime import Runtime
+
+    with Runtime(bundle, provider="cpu", verify=False) as runtime:
+        runtime.load_concept(path)
+        explanation = runtime.explain(prompt)
+    if heatmap:
+        with writing(heatmap) as file:
+            explanation.picture().save(file, "PNG", optimize=True)
+    return {"gates": explanation.as_dict()}, f"\n\n{explanation.text()}"
+
+
+def _short(layer: str) -> str:
+    """down_blocks.0.attentions.1.transformer_blocks.0.attn2 as down.0.1.0."""
+    kept = [part for part in layer.split(".") if part not in ("attentions", "transformer_blocks", "attn2")]
+    return ".".join(kept).replace("_blocks", "").replace("_block", "")
 
 
 def _extract(path: Path, target: Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.commands import Progress, parser, run
+from perfusion.commands import Progress, parser, run, say
+from perfusion.errors import TrainingError
+from perfusion.files import check_writable
 
 if TYPE_CHECKING:
     from perfusion.training.config import TrainingConfig
-    from perfusion.training.train import TrainingResult
+    from perfusion.training.trainer import TrainingResult
     from perfusion.training.work_folder import WorkFolder
 
 NAME = "perfusion-train"
@@ -99,7 +101,13 @@ def _add_how(made: Any) -> None:
 def _add_where(made: Any) -> None:
     add = made.add_argument
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    add("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    add(
+        "--weights",
+        default="auto",
+        choices=("auto", "fp32", "half"),
+        help="what the frozen UNet is held in (default auto: half on a GPU that computes in 16 bits)",
+    )
     add("--accumulate", type=int, default=1, metavar="N", help="work a batch off in N parts (default 1)")
     add("--checkpointing", action="store_true", help="less memory, slower: for cards of 8 to 12 GB")
 
@@ -125,13 +133,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    _check_output(args.output)
+    if args.output.suffix.lower() not in ("", ".safetensors", ".png"):
+        raise TrainingError(
+            f"{args.output} is neither a .safetensors file nor a .png picture with the concept inside; name one"
+        )
+    check_writable(args.output)
     config = _options(args)
     from perfusion.training.parallel import opened
     from perfusion.training.work_folder import WorkFolder
 
     started, work = time.monotonic(), WorkFolder(args.output)
-    with opened() as here:
+    with opened() as here, work.locked() if here.main else nullcontext():
         result = _learn(args, config, work)
         if not here.main:
             return 0
@@ -147,45 +159,32 @@ def _options(args: argparse.Namespace) -> TrainingConfig:
     return TrainingConfig(
         superclass=args.superclass, token=args.token, rows=args.rows, steps=args.steps, batch_size=args.batch_size,
         seed=args.seed, masks=args.masks, segmenter=args.segmenter, flip=args.flip, captions=args.captions,
-        device=args.device, precision=args.precision, count_padding=args.count_padding, accumulate=args.accumulate,
-        checkpointing=args.checkpointing, direction_gradient=args.gradient, save_every=args.save_every,
-        select=args.select, scorer=args.scorer,
+        device=args.device, precision=args.precision, weights=args.weights, count_padding=args.count_padding,
+        accumulate=args.accumulate, checkpointing=args.checkpointing, direction_gradient=args.gradient,
+        save_every=args.save_every, select=args.select, scorer=args.scorer,
     )  # fmt: skip
 
 
 def _learn(args: argparse.Namespace, config: TrainingConfig, work: WorkFolder) -> TrainingResult:
     """Train, with progress; an interruption tells how to go on."""
-    from perfusion.training.train import train
+    from perfusion.training import train
 
-    def say(line: str) -> None:
+    def tell(line: str) -> None:
         if not args.quiet:
-            print(f"{NAME}: {line}", file=sys.stderr, flush=True)
+            say(f"{NAME}: {line}")
 
-    average, progress = 0.0, None
     try:
-        with ExitStack() as stack:
-
-            def report(step: int, loss: float) -> None:
-                nonlocal average, progress
-                if (
-                    progress is None
-                ):  # the clock starts here: the model is loaded and the pictures are encoded
-                    progress = Progress(config.steps, f"training {config.token}", args.quiet, start=step)
-                    stack.enter_context(progress)
-                    average = loss
-                average = 0.95 * average + 0.05 * loss
-                progress.update(step, loss=f"{average:.4f}")
-
+        with Progress(config.steps, f"training {config.token}", args.quiet) as progress:
             return train(
-                args.images, config, model=args.model, model_config=args.config, report=report, say=say,
+                args.images, config, model=args.model, model_config=args.config, say=tell,
+                report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}"),
                 work=work, resume=args.resume, picture=args.output.suffix.lower() == ".png",
             )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
         if (kept := work.last_step()) is not None:
-            print(
+            say(
                 f"{NAME}: step {kept} of {config.steps} is kept in {work.path}; the same command with --resume goes "
-                "on from there",
-                file=sys.stderr,
+                "on from there"
             )
         raise
 
@@ -202,6 +201,7 @@ def _report(args: argparse.Namespace, config: TrainingConfig, result: TrainingRe
         }  # fmt: skip
         if result.selection:
             facts["chosen_step"] = result.selection.best.step
+            facts["choice"] = result.selection.why
             facts["snapshots"] = json.loads(result.selection.to_json())
         print(json.dumps(facts))
         return
@@ -214,23 +214,6 @@ def _report(args: argparse.Namespace, config: TrainingConfig, result: TrainingRe
     print(
         f"{args.output}: {concept.token} is a {concept.superclass}; {chosen}{kilobytes:.1f} kB, {seconds:.0f} s"
     )
-
-
-def _check_output(path: Path) -> None:
-    """Refuse now what would fail after minutes of training."""
-    import os
-
-    from perfusion.errors import TrainingError
-
-    if path.is_dir():
-        raise TrainingError(f"{path} is a folder; --output expects a file name, such as cat.safetensors")
-    if path.exists() and not path.is_file():
-        raise TrainingError(
-            f"{path} is not an ordinary file; --output expects a file name, such as cat.safetensors"
-        )
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise TrainingError(f"{path} cannot be written: {folder} is not a folder that you may write to")
 
 
 if __name__ == "__main__":

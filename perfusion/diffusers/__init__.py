@@ -14,34 +14,26 @@ called, the rows of its batch are recognised by their encodings, and those of a 
 from __future__ import annotations
 
 import functools
-import inspect
-import logging
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 
 from perfusion.attention import install, uninstall
 from perfusion.bank import ConceptBank, Settings
 from perfusion.concept import Concept
-from perfusion.conditioning import conditioned
 from perfusion.diffusers.parts import base_of, check_processors, check_same_parts, readers_of, unet_of
-from perfusion.diffusers.placeholders import reading_words
-from perfusion.diffusers.rows import PromptRows, prompt_rows
+from perfusion.diffusers.reading import Call, PromptReading
+from perfusion.diffusers.rows import PromptRows
 from perfusion.edit import GATES
 from perfusion.errors import ConceptError, ModelError, RequestError
-from perfusion.prompt_tokens import Word, named, unknown
 
 __all__ = ["Applied", "apply"]
 
 LOCKS = (None, "local", "global")
-
-_log = logging.getLogger(__name__)
 
 Concepts = str | Path | Concept | Iterable[str | Path | Concept]
 
@@ -77,8 +69,10 @@ class Applied:
         self._readers = readers_of(pipeline)
         self._bank = ConceptBank(base_of(pipeline, self._unet, self._readers))
         self._rows = PromptRows()
+        self._reading = PromptReading(self._readers, self._bank, self._rows)
         self._pipelines: list[tuple[Any, Any, Any]] = []  # with the method that was theirs, and ours
         self._hook: Any = None
+        self._removed = False
         self._first = pipeline
         self.lock = lock
         self.gates = gates
@@ -134,7 +128,9 @@ class Applied:
         Raises:
             ConceptError: a broken file, a concept of another base model, a token that is taken.
             RequestError: a setting out of its range.
+            ModelError: the concepts have been removed.
         """
+        self._check_applied()
         loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
         if token is not None:
             loaded = replace(loaded, token=token)
@@ -146,7 +142,8 @@ class Applied:
         return loaded
 
     def unload(self, token: str) -> None:
-        """Take one concept out. Raises RequestError when there is none of this token."""
+        """Take one concept out. Raises RequestError when there is none of this token, ModelError after `remove`."""
+        self._check_applied()
         self._bank.unload(token)
 
     def set(
@@ -164,7 +161,9 @@ class Applied:
 
         Raises:
             RequestError: no such concept, or a setting out of its range.
+            ModelError: the concepts have been removed.
         """
+        self._check_applied()
         return self._bank.change(token, bias=bias, temperature=temperature, strength=strength)
 
     def also(self, pipeline: Any) -> None:
@@ -173,8 +172,7 @@ class Applied:
         Raises:
             ModelError: it is made of other parts, or the concepts have been removed.
         """
-        if self._hook is None:
-            raise ModelError("The concepts have been removed from the pipeline. Apply them again.")
+        self._check_applied()
         check_same_parts(pipeline, self._unet, self._readers)
         if all(pipeline is not known for known, _, _ in self._pipelines):
             self._wrap(pipeline)
@@ -188,11 +186,17 @@ class Applied:
                 if before is not None:
                     attributes["encode_prompt"] = before
         self._pipelines = []
+        self._removed = True
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
             uninstall(self._unet)
-        self._rows = PromptRows()
+        self._rows.clear()
+
+    def _check_applied(self) -> None:
+        """A handle of nothing would take changes and let them have no effect."""
+        if self._removed:
+            raise ModelError("The concepts have been removed from the pipeline. Apply them again.")
 
     def _install(self) -> None:
         install(self._unet)
@@ -206,95 +210,11 @@ class Applied:
 
         @functools.wraps(original)
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-            return self._encode(pipeline, original, args, kwargs)
+            call = Call(pipeline=pipeline, method=original, args=args, kwargs=kwargs)
+            return self._reading.encode(call, self.lock, self.gates)
 
         vars(pipeline)["encode_prompt"] = encode_prompt
         self._pipelines.append((pipeline, before, encode_prompt))
-
-    def _encode(self, pipeline: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The pipeline's own encodings of its prompts, with the edits of those that name concepts kept aside."""
-        call = inspect.signature(original).bind(*args, **kwargs)
-        call.apply_defaults()
-        words = [self._words(index) for index in range(len(self._readers))]
-        sides = prompt_rows(call.arguments, len(self._readers))
-        self._warn(text for side in sides for texts in side for text in texts)
-        if not any(named(text, words[0]) for side in sides for texts in side for text in texts):
-            return original(*args, **kwargs)
-        found = self._reading(pipeline, words, original, args, kwargs)
-        locks = {self._lock_of(texts, words[0]) for side in sides for texts in side}
-        plain = None
-        if "global" in locks:
-            plain = self._reading(pipeline, words, original, args, kwargs, superclasses=True)
-        for index, side in enumerate(sides):
-            for row, texts in enumerate(side):
-                if self._lock_of(texts, words[0]) is None:
-                    continue
-                place = row * (len(found[index]) // len(side))  # each prompt has its pictures in a row
-                superclass = None if plain is None else plain[index][place]
-                self._keep(found[index][place], superclass, texts, words)
-        return found
-
-    def _reading(
-        self, pipeline: Any, words: list[dict[str, Word]], original: Any, args: Any, kwargs: Any,
-        *, superclasses: bool = False,
-    ) -> Any:  # fmt: skip
-        """What the pipeline makes of its prompts while it can read the words."""
-        with ExitStack() as stack:
-            for index, reader in enumerate(self._readers):
-                table = torch.from_numpy(self._bank.embeddings(list(self._bank.concepts), index).copy())
-                stack.enter_context(
-                    reading_words(pipeline, reader, words[index], table, superclasses=superclasses)
-                )
-            return original(*args, **kwargs)
-
-    def _keep(
-        self, encodings: Any, superclass: Any, texts: tuple[str, ...], words: list[dict[str, Word]]
-    ) -> None:
-        """Compute the edit of one prompt's encodings (tokens, text_dim), and know them by it."""
-        tokens = self._active(texts, words[0])
-        lock = self._lock_of(texts, words[0]) or "local"
-        keys = None
-        if lock == "global":
-            keys = self._aligned(_numbers(superclass), texts, words)
-        state = conditioned(_numbers(encodings), self._bank.rows(tokens), lock, keys, self.gates)
-        self._rows.keep(encodings, state)
-
-    def _aligned(
-        self, superclass: np.ndarray, texts: tuple[str, ...], words: list[dict[str, Word]]
-    ) -> np.ndarray:
-        """The superclass prompt's encodings at the places of the concept prompt's tokens, encoder by encoder."""
-        parts, start = [], 0
-        for reader, text, known in zip(self._readers, texts, words, strict=True):
-            width = int(reader.text_encoder.config.hidden_size)
-            parts.append(superclass[reader.counterparts(text, known), start : start + width])
-            start += width
-        return np.concatenate(parts, axis=1)
-
-    def _words(self, index: int) -> dict[str, Word]:
-        """The concepts as words of one of the tokenizers."""
-        following = self._readers[index].frame.vocab_size
-        words = {}
-        for token, one in self._bank.concepts.items():
-            active = bool(self._bank.active([token]))
-            words[token] = Word(rows=one.rows, superclass=one.superclass, active=active, first_id=following)
-            following += one.rows
-        return words
-
-    def _active(self, texts: tuple[str, ...], words: Mapping[str, Word]) -> tuple[str, ...]:
-        """The concepts in force in a prompt, which may say different things to two text encoders."""
-        return self._bank.active(dict.fromkeys(token for text in texts for token in named(text, words)))
-
-    def _lock_of(self, texts: tuple[str, ...], words: Mapping[str, Word]) -> str | None:
-        """The lock of a prompt, None where no concept is in force."""
-        tokens = self._active(texts, words)
-        return (self.lock or self._bank.common_lock(tokens)) if tokens else None
-
-    def _warn(self, texts: Iterable[str]) -> None:
-        known = self._bank.concepts  # only its keys matter here
-        words = {token: Word(rows=one.rows, superclass=one.superclass) for token, one in known.items()}
-        found = dict.fromkeys(word for text in texts for word in unknown(text, words, self._readers[0].knows))
-        for word in found:
-            _log.warning("no concept named %s is loaded, so it is read as plain text", word)
 
     def _before_unet(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give the rows of the batch whose prompts hold concepts their edit."""
@@ -315,9 +235,3 @@ _UNET_ARGUMENTS = (
     "added_cond_kwargs",
 )  # fmt: skip
 """What UNet2DConditionModel.forward takes by position behind the sample and the timestep."""
-
-
-def _numbers(encodings: Any) -> np.ndarray:
-    """A tensor as float32 numbers on the host."""
-    array: np.ndarray = encodings.detach().to("cpu", torch.float32).numpy()
-    return array

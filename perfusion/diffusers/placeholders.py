@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,11 +18,9 @@ from perfusion.encoding import token_embedding
 from perfusion.prompt_tokens import (
     Encode,
     Frame,
-    Ids,
     TokenizedPrompt,
     Word,
     named,
-    superclass_version,
     tokenize,
 )
 
@@ -56,21 +54,22 @@ class Reader:
         """See `perfusion.prompt_tokens.tokenize`."""
         return tokenize(prompt, words, _encode_with(self.tokenizer), self.frame, self.knows)
 
-    def counterparts(self, prompt: str, words: Mapping[str, Word]) -> Ids:
-        """Where in the prompt with superclasses each token has its equal, (context_length,)."""
-        return superclass_version(self.tokenize(prompt, words), self.frame)[1]
+    def numbered(self, words: Mapping[str, Word]) -> dict[str, Word]:
+        """The words with ids of their own, from behind the vocabulary on."""
+        following, found = self.frame.vocab_size, {}
+        for token, word in words.items():
+            found[token] = replace(word, first_id=following)
+            following += word.rows
+        return found
 
 
 @contextmanager
-def reading_words(
-    pipeline: Any, reader: Reader, words: Mapping[str, Word], table: Tensor, *, superclasses: bool
-) -> Iterator[None]:
+def reading_words(pipeline: Any, reader: Reader, words: Mapping[str, Word], table: Tensor) -> Iterator[None]:
     """For the length of a with block the pipeline reads concepts' words; afterwards nothing is left of it.
 
     Args:
         words: their `first_id`s count the rows of `table` from the text encoder's vocabulary size on.
         table: (rows, hidden) learned words.
-        superclasses: read each superclass in its concept's place instead.
     """
     attributes, original = vars(pipeline), reader.tokenizer
     substitution = _Substitution(token_embedding(reader.text_encoder), table)
@@ -79,7 +78,7 @@ def reading_words(
         substitution.words.register_forward_hook(substitution.after),
     )
     # not by setattr, which a pipeline turns into a change of its configuration
-    attributes[reader.name] = _WordTokenizer(reader, words, superclasses)
+    attributes[reader.name] = _WordTokenizer(reader, words)
     try:
         yield
     finally:
@@ -116,8 +115,8 @@ class _Substitution:
 class _WordTokenizer:
     """A tokenizer as a pipeline calls it, in everything else the one it stands for."""
 
-    def __init__(self, reader: Reader, words: Mapping[str, Word], superclasses: bool) -> None:
-        self._reader, self._words, self._superclasses = reader, words, superclasses
+    def __init__(self, reader: Reader, words: Mapping[str, Word]) -> None:
+        self._reader, self._words = reader, words
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reader.tokenizer, name)
@@ -148,10 +147,7 @@ class _WordTokenizer:
             cut = {name: options[name] for name in ("max_length", "truncation") if name in options}
             return list(self._reader.tokenizer(text, **cut).input_ids)
         prompt = self._reader.tokenize(text, self._words)
-        if not self._superclasses:
-            return [int(one) for one in prompt.input_ids[: prompt.length]]
-        ids, _ = superclass_version(prompt, self._reader.frame)
-        return [int(one) for one in ids[: len(prompt.superclass_tokens) + 2]]
+        return [int(one) for one in prompt.input_ids[: prompt.length]]
 
 
 def _encode_with(tokenizer: Any) -> Encode:

@@ -45,9 +45,9 @@ def prompt_rows(given: Mapping[str, Any], encoders: int) -> tuple[list[Texts], l
 
 def _side(first: Any, second: Any, encoders: int, count: int) -> list[Texts]:
     """One entry a prompt; a single text stands for `count` of them."""
-    if not first:
+    if not (first or second):
         return []
-    columns = [first, second or first][:encoders]
+    columns = [first or "", second or first][:encoders]
     lists = [[column] * count if isinstance(column, str) else column for column in columns]
     if not all(isinstance(one, list | tuple) and all(isinstance(text, str) for text in one) for one in lists):
         return []
@@ -60,6 +60,10 @@ class PromptRows:
     """The edits of the prompts that were encoded last, found again by their encodings."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Know nothing."""
         self._states: OrderedDict[bytes, PromptState] = OrderedDict()
         self._forgotten: set[bytes] = set()
         self._awaited = False  # a prompt with a concept was encoded, and no row of the UNet's was it yet

@@ -160,6 +160,7 @@ def webp_reader(folder: Path) -> Callable[[str], Image.Image | None]:
     """Reads one emoji's picture from a package of WebP files named by code point."""
 
     def read(emoji: str) -> Image.Image | None:
+        """Its picture, RGBA; None where the package has none."""
         for name in codepoints(emoji):
             path = folder / "package" / "assets" / f"{name}.webp"
             if path.exists():
@@ -194,6 +195,7 @@ def iconify_reader(folder: Path, names: Path) -> Callable[[str], Image.Image | N
         return None
 
     def read(emoji: str) -> Image.Image | None:
+        """Its picture, RGBA, 256 pixels wide; None where the package has none."""
         name = find(emoji)
         if name is None:
             return None

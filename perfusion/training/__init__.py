@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perfusion.training.config import TrainingConfig
-    from perfusion.training.train import train_concept
+    from perfusion.training.trainer import TrainingResult, train, train_concept
 
-__all__ = ["TrainingConfig", "train_concept"]
+__all__ = ["TrainingConfig", "TrainingResult", "train", "train_concept"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,8 +20,8 @@ def __getattr__(name: str) -> Any:
         from perfusion.training.config import TrainingConfig
 
         return TrainingConfig
-    if name == "train_concept":
-        from perfusion.training.train import train_concept
+    if name in ("TrainingResult", "train", "train_concept"):
+        from importlib import import_module
 
-        return train_concept
+        return getattr(import_module("perfusion.training.trainer"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,13 +56,18 @@ class TrainingConfig:
     token's. On for a base whose gate opens over the padding."""
     device: str = "auto"
     precision: str = "auto"
-    """`bf16` runs the frozen UNet in bfloat16, `fp32` does not; `auto`: bf16 where the hardware has it. The text
+    """What the frozen UNet computes in: `bf16`, `fp16` (with a loss scale, and only where bf16 is missing: fp16's small
+    range can overflow on the way forward too), `fp32`; `auto`: bf16 where the hardware has it, else fp32. The text
     encoder and the edit itself are always float32."""
+    weights: str = "auto"
+    """What the frozen UNet's weights are held in: `fp32`, or `half`, the 16 bits that it computes in; `auto`: half on a
+    GPU and with `checkpointing`, where it computes in 16 bits. Of a model that is given opened: as it is."""
     accumulate: int = 1
     """Parts in which a batch goes through the UNet, one after another: less memory, the same gradient."""
     checkpointing: bool = False
     """Save memory, for graphics cards of 8 to 12 GB: activations are computed again on the way back, the VAE leaves the
-    device when the pictures are encoded, and the UNet's weights are held in 16 bits where it computes in them."""
+    device when the pictures are encoded, and the UNet's weights are held in 16 bits where it computes in them, on a CPU
+    too."""
     save_every: int = 50
     """Steps between two snapshots, which are what `select` chooses from, and between two saved states."""
     select: str = "auto"
@@ -105,7 +110,8 @@ class TrainingConfig:
             )
         for name, known in (
             ("direction_gradient", ("ema", "detach", "straight_through")),
-            ("precision", ("auto", "fp32", "bf16")),
+            ("precision", ("auto", "fp32", "bf16", "fp16")),
+            ("weights", ("auto", "fp32", "half")),
             ("select", ("auto", "last")),
         ):
             if getattr(self, name) not in known:
@@ -119,6 +125,11 @@ class TrainingConfig:
             raise TrainingError(
                 f"masks is {str(self.masks)!r} and segmenter {self.segmenter}; --masks clipseg and --segmenter DIR, "
                 "the folder of a CLIPSeg model, go together"
+            )
+        if self.weights == "half" and self.precision == "fp32":
+            raise TrainingError(
+                "the weights are to be held in 16 bits and the UNet is to compute in float32; give --precision bf16 or "
+                "fp16, or leave --weights out"
             )
         if self.scorer is not None and self.select == "last":
             raise TrainingError(

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,10 +19,10 @@ from safetensors.torch import save as serialise
 
 from perfusion.base import BaseModel
 from perfusion.errors import PerfusionError, TrainingError
-from perfusion.files import writing
+from perfusion.files import cache_folder, writing
 from perfusion.training.captions import generate_captions
 
-__all__ = ["cache_folder", "cached_second_moment", "inverse", "load_captions", "second_moment"]
+__all__ = ["cached_second_moment", "caption_file", "inverse", "load_captions", "second_moment"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +38,16 @@ SAY_EVERY = 15.0
 """Seconds between two lines about the progress."""
 
 
+def caption_file(base: BaseModel, path: Path | None) -> Path | None:
+    """Where the captions are read: the user's file, or `captions.txt` of the base model's folder; None: our corpus."""
+    source = base.folder / "captions.txt"
+    return path or (source if source.is_file() else None)
+
+
 def load_captions(base: BaseModel, path: Path | None) -> list[str]:
-    """Captions, one a line: the user's file, or `captions.txt` of the base model's folder, or our own corpus."""
-    source = path or base.folder / "captions.txt"
-    if path is None and not source.is_file():
+    """Captions, one a line, from `caption_file`, or our own corpus."""
+    source = caption_file(base, path)
+    if source is None:
         return generate_captions()
     if not source.is_file():
         raise TrainingError(
@@ -127,17 +131,6 @@ def inverse(moment: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
         )
     result = torch.cholesky_inverse(factor)
     return (result + result.T) / 2
-
-
-def cache_folder() -> Path:
-    """Where computed moments are kept: $PERFUSION_CACHE, or `perfusion-edge` in the user's cache folder."""
-    own = os.environ.get("PERFUSION_CACHE")
-    if own:
-        return Path(own)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perfusion-edge"
-    except RuntimeError:  # a user without a home, as containers have
-        return Path(tempfile.gettempdir()) / "perfusion-edge"
 
 
 def cache_key(base: BaseModel, captions: Sequence[str], *, count_padding: bool = False) -> str:

@@ -1,7 +1,8 @@
 """Pictures of a concept that is being trained, drawn by the base model itself.
 
-The algebra of `perfusion.edit`, diffusers' DDIM, and the UNet that is in memory anyway: for choosing among snapshots
-and for a concept's card. Drawing for its own sake is the runtime's work, or `perfusion.diffusers`'.
+The algebra of `perfusion.edit`, diffusers' DDIM (for LCM models their own sampler), and the UNet that is in memory
+anyway: for choosing among snapshots and for a concept's card. Drawing for its own sake is the runtime's work, or
+`perfusion.diffusers`'.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _SETTINGS: dict[str, Any] = {
     "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": False,
     "clip_sample": False, "clip_sample_range": 1.0, "trained_betas": None, "rescale_betas_zero_snr": False,
 }  # fmt: skip
-"""What DDIM is told of the base's scheduler; the value is for schedulers that do not know the setting."""
+"""What the sampler is told of the base's scheduler; the value is for schedulers that do not know the setting."""
+_LCM_SETTINGS = ("original_inference_steps", "timestep_scaling")
+"""What only a consistency model's scheduler has; its weights are not made for DDIM's steps."""
 
 
 @torch.no_grad()
@@ -49,7 +52,8 @@ def draw(
     """Draw each prompt with the seed at the same place, under the local lock, in the base model's own size.
 
     A prompt that names the concept is edited with the concept's own bias and temperature; one that does not is the
-    base model's. The picture is the runtime's for the same prompt, seed and steps, up to rounding.
+    base model's. The picture is the runtime's with `ddim` for the same prompt, seed and steps, up to rounding; of
+    models that were distilled to consistency it is diffusers' own LCM sampler's.
 
     Args:
         guidance_scale: None: the base model's.
@@ -140,16 +144,13 @@ def _denoise(
     dtype: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
     """Latents (pictures, channels, h, w) of the first len(seeds) rows; the others, if any, are their unguided ones."""
-    from diffusers import DDIMScheduler
-
     unet: Any = base.unet
     device = next(unet.parameters()).device
-    scheduler: Any = DDIMScheduler(
-        **{name: base.scheduler.get(name, value) for name, value in _SETTINGS.items()}
-    )
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    scheduler, options = _sampler(base, generators)
     scheduler.set_timesteps(steps)
     shape = (1, int(unet.config.in_channels), *[base.resolution // base.downscale] * 2)
-    latents = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     latents = latents.to(device) * scheduler.init_noise_sigma
     states = torch.stack([row.states for row in rows]).to(device)
     count = len(targets["concept_values"])
@@ -166,9 +167,20 @@ def _denoise(
         wanted, *unguided = output.split(len(seeds))
         if unguided:
             wanted = unguided[0] + scale * (wanted - unguided[0])
-        latents = scheduler.step(wanted, timestep, latents).prev_sample
+        latents = scheduler.step(wanted, timestep, latents, **options).prev_sample
     done: Tensor = latents
     return done
+
+
+def _sampler(base: BaseModel, generators: list[torch.Generator]) -> tuple[Any, dict[str, Any]]:
+    """The scheduler, and what its steps take besides: LCM's add noise anew, each picture's from its own generator."""
+    from diffusers import DDIMScheduler, LCMScheduler
+
+    settings = {name: base.scheduler.get(name, value) for name, value in _SETTINGS.items()}
+    if not all(name in base.scheduler for name in _LCM_SETTINGS):
+        return DDIMScheduler(**settings), {}
+    own = {name: base.scheduler[name] for name in _LCM_SETTINGS}
+    return LCMScheduler(**settings, **own), {"generator": generators}
 
 
 def _decode(base: BaseModel, latents: Tensor) -> list[Image.Image]:

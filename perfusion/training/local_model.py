@@ -10,23 +10,19 @@ import torch
 from perfusion.errors import ModelError
 from perfusion.loading import first_line, quiet_loaders, read_json
 
-__all__ = ["load_local"]
+__all__ = ["check_local", "load_local"]
 
 
-def load_local(folder: Path, class_name: str, kind: str, example: str) -> tuple[Any, Any]:
-    """A frozen model in evaluation mode, float32, and its tokenizer.
+def check_local(folder: Path, kind: str, example: str) -> None:
+    """Look at what can be seen without reading the weights, for refusing a folder before the work begins.
 
     Args:
-        folder: config.json, model.safetensors, the tokenizer's files.
-        class_name: the model's class in transformers.
         kind: what config.json must say as model_type.
         example: a published model that would do, for the messages.
 
     Raises:
         ModelError: there is no such folder, something is missing in it, or it is another model's.
     """
-    import transformers
-
     expected = (
         "expected a folder with config.json, model.safetensors and the tokenizer's files, such as a copy of "
         f"{example}"
@@ -44,6 +40,22 @@ def load_local(folder: Path, class_name: str, kind: str, example: str) -> tuple[
     found = read_json(folder / "config.json").get("model_type")
     if found != kind:
         raise ModelError(f"{folder}: a model of the type {found!r}, expected {kind!r}; {expected}")
+
+
+def load_local(folder: Path, class_name: str, kind: str, example: str) -> tuple[Any, Any]:
+    """A frozen model in evaluation mode, float32, and its tokenizer.
+
+    Args:
+        folder: config.json, model.safetensors, the tokenizer's files.
+        class_name: the model's class in transformers.
+        kind, example: see `check_local`.
+
+    Raises:
+        ModelError: there is no such folder, something is missing in it, or it is another model's.
+    """
+    import transformers
+
+    check_local(folder, kind, example)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
         with quiet_loaders():

@@ -28,6 +28,9 @@ __all__ = ["Run", "optimise", "predict"]
 FIXED = ("inverse_moment", "target_keys")
 """Of the edit's tensors: made from the base model and the captions, never changed, and large."""
 
+SMALLEST_SCALE = 2.0**-10
+"""Of the loss in float16; a training that wants less has gradients that no scale helps."""
+
 
 @dataclass(kw_only=True, eq=False)
 class Run:
@@ -37,6 +40,8 @@ class Run:
     optimiser: torch.optim.Optimizer
     rng: random.Random
     generator: torch.Generator
+    scaler: torch.amp.GradScaler
+    """Of float16's loss; switched off in other precisions."""
     step: int = 0
     """Steps done."""
     loss: float = 0.0
@@ -51,8 +56,15 @@ class Run:
                 {"params": [edit.target_values], "lr": config.lr_values},
             ]
         )
-        generator = torch.Generator().manual_seed(config.seed)
-        return cls(edit=edit, optimiser=optimiser, rng=random.Random(config.seed), generator=generator)
+        device = edit.target_values.device
+        scaled = autocast_dtype(device, config.precision) is torch.float16
+        return cls(
+            edit=edit,
+            optimiser=optimiser,
+            rng=random.Random(config.seed),
+            generator=torch.Generator().manual_seed(config.seed),
+            scaler=torch.amp.GradScaler(device.type, enabled=scaled),
+        )
 
     def parts(self) -> dict[str, Any]:
         """The arguments of `WorkFolder.save_state` besides identity and facts."""
@@ -63,7 +75,7 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """What the state says in words and numbers."""
-        return {"step": self.step, "loss": self.loss}
+        return {"step": self.step, "loss": self.loss, "loss_scale": self.scaler.state_dict()}
 
     def restore(self, saved: Checkpoint) -> None:
         """Go back to where a saved training stood.
@@ -74,6 +86,8 @@ class Run:
         restore_(self._changing(), saved.groups.get("edit", {}))
         saved.restore(optimisers=[self.optimiser], rng=self.rng, generators={"draws": self.generator})
         self.step, self.loss = int(saved.facts["step"]), float(saved.facts["loss"])
+        if self.scaler.is_enabled() and (scale := saved.facts.get("loss_scale")):
+            self.scaler.load_state_dict(scale)
 
     def _changing(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.edit.state_dict().items() if name not in FIXED}
@@ -105,7 +119,7 @@ def optimise(
 
     Args:
         latents, masks: (n, channels, h, w) and (n, 1, h, w), of the prepared pictures.
-        after: called after every step with its loss.
+        after: called after every step with its own loss.
 
     Raises:
         TrainingError: the loss is no longer a number.
@@ -151,7 +165,7 @@ def train_step(
         with autocasting(device, dtype):
             output = unet_output(base, edit, leaves, piece, noisy[piece], timesteps[piece])
         loss = masked_error(output, target[piece], weights[piece], total)
-        loss.backward()
+        run.scaler.scale(loss).backward()
         value += loss.detach()
     torch.autograd.backward(
         [conditions.states, conditions.gate], [_gradient(leaves.states), _gradient(leaves.gate)]
@@ -161,8 +175,21 @@ def train_step(
         raise TrainingError(
             f"the loss became {float(value)} at step {run.step + 1}; use --precision fp32 or a lower rate"
         )
-    run.optimiser.step()
+    _apply(run)
     return float(value)
+
+
+def _apply(run: Run) -> None:
+    """Adam's step. In float16 the loss was scaled so that small gradients do not vanish: they are scaled back, and a
+    step whose gradients overflowed is left out and the scale halved. Every process has the same sum of gradients, and
+    so does the same."""
+    run.scaler.step(run.optimiser)
+    run.scaler.update()
+    if run.scaler.is_enabled() and run.scaler.get_scale() < SMALLEST_SCALE:
+        raise TrainingError(
+            f"the gradients overflow float16 at every loss scale down to {SMALLEST_SCALE:g}; use --precision bf16 or "
+            "fp32"
+        )
 
 
 def pieces(config: TrainingConfig) -> list[slice]:

@@ -172,6 +172,11 @@ class _Reader:
             self.looks[block] = (query, key)
 
     def see_words(self, block: str, query: Tensor, key: Tensor) -> None:
+        """Add one cross-attention layer's share of the attention that goes to the subject.
+
+        Args:
+            query, key: (batch, heads, positions, head_dim) and (batch, heads, tokens, head_dim).
+        """
         if self.side(query.shape[2]) > SIDES[1]:
             return
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from perfusion.errors import TrainingError
 
-__all__ = ["World", "average_", "opened", "share", "sum_", "world"]
+__all__ = ["World", "check_step", "opened", "share", "sum_", "world"]
 
 T = TypeVar("T")
 
@@ -113,10 +113,13 @@ def sum_(tensors: Iterable[Tensor | None]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-@torch.no_grad()
-def average_(tensors: Iterable[Tensor | None]) -> None:
-    """The mean over all processes, in place; see `sum_`. For losses that were divided by a share's own weight."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    sum_(present)
-    for tensor in present:
-        tensor.div_(world().size)
+def check_step(step: int, device: torch.device) -> None:
+    """Raise `TrainingError` in every process where they stand at different steps: some found no state to go on from,
+    as on machines that share no disk, and would add up gradients of different batches."""
+    total = torch.tensor([float(step)], device=device)
+    sum_([total])
+    if float(total) != step * world().size:
+        raise TrainingError(
+            f"this process stands after step {step} and others do not; --resume needs the folder beside the output in "
+            "the reach of every process, so start over, or put the output where all of them can read it"
+        )

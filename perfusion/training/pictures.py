@@ -35,9 +35,8 @@ class Picture:
 def find_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder, sorted by name. Raises `TrainingError` when there is no folder or no picture."""
     if not folder.is_dir():
-        raise TrainingError(
-            f"{folder}: no such folder; --images expects a folder with pictures of one object"
-        )
+        there = "a file" if folder.exists() else "no such folder"
+        raise TrainingError(f"{folder}: {there}; --images expects a folder with pictures of one object")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise TrainingError(f"{folder}: no pictures in it; expected files ending in {', '.join(SUFFIXES)}")
@@ -98,8 +97,9 @@ def load_picture(path: Path, masks: str | Path) -> Picture:
 def load_mask(path: Path, folder: Path, size: tuple[int, int]) -> Image.Image:
     """The mask in `folder` that has the picture's name, with any suffix; white is the object."""
     if not folder.is_dir():
+        there = "a file" if folder.exists() else "no such folder"
         raise TrainingError(
-            f"{folder}: no such folder; --masks expects auto, alpha, none or a folder of masks"
+            f"{folder}: {there}; --masks expects auto, alpha, clipseg, none or a folder of masks"
         )
     matches = [
         other

@@ -13,7 +13,9 @@ from perfusion.base import BaseModel, load_base
 from perfusion.errors import DeviceError, TrainingError
 from perfusion.training.config import TrainingConfig
 
-__all__ = ["autocast_dtype", "autocasting", "borrowed", "open_base", "pick_device", "placed"]
+__all__ = ["autocast_dtype", "autocasting", "borrowed", "open_base", "pick_device", "placed", "weight_sizes"]
+
+_OF_TEXT = ("attn2.to_k", "attn2.to_v")
 
 
 def open_base(
@@ -24,26 +26,54 @@ def open_base(
     """`load_base` for paths as callers write them.
 
     Args:
-        options: of the training to come. When it saves memory and the UNet computes in 16 bits anyway, the UNet's
-            weights are held in 16 bits too, but for its norms; text encoders and VAE stay in float32, which the edit
-            and some VAEs need.
+        options: of the training to come, which say what the UNet's weights are held in. Text encoders and VAE stay in
+            float32, which the edit and some VAEs need.
+
+    Raises:
+        ModelError, DeviceError: as `load_base`; the device is not there.
+        TrainingError: weights of 16 bits on a device on which the UNet computes in float32.
     """
     path, config = Path(model) if model else None, Path(model_config) if model_config else None
-    if options is None or not options.checkpointing:
+    held = None if options is None else _held_in(options)
+    if held is None:
         return load_base(path, config=config)
-    if autocast_dtype(pick_device(options.device), options.precision) is None:
-        return load_base(path, config=config)
-    base = load_base(path, torch.float16, config=config)  # as models are published, so nothing is lost
-    norms = [
-        part for part in base.unet.modules() if isinstance(part, torch.nn.GroupNorm | torch.nn.LayerNorm)
-    ]
-    for part in (
-        *base.text_encoders,
-        base.vae,
-        *norms,
-    ):  # norms are small, and autocast casts nothing for some
-        part.float()
+    # float16 is how models are published, so nothing is lost for the fingerprint and the keys, which are read from it
+    base = load_base(path, config=config, unet_dtype=torch.float16)
+    _hold(base.unet, held)
     return base
+
+
+def _held_in(options: TrainingConfig) -> torch.dtype | None:
+    """The 16 bits in which the UNet's weights are held; None: float32."""
+    device = pick_device(options.device)
+    computed = autocast_dtype(device, options.precision)
+    if options.weights == "half" and computed is None:
+        raise TrainingError(
+            f"the UNet computes in float32 on {device.type} and cannot hold its weights in 16 bits; give --precision "
+            "bf16, or leave --weights out"
+        )
+    wanted = options.weights == "half" or device.type == "cuda" or options.checkpointing
+    return computed if wanted and options.weights != "fp32" else None
+
+
+def _hold(unet: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Weights in the type that autocast computes in, so that it has nothing to cast at each use. Not the keys' and
+    values' of the text, from which a concept's numbers come; nor the norms': small, and of some nothing is cast."""
+    for name, part in unet.named_modules():
+        if isinstance(part, torch.nn.GroupNorm | torch.nn.LayerNorm):
+            part.float()
+        elif isinstance(part, torch.nn.Linear | torch.nn.Conv2d) and not name.endswith(_OF_TEXT):
+            part.to(dtype)
+
+
+def weight_sizes(base: BaseModel, *, lean: bool = False) -> dict[str, int]:
+    """Bytes of weights that stay on the device during the steps, by part."""
+
+    def size(*parts: torch.nn.Module) -> int:
+        return sum(weight.nbytes for part in parts for weight in (*part.parameters(), *part.buffers()))
+
+    sizes = {"UNet": size(base.unet), "text": size(*base.text_encoders)}
+    return sizes if lean else sizes | {"VAE": size(base.vae)}
 
 
 @contextmanager
@@ -99,9 +129,9 @@ def pick_device(asked: str) -> torch.device:
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
-    """bfloat16 where it is asked for, or with `auto` where the hardware computes in it; else None."""
+    """The 16 bits that are asked for, or with `auto` bfloat16 where the hardware computes in it; None: float32."""
     if precision != "auto":
-        return torch.bfloat16 if precision == "bf16" else None
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     # emulated bfloat16 is slower than float32, and torch counts it as supported when not told otherwise
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from perfusion.edit import SAME_DIRECTION
+
 __all__ = ["Edit", "RankOneEdit"]
 
 
@@ -84,10 +86,21 @@ class RankOneEdit(nn.Module):
             if len(direction) == 1:
                 projected = encodings - similarity * direction
             else:
-                # e − Iᵀ G⁻¹ (n ∘ W e) with n_k w_k = C⁻¹ i_k and G_jk = ⟨i_j, i_k⟩: exact for correlated rows, hence
-                # in float64, since similar rows make G nearly singular
-                raised = direction.double() @ self.inverse_moment
-                gram, parts = direction.double() @ raised.T, encodings.double() @ raised.T
-                projected = encodings - torch.linalg.solve(gram, parts.mT).mT.float() @ direction
+                projected = encodings - self._shares(encodings, direction).float() @ direction
             gate = torch.sigmoid((similarity - self.bias) / self.temperature)
         return Edit(encodings=projected, gate=gate)
+
+    def _shares(self, encodings: Tensor, direction: Tensor) -> Tensor:
+        """G⁻¹ (n ∘ W e), (batch, tokens, rows) float64: how much of each direction is in the encodings' part to go.
+
+        With n_k w_k = C⁻¹ i_k and G_jk = ⟨i_j, i_k⟩, both divided by √n on every side as in `perfusion.edit`, whose
+        threshold this is too: rows that agree are taken out once, in training as when drawing.
+        """
+        raised = direction.double() @ self.inverse_moment
+        gram = direction.double() @ raised.T
+        scale = gram.diagonal().sqrt()
+        # what is not a number stays so in the parts, and the loop reports it; the pseudo-inverse would break here
+        cosines = torch.nan_to_num(gram / torch.outer(scale, scale))
+        parts = encodings.double() @ raised.T / scale
+        inverse: Tensor = torch.linalg.pinv(cosines, rtol=SAME_DIRECTION, hermitian=True)
+        return parts @ inverse / scale

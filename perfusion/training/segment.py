@@ -15,14 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perfusion.errors import ModelError
-from perfusion.training.local_model import load_local
+from perfusion.training.local_model import check_local, load_local
 
-__all__ = ["segment"]
+__all__ = ["check_segmenter", "segment"]
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What CLIPSeg's pictures are normalised with, where the folder does not say."""
 PIECE = 8
+KIND = "clipseg"
 EXAMPLE = "CIDAS/clipseg-rd64-refined; or use --masks auto, which needs none"
+
+
+def check_segmenter(folder: Path) -> None:
+    """Raise `ModelError` for a folder that cannot be a CLIPSeg model's, before the work begins."""
+    check_local(folder, KIND, EXAMPLE)
 
 
 @torch.no_grad()
@@ -44,7 +50,7 @@ def segment(
     Raises:
         ModelError: there is no such folder, or no CLIPSeg model in it.
     """
-    model, tokenizer = load_local(folder, "CLIPSegForImageSegmentation", "clipseg", EXAMPLE)
+    model, tokenizer = load_local(folder, "CLIPSegForImageSegmentation", KIND, EXAMPLE)
     model.to(device)
     words = tokenizer([superclass], return_tensors="pt").input_ids.to(device)
     mean, deviation, side = _settings(folder, int(model.config.vision_config.image_size))

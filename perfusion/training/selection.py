@@ -1,7 +1,10 @@
 """Which of the kept steps is the best: like the training pictures, and still what the prompt says.
 
 Image similarity grows with training while text similarity falls. Each is brought to 0 … 1 over the steps, and the step
-with the best harmonic mean of the two is taken (docs/method.md, section 5).
+with the best harmonic mean of the two is taken (docs/method.md, section 5), unless chance could have made it so.
+
+All steps are judged on the same prompts and seeds, so steps are compared picture by picture: what a prompt or a seed
+makes hard it makes hard for all of them, and the mean difference has a much smaller error than either mean.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from perfusion.concept import Concept
@@ -19,11 +23,20 @@ from perfusion.scoring import Scorer
 
 __all__ = ["PROMPTS", "Draw", "Score", "Selection", "cut_to_mask", "score_snapshots", "select"]
 
+Float64 = npt.NDArray[np.float64]
 Draw = Callable[[Concept, Sequence[str], Sequence[int]], Sequence[Image.Image]]
 """Draws each of the prompts with the seed at the same place; the prompts name the concept by its token."""
 
-PROMPTS = ("a photo of a {}", "a {} on the beach", "a {} in the snow", "a painting of a {}")
+PROMPTS = (
+    "a photo of a {}", "a {} on the beach", "a {} in the snow", "a {} in a forest", "a photo of a {} on a table",
+    "a painting of a {}",
+)  # fmt: skip
 """What the steps are tried on when the caller names no prompts; the gap is for the concept's token."""
+TOLD_APART = 3.0
+"""Standard errors between the highest and the lowest step from which a similarity counts as different at all. Of six
+to eight steps that are all the same, chance puts that much between two of them about once in ten times."""
+BEATEN = 2.0
+"""Standard errors by which a step must score more than the last one to be taken in its place."""
 MARGIN = 0.1
 """Of the object's longer side, left around it when a picture is cut to its mask."""
 
@@ -45,6 +58,8 @@ class Selection:
     """The scores of all steps, in order; exactly one is chosen."""
 
     scores: tuple[Score, ...]
+    why: str
+    """The reason for the choice, in a sentence."""
 
     @property
     def best(self) -> Score:
@@ -64,55 +79,42 @@ class Selection:
         """For programs: a list of objects with the fields of `Score`."""
         return json.dumps([asdict(score) for score in self.scores])
 
-    @classmethod
-    def from_json(cls, text: str) -> Selection:
-        """What `to_json` wrote."""
-        return cls(scores=tuple(Score(**entry) for entry in json.loads(text)))
 
+def select(image: Mapping[int, Sequence[float]], text: Mapping[int, Sequence[float]]) -> Selection:
+    """Choose a step by its two similarities, or the last one where chance could have chosen.
 
-def select(image: Mapping[int, float], text: Mapping[int, float]) -> Selection:
-    """Choose a step by its two similarities.
-
-    A similarity that is the same at all steps tells nothing and counts as one everywhere. Among steps of equal score,
-    such as two of which each is worst in something, the one with the greater harmonic mean of the cosines themselves
-    is taken; if they are equal too, the earlier: it is less tied to the training pictures.
+    A similarity whose highest and lowest step are less than `TOLD_APART` standard errors apart tells nothing and counts
+    as one everywhere. The step with the best score is taken if it beats the last one by more than `BEATEN` standard
+    errors; else the last is. A standard error is always that of the mean difference between the same pictures.
 
     Args:
-        image: mean cosine with the training pictures, by step.
-        text: mean cosine with the prompts, by step.
+        image: cosine of each picture with the training pictures, by step; the pictures in the same order at every step.
+        text: cosine of each picture with its prompt, likewise.
 
     Raises:
-        TrainingError: there are no steps, or a similarity is not a number.
+        TrainingError: there are no steps, their pictures do not correspond, or a similarity is not a number.
     """
     steps = sorted(image)
-    if not steps or sorted(text) != steps:
+    images, texts = _table("image", image, steps), _table("text", text, steps)
+    if images.shape != texts.shape:
         raise TrainingError(
-            f"{len(image)} steps have an image similarity and {len(text)} a text similarity, expected the same steps, "
-            "at least one; keep concepts while training (--save-every)"
+            f"{images.shape[1]} pictures a step have an image similarity and {texts.shape[1]} a text similarity, "
+            "expected the same pictures"
         )
-    for name, values in (("image", image), ("text", text)):
-        broken = [step for step in steps if not np.isfinite(values[step])]
-        if broken:
-            raise TrainingError(
-                f"the {name} similarity of step {broken[0]} is {values[broken[0]]}, expected a number; the scorer is "
-                "damaged, use another"
-            )
-    images, texts = _normalised([image[step] for step in steps]), _normalised([text[step] for step in steps])
-    scores = [_harmonic(a, b) for a, b in zip(images, texts, strict=True)]
-    # rounded: equal scores come with different last bits
-    ranks = [
-        (round(score, 9), round(_harmonic(image[step], text[step]), 9), -step)
-        for step, score in zip(steps, scores, strict=True)
-    ]
-    chosen = ranks.index(max(ranks))
+    brought = _brought(images), _brought(texts)
+    first, second = (part.mean(1) for part in brought)
+    scores = np.array([_harmonic(a, b) for a, b in zip(first, second, strict=True)])
+    chosen, why = _choice(steps, scores, _influence(*brought))
     return Selection(
         scores=tuple(
             Score(
-                step=step, image=float(image[step]), text=float(text[step]), score=score, chosen=at == chosen
+                step=step, image=float(images[at].mean()), text=float(texts[at].mean()), score=float(scores[at]),
+                chosen=at == chosen,
             )
-            for at, (step, score) in enumerate(zip(steps, scores, strict=True))
-        )
-    )
+            for at, step in enumerate(steps)
+        ),
+        why=why,
+    )  # fmt: skip
 
 
 def score_snapshots(
@@ -148,7 +150,7 @@ def score_snapshots(
         )
     targets = scorer.embed_pictures(pictures)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    image, text = {}, {}
+    image, text = dict[int, list[float]](), dict[int, list[float]]()
     for done, (step, concept) in enumerate(sorted(snapshots.items()), 1):
         asked = [prompt.replace("{}", concept.token) for prompt, _ in pairs]
         drawn = draw(concept, asked, [seed for _, seed in pairs])
@@ -159,8 +161,8 @@ def score_snapshots(
         found_pictures = scorer.embed_pictures(drawn)
         read = scorer.embed_texts([prompt.replace("{}", concept.superclass) for prompt in prompts])
         wanted = np.repeat(read, len(seeds), axis=0)
-        image[step] = float((found_pictures @ targets.T).mean())
-        text[step] = float((found_pictures * wanted).sum(-1).mean())
+        image[step] = (found_pictures @ targets.T).mean(1).tolist()
+        text[step] = (found_pictures * wanted).sum(-1).tolist()
         if report:
             report(done, len(snapshots))
     return select(image, text)
@@ -189,15 +191,69 @@ def cut_to_mask(picture: Image.Image, mask: Image.Image | None) -> Image.Image:
     )
 
 
-def _normalised(values: Sequence[float]) -> list[float]:
-    """Brought to 0 … 1; all ones when they are all the same."""
-    low, high = min(values), max(values)
-    if high - low <= 1e-9:
-        return [1.0] * len(values)
-    return [(value - low) / (high - low) for value in values]
+def _table(name: str, values: Mapping[int, Sequence[float]], steps: Sequence[int]) -> Float64:
+    """(steps, pictures), checked."""
+    counts = {len(row) for row in values.values()}
+    if not steps or sorted(values) != list(steps) or len(counts) != 1 or 0 in counts:
+        raise TrainingError(
+            f"the {name} similarities are of {len(values)} steps with {sorted(counts)} pictures, expected "
+            f"{len(steps) or 'one or more'} steps with the same pictures each; keep concepts while training "
+            "(--save-every)"
+        )
+    table = np.array([values[step] for step in steps], np.float64)
+    broken = np.argwhere(~np.isfinite(table))
+    if len(broken):
+        row, column = broken[0]
+        raise TrainingError(
+            f"the {name} similarity of step {steps[row]} is {table[row, column]}, expected a number; the scorer is "
+            "damaged, use another"
+        )
+    return table
+
+
+def _brought(table: Float64) -> Float64:
+    """Similarities (steps, pictures) on the scale on which the lowest step's mean is 0 and the highest's 1; all ones
+    where the two are not told apart."""
+    means = table.mean(1)
+    low, high = int(means.argmin()), int(means.argmax())
+    spread = float(means[high] - means[low])
+    if spread <= max(1e-9, TOLD_APART * _error(table[high] - table[low])):
+        return np.ones_like(table)
+    # picture by picture, so that what is hard at all steps has no part in a score's error
+    return np.asarray((table - table[low]) / spread)
+
+
+def _error(differences: Float64) -> float:
+    """The standard error of their mean; of a single one nothing is known."""
+    if len(differences) < 2:
+        return float("inf")
+    return float(differences.std(ddof=1) / len(differences) ** 0.5)
+
+
+def _influence(images: Float64, texts: Float64) -> Float64:
+    """What each picture adds to the score of its step, (steps, pictures): the harmonic mean's slopes at the step's
+    means times the picture's own two values, from which the error of a score follows (the delta method)."""
+    first, second = images.mean(1, keepdims=True), texts.mean(1, keepdims=True)
+    both = np.maximum(first + second, 1e-12) ** 2
+    slopes = np.where(first + second > 1e-9, 2 * np.stack([second**2, first**2]) / both, 0.5)
+    return np.asarray(slopes[0] * images + slopes[1] * texts)
+
+
+def _choice(steps: Sequence[int], scores: Float64, influence: Float64) -> tuple[int, str]:
+    """Where the chosen step is, and the reason."""
+    last = len(steps) - 1
+    best = last - int(np.round(scores[::-1], 9).argmax())  # of equals the later
+    if np.ptp(scores) <= 1e-9:
+        return last, "the snapshots differ by no more than chance, so the last one is taken"
+    if best == last:
+        return last, f"the last snapshot, of step {steps[last]}, scores best"
+    gain, error = float(scores[best] - scores[last]), _error(influence[best] - influence[last])
+    found = f"the snapshot of step {steps[best]} scores {gain:.2f} ± {error:.2f} more than the last"
+    if gain <= BEATEN * error:
+        return last, f"{found}, which chance may have done, so the last one is taken"
+    return best, f"{found}, and is taken"
 
 
 def _harmonic(first: float, second: float) -> float:
-    """2ab / (a + b) of two numbers from zero up; less than zero counts as zero."""
-    first, second = max(0.0, first), max(0.0, second)
+    """2ab / (a + b) of two numbers from zero up."""
     return 2 * first * second / (first + second) if first + second > 0 else 0.0

@@ -2,9 +2,10 @@
 
     state.safetensors        the last state, for --resume
     step-000100.safetensors  the concept as it was after 100 steps, one file every n steps
+    lock                     while a training runs: the number of its process
 
-Made when the first file is written, removed when the concept itself has been written, unless it is to be kept. The
-output's own name appears only with the finished concept. Files of other names in the folder are not ours and stay.
+Made when a training begins, removed when the concept itself has been written, unless it is to be kept. The output's own
+name appears only with the finished concept. Files of other names in the folder are not ours and stay.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from perfusion.concept import Concept
 from perfusion.errors import PerfusionError, TrainingError
+from perfusion.locking import HeldError, lock
 from perfusion.training.state import Checkpoint, check_identity, read_checkpoint, write_checkpoint
 
 __all__ = ["WorkFolder"]
@@ -26,6 +28,7 @@ __all__ = ["WorkFolder"]
 _SNAPSHOT = re.compile(r"step-(\d{6,9})\.safetensors")
 _PARTIAL = re.compile(r"\.(state|step-\d+)\.safetensors\.[0-9a-f]{8}\.partial")
 _STATE = "state.safetensors"
+_LOCK = "lock"
 
 
 class WorkFolder:
@@ -34,6 +37,7 @@ class WorkFolder:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.path = output.with_name(output.name + ".work")
+        self._locked = False
 
     @property
     def state_path(self) -> Path:
@@ -52,6 +56,47 @@ class WorkFolder:
                 f"{self.path} cannot be used to keep an unfinished training: {nearest} is not a folder that you may "
                 "write to; choose another --output"
             )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainings off this folder and its output for the length of a with block; again inside it is
+        allowed. A lock that a killed training left is taken over. A folder in which nothing was kept goes at the end.
+
+        Raises:
+            TrainingError: another training is writing here, or nothing can be written here.
+        """
+        if self._locked:
+            yield
+            return
+        self.check()
+        missing = [path for path in self.path.absolute().parents if not path.exists()]
+        with ExitStack() as stack:
+            stack.callback(self._leave, missing)
+            self._take(stack)
+            self._locked = True
+            yield
+
+    def _take(self, stack: ExitStack) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(self.path / _LOCK))
+        except HeldError as held:
+            raise TrainingError(
+                f"{self.output}: another training is writing it (process {held.pid or 'unknown'}); wait for it, stop "
+                "it, or choose another --output"
+            ) from held
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path} cannot be used to keep an unfinished training: {(error.strerror or str(error)).lower()}; "
+                "choose another --output"
+            ) from error
+
+    def _leave(self, missing: list[Path]) -> None:
+        """Unlocked, and without the folders that were made for nothing."""
+        self._locked = False
+        for path in (self.path, *missing):
+            with suppress(OSError):  # there is something in it
+                path.rmdir()
 
     def save_state(self, identity: dict[str, str], facts: dict[str, Any], **parts: Any) -> None:
         """Write the state, over the one before. `parts` are the other arguments of `write_checkpoint`.
@@ -109,8 +154,10 @@ class WorkFolder:
 
     def start_over(self, say: Callable[[str], None]) -> None:
         """Drop what an earlier training left here; says so when there was something."""
-        if self.state_path.exists() or self._snapshots():
+        if self.state_path.exists():
             say(f"{self.path}: an unfinished training is dropped (--resume would have continued it)")
+        elif self._snapshots():
+            say(f"{self.path}: the snapshots of an earlier training are dropped")
         self._remove()
 
     def finish(self, keep: bool) -> None:

@@ -1,6 +1,9 @@
-"""The toy pipeline of tests/make_toy_bundle.py, converted once: conversion is what takes the time."""
+"""The toy pipeline of tests/make_toy_bundle.py, converted once, and an SDXL-shaped one: conversion is what takes the
+time."""
 
+import json
 import runpy
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from perfusion.attention import installed
 from perfusion.base import BaseModel, load_base
@@ -27,6 +31,41 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     maker = runpy.run_path(str(Path(__file__).parents[1] / "make_toy_bundle.py"))
     folder = tmp_path_factory.mktemp("toy") / "model"
     maker["save_toy_model"](folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder in SDXL's structure, weights in float16."""
+    maker = runpy.run_path(str(Path(__file__).parents[1] / "perfusion" / "conftest.py"))
+    folder = tmp_path_factory.mktemp("xl") / "model"
+    maker["build_tiny_xl"]().to(torch.float16).save_pretrained(folder)
+    (folder / "perfusion.json").write_text('{"family": "tinyxl"}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xl_base(xl_model: Path) -> BaseModel:
+    return load_base(xl_model)
+
+
+@pytest.fixture(scope="session")
+def xl_exported(xl_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """That model as a float16 bundle."""
+    return export_bundle(xl_model, tmp_path_factory.mktemp("xl-exported") / "bundle", precision="fp16")
+
+
+@pytest.fixture(scope="session")
+def consistency_model(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy model as LCM has it: a UNet that reads the guidance scale."""
+    folder = Path(shutil.copytree(toy_model, tmp_path_factory.mktemp("lcm") / "model"))
+    settings = UNet2DConditionModel.load_config(folder / "unet") | {"time_cond_proj_dim": 12}
+    torch.manual_seed(0)
+    UNet2DConditionModel.from_config(settings).half().save_pretrained(folder / "unet")
+    scheduler = {"_class_name": "LCMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+                 "beta_schedule": "scaled_linear", "original_inference_steps": 40}  # fmt: skip
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    (folder / "perfusion.json").write_text('{"family": "pocket"}')
     return folder
 
 
@@ -50,7 +89,7 @@ def converted(graphs: dict[str, Graph]) -> dict[str, ir.Model]:
 @pytest.fixture
 def fast_export(converted: dict[str, ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `export_bundle` of the toy model skip the conversion, and nothing else."""
-    monkeypatch.setattr(bundle, "to_onnx", lambda graph: converted[graph.name].clone())
+    monkeypatch.setattr(bundle, "to_onnx", lambda graph, **_: converted[graph.name].clone())
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +97,7 @@ def exported(
     toy_model: Path, converted: dict[str, ir.Model], tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(bundle, "to_onnx", lambda graph: converted[graph.name].clone())
+        monkeypatch.setattr(bundle, "to_onnx", lambda graph, **_: converted[graph.name].clone())
         return export_bundle(toy_model, tmp_path_factory.mktemp("exported") / "bundle")
 
 

@@ -1,8 +1,10 @@
 """A whole export: what is in the folder, and what is there when it fails."""
 
+import errno
 import hashlib
 import json
 import shutil
+import sys
 
 import numpy as np
 import onnxruntime
@@ -76,9 +78,40 @@ def test_the_stages_are_told_in_order_and_at_the_end(fast_export, toy_model, tmp
 
 def test_a_difference_above_the_tolerance_fails_and_leaves_nothing(fast_export, toy_model, tmp_path):
     with pytest.raises(
-        ExportError, match=r"^text_encoder: ONNX Runtime and torch differ by .* at most 1e-09"
+        ExportError,
+        match=r"^text_encoder: ONNX Runtime and torch differ by .* at most 1e-09; they part first at \w+",
     ):
         export_bundle(toy_model, tmp_path / "bundle", tolerance=1e-9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_in_the_middle_leaves_nothing_and_says_so(
+    fast_export, monkeypatch, toy_model, tmp_path
+):
+    def full(model, path):
+        path.write_bytes(b"as much as there was room for")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("perfusion.export.bundle.save", full)
+    with pytest.raises(
+        PerfusionError, match=r"bundle cannot be written: no space left on device\. Free some space"
+    ):
+        export_bundle(toy_model, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a file's size is Linux's here")
+def test_a_write_that_the_system_refuses_leaves_nothing_and_says_so(fast_export, toy_model, tmp_path):
+    """A real refusal, from the call that writes: a file may not grow past 20 kB."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(PerfusionError, match="bundle cannot be written: file too large"):
+            export_bundle(toy_model, tmp_path / "bundle")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
 
 
@@ -103,7 +136,7 @@ def test_a_resolution_changes_the_defaults_alone(fast_export, exported, toy_mode
     assert manifest["files"] == exported.manifest["files"]
 
 
-def never(*_):
+def never(*_, **__):
     raise AssertionError("the conversion began")
 
 
@@ -147,8 +180,16 @@ def test_a_model_or_precision_or_resolution_that_cannot_be_is_refused_first(
 ):
     with pytest.raises(ModelError, match="no such folder"):
         export_bundle(tmp_path / "nothing", tmp_path / "bundle")
-    with pytest.raises(ExportError, match="precision 'int3' is not known, expected one of fp32"):
+    with pytest.raises(ExportError, match="precision 'int3' is not known, expected one of fp32, fp16, int8"):
         export_bundle(toy_model, tmp_path / "bundle", precision="int3")
+    with pytest.raises(
+        ExportError, match=r"opset 19 is not offered, expected 20 \(from TensorRT 10\.0 .* or 23 "
+    ):
+        export_bundle(toy_model, tmp_path / "bundle", opset=19)
+    with pytest.raises(ExportError, match="int8 computes in float32 already; it goes with fp16"):
+        export_bundle(toy_model, tmp_path / "bundle", precision="int8", keep_fp32=["unet"])
+    with pytest.raises(ExportError, match="hold none of fp16; it goes with fp32"):
+        export_bundle(toy_model, toy_model, precision="fp16", link_weights=True)
     with pytest.raises(ModelError, match="resolution 30 does not fit"):
         export_bundle(toy_model, tmp_path / "bundle", resolution=30)
     with pytest.raises(ModelError, match="resolution 0 does not fit"):

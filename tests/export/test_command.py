@@ -68,7 +68,7 @@ def test_help_is_there_before_anything_heavy_is_imported():
         [],
         ["--output"],
         ["--output", "x", "--engine", "magic"],
-        ["--output", "x", "--precision", "int8"],
+        ["--output", "x", "--precision", "half"],
         ["--output", "x", "--resolution", "large"],
         ["--output", "x", "--concepts", "4"],
     ],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perfusion.attention import ConceptAttnProcessor, install, installed, uninstall
 from perfusion.edit import condition, edited_projection
 from perfusion.export.convert import to_onnx
-from perfusion.export.graphs import End, Graph
+from perfusion.export.graphs import End, Graph, plain_graphs_of
 from perfusion.export.weights import save
 
 TEXT_DIM, WIDTH = 16, 40
@@ -45,29 +45,10 @@ def row_of(feeds: dict[str, Any], row: int) -> dict[str, Any]:
     return {name: feed if name in shared else feed[row : row + 1] for name, feed in feeds.items()}
 
 
-class Plain(nn.Module):
-    """The UNet as diffusers runs it, with its own processors."""
-
-    def __init__(self, unet: Any) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        noise_pred: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-        return noise_pred
-
-
 @pytest.fixture(scope="module")
 def plain(graphs, base, open_session, tmp_path_factory):
-    """A session of the graph without any concept input."""
-    edited = graphs["unet"]
-    graph = Graph(
-        name="plain",
-        module=Plain(base.unet),
-        inputs=edited.inputs[:3],
-        outputs=edited.outputs,
-        example=edited.example,
-    )
+    """A session of the graph without any concept input, converted with the processors of diffusers."""
+    (graph,) = (graph for graph in plain_graphs_of(base) if graph.name == "unet")
     path = tmp_path_factory.mktemp("plain") / "plain.onnx"
     uninstall(base.unet)
     save(to_onnx(graph), path)

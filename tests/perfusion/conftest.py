@@ -16,6 +16,13 @@ from perfusion.pocket.tokenizer import build_tokenizer
 from perfusion.pocket.vocabulary import NOUNS, PLACES, article, place_phrases, words
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is cached goes to the test's own folder, never to the user's."""
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of the tiny pipeline, with captions."""
@@ -34,6 +41,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_base(tiny_model: Path) -> BaseModel:
     """The tiny model, opened; tests must leave it as it is."""
     return load_base(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip() -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """A tokenizer of four words and the settings of CLIP's two halves for it, 16 numbers wide and a layer deep."""
+    tokenizer = build_tokenizer(["a", "cat", "dog", "red"], context_length=12)
+    half = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = half | {
+        "vocab_size": len(tokenizer), "max_position_embeddings": 12, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    return tokenizer, text, half | {"image_size": 16, "patch_size": 4}
 
 
 def build_tiny_xl(seed: int = 0) -> Any:

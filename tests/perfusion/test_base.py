@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -169,6 +170,34 @@ def test_the_scheduler_has_its_class_defaults_filled_in(copy):
     assert scheduler["beta_start"] == 0.00085
     assert scheduler["num_train_timesteps"] == 1000
     assert scheduler["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"beta_schedule": "nonsense"}, {"_class_name": "DPMSolverSDEScheduler"}]
+)
+def test_a_scheduler_that_cannot_be_made_is_refused_with_its_reason(copy, settings, monkeypatch):
+    def lacking(config: Any) -> None:
+        raise ImportError("\nDPMSolverSDEScheduler requires the torchsde library")
+
+    monkeypatch.setattr(diffusers.DPMSolverSDEScheduler, "from_config", lacking)
+    path = copy / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "DDIMScheduler"} | settings))
+    with pytest.raises(
+        ModelError, match=r"cannot be made: (nonsense is|DPM.* requires).*name another scheduler"
+    ):
+        load_base(copy)
+
+
+def test_a_turbo_model_is_drawn_in_few_steps_without_guidance(copy):
+    path = copy / "scheduler/scheduler_config.json"
+    for kind, spacing, expected in (
+        ("EulerAncestralDiscreteScheduler", "trailing", (1.0, 4)),
+        ("EulerAncestralDiscreteScheduler", "leading", (5.0, 20)),
+        ("EulerDiscreteScheduler", "trailing", (5.0, 20)),
+    ):
+        path.write_text(json.dumps({"_class_name": kind, "timestep_spacing": spacing}))
+        base = load_base(copy)
+        assert (base.guidance_scale, base.num_inference_steps) == expected
 
 
 def test_a_model_may_say_how_it_is_best_drawn(copy, base):

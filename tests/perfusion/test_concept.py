@@ -1,6 +1,8 @@
 """The concept file: what is written, what is read, and that nothing else is."""
 
+import copy
 import dataclasses
+import pickle
 import re
 import struct
 import time
@@ -256,3 +258,9 @@ def test_the_reader_on_the_format_page_reads_what_we_write(make_concept):
     assert set(tensors) == set(arrays_of(concept))
     for name, array in arrays_of(concept).items():
         np.testing.assert_array_equal(tensors[name], array)
+
+
+def test_a_concept_can_be_copied_and_sent_to_another_process(make_concept):
+    concept = make_concept(rows=2, training={"steps": "300"})
+    for other in (copy.copy(concept), copy.deepcopy(concept), pickle.loads(pickle.dumps(concept))):
+        assert other.to_bytes("float32") == concept.to_bytes("float32")

@@ -10,9 +10,9 @@ import torch
 
 from perfusion.base import BaseModel, encode
 from perfusion.errors import TrainingError
+from perfusion.files import cache_folder
 from perfusion.training.captions import generate_captions
 from perfusion.training.covariance import (
-    cache_folder,
     cache_key,
     cached_second_moment,
     inverse,

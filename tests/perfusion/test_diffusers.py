@@ -220,20 +220,93 @@ def embeds(pipeline, *pieces) -> dict[str, Any]:
     return given
 
 
-@pytest.mark.parametrize("rows, strength, guidance_scale", [(1, 1.0, 3.0), (2, 0.4, 3.0), (1, 0.4, 1.0)])
+@pytest.mark.parametrize("rows, guidance_scale", [(1, 3.0), (2, 3.0), (1, 1.0)])
 @pytest.mark.parametrize("kind", ["pipeline", "xl"])
-def test_a_concept_is_the_formula_in_every_layer(request, kind, rows, strength, guidance_scale):
+def test_a_concept_is_the_formula_in_every_layer(request, kind, rows, guidance_scale):
     pipeline = request.getfixturevalue(kind)
     concept = make(pipeline, rows=rows)
     call = {**embeds(pipeline, "a photo of", concept, "on a beach"), "guidance_scale": guidance_scale}
     base = drawn(pipeline, None, **call)
-    with written_in(pipeline, [concept], strength):
+    with written_in(pipeline, [concept]):
         expected = drawn(pipeline, None, **call)
-    with perfusion.diffusers.apply(pipeline, concept) as handle:
-        handle.set("<cat>", strength=strength)
+    with perfusion.diffusers.apply(pipeline, concept):
         found = drawn(pipeline, negative_prompt="a dog", guidance_scale=guidance_scale)
     assert distance(found, expected) < 2e-5
     assert distance(base, expected) > 1e-3, "an edit that hardly shows would prove nothing"
+
+
+@pytest.mark.parametrize(
+    "superclass, rows, places",
+    [
+        ("cat", 1, [*range(77)]),
+        ("teddy bear", 1, [*range(4), *range(5, 77), 4]),  # "teddy" beside the last padding
+        ("cat", 2, [*range(4), 76, *range(4, 76)]),
+    ],
+    ids=["cat", "two-tokens", "two-rows"],
+)
+@pytest.mark.parametrize("kind", ["pipeline", "xl"])
+def test_a_strength_blends_the_readings_of_the_prompt_and_then_edits_that_much(
+    request, kind, superclass, rows, places
+):
+    pipeline = request.getfixturevalue(kind)
+    concept = make(pipeline, rows=rows, superclass=superclass)
+    learned = embeds(pipeline, "a photo of", concept, "on a beach")
+    plain = embeds(pipeline, f"a photo of {superclass} on a beach")
+    plain["prompt_embeds"] = plain["prompt_embeds"][:, places]
+    call = {name: 0.4 * learned[name] + 0.6 * plain[name] for name in learned}
+    with written_in(pipeline, [concept], 0.4):
+        expected = drawn(pipeline, None, **call)
+    with perfusion.diffusers.apply(pipeline, concept) as handle:
+        handle.set("<cat>", strength=0.4)
+        found = drawn(pipeline, negative_prompt="a dog")
+    assert distance(found, expected) < 2e-5
+    with written_in(pipeline, [concept]):
+        assert distance(drawn(pipeline, None, **learned), expected) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "xl"])
+@pytest.mark.parametrize("superclass, rows", [("cat", 1), ("teddy bear", 1), ("cat", 2)])
+@pytest.mark.parametrize("lock", ["local", "global"])
+def test_a_strength_leads_from_the_superclass_to_the_concept_without_a_jump(
+    request, kind, superclass, rows, lock
+):
+    pipeline = request.getfixturevalue(kind)
+    concept = make(pipeline, rows=rows, superclass=superclass)
+    base = drawn(pipeline, PROMPT.replace("<cat>", superclass))
+    with perfusion.diffusers.apply(pipeline, concept, lock=lock) as handle:
+        whole = drawn(pipeline)
+        for strength, end in ((1e-6, base), (1 - 1e-6, whole)):
+            handle.set("<cat>", strength=strength)
+            assert distance(drawn(pipeline), end) < 1e-5
+    assert distance(base, whole) > 1e-3
+
+
+def test_strengths_of_several_concepts_may_pass_each_other(pipeline):
+    """The ends of each are the other alone, and where two strengths are equal nothing depends on their order."""
+    concepts = [make(pipeline), make(pipeline, 1, token="<dog>", superclass="dog", rows=2)]
+    prompt = "a <cat> and a <dog>"
+    with perfusion.diffusers.apply(pipeline, concepts) as handle:
+
+        def at(cat, dog):
+            handle.set("<cat>", strength=cat)
+            handle.set("<dog>", strength=dog)
+            return drawn(pipeline, prompt)
+
+        assert distance(at(0.7, 1e-6), at(0.7, 0)) < 1e-5
+        assert distance(at(1, 1 - 1e-6), at(1, 1)) < 1e-5
+        assert distance(at(0.5 + 1e-6, 0.5), at(0.5, 0.5 + 1e-6)) < 1e-5
+        assert distance(at(0.6, 0.4), at(0.4, 0.6)) > 1e-3
+
+
+def test_the_prompts_of_a_batch_keep_their_own_strengths(pipeline, applied):
+    applied.set("<cat>", strength=0.3)
+    applied.set("<dog>", strength=0.8)
+    prompts = ["a <dog> and a <cat>", "a <cat>", "a cat", "a <dog>"]
+    together = drawn(pipeline, prompts, num_images_per_prompt=2)
+    for index, row in enumerate(together):
+        assert distance(row, drawn(pipeline, prompts[index // 2])[0]) < 1e-5
+    applied.set("<dog>", strength=1)
+    assert distance(drawn(pipeline, prompts)[3], together[6]) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "xl"])
@@ -424,8 +497,15 @@ def test_an_image_to_image_pipeline_around_the_same_parts_knows_the_words_too(pi
     assert distance(with_concept, call("a cat")) > 1e-3
     applied.remove()
     assert "encode_prompt" not in vars(sibling)
-    with pytest.raises(ModelError, match="have been removed"):
-        applied.also(sibling)
+    token = next(iter(applied.concepts))
+    for change in (
+        lambda: applied.also(sibling),
+        lambda: applied.set(token, bias=0.5),
+        lambda: applied.load(applied.concepts[token], token="<other>"),
+        lambda: applied.unload(token),
+    ):
+        with pytest.raises(ModelError, match="have been removed"):
+            change()
     other = build_pipeline("tiny", seed=1)
     with (
         perfusion.diffusers.apply(pipeline) as again,

@@ -35,15 +35,6 @@ def test_pictures_are_the_runtimes_for_the_same_prompt_seed_and_steps() -> None:
     assert psnr(found[0], base_only) < 30, "the concept did something"
 
 
-@pytest.fixture
-def pictures(tmp_path, monkeypatch):
-    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    Image.effect_noise((40, 40), 60).convert("RGB").save(folder / "1.png")
-    return folder
-
-
 @pytest.mark.parametrize("which", ["tiny_base", "tiny_xl_base"])
 def test_a_picture_does_not_depend_on_its_batch_nor_on_stored_keys(which, request, pictures) -> None:
     base = request.getfixturevalue(which)

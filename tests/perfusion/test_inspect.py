@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from perfusion import Concept
 from perfusion.commands.inspect import main
 
 
@@ -204,3 +206,43 @@ def test_a_picture_that_is_no_card_is_an_exit_code_and_one_line(tmp_path, capsys
     err = capsys.readouterr().err
     assert "carries no concept" in err
     assert err.count("\n") == 1
+
+
+def test_a_concept_is_held_against_a_bundle_layer_by_layer(capsys):
+    from perfusion.pocket import bundle_path
+
+    sample = bundle_path() / "concepts" / "gold-hat.safetensors"
+    assert main([str(sample), "--bundle", str(bundle_path()), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    layers = json.loads((bundle_path() / "bundle.json").read_text())["unet"]["layers"]
+    assert list(facts["value_rms"]) == [layer["name"] for layer in layers]
+    widths = [layer["value_dim"] for layer in layers]
+    whole = np.sqrt(np.average(np.square(list(facts["value_rms"].values())), weights=widths))
+    values = Concept.load(sample).target_values
+    assert whole == pytest.approx(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
+
+
+def test_a_concept_that_does_not_fit_a_bundle_says_why(concept, capsys):
+    from perfusion.pocket import bundle_path
+
+    assert main([str(concept), "--bundle", str(bundle_path())]) == 1
+    assert "numbers a row" in capsys.readouterr().err
+
+
+def test_the_gates_of_a_prompt_are_shown_and_drawn(tmp_path, capsys):
+    from PIL import Image
+
+    from perfusion.pocket import bundle_path
+
+    sample, heatmap = bundle_path() / "concepts" / "gold-hat.safetensors", tmp_path / "gates.png"
+    assert main([str(sample), "--prompt", "a <gold-hat> at night", "--heatmap", str(heatmap)]) == 0
+    (line,) = (row for row in capsys.readouterr().out.splitlines() if row.startswith("<gold-hat>"))
+    assert float(line.split()[2]) > 0.5 and line.count("#") > 10
+    with Image.open(heatmap) as picture:
+        assert picture.height > 100
+
+
+@pytest.mark.parametrize("options", [["--heatmap", "gates.png"], ["--prompt", "a <cat>"], ["--bundle", "."]])
+def test_a_folder_has_no_gates(options, bundle, capsys):
+    assert main([str(bundle), *options]) == 1
+    assert "--" in capsys.readouterr().err

@@ -393,6 +393,10 @@ def test_the_command_imports_stores_and_makes_cards(tiny_model, source, tmp_path
             "--superclass is for files of other programs",
         ),
         (["--concept", "a", "--gated", "--output", "b"], "--gated is for files of other programs"),
+        (["--concept", "a", "--config", "c", "--output", "b"], "--config is for files of other programs"),
+        (["--checkpoint", "a", "--gated", "--output", "b"], "--gated is for textual inversions"),
+        (["--textual-inversion", "a", "--position", "0", "--output", "b"], "--position is for checkpoints"),
+        (["--concept", "a", "--output", "."], ". is a folder, expected the name of a file"),
         (["--concept", "a", "--output", "b"], "a cannot be read"),
     ],
 )

@@ -32,6 +32,13 @@ def test_no_judge_is_opened_where_there_is_nothing_to_choose(tiny_base, change) 
     assert find_scorer(tiny_base, options, CPU, pytest.fail) is None
 
 
+def test_a_judge_that_was_asked_for_in_vain_is_told(tiny_base) -> None:
+    lines: list[str] = []
+    options = TrainingConfig(superclass="cat", steps=50, scorer=Path("no"))
+    assert find_scorer(tiny_base, options, CPU, lines.append) is None
+    assert lines == ["nothing to judge: 50 steps with a snapshot every 50 make one (--save-every)"]
+
+
 def test_a_folder_without_a_judge_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no judge of pictures, expected a CLIP model's folder"):
         open_scorer(tmp_path, CPU)

@@ -1,26 +1,23 @@
 """One step of training: its gradient is the whole batch's, however the batch is worked off."""
 
-from pathlib import Path
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from perfusion.attention import installed
+from perfusion.attention import installed, key_projections
 from perfusion.base import BaseModel, load_base
 from perfusion.errors import TrainingError
 from perfusion.training import TrainingConfig, parallel
 from perfusion.training.loop import Run, optimise, pieces, predict, train_step
 from perfusion.training.objective import Noising, masked_error
-from perfusion.training.placing import borrowed, open_base
+from perfusion.training.placing import borrowed, open_base, weight_sizes
 from perfusion.training.prompts import TEMPLATES, check_superclass
 from perfusion.training.start import concept_prompt, start_edit
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))
+from perfusion.training.work_folder import WorkFolder
 
 
 def config(**options: Any) -> TrainingConfig:
@@ -104,19 +101,115 @@ def test_checkpointing_gives_the_same_gradient_and_is_off_afterwards(which, requ
     assert not base.unet.is_gradient_checkpointing
 
 
-def test_to_save_memory_the_unet_is_opened_in_16_bits_and_nothing_else_is(tiny_model, tiny_base) -> None:
-    base = open_base(tiny_model, None, config(checkpointing=True, precision="bf16"))
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_to_save_memory_the_unet_is_held_in_what_it_computes_in_and_nothing_else_is(
+    tiny_model, tiny_base, precision, dtype
+) -> None:
+    base = open_base(tiny_model, None, config(weights="half", precision=precision))
     assert base.fingerprint == tiny_base.fingerprint
-    assert [next(part.parameters()).dtype for part in base.parts] == [torch.float16, *[torch.float32] * 2]
-    plain = open_base(tiny_model, None, config(checkpointing=True))
-    assert next(plain.unet.parameters()).dtype == torch.float32, (
-        "without autocast it could not run in 16 bits"
-    )
-    value, found = gradients(base, lean=True, precision="bf16")
-    same, expected = gradients(load_base(tiny_model), precision="bf16")
+    for part in base.parts[1:]:
+        assert {weight.dtype for weight in part.parameters()} == {torch.float32}
+    assert base.unet.conv_in.weight.dtype == dtype
+    assert base.unet.get_submodule(base.layers[0].name).to_k.weight.dtype == torch.float16
+    assert torch.equal(key_projections(base.unet).half(), key_projections(tiny_base.unet).half())
+    value, found = gradients(base, lean=True, precision=precision)
+    same, expected = gradients(load_base(tiny_model), precision=precision)
     assert value == pytest.approx(same, rel=0.02)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0.3, atol=0.05 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("options", "cuda", "narrow"),
+    [
+        ({}, True, True),  # on a GPU that has bfloat16: by default
+        ({"weights": "fp32"}, True, False),
+        ({"precision": "fp32"}, True, False),
+        ({}, False, False),
+        ({"checkpointing": True, "precision": "bf16"}, False, True),
+        ({"checkpointing": True, "precision": "fp32"}, False, False),
+        ({"weights": "half", "precision": "bf16"}, False, True),
+    ],
+)
+def test_weights_are_held_in_16_bits_where_it_helps(tiny_model, monkeypatch, options, cuda, narrow) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    settings = TrainingConfig(**({"superclass": "cat", "device": "auto" if cuda else "cpu"} | options))
+    if not cuda and "precision" not in options:
+        settings = replace(settings, precision="fp32")
+    weight = open_base(tiny_model, None, settings).unet.conv_in.weight
+    assert weight.dtype == (torch.bfloat16 if narrow else torch.float32)
+
+
+def test_weights_of_16_bits_need_a_unet_that_computes_in_them(tiny_model, monkeypatch) -> None:
+    with pytest.raises(TrainingError, match="held in 16 bits and the UNet is to compute in float32"):
+        config(weights="half", precision="fp32")
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    with pytest.raises(TrainingError, match="computes in float32 on cpu and cannot hold its weights in 16"):
+        open_base(tiny_model, None, config(weights="half", precision="auto", device="cpu"))
+
+
+def test_the_size_of_the_weights_is_what_their_files_hold(tiny_model, tiny_base) -> None:
+    whole = weight_sizes(tiny_base)
+    for name, part in (("UNet", "unet"), ("text", "text_encoder"), ("VAE", "vae")):
+        (file,) = (tiny_model / part).glob("*.safetensors")
+        assert file.stat().st_size - 40_000 < whole[name] <= file.stat().st_size + 4096
+    lean = weight_sizes(open_base(tiny_model, None, config(weights="half", precision="bf16")), lean=True)
+    assert set(lean) == {"UNet", "text"}
+    assert whole["UNet"] / 2 <= lean["UNet"] < 0.55 * whole["UNet"]
+
+
+def scaled_steps(base: BaseModel, scale: float, count: int, **options: Any) -> tuple[Run, list[Tensor]]:
+    """A run in float16 after some steps that began with this loss scale, and the values before each and after all."""
+    settings = config(precision="fp16", **options)
+    run, latents, masks = begin(base, settings)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+    values = [run.edit.target_values.detach().clone()]
+    with installed(base.unet):
+        for _ in range(count):
+            prompts = [concept_prompt(base, template, 1) for template in TEMPLATES]
+            train_step(base, run, latents, masks, settings, Noising.of(base), prompts)
+            values.append(run.edit.target_values.detach().clone())
+    return run, values
+
+
+def test_the_loss_scale_changes_no_gradient(tiny_base) -> None:
+    value, whole = gradients(tiny_base)
+    half, found = gradients(tiny_base, precision="fp16")
+    assert half == pytest.approx(value, rel=0.01)
+    for one, other in zip(found, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.2, atol=0.02 * float(other.abs().max()))
+
+
+def test_a_step_that_overflows_is_left_out_and_the_next_ones_are_scaled_less(tiny_base) -> None:
+    run, values = scaled_steps(tiny_base, 2.0**60, 2)
+    assert torch.equal(values[0], values[1]), "nothing is learned from an overflow"
+    assert not run.optimiser.state, "not even a moment"
+    assert run.scaler.get_scale() == 2.0**58
+    run, values = scaled_steps(tiny_base, 2.0**8, 3)
+    assert all(not torch.equal(one, other) for one, other in pairwise(values))
+    assert run.scaler.get_scale() == 2.0**9, "three good steps, and it is tried again"
+
+
+def test_gradients_that_overflow_at_every_scale_end_the_training(tiny_base, monkeypatch) -> None:
+    monkeypatch.setattr("perfusion.training.loop.SMALLEST_SCALE", 2.0**59.5)
+    with pytest.raises(TrainingError, match=r"overflow float16 at every loss scale .* use --precision bf16"):
+        scaled_steps(tiny_base, 2.0**60, 1)
+
+
+def test_a_float16_run_that_is_restored_goes_on_with_its_loss_scale(tiny_base, tmp_path) -> None:
+    run, _ = scaled_steps(tiny_base, 2.0**60, 2)
+    work = WorkFolder(tmp_path / "cat.safetensors")
+    work.save_state({}, run.facts(), **run.parts())
+    saved = work.load_state({})
+    assert saved is not None
+    again, _, _ = begin(tiny_base, config(precision="fp16"))
+    assert again.scaler.is_enabled()
+    assert again.scaler.get_scale() != run.scaler.get_scale()
+    again.restore(saved)
+    assert again.scaler.state_dict() == run.scaler.state_dict()
+    plain, _, _ = begin(tiny_base, config())
+    assert not plain.scaler.is_enabled(), "in float32 nothing is scaled"
 
 
 @pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (1, 4), (2, 1), (2, 3), (4, 5)])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from perfusion.errors import TrainingError
 from perfusion.training import parallel
-from perfusion.training.parallel import World, average_, opened, share, sum_, world
+from perfusion.training.parallel import World, opened, share, sum_, world
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 
@@ -46,9 +46,22 @@ def test_alone_nothing_is_changed_and_nothing_is_asked_of_the_network() -> None:
         assert here == World() == world()
         assert here.main
         sum_(tensors)
-        average_(tensors)
     assert torch.equal(tensors[0], torch.arange(3.0))
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("steps", [(0, 0), (50, 50), (50, 0), (0, 50)])
+def test_processes_at_different_steps_are_refused_by_all_of_them(monkeypatch, steps) -> None:
+    monkeypatch.setattr(parallel, "sum_", lambda tensors: tensors[0].fill_(sum(steps)))
+    for rank, step in enumerate(steps):
+        pretend(monkeypatch, rank, 2)
+        if len(set(steps)) == 1:
+            parallel.check_step(step, torch.device("cpu"))
+            continue
+        with pytest.raises(
+            TrainingError, match=f"stands after step {step} and others do not; --resume needs"
+        ):
+            parallel.check_step(step, torch.device("cpu"))
 
 
 def free_port() -> int:

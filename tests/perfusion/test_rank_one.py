@@ -43,7 +43,7 @@ def test_projection_and_gate_equal_the_numpy_algebra(rows: int) -> None:
 
 def test_rows_that_nearly_agree_are_projected_as_by_the_covariance_form() -> None:
     first, second = make_edit(2).direction
-    nearly = torch.stack([first, first + 1e-3 * second])
+    nearly = torch.stack([first, first + 1e-2 * second])
     edit = make_edit(2, direction=nearly).eval()
     result = edit(encodings(), nearly)
     tokens, directions = encodings().double().flatten(0, 1), nearly.double()
@@ -102,15 +102,40 @@ def test_edited_projection_is_affine_in_the_values_with_slope_gate() -> None:
     assert torch.count_nonzero(slope) == 1
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 5e-4), (torch.bfloat16, 5e-3)])
-def test_half_precision_encodings_move_the_similarity_little(dtype: torch.dtype, bound: float) -> None:
-    """The edit itself stays in float32 under autocast; only the rounding of its input is seen."""
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)])
+def test_half_precision_encodings_move_the_similarity_by_their_rounding_alone(
+    dtype: torch.dtype, rounding: float
+) -> None:
+    """Under autocast too: |Δs| ≤ Σ |w| |e| times the rounding of e, and float32's own on top.
+
+    The bounds of docs/method.md are for the wide encodings of true models, see test_properties; twelve numbers with a
+    large common part average less.
+    """
     edit = make_edit().eval()
-    unit = encodings() / encodings().norm(dim=-1, keepdim=True)
     dual, _ = edit.dual(edit.direction)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = edit(unit.to(dtype), edit.direction)
+        rounded = edit(encodings().to(dtype), edit.direction)
     assert rounded.gate.dtype == rounded.encodings.dtype == torch.float32
     similarity = 0.75 + 0.1 * torch.logit(rounded.gate.double())
-    moved = float((similarity - unit.double() @ dual.double().T).abs().max())
-    assert 0 < moved <= bound
+    moved = (similarity - encodings().double() @ dual.double().T).abs()
+    bound = rounding * (encodings().abs().double() @ dual.abs().double().T)
+    seen = (rounded.gate > 1e-3) & (rounded.gate < 1 - 1e-3)  # a shut gate cannot be read back
+    assert int(seen.sum()) > 5
+    assert 0 < float((moved / bound)[seen].max()) <= 1.02
+
+
+@pytest.mark.parametrize("factor", [1.0, -2.0])
+def test_rows_that_agree_are_taken_out_once_and_keep_their_gradients(factor: float) -> None:
+    first = make_edit().direction
+    edit = make_edit(2, direction=torch.cat([first, factor * first])).train()
+    concept = edit.direction.clone().requires_grad_()
+    result = edit(encodings(), concept)
+    single = make_edit(inverse_moment=edit.inverse_moment).eval()(encodings(), first)
+    torch.testing.assert_close(result.encodings, single.encodings, rtol=0, atol=2e-4)
+    (slope,) = torch.autograd.grad(result.encodings.square().sum(), concept)
+    assert torch.isfinite(slope).all() and slope.abs().max() > 0
+
+
+def test_numbers_that_are_none_arrive_in_the_loss_and_raise_nothing_on_the_way() -> None:
+    result = make_edit(2).train()(encodings(), torch.full((2, DIM), torch.nan))
+    assert result.encodings.isnan().all() and result.gate.isnan().all()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,10 @@ from PIL import Image
 from perfusion.base import load_base
 from perfusion.commands import train as command
 from perfusion.concept import Concept
-from perfusion.errors import TrainingError
-from perfusion.training import TrainingConfig
-from perfusion.training.train import train
+from perfusion.errors import ModelError, TrainingError
+from perfusion.training import TrainingConfig, train
+from perfusion.training.parallel import World
 from perfusion.training.work_folder import WorkFolder
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))
 
 
 def options(**changes) -> TrainingConfig:
@@ -98,12 +94,80 @@ def test_other_settings_are_refused_by_name(tiny_base, pictures, tmp_path, chang
     assert work.last_step() == 2, "what is kept is still there"
 
 
+def test_what_cannot_be_resumed_is_told_before_anything_expensive(
+    tiny_base, pictures, tmp_path, monkeypatch
+) -> None:
+    work = WorkFolder(tmp_path / "cat.safetensors")
+    interrupted(pictures, tiny_base, work, 3)
+    for name in ("start_edit", "encode_pictures"):
+        monkeypatch.setattr(f"perfusion.training.trainer.{name}", pytest.fail)
+    for change, message in (
+        ({"seed": 1}, "other settings: seed"),
+        ({"steps": 1}, "has done 2 steps, and --steps asks for 1"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            train(pictures, options(**change), model=tiny_base, work=work, resume=True)
+
+
+def test_what_would_fail_after_the_encoding_is_told_before_it(
+    tiny_base, pictures, tmp_path, monkeypatch
+) -> None:
+    for name in ("start_edit", "encode_pictures"):
+        monkeypatch.setattr(f"perfusion.training.trainer.{name}", pytest.fail)
+    with pytest.raises(ModelError, match=r"no such folder; expected a folder .*clipseg"):
+        train(pictures, options(masks="clipseg", segmenter=tmp_path / "no"), model=tiny_base)
+    strange = replace(tiny_base, scheduler={**tiny_base.scheduler, "prediction_type": "flow"})
+    with pytest.raises(TrainingError, match="the base model predicts 'flow'"):
+        train(pictures, options(), model=strange)
+    monkeypatch.setattr("perfusion.training.parallel.world", lambda: World(size=3))
+    with pytest.raises(TrainingError, match="2 samples a step for 3 processes"):
+        train(pictures, options(), model=tiny_base)
+
+
+def test_two_trainings_of_one_output_are_refused_by_the_number_of_the_process(
+    tiny_base, pictures, tmp_path
+) -> None:
+    output = tmp_path / "cat.safetensors"
+    refusal = rf"cat.safetensors: another training is writing it \(process {os.getpid()}\); wait for it"
+    with WorkFolder(output).locked(), pytest.raises(TrainingError, match=refusal):
+        train(pictures, options(), model=tiny_base, work=WorkFolder(output))
+    assert list(tmp_path.glob("cat*")) == [], "nothing is left of a lock"
+    train(pictures, options(steps=1), model=tiny_base, work=WorkFolder(output))
+
+
+def test_the_command_refuses_while_another_one_runs(tiny_model, pictures, tmp_path, capsys) -> None:
+    output = tmp_path / "new" / "cat.safetensors"
+    line = arguments(tiny_model, pictures, output, "--steps", "1", "--quiet")
+    with WorkFolder(output).locked():
+        assert command.main(line) == 1
+    error = capsys.readouterr().err
+    assert f"another training is writing it (process {os.getpid()})" in error
+    assert error.count("\n") == 1
+    assert not output.parent.exists(), "nor the folder that was made for it"
+
+
 def test_other_pictures_are_refused(tiny_base, pictures, tmp_path) -> None:
     work = WorkFolder(tmp_path / "cat.safetensors")
     interrupted(pictures, tiny_base, work, 3)
     shutil.copy(pictures / "0.png", pictures / "2.png")
     with pytest.raises(TrainingError, match=r"pictures \(changed since\)"):
         train(pictures, options(), model=tiny_base, work=work, resume=True)
+
+
+def test_what_a_base_model_brings_along_is_part_of_the_training(
+    tiny_base, tiny_model, pictures, tmp_path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    base = replace(tiny_base, folder=folder)
+    work = WorkFolder(tmp_path / "cat.safetensors")
+    interrupted(pictures, base, work, 3)
+    other = replace(base, scheduler={**base.scheduler, "prediction_type": "epsilon"})
+    with pytest.raises(TrainingError, match=r"other settings: noise_schedule \(changed since\)"):
+        train(pictures, options(), model=other, work=work, resume=True)
+    with open(folder / "captions.txt", "a") as captions:
+        captions.write("a photo of a dog\n")
+    with pytest.raises(TrainingError, match=r"other settings: captions \(changed since\)"):
+        train(pictures, options(), model=base, work=work, resume=True)
 
 
 def test_without_resume_an_unfinished_training_is_dropped_and_told(tiny_base, pictures, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,25 +11,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from perfusion.errors import ModelError
-from perfusion.pocket.tokenizer import build_tokenizer
 from perfusion.training.segment import segment
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    tiny_clip: tuple[Any, dict[str, Any], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    tokenizer = build_tokenizer(["cat", "dog"], context_length=12)
-    text = {
-        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "max_position_embeddings": 12, "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 16, "patch_size": 4,
-    }  # fmt: skip
+    tokenizer, text, vision = tiny_clip
+    vision = vision | {"num_hidden_layers": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CLIPSegForImageSegmentation(

@@ -23,6 +23,8 @@ UNET_NAMES = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",  # SDXL's
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 UNET_RESNET = {
     "norm1": "in_layers.0",
@@ -64,32 +66,158 @@ def original_unet_name(name: str, layers: int, attention: set[int]) -> str:
     return f"{place}.{UNET_RESNET.get(head, head) if 'resnets' in name else head}.{tail}"
 
 
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+OPENCLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+OPENCLIP |= {"self_attn.out_proj": "attn.out_proj"}
+OPENCLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+
+
 def original_vae_name(name: str, levels: int) -> str:
     name = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", name)
     name = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", name)
     name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
     name = re.sub(r"up_blocks\.(\d)", lambda match: f"up.{levels - 1 - int(match[1])}", name)
+    if "mid_block.attentions.0" in name:
+        name = name.replace("mid_block.attentions.0", "mid.attn_1")
+        for ours, theirs in VAE_ATTENTION.items():
+            name = name.replace(f".{ours}.", f".{theirs}.")
     return name.replace(".resnets", ".block").replace("upsamplers.0", "upsample")
 
 
-def to_original(pipeline: Any) -> Tensors:
-    """A pipeline of Stable Diffusion 1.x as one checkpoint."""
-    layers, attention = pipeline.unet.config.layers_per_block, {0, 1}
-    levels = len(pipeline.vae.config.block_out_channels)
+def vae_to_original(vae: Any) -> Tensors:
+    """Attention was a convolution of one pixel there."""
+    levels = len(vae.config.block_out_channels)
+    return {
+        f"first_stage_model.{original_vae_name(name, levels)}": (
+            value[:, :, None, None] if ".attentions." in name and value.ndim == 2 else value
+        )
+        for name, value in vae.state_dict().items()
+    }
+
+
+def openclip(encoder: Any) -> Tensors:
+    """A text encoder as OpenCLIP has it: query, key and value in one matrix, the projection transposed."""
+    state = {name.removeprefix("text_model."): value for name, value in encoder.state_dict().items()}
+    found = {theirs: state.pop(ours) for ours, theirs in OPENCLIP_ENDS.items()}
+    if "text_projection.weight" in state:
+        found["text_projection"] = state.pop("text_projection.weight").T
+    for kind in ("weight", "bias"):
+        for layer in range(encoder.config.num_hidden_layers):
+            rows = [state.pop(f"encoder.layers.{layer}.self_attn.{part}_proj.{kind}") for part in "qkv"]
+            found[f"transformer.resblocks.{layer}.attn.in_proj_{kind}"] = torch.cat(rows)
+    for name, value in state.items():
+        _, _, layer, rest = name.split(".", 3)
+        part, _, kind = rest.rpartition(".")
+        found[f"transformer.resblocks.{layer}.{OPENCLIP[part]}.{kind}"] = value
+    return found
+
+
+def prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def to_original(pipeline: Any, kind: str = "sd15") -> Tensors:
+    """A pipeline of Stable Diffusion 1.x, 2.x or XL as one checkpoint."""
+    unet, encoder = pipeline.unet, pipeline.text_encoder
+    attention = {at for at, block in enumerate(unet.config.up_block_types) if block.startswith("CrossAttn")}
     tensors = {
-        f"model.diffusion_model.{original_unet_name(name, layers, attention)}": value
-        for name, value in pipeline.unet.state_dict().items()
+        f"model.diffusion_model.{original_unet_name(name, unet.config.layers_per_block, attention)}": value
+        for name, value in unet.state_dict().items()
     }
-    tensors |= {
-        f"first_stage_model.{original_vae_name(name, levels)}": value
-        for name, value in pipeline.vae.state_dict().items()
-    }
-    tensors |= {
-        f"cond_stage_model.transformer.text_model.{name}": value
-        for name, value in pipeline.text_encoder.state_dict().items()
-    }
+    tensors |= vae_to_original(pipeline.vae)
+    if kind == "sd21":  # its last layer is left out by diffusers, which reads the one before
+        tensors |= prefixed("cond_stage_model.model.", openclip(encoder))
+        tensors["cond_stage_model.model.transformer.resblocks.23.ln_1.bias"] = torch.ones(1)
+        tensors["cond_stage_model.model.text_projection"] = torch.eye(encoder.config.hidden_size)
+    elif kind == "sdxl":
+        first = {name.removeprefix("text_model."): value for name, value in encoder.state_dict().items()}
+        tensors |= prefixed("conditioner.embedders.0.transformer.text_model.", first)
+        tensors |= prefixed("conditioner.embedders.1.model.", openclip(pipeline.text_encoder_2))
+    else:
+        tensors |= prefixed("cond_stage_model.transformer.text_model.", encoder.state_dict())
     return {name: value.half().contiguous() for name, value in tensors.items()}
+
+
+def build_tiny_sd2() -> Any:
+    """Of 2.x's form: OpenCLIP's text encoder, linear layers around the attention, a velocity predicted."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    pipeline = build_pipeline("tiny", seed=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        settings = dict(pipeline.unet.config) | {"use_linear_projection": True}
+        pipeline.unet = UNet2DConditionModel.from_config(settings).eval()
+        settings = dict(pipeline.vae.config) | {"mid_block_add_attention": True}
+        pipeline.vae = AutoencoderKL.from_config(settings).eval()
+        text = pipeline.text_encoder.config
+        text.hidden_act = "gelu"
+        pipeline.text_encoder = CLIPTextModel(text).eval()
+    pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def others(
+    tiny_xl_pipeline: Any, tiny_xl_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Path, Path]]:
+    """Checkpoint, settings and the folder with the same weights, of 2.x and of XL."""
+    root, found = tmp_path_factory.mktemp("others"), {}
+    sd2 = root / "sd2"
+    pipeline = build_tiny_sd2()
+    pipeline.save_pretrained(sd2)
+    (sd2 / "perfusion.json").write_text('{"family": "tiny2"}')
+    for kind, made, folder in (("sd21", pipeline, sd2), ("sdxl", tiny_xl_pipeline, tiny_xl_model)):
+        checkpoint, settings = root / f"{kind}.safetensors", root / f"{kind}-settings"
+        safetensors.torch.save_file(to_original(made, kind), checkpoint)
+        shutil.copytree(folder, settings, ignore=shutil.ignore_patterns("*.safetensors", "captions.txt"))
+        found[kind] = (checkpoint, settings, folder)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sd21", "sdxl"])
+def test_checkpoints_of_2_and_xl_are_the_folders_they_were_made_from(others, kind):
+    checkpoint, settings, folder = others[kind]
+    assert check_single_file(checkpoint) == kind
+    base, expected = load_base(checkpoint, config=settings), load_base(folder)
+    assert base.fingerprint == expected.fingerprint
+    assert base.family == expected.family
+    assert dict(base.scheduler) == dict(expected.scheduler)
+    for part, other in zip(base.parts, expected.parts, strict=True):
+        state = other.state_dict()
+        assert part.state_dict().keys() == state.keys()
+        for name, value in part.state_dict().items():
+            assert torch.equal(value, state[name].half().float()), name
+    if kind == "sd21":
+        assert base.scheduler["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("sd21", "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"),
+        ("sdxl", "conditioner.embedders.1.model.text_projection"),
+        ("sdxl", "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias"),
+        ("sdxl", "model.diffusion_model.label_emb.0.2.bias"),
+    ],
+)
+def test_a_part_that_2_or_xl_miss_is_named(others, tmp_path, kind, name):
+    checkpoint, settings, _ = others[kind]
+    path = change(checkpoint, tmp_path / "model.safetensors", **{name.replace(".", "__"): None})
+    with pytest.raises(ModelError, match=r"miss(es)? (tensors that the settings|\d tensors)"):
+        load_base(path, config=settings)
+
+
+def test_the_unet_of_a_checkpoint_can_be_held_in_16_bits(checkpoint, settings, tiny_base):
+    base = load_base(checkpoint, config=settings, unet_dtype=torch.float16)
+    assert [part.dtype for part in base.parts] == [torch.float16, torch.float32, torch.float32]
+    assert base.fingerprint == tiny_base.fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +256,11 @@ def test_opening_a_checkpoint_says_nothing(checkpoint, settings, capfd, caplog):
     assert not caplog.records
 
 
-def test_the_train_command_takes_a_checkpoint_and_its_settings(
-    checkpoint, settings, tiny_model, tmp_path, monkeypatch
-):
+def test_the_train_command_takes_a_checkpoint_and_its_settings(checkpoint, settings, tiny_model, tmp_path):
     from PIL import Image
 
     from perfusion.concept import Concept
 
-    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "pictures/1.png")
     output = tmp_path / "cat.safetensors"

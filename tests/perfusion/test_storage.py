@@ -92,10 +92,30 @@ def test_the_word_of_a_base_with_one_text_encoder_keeps_16_bits(make_concept):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_dual_and_energy_keep_every_bit(concept, storage):
+def test_dual_and_energy_keep_every_bit_but_for_24_of_the_dual_in_int8(concept, storage):
     read = Concept.from_bytes(concept.to_bytes(storage))
-    np.testing.assert_array_equal(read.dual, concept.dual)
     np.testing.assert_array_equal(read.energy, concept.energy)
+    step = 2**-22 * abs(concept.dual).max(axis=1, keepdims=True)  # at most, and half of it is lost at most
+    assert (abs(read.dual - concept.dual) <= (step / 2 if storage == "int8" else 0)).all()
+
+
+def test_the_24_bits_of_a_dual_are_what_the_format_page_says(concept):
+    stored = safetensors.numpy.load(concept.to_bytes("int8"))
+    assert {name: stored[name].dtype.name for name in ("dual", "dual.fine", "dual.scale")} == {
+        "dual": "int16", "dual.fine": "int8", "dual.scale": "float32",
+    }  # fmt: skip
+    integers = 256 * stored["dual"].astype(np.int64) + stored["dual.fine"]
+    assert stored["dual.scale"].shape == (2, 1)
+    assert (np.frexp(stored["dual.scale"])[0] == 0.5).all(), "powers of two"
+    np.testing.assert_array_equal(
+        Concept.from_bytes(concept.to_bytes("int8")).dual, integers * stored["dual.scale"]
+    )
+    assert (abs(integers).max(axis=1) > 2**21).all() and abs(integers).max() <= 32767 * 256
+
+
+def test_an_int8_file_of_the_first_writers_has_a_dual_in_float32_and_is_read(concept):
+    whole = {"dual": concept.dual, "dual.fine": None, "dual.scale": None}
+    np.testing.assert_array_equal(Concept.from_bytes(rebuilt(concept, **whole)).dual, concept.dual)
 
 
 def test_similarities_do_not_change_with_the_storage_and_the_projection_hardly(make_concept):
@@ -105,7 +125,8 @@ def test_similarities_do_not_change_with_the_storage_and_the_projection_hardly(m
     encodings = np.random.default_rng(1).normal(size=(50, 64)) + 1
     for storage in ("float16", "int8"):
         read = Concept.from_bytes(concept.to_bytes(storage))
-        np.testing.assert_array_equal(similarity(encodings, read.dual), similarity(encodings, concept.dual))
+        moved = similarity(encodings, read.dual) - similarity(encodings, concept.dual)
+        assert abs(moved).max() <= (1e-6 if storage == "int8" else 0)
         exact = project(encodings, concept.direction, concept.dual, concept.energy)
         found = project(encodings, read.direction, read.dual, read.energy)
         assert np.linalg.norm(found - exact) < 1e-3 * np.linalg.norm(exact)
@@ -205,13 +226,31 @@ def test_the_table_of_sizes_on_the_format_page_is_true(make_concept, base, words
         ({"target_values": np.ones(1280, np.int8)}, r"'target_values' of \(1280,\)"),
         (
             {"target_values": np.ones((2, 1280), np.float32)},
-            "'target_values.scale' belongs to no int8 tensor",
+            "'target_values.scale' belongs to no int8 or int16 tensor",
         ),
-        ({"target_keys": None}, "'target_keys.scale' belongs to no int8 tensor 'target_keys'"),
-        ({"x.scale": np.ones((2, 1), np.float32)}, "'x.scale' belongs to no int8 tensor 'x'"),
-        ({".scale": np.ones((2, 1), np.float32)}, "'.scale' belongs to no int8 tensor ''"),
+        ({"target_keys": None}, "'target_keys.scale' belongs to no int8 or int16 tensor 'target_keys'"),
+        ({"x.scale": np.ones((2, 1), np.float32)}, "'x.scale' belongs to no int8 or int16 tensor 'x'"),
+        ({".scale": np.ones((2, 1), np.float32)}, "'.scale' belongs to no int8 or int16 tensor ''"),
         ({"direction": np.ones((2, 8), np.int8)}, "'direction' is int8, expected floating-point"),
-        ({"dual": np.ones((2, 8), np.int8)}, "'dual' is int8, expected float32"),
+        ({"dual": np.ones((2, 8), np.int8)}, "'dual' is int8, expected float32 or int16"),
+        ({"dual": np.ones((2, 8), np.float16)}, "'dual' is float16, expected float32 or int16"),
+        ({"dual.fine": None}, "'dual' is int16 and lacks 'dual.fine' of int8"),
+        (
+            {"dual.fine": np.ones((2, 7), np.int8)},
+            "'dual' is int16 and lacks 'dual.fine' of int8 in the same shape",
+        ),
+        ({"dual.fine": np.ones((2, 8), np.int16)}, "'dual.fine' of int8"),
+        ({"dual.scale": None}, "'dual' is int16 and lacks 'dual.scale'"),
+        ({"dual.scale": np.full((2, 1), np.inf, np.float32)}, "a scale that is not a positive number"),
+        ({"dual": np.ones((2, 8), np.float32)}, r"'dual\.\w+' belongs to no int"),
+        (
+            {"direction.fine": np.ones((2, 8), np.int8)},
+            "'direction.fine' belongs to no int16 tensor 'direction'",
+        ),
+        (
+            {"target_values": np.ones((2, 1280), np.int16)},
+            "'target_values' is int16, which only 'dual' may be",
+        ),
         ({"energy": np.ones(2, np.float16)}, "'energy' is float16, expected float32"),
     ],
 )

@@ -20,11 +20,6 @@ from perfusion.training.prompts import check_superclass
 from perfusion.training.start import superclass_encoding
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))
-
-
 def config(**options: Any) -> TrainingConfig:
     usual = {"superclass": "cat", "steps": 4, "batch_size": 2, "crops": 2, "masks": "none"}
     return TrainingConfig(**(usual | options))
@@ -267,8 +262,13 @@ def test_command_counts_padding_when_asked(
     [
         ({"--images": "nowhere"}, "no such folder"),
         ({"--superclass": "zebra"}, "has never seen 'zebra'"),
-        ({"--output": "."}, "is a folder; --output expects a file name"),
-        ({"--output": "/dev/null"}, "is not an ordinary file; --output expects a file name"),
+        ({"--output": "."}, "is a folder, expected the name of a file"),
+        ({"--output": "/dev/null"}, "is not an ordinary file. Choose a file name"),
+        ({"--output": "cat.jpg"}, "neither a .safetensors file nor a .png picture"),
+        (
+            {"--output": f"{'out' * 100}.png"},
+            "out.png: file name too long",
+        ),
         ({"--model": "nowhere"}, "no such folder"),
         ({"--token": "cat"}, "expected"),
     ],

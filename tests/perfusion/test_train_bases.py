@@ -10,22 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from perfusion.attention import installed, key_projections
 from perfusion.base import BaseModel, guidance_embedding, load_base, token_embedding
 from perfusion.concept import Concept
-from perfusion.errors import ExportError, TrainingError
+from perfusion.errors import TrainingError
 from perfusion.training import TrainingConfig, train_concept
+from perfusion.training.draw import draw
 from perfusion.training.loop import predict
 from perfusion.training.objective import Noising
 from perfusion.training.prompts import TEMPLATES, as_tensors, check_superclass, input_ids
 from perfusion.training.start import concept_prompt, start_edit, start_embeddings, superclass_encoding
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))
 
 
 def config(**options: Any) -> TrainingConfig:
@@ -223,14 +219,20 @@ def test_a_consistency_model_trains_at_its_guidance_scale(consistency_model, pic
     assert torch.equal(seen[0], guidance_embedding(8.5, 12).expand(2, -1))
 
 
-def test_what_bundles_cannot_describe_yet_is_not_exported(consistency_model, tiny_xl_model, tmp_path):
-    from perfusion.export import export_bundle
-
-    with pytest.raises(ExportError, match=r"reads the guidance scale .*no bundle describes yet"):
-        export_bundle(consistency_model, tmp_path / "bundle")
-    with pytest.raises(ExportError, match=r"two text encoders \(tinyxl\), which no bundle describes yet"):
-        export_bundle(tiny_xl_model, tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
+def test_a_consistency_model_draws_while_training_as_diffusers_pipeline_does(consistency_model, pictures):
+    base = load_base(consistency_model)
+    concept = train_concept(pictures, config(steps=1), model=base)
+    drawn = draw(base, concept, ["a cat", "a dog"], [0, 1], num_inference_steps=4)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(
+        consistency_model, scheduler=None, safety_checker=None, feature_extractor=None, local_files_only=True
+    )
+    pipeline.register_modules(scheduler=LCMScheduler.from_pretrained(consistency_model / "scheduler"))
+    pipeline.set_progress_bar_config(disable=True)
+    for prompt, seed, found in (("a cat", 0, drawn[0]), ("a dog", 1, drawn[1])):
+        generator = torch.Generator().manual_seed(seed)
+        options = {"num_inference_steps": 4, "guidance_scale": 8.5, "output_type": "np"}
+        wanted = pipeline(prompt, generator=generator, **options).images[0]
+        assert np.abs(np.asarray(found) / 255 - wanted).max() < 0.01
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

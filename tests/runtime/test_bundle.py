@@ -124,11 +124,12 @@ def test_a_listed_path_out_of_the_folder_is_not_even_opened(bundle_copy):
         ("unet/in_channels", 9, "the UNet reads 9 channels and the latents have 4"),
         ("vae/scaling_factor", 0, "expected a finite number above 0"),
         ("vae/scaling_factor", float("nan"), "expected a finite number"),
-        ("text_encoders", [{}, {}], "has 2 text encoders"),
+        ("text_encoders", [{}, {}, {}], "has 3 text encoders"),
         ("text_encoders/0/eos_token_id", 840, "expected an id below 840"),
         ("scheduler/prediction_type", "sample", "prediction_type is 'sample'"),
         ("scheduler/beta_start", DELETE, "has no 'beta_start'"),
-        ("scheduler/rescale_betas_zero_snr", True, "'rescale_betas_zero_snr' is set"),
+        ("scheduler/thresholding", True, "'thresholding' is set"),
+        ("scheduler/sampler", "unipc", "'sampler' is 'unipc', expected one of ddim, euler"),
         ("scheduler/clip_sample", 1, "'clip_sample' is 1, expected true or false"),
         ("defaults/width", 33, "the default width is 33, expected a multiple of 8"),
         ("defaults", 3, "'defaults' is 3, expected an object"),
@@ -181,3 +182,86 @@ def test_sample_concepts_are_found_by_name_and_files_by_path(bundle_copy: Path, 
     assert bundle.find_concept(own) == own
     with pytest.raises(ConceptError, match=r"cat: no such file, and no sample .*; there is school-bus"):
         bundle.find_concept("cat")
+
+
+def test_what_a_bundle_leaves_open_has_its_meaning(bundle):
+    assert bundle.text_encoders == (bundle.text_encoder,)
+    assert (bundle.text_encoder.name, bundle.text_encoder.output) == ("text_encoder", "last_hidden_state")
+    assert bundle.text_encoder.pooled_output is None and bundle.text_encoder.tokenizer is None
+    assert not bundle.unet.conditions and not bundle.force_zeros_for_empty_prompt
+    assert bundle.decoder.encoder == bundle.folder / "vae_encoder.onnx"
+
+
+def second_encoder(folder: Path) -> dict[str, Any]:
+    first = json.loads((folder / "bundle.json").read_bytes())["text_encoders"][0]
+    return {**first, "hidden_size": 8, "output": "penultimate_hidden_state", "pooled_output": "text_embeds"}
+
+
+def test_two_text_encoders_and_further_conditions_are_read(bundle_copy):
+    first = json.loads((bundle_copy / "bundle.json").read_bytes())["text_encoders"][0]
+    edit(bundle_copy, "text_encoders", [{**first, "hidden_size": 8}, second_encoder(bundle_copy)])
+    edit(bundle_copy, "unet/conditions", {"text_embeds": 40, "time_ids": 6})
+    edit(bundle_copy, "force_zeros_for_empty_prompt", True)
+    edit(bundle_copy, "scheduler/sampler", "dpmpp_2m")
+    edit(bundle_copy, "scheduler/use_karras_sigmas", True)
+    edit(bundle_copy, "scheduler/rescale_betas_zero_snr", True)
+    edit(bundle_copy, "vae/latent_rgb", {"weight": [[0.5, 0, -1]] * 4, "bias": [0, 0.25, 1]})
+    bundle = read_bundle(bundle_copy)
+    assert [one.name for one in bundle.text_encoders] == ["text_encoder", "text_encoder_2"]
+    assert bundle.text_encoders[1].pooled_output == "text_embeds"
+    assert bundle.unet.conditions == {"text_embeds": 40, "time_ids": 6}
+    assert bundle.force_zeros_for_empty_prompt and bundle.noise_model.rescale_betas_zero_snr
+    assert bundle.defaults.scheduler == "dpmpp_2m_karras"
+    assert bundle.decoder.latent_rgb is not None
+    assert bundle.decoder.latent_rgb.weight.shape == (4, 3)
+    assert bundle.decoder.latent_rgb.bias.tolist() == [0, 0.25, 1]
+
+
+@pytest.mark.parametrize("sampler, name", [("euler", "euler_karras"), ("ddim", "ddim"), ("lcm", "lcm")])
+def test_karras_levels_are_for_the_samplers_that_know_them(bundle_copy, sampler, name):
+    edit(bundle_copy, "scheduler/sampler", sampler)
+    edit(bundle_copy, "scheduler/use_karras_sigmas", True)
+    assert read_bundle(bundle_copy).defaults.scheduler == name
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        (
+            "unet/conditions",
+            {"text_embeds": 40},
+            "asks for pooled text encodings, and 0 text encoders give them",
+        ),
+        ("unet/conditions", {"time_ids": 5}, "asks for 5 sizes, and this version gives 6"),
+        (
+            "unet/conditions",
+            {"pose": 4},
+            "the UNet asks for pose, and this version knows text_embeds, time_ids",
+        ),
+        (
+            "vae/latent_rgb",
+            {"weight": [[1, 2, 3]], "bias": [0, 0, 0]},
+            "'weight' is .*a list of 4 lists of 3",
+        ),
+        (
+            "vae/latent_rgb",
+            {"weight": [[1, 2]] * 4, "bias": [0, 0, 0]},
+            r"'weight\[0\]' is .*a list of 3 numbers",
+        ),
+        ("vae/latent_rgb", {"weight": [[1, 2, "x"]] * 4, "bias": [0, 0, 0]}, r"'weight\[0\]\[2\]' is 'x'"),
+        ("scheduler/use_karras_sigmas", 3, "'use_karras_sigmas' is 3, expected true or false"),
+        ("text_encoders/0/tokenizer", "nothing.json", "not among its 'files'"),
+    ],
+)
+def test_a_wrong_value_of_what_may_be_left_out_is_named(bundle_copy, path, value, message):
+    edit(bundle_copy, path, value)
+    with pytest.raises(BundleError, match=message):
+        read_bundle(bundle_copy)
+
+
+def test_text_encoders_that_read_prompts_of_other_lengths_do_not_belong_together(bundle_copy):
+    first = json.loads((bundle_copy / "bundle.json").read_bytes())["text_encoders"][0]
+    other = {**second_encoder(bundle_copy), "context_length": 64}
+    edit(bundle_copy, "text_encoders", [{**first, "hidden_size": 8}, other])
+    with pytest.raises(BundleError, match="read prompts of 64 and 77 tokens"):
+        read_bundle(bundle_copy)

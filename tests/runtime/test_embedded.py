@@ -9,7 +9,7 @@ from PIL import Image
 
 from perfusion import Concept
 from perfusion.pocket import bundle_path, model_path
-from perfusion.runtime import Runtime, read_bundle
+from perfusion.runtime import SCHEDULERS, Runtime, read_bundle
 
 PROMPT = "a photo of a bus on a beach"
 SAMPLES = ("gold-hat", "pink-cake", "school-bus")
@@ -55,6 +55,31 @@ def test_draws_what_diffusers_draws(runtime: Runtime) -> None:
     settings: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 3.0}
     theirs = pipeline(PROMPT, generator=torch.Generator().manual_seed(3), **settings).images[0]
     ours = runtime.generate(PROMPT, seed=3, **settings)
+    error = ((pixels(ours) - pixels(theirs)) ** 2).mean()
+    assert 10 * np.log10(255**2 / max(error, 1e-12)) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers, numpy 2
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_draws_what_diffusers_draws_with_every_scheduler(runtime: Runtime, name: str) -> None:
+    import diffusers
+    import torch
+
+    classes = {
+        "ddim": diffusers.DDIMScheduler, "euler": diffusers.EulerDiscreteScheduler,
+        "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
+        "dpmpp_2m": diffusers.DPMSolverMultistepScheduler, "heun": diffusers.HeunDiscreteScheduler,
+        "lcm": diffusers.LCMScheduler,
+    }  # fmt: skip
+    pipeline: Any = diffusers.StableDiffusionPipeline.from_pretrained(model_path(), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    base = name.removesuffix("_karras")
+    karras = {"use_karras_sigmas": True} if base != name else {}
+    pipeline.scheduler = classes[base].from_config(pipeline.scheduler.config, **karras)
+    settings: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 3.0}
+    theirs = pipeline(PROMPT, generator=torch.Generator().manual_seed(3), **settings).images[0]
+    ours = runtime.generate(PROMPT, seed=3, scheduler=name, **settings)
     error = ((pixels(ours) - pixels(theirs)) ** 2).mean()
     assert 10 * np.log10(255**2 / max(error, 1e-12)) >= 40
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from perfusion.commands import generate as command
 from perfusion.commands.generate import main
-from perfusion.runtime import Runtime
+from perfusion.runtime import SCHEDULERS, Runtime
 
 
 @pytest.fixture
@@ -63,6 +64,40 @@ def test_the_kind_of_gates_reaches_the_picture(generate, runtime, make_concept):
     raw, gram = (np.asarray(runtime.generate("a <cat>", gates=gates)) for gates in ("raw", "gram"))
     np.testing.assert_array_equal(read("out.png"), gram)
     assert not np.array_equal(raw, gram)
+
+
+def test_the_schedulers_offered_are_those_there_are():
+    assert list(SCHEDULERS) == list(command._SCHEDULERS)
+
+
+def test_a_picture_is_drawn_over_where_the_mask_is_light(generate, runtime):
+    levels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(levels).save("in.png")
+    Image.fromarray(levels[..., 0]).save("mask.png")
+    assert generate(
+        "--image", "in.png", "--mask", "mask.png", "--image-strength", "0.5", "--guidance-rescale", "0.7",
+        "--scheduler", "dpmpp_2m_karras", "--memory", "low",
+    ) == 0  # fmt: skip
+    expected = runtime.generate(
+        "a cat",
+        image="in.png",
+        mask="mask.png",
+        image_strength=0.5,
+        guidance_rescale=0.7,
+        scheduler="dpmpp_2m_karras",
+    )
+    np.testing.assert_array_equal(read("out.png"), np.asarray(expected))
+
+
+def test_a_prompt_is_explained_as_a_table_and_as_a_heat_map(generate, runtime, make_concept, capsys):
+    make_concept().save("cat.safetensors")
+    runtime.load_concept("cat.safetensors")
+    assert generate("--concept", "cat.safetensors", "--explain", "heat.png", "--json", prompt="a <cat>") == 0
+    out, err = capsys.readouterr()
+    expected = runtime.explain("a <cat>")
+    assert json.loads(out)["explanation"] == expected.as_dict()
+    assert expected.text() in err
+    np.testing.assert_array_equal(read("heat.png"), np.asarray(expected.picture()))
 
 
 def test_several_pictures_are_numbered_and_have_their_own_seeds(generate, runtime, capsys):
@@ -147,7 +182,9 @@ def test_a_concept_is_a_path_and_perhaps_settings(generate, monkeypatch, spec, p
         (["--output", "out.bmp"], "'out.bmp' does not end in one of .png, .jpg, .jpeg, .webp"),
         (["--output", "out"], "'out' does not end in"),
         (["--scheduler", "dpm"], "invalid choice: 'dpm'"),
-        (["--provider", "trt"], "invalid choice: 'trt'"),
+        (["--provider", "rocm"], "invalid choice: 'rocm'"),
+        (["--memory", "much"], "'much' is neither auto nor low nor a number of gigabytes"),
+        (["--explain", "heat.txt"], "'heat.txt' does not end in .png"),
         (["--seed", "1.5"], "invalid int value"),
         (["--stpes", "3"], "unrecognized arguments"),
     ],
@@ -175,15 +212,19 @@ def test_help_and_version_are_0(capsys):
         (["--concept", "cat.safetensors", "--concept", "cat.safetensors"], "<cat> is loaded already"),
         (["--concept", "cat.safetensors:temperature=0"], "temperature is 0.0, expected a finite number above 0"),
         (["--concept", "cat.safetensors:strength=nan"], "strength is nan"),
-        (["--prompt", "cat " * 100], "has 100 tokens, and the model reads 75"),
+        (["--prompt", "cat " * 1300], "has 1300 tokens, expected at most 1200"),
         (["--width", "33"], "width is 33, expected a multiple of 8"),
         (["--width", str(8 * 10**30)], "expected at most 16384 pixels"),
         (["--height", str(2**63)], "expected at most 16384 pixels"),
-        (["--threads", "100000000"], "threads is 100000000, expected at most 1024"),
+        (["--threads", "100000000"], "threads is 100000000, expected a whole number from 1 to 1024"),
         (["--steps", "0"], "number of steps is 0"),
+        (["--image", "nothing.png"], "nothing.png cannot be read as a picture: no such file"),
+        (["--mask", "nothing.png"], "nothing.png cannot be read as a picture"),
+        (["--image-strength", "0.5"], "an image strength and no image"),
+        (["--guidance-rescale", "2"], "guidance rescale is 2.0, expected a number from 0 to 1"),
         (["--seed", "-1"], "seed is -1"),
         (["--seed", str(2**32 - 1), "--count", "2"], f"seed is {2**32}"),
-        (["--output", "folder.png"], "folder.png cannot be written"),
+        (["--output", "folder.png"], "folder.png is a folder, expected the name of a file"),
         (["--output", "cat.safetensors/out.png"], "out.png cannot be written"),
     ],
 )  # fmt: skip

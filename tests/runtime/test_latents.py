@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from perfusion.runtime.latents import initial_noise
+from perfusion.runtime.latents import NoiseStream, initial_noise
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**32 - 1])
@@ -25,3 +25,11 @@ def test_noise_is_normal():
 def test_a_handful_of_numbers_is_noise_too():
     assert initial_noise(0, (1, 4, 1, 1)).shape == (1, 4, 1, 1)
     assert not np.array_equal(initial_noise(0, (4,)), initial_noise(1, (4,)))
+
+
+@pytest.mark.parametrize("shapes", [[(1, 4, 8, 8)] * 3, [(1, 4, 7, 9), (17,), (1, 4, 16, 16), (1, 4, 7, 9)]])
+def test_a_stream_goes_on_as_torchs_generator_does(shapes):
+    generator, stream = torch.Generator().manual_seed(5), NoiseStream(5)
+    for shape in shapes:
+        theirs = torch.randn(shape, generator=generator).numpy()
+        assert np.abs(stream.draw(shape) - theirs).max() < 3e-6

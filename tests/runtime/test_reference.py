@@ -69,6 +69,7 @@ def theirs(
     [
         {},
         {"guidance_scale": 1.0},
+        {"guidance_scale": 0.0},  # how turbo models are drawn, by the pages they come with
         {"guidance_scale": 7.5, "negative_prompt": "a dog at night"},
         {"num_inference_steps": 1},
         {"num_inference_steps": 13, "width": 48, "height": 24},
@@ -190,6 +191,10 @@ def test_a_concept_is_the_formula_in_every_layer(
 ):
     concept = make_concept(rows=rows)
     call = {**embeds(toy_pipeline, "a photo of", concept, "on a beach"), "guidance_scale": guidance_scale}
+    plain = encoded(toy_pipeline, "a photo of cat on a beach")
+    # a second row has the last padding of the prompt with one token less for its partner
+    plain = plain if rows == 1 else plain[:, [*range(4), 76, *range(4, 76)]]
+    call["prompt_embeds"] = strength * call["prompt_embeds"] + (1 - strength) * plain
     base = theirs(toy_pipeline, **call)
     with edited_model(toy_pipeline, bundle.unet.layers, [concept], strength):
         expected = theirs(toy_pipeline, **call)
@@ -236,6 +241,20 @@ def test_an_unloaded_token_is_plain_text_with_a_warning(runtime, toy_pipeline, m
     assert [record.getMessage() for record in caplog.records] == [
         "no concept named <cat> is loaded, so it is read as plain text"
     ]
+
+
+@pytest.mark.parametrize("lock", ["local", "global"])
+@pytest.mark.parametrize("superclass", ["cat", "teddy bear"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_strength_leads_from_the_superclass_to_the_concept_without_a_jump(
+    runtime, make_concept, lock, superclass, rows
+):
+    runtime.load_concept(make_concept(superclass=superclass, rows=rows))
+    for end in (0.0, 1.0):
+        runtime.set_concept("<cat>", strength=end)
+        there = drawn(runtime, PROMPT, lock=lock)
+        runtime.set_concept("<cat>", strength=abs(end - 1e-6))
+        assert distance(drawn(runtime, PROMPT, lock=lock), there) < 1e-5
 
 
 @pytest.mark.parametrize("lock", ["local", "global"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,18 +21,21 @@ from perfusion.concept import Concept
 from perfusion.errors import TrainingError
 from perfusion.scoring import Scorer
 from perfusion.training.config import TrainingConfig
+from perfusion.training.covariance import caption_file
 from perfusion.training.draw import draw
 from perfusion.training.judging import choose, find_scorer
 from perfusion.training.loop import Run, optimise
-from perfusion.training.parallel import world
+from perfusion.training.objective import Noising
+from perfusion.training.parallel import check_step, share, world
 from perfusion.training.pictures import find_pictures, load_picture
-from perfusion.training.placing import autocast_dtype, borrowed, open_base, pick_device
+from perfusion.training.placing import autocast_dtype, borrowed, open_base, pick_device, weight_sizes
 from perfusion.training.prompts import check_superclass, check_token
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.samples import Samples, encode_pictures, find_objects
+from perfusion.training.segment import check_segmenter
 from perfusion.training.selection import Selection
 from perfusion.training.start import start_edit
-from perfusion.training.state import identity_of
+from perfusion.training.state import Checkpoint, identity_of
 from perfusion.training.work_folder import WorkFolder
 
 __all__ = ["TrainingResult", "train", "train_concept"]
@@ -39,8 +43,7 @@ __all__ = ["TrainingResult", "train", "train_concept"]
 logger = logging.getLogger(__name__)
 
 Report = Callable[[int, float], None]
-"""Called after every step with the number of steps done and the loss."""
-T = TypeVar("T")
+"""Called after every step with the number of steps done and the running mean of the loss, see `Run.loss`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,35 +116,56 @@ def train(
     """
     if not world().main:
         report, say, picture = None, logger.debug, False
-    paths = find_pictures(Path(images))
-    pictures = [load_picture(path, "auto" if config.masks == "clipseg" else config.masks) for path in paths]
-    base = model if isinstance(model, BaseModel) else open_base(model, model_config, config)
+    with work.locked() if work is not None and world().main else nullcontext():
+        paths = find_pictures(Path(images))
+        masks = "auto" if config.masks == "clipseg" else config.masks
+        pictures = [load_picture(path, masks) for path in paths]
+        base = model if isinstance(model, BaseModel) else open_base(model, model_config, config)
+        subject = _check(base, config)
+        device = pick_device(config.device)
+        scorer = find_scorer(base, config, device, say) if world().main else None
+        keeper = _Keeper(base, config, paths, work)
+        saved = keeper.open(say) if resume else None
+        try:
+            with borrowed(base, device, lean=config.checkpointing):
+                if config.checkpointing or device.type == "cuda":
+                    say(_sizes(base, lean=config.checkpointing))
+                edit, keeper.super_encoding = start_edit(base, subject, config, say)
+                say(f"encoding {len(pictures)} pictures in {config.crops} variants each")
+                samples = encode_pictures(base, pictures, config, device)
+                run = Run.begin(edit.to(device).train(), config)
+                keeper.begin(run, saved, say)
+                check_step(run.step, device)
+                samples = find_objects(base, pictures, samples, subject, config, say)
+                with installed(base.unet):
+                    optimise(base, run, samples.latents, samples.masks, config, _after(keeper, run, report))
+                return _finished(base, keeper, run, samples, scorer, config, say, picture)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(_memory_advice(config)) from error
+
+
+def _check(base: BaseModel, config: TrainingConfig) -> tuple[list[int], ...]:
+    """Refuse now what would fail after minutes; the superclass's token ids for each text encoder."""
     check_token(base, config.token)
     subject = check_superclass(base, config.superclass)
-    device = pick_device(config.device)
-    scorer = find_scorer(base, config, device, say) if world().main else None
+    Noising.of(base)
+    share(range(config.batch_size))
+    if config.segmenter is not None:
+        check_segmenter(config.segmenter)
     if config.rows > 2:
         logger.warning("%d rows wrecked the backgrounds of small models; one is usually best", config.rows)
-    keeper = _Keeper(base, config, paths, work)
-    try:
-        with borrowed(base, device, lean=config.checkpointing):
-            edit, keeper.super_encoding = start_edit(base, subject, config, say)
-            say(f"encoding {len(pictures)} pictures in {config.crops} variants each")
-            samples = encode_pictures(base, pictures, config, device)
-            run = Run.begin(edit.to(device).train(), config)
-            keeper.begin(run, resume, say)
-            samples = find_objects(base, pictures, samples, subject, config, say)
+    return subject
 
-            def after(loss: float) -> None:
-                keeper.keep(run)
-                if report:
-                    report(run.step, loss)
 
-            with installed(base.unet):
-                optimise(base, run, samples.latents, samples.masks, config, after)
-            return _finished(base, keeper, run, samples, scorer, config, say, picture)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(_memory_advice(config)) from error
+def _after(keeper: _Keeper, run: Run, report: Report | None) -> Callable[[float], None]:
+    """What follows every step."""
+
+    def after(_: float) -> None:
+        keeper.keep(run)
+        if report:
+            report(run.step, run.loss)
+
+    return after
 
 
 def _finished(
@@ -154,6 +178,7 @@ def _finished(
     if scorer is not None and len(keeper.snapshots) > 1:
         say(f"drawing with {len(keeper.snapshots)} snapshots, to choose one")
         selection = choose(base, keeper.snapshots, samples, scorer, config)
+        say(selection.why)
         best = selection.best.step
         facts = {**concept.training, "chosen_step": str(best)}
         concept = replace(keeper.snapshots[best], training=facts)
@@ -178,26 +203,35 @@ class _Keeper:
         if work is not None:
             work.check()
             # the judge has no part in what is learned, and a large one would take long to read
-            self.identity = identity_of(replace(config, scorer=None), paths, base.fingerprint)
+            counted = replace(config, scorer=None, captions=caption_file(base, config.captions))
+            schedule = json.dumps(dict(base.scheduler), sort_keys=True, default=str)
+            self.identity = identity_of(counted, paths, base.fingerprint, noise_schedule=schedule)
 
-    def begin(self, run: Run, resume: bool, say: Callable[[str], None]) -> None:
-        """Bring the run to where the kept one stood, or make room for it."""
+    def open(self, say: Callable[[str], None]) -> Checkpoint | None:
+        """The state to go on from, checked; before anything expensive is done for another training's."""
         if self.work is None:
-            return
-        if not resume:
-            if world().main:
-                self.work.start_over(say)
-            return
+            return None
         saved = self.work.load_state(self.identity, free=("steps", "select", "scorer"))
         if saved is None:
             say(f"nothing to resume in {self.work.path}; beginning at the beginning")
-            return
-        run.restore(saved)
-        if run.step > self.config.steps:
+            return None
+        step = int(saved.facts["step"])
+        if step > self.config.steps:
             raise TrainingError(
-                f"{self.work.state_path}: the training that is kept has done {run.step} steps, and --steps asks for "
+                f"{self.work.state_path}: the training that is kept has done {step} steps, and --steps asks for "
                 f"{self.config.steps}; give as many or more, or start over without --resume"
             )
+        return saved
+
+    def begin(self, run: Run, saved: Checkpoint | None, say: Callable[[str], None]) -> None:
+        """Bring the run to where the kept one stood, or make room for it."""
+        if self.work is None:
+            return
+        if saved is None:
+            if world().main:
+                self.work.start_over(say)
+            return
+        run.restore(saved)
         self.snapshots = self.work.concepts(up_to=run.step)
         say(f"going on after step {run.step} of {self.config.steps}")
 
@@ -244,6 +278,13 @@ def as_concept(
         created_with=f"perfusion-edge {__version__}",
         training=facts,
     )
+
+
+def _sizes(base: BaseModel, *, lean: bool) -> str:
+    """What the weights take, which is what is known of the memory beforehand."""
+    sizes = weight_sizes(base, lean=lean)
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())
+    return f"weights during the steps: {sum(sizes.values()) / 1e9:.2f} GB ({parts}); activations come on top"
 
 
 def _memory_advice(config: TrainingConfig) -> str:

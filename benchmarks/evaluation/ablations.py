@@ -1,0 +1,147 @@
+"""Perfusion with one part of it taken away.
+
+What a training has to differ in is a subclass of the product's own edit, everything around it the product's own
+functions; the three kinds of gate are told apart by a name, which `edited` turns into what the UNet reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.evaluation.models import base_model, samples_of
+from perfusion.attention import installed
+from perfusion.concept import Concept
+from perfusion.pocket.subjects import Subject
+from perfusion.training import TrainingConfig, loop
+from perfusion.training.loop import Run, optimise
+from perfusion.training.prompts import check_superclass
+from perfusion.training.rank_one import Edit, RankOneEdit
+from perfusion.training.start import start_edit
+from perfusion.training.trainer import as_concept
+
+__all__ = ["EDITS", "edited", "train_variant"]
+
+Save = Callable[[Path], None]
+
+
+def edited(
+    kind: str, encodings: Tensor, dual: Tensor, direction: Tensor, places: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Encodings and gate of prompts with a concept of one row, without the logistic gate.
+
+    Args:
+        kind: `own-position`: the concept's own token is edited and no other; `similarity`: the gate is the similarity
+            itself, ROME's closed form.
+        encodings: (batch, tokens, text_dim).
+        dual, direction: (1, text_dim), w* and i*.
+        places: (batch,) where the concept's token stands.
+    """
+    similarity = encodings @ dual.T
+    projected = encodings - similarity * direction
+    if kind == "similarity":
+        return projected, similarity
+    spot = torch.zeros_like(similarity).scatter(1, places.view(-1, 1, 1), 1.0)
+    # the sum that is zero ties the gate to what is trained, which the loop expects of every gate
+    return torch.where(spot > 0, projected, encodings), spot + 0.0 * similarity
+
+
+class TrainedKeys(RankOneEdit):
+    """The target keys are learned like the target values, from the same start."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        start = self.target_keys
+        del self.target_keys
+        self.target_keys = nn.Parameter(start)
+
+
+class OtherGate(RankOneEdit):
+    """Another gate than the logistic one."""
+
+    kind = ""
+    places: Tensor = torch.zeros(0, dtype=torch.int64)
+
+    def forward(self, encodings: Tensor, concept: Tensor) -> Edit:
+        direction = self.follow(concept.float())
+        dual, _ = self.dual(direction)
+        states, gate = edited(self.kind, encodings.float(), dual, direction, self.places)
+        return Edit(encodings=states, gate=gate)
+
+
+class OwnPosition(OtherGate):
+    kind = "own-position"
+
+
+class SimilarityGate(OtherGate):
+    kind = "similarity"
+
+
+EDITS: dict[str, type[RankOneEdit]] = {
+    "trained-keys": TrainedKeys, "own-position": OwnPosition, "similarity-gate": SimilarityGate,
+}  # fmt: skip
+"""The variants that learn another edit; any other differs in its options only."""
+
+
+def train_variant(
+    context_plan: Any,
+    work: Path,
+    subject: Subject,
+    config: TrainingConfig,
+    variant: str,
+    keep: Callable[[int, Save], None],
+) -> None:
+    """Train as `perfusion.training.train` does, with the variant's edit; `keep` gets the concept at each checkpoint."""
+    base = base_model()
+    samples = samples_of(context_plan, work, subject)
+    if config.masks == "none":
+        samples = replace(samples, masks=torch.ones_like(samples.masks))
+    edit, encoding = start_edit(base, check_superclass(base, config.superclass), config, lambda line: None)
+    if variant in EDITS:
+        edit = _as_kind(edit, EDITS[variant])
+    run = Run.begin(edit.train(), config)
+    if isinstance(edit, TrainedKeys):
+        run.optimiser.add_param_group({"params": [edit.target_keys], "lr": config.lr_values})
+
+    def after(loss: float) -> None:
+        if run.step in context_plan.checkpoints or run.step == config.steps:
+            keep(run.step, _saving(as_concept(base, edit, encoding, config, {"steps": str(run.step)})))
+
+    with installed(base.unet), _knowing_places(edit):
+        optimise(base, run, samples.latents, samples.masks, config, after)
+
+
+def _saving(concept: Concept) -> Save:
+    return lambda folder: concept.save(folder / "concept.safetensors")
+
+
+def _as_kind(edit: RankOneEdit, kind: type[RankOneEdit]) -> RankOneEdit:
+    """The same edit as another class of it."""
+    return kind(
+        embeddings=list(edit.embeddings), direction=edit.direction, target_keys=edit.target_keys,
+        target_values=edit.target_values.detach(), inverse_moment=edit.inverse_moment, bias=edit.bias,
+        temperature=edit.temperature, decay=edit.decay, gradient=edit.gradient,
+    )  # fmt: skip
+
+
+@contextmanager
+def _knowing_places(edit: RankOneEdit) -> Iterator[None]:
+    """Tell an edit that asks for it where the concept's token stands in the prompts it is about to read."""
+    if not isinstance(edit, OtherGate):
+        yield
+        return
+    original = loop.condition_batch
+
+    def condition_batch(base: Any, edit: Any, prompts: Any, chosen: Any, *rest: Any) -> Any:
+        edit.places = torch.tensor([prompts[index].last for index in sorted(set(chosen))])
+        return original(base, edit, prompts, chosen, *rest)
+
+    with mock.patch.object(loop, "condition_batch", condition_batch):
+        yield

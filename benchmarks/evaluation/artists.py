@@ -1,0 +1,233 @@
+"""Who draws: the product's runtime for concept files, diffusers' pipeline for everything else, from the same noise."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks.evaluation.ablations import edited
+from benchmarks.evaluation.merging import merged_projections
+from benchmarks.evaluation.methods import Method, Setting
+from benchmarks.evaluation.models import base_model, drawing_runtime, own_copy, pipeline_of
+from benchmarks.evaluation.plan import Plan
+from perfusion.attention import install
+from perfusion.concept import Concept
+from perfusion.errors import RequestError
+from perfusion.pocket.subjects import Subject
+from perfusion.runtime.latents import initial_noise
+from perfusion.training.prompts import as_tensors, input_ids
+
+__all__ = ["Artist", "Job", "PipelineArtist", "RuntimeArtist", "artist_for"]
+
+BATCH = 8
+Trained = Mapping[Subject, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One picture: a prompt in the method's own words."""
+
+    text: str
+    seed: int
+    setting: Setting
+
+
+class Artist(Protocol):
+    """Draws with the weights of one method."""
+
+    def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        """One picture a job."""
+        ...
+
+    def close(self) -> None:
+        """Leave everything that is shared as it was."""
+        ...
+
+
+def artist_for(method: Method | None, trained: Trained, settings: Sequence[Setting], plan: Plan) -> Artist:
+    """The artist of a method with weights of one or two subjects; without a method the base model's pipeline."""
+    steps = plan.num_inference_steps
+    if method is None:
+        return PipelineArtist(pipeline_of(base_model()), steps)
+    if method.artist == "runtime":
+        return RuntimeArtist(method, trained, settings, steps)
+    if method.fixed_gate:
+        ((subject, folder),) = trained.items()
+        return GateArtist(method.name, subject, folder, steps)
+    with _quietly():
+        return PipelineArtist(_loaded(method, trained), steps)
+
+
+class RuntimeArtist:
+    """Every setting is a word of its own, so that several of them are drawn in one call."""
+
+    def __init__(
+        self, method: Method | None, trained: Trained, settings: Sequence[Setting], steps: int
+    ) -> None:
+        self.runtime, self.steps, self.tokens = drawing_runtime(), steps, list[str]()
+        for subject, folder in trained.items():
+            assert method is not None
+            for setting in settings:
+                token = method.word(subject, setting)
+                self.runtime.load_concept(folder / "concept.safetensors", token=token, bias=setting.bias)
+                self.tokens.append(token)
+
+    def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        pictures: list[Image.Image | None] = [None] * len(jobs)
+        for lock in dict.fromkeys(job.setting.lock for job in jobs):
+            rows = [row for row, job in enumerate(jobs) if job.setting.lock == lock]
+            drawn = self.runtime.generate(
+                [jobs[row].text for row in rows], seed=[jobs[row].seed for row in rows],
+                num_inference_steps=self.steps, lock=lock or None,
+            )  # fmt: skip
+            for row, picture in zip(rows, drawn, strict=True):
+                pictures[row] = picture
+        return [picture for picture in pictures if picture is not None]
+
+    def close(self) -> None:
+        for token in self.tokens:
+            self.runtime.unload_concept(token)
+
+
+class PipelineArtist:
+    """diffusers' StableDiffusionPipeline, with what a method has changed about its parts."""
+
+    def __init__(self, pipeline: Any, steps: int) -> None:
+        self.pipeline, self.steps = pipeline, steps
+
+    def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        pictures: list[Image.Image] = []
+        for start in range(0, len(jobs), BATCH):
+            part = jobs[start : start + BATCH]
+            pictures += self.pipeline(
+                latents=noise_of([job.seed for job in part]), num_inference_steps=self.steps,
+                guidance_scale=base_model().guidance_scale, **self.conditions([job.text for job in part]),
+            ).images  # fmt: skip
+        return pictures
+
+    def conditions(self, texts: Sequence[str]) -> dict[str, Any]:
+        """What the pipeline is told of the prompts."""
+        return {"prompt": list(texts)}
+
+    def close(self) -> None:
+        pass
+
+
+class GateArtist(PipelineArtist):
+    """A concept whose gate is another than the logistic one, which no runtime has."""
+
+    def __init__(self, kind: str, subject: Subject, folder: Path, steps: int) -> None:
+        unet = own_copy(base_model().unet)
+        install(unet)
+        super().__init__(pipeline_of(base_model(), unet), steps)
+        self.kind, self.token = kind, subject.token
+        self.concept = Concept.load(folder / "concept.safetensors")
+
+    @torch.no_grad()
+    def conditions(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Encodings with the edit where a prompt holds the word, and gates that are closed in the unguided rows."""
+        parts = [self._row(text) for text in texts]
+        states, gates = (torch.stack(column) for column in zip(*parts, strict=True))
+        empty = self._row("")[0].expand_as(states)
+        gate = torch.cat([torch.zeros_like(gates), gates])
+        keys, values = self.concept.target_keys, self.concept.target_values
+        return {
+            "prompt_embeds": states, "negative_prompt_embeds": empty,
+            "cross_attention_kwargs": {
+                "key_gate": gate, "value_gate": gate, "concept_keys": torch.from_numpy(np.array(keys)),
+                "concept_values": torch.from_numpy(np.array(values)),
+            },
+        }  # fmt: skip
+
+    def _row(self, text: str) -> tuple[Tensor, Tensor]:
+        """(tokens, text_dim) and (tokens, 1) of one prompt."""
+        base, named = base_model(), self.token in text
+        words = [base.vocab_size] if named else []
+        prompt = input_ids(base, text.replace(self.token, "{}", 1) if named else text + "{}", [words])
+        table = [torch.from_numpy(np.array(self.concept.embeddings[0]))]
+        hidden = base.encode(as_tensors([prompt], torch.device("cpu")), table).hidden.float()
+        if not named:
+            return hidden[0], hidden.new_zeros(hidden.shape[1], 1)
+        dual, direction = (
+            torch.from_numpy(np.array(one)) for one in (self.concept.dual, self.concept.direction)
+        )
+        states, gate = edited(self.kind, hidden, dual, direction, torch.tensor([prompt.last]))
+        return states[0], gate[0]
+
+
+def noise_of(seeds: Sequence[int]) -> Tensor:
+    """The noise that pictures of these seeds start from, as the runtime draws it. (pictures, channels, h, w)."""
+    unet = base_model().unet.config
+    shape = (1, int(unet.in_channels), int(unet.sample_size), int(unet.sample_size))
+    return torch.from_numpy(np.concatenate([initial_noise(seed, shape) for seed in seeds]))
+
+
+def _loaded(method: Method, trained: Trained) -> Any:
+    """A pipeline with a baseline's weights, by diffusers' own loaders where there are some."""
+    base = base_model()
+    if len(trained) > 1 and not method.combines:
+        raise RequestError(f"{method.name} cannot put two separately trained subjects into one picture")
+    if method.name == "textual-inversion":
+        pipeline = _pipeline_with_words(base.unet)
+        for subject, folder in trained.items():
+            pipeline.load_textual_inversion(
+                load_file(folder / "learned_embeds.safetensors"), token=subject.token
+            )
+        return pipeline
+    unet = own_copy(base.unet)
+    if method.name.startswith("lora"):
+        pipeline, names = pipeline_of(base, unet), list[str]()
+        for subject, folder in trained.items():
+            names.append(subject.name.replace("-", "_"))
+            pipeline.load_lora_weights(folder, adapter_name=names[-1])
+        pipeline.set_adapters(names)
+        return pipeline
+    if method.name == "custom-diffusion":
+        states = {s: load_file(f / "custom_diffusion.safetensors") for s, f in trained.items()}
+        words = {subject: state.pop("modifier_token").float() for subject, state in states.items()}
+        unet.load_state_dict(merged_projections(base, states, words), strict=False)
+        pipeline = _pipeline_with_words(unet)
+        for subject, word in words.items():
+            pipeline.load_textual_inversion({subject.token: word}, token=subject.token)
+        return pipeline
+    ((_, folder),) = trained.items()
+    state = load_file(folder / "diffusion_pytorch_model.fp16.safetensors")
+    unet.load_state_dict({name: value.float() for name, value in state.items()})
+    return pipeline_of(base, unet)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """diffusers and transformers tell at every load that a text encoder has no adapter, and how new words begin; peft
+    warns of a second adapter, which is what a pair is made of."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    before = [(part, part.get_verbosity()) for part in (of_diffusers, of_transformers)]
+    try:
+        for part, _ in before:
+            part.set_verbosity_error()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            yield
+    finally:
+        for part, level in before:
+            part.set_verbosity(level)
+
+
+def _pipeline_with_words(unet: Any) -> Any:
+    """A pipeline whose tokenizer and text encoder may be given new words."""
+    base = base_model()
+    return pipeline_of(
+        base, unet, text_encoder=own_copy(base.text_encoder), tokenizer=own_copy(base.tokenizer)
+    )

@@ -1,0 +1,197 @@
+"""The stage that measures: what the judge sees in every picture, and how far the plain superclass has drifted.
+
+Kept are embeddings and answers, a few hundred numbers a picture; the report makes its figures from them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.evaluation.cutting import as_array, cut, object_masks, overlap
+from benchmarks.evaluation.drawing import BASES, drawing_path, drawing_units, read_drawn
+from benchmarks.evaluation.methods import METHODS, Method
+from benchmarks.evaluation.models import judge
+from benchmarks.evaluation.plan import Plan, pictures_of, subject_named
+from benchmarks.evaluation.units import Context, Unit
+from perfusion.files import writing
+from perfusion.pocket.sprites import held_out_atlas
+from perfusion.pocket.subjects import Subject, only
+from perfusion.pocket.world import Taste, World
+
+__all__ = [
+    "Measured",
+    "measure_pictures",
+    "measuring_units",
+    "own_embeddings",
+    "read_measured",
+    "render_subject",
+    "target_path",
+]
+
+Array = NDArray[np.float32]
+SECONDS = 0.08
+RENDER_SEED = 911
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """What the judge says of some pictures; the arrays have a row each."""
+
+    rows: tuple[dict[str, Any], ...]
+    """As in `Drawn`."""
+    whole: Array
+    """(n, 128) embeddings of whole pictures, of length one."""
+    objects: Array
+    """(n, nouns, 128) embeddings of the object alone, for each noun that was asked for; (n, 0, 128) where none was."""
+    nouns: Array
+    """(n, 24) logits."""
+    places: tuple[str, ...]
+    colours: tuple[str, ...]
+    distance: Array
+    """(n,) root mean square difference from the base model's picture, of 255 levels; NaN where there is none."""
+
+    def seen(self, row: int, count: int = 1) -> tuple[str, ...]:
+        """The likeliest nouns of a picture."""
+        from perfusion.pocket.judge import NOUN_NAMES
+
+        return tuple(NOUN_NAMES[index] for index in np.argsort(-self.nouns[row])[:count])
+
+
+def measuring_units(methods: Sequence[Method], subjects: Sequence[str], plan: Plan) -> list[Unit]:
+    """One for every file of drawings, and one for every subject's own pictures."""
+    units = [
+        Unit(path=target_path(name), cost=5 + 0.3 * plan.renders, call=measure_subject, arguments=(name,))
+        for name in subjects
+    ]
+    for unit in drawing_units(methods, subjects, plan):
+        whom, kind, _ = unit.path.name.split(".")
+        path = Path("measure") / unit.path.relative_to("draw")
+        arguments = (unit.path.parent.name, whom, kind)
+        units.append(Unit(path=path, cost=0.15 * unit.cost, call=measure_drawn, arguments=arguments))
+    return units
+
+
+def target_path(subject: str) -> Path:
+    """Of what is known of a subject's own pictures, relative to the work folder."""
+    return Path("measure") / "subjects" / f"{subject}.npz"
+
+
+def measure_pictures(
+    pictures: NDArray[np.uint8],
+    rows: Sequence[dict[str, Any]],
+    nouns: Sequence[str],
+    before: NDArray[np.uint8] | None = None,
+) -> Measured:
+    """Judge pictures, whole and for each noun cut to its object.
+
+    Args:
+        before: (n, …) the base model's pictures, for the distance.
+    """
+    verdict = judge()([Image.fromarray(one) for one in pictures])
+    cuts = [
+        judge()(
+            [cut(one, mask) for one, mask in zip(pictures, object_masks(pictures, noun), strict=True)]
+        ).embeddings
+        for noun in nouns
+    ]
+    distance = np.full(len(pictures), np.nan)
+    if before is not None:
+        distance = np.sqrt(np.square(pictures.astype(np.float64) - before).mean((1, 2, 3)))
+    return Measured(
+        rows=tuple(rows), whole=verdict.embeddings, nouns=verdict.nouns, places=verdict.place, colours=verdict.colour,
+        objects=np.stack(cuts, 1) if cuts else np.empty((len(pictures), 0, verdict.embeddings.shape[1]), np.float32),
+        distance=distance.astype(np.float32),
+    )  # fmt: skip
+
+
+def measure_drawn(context: Context, name: str, whom: str, kind: str) -> None:
+    """One file of drawings."""
+    drawn, nouns, before = read_drawn(context.work / drawing_path(name, whom, kind)), list[str](), None
+    if name in BASES:
+        nouns = [noun.replace("-", " ") for noun in whom.split("+")]
+    else:
+        nouns = [subject_named(one).noun for one in whom.split("+")]
+    if kind == "plain" and name not in BASES:
+        artist = next(method.artist for method in METHODS if method.name == name)
+        base = next(base for base, engine in BASES.items() if engine == artist)
+        original = read_drawn(context.work / drawing_path(base, nouns[0], "plain"))
+        known = {(row["prompt"], row["seed"]): at for at, row in enumerate(original.rows)}
+        before = original.pictures[[known[row["prompt"], row["seed"]] for row in drawn.rows]]
+    found = measure_pictures(drawn.pictures, drawn.rows, nouns, before)
+    _write(context.work / drawing_path(name, whom, kind, "measure"), found)
+
+
+def measure_subject(context: Context, name: str) -> None:
+    """A subject's five pictures with their true masks, and true pictures that nobody has seen, with found ones."""
+    subject, plan = subject_named(name), context.plan
+    own, own_whole = own_embeddings(context, subject)
+    renders, true, rows = render_subject(subject, plan)
+    found = object_masks(renders, subject.noun)
+    rendered = measure_pictures(renders, rows, [subject.noun])
+    exact = judge()([cut(one, mask) for one, mask in zip(renders, true, strict=True)]).embeddings
+    extra = {
+        "own": own,
+        "own_whole": own_whole,
+        "exact": exact,
+        "overlap": np.array([overlap(a, b) for a, b in zip(found, true, strict=True)], np.float32),
+    }
+    _write(context.work / target_path(name), rendered, extra)
+
+
+def own_embeddings(context: Context, subject: Subject) -> tuple[Array, Array]:
+    """Of a subject's five pictures, (5, 128): cut to the object by their true masks, and whole."""
+    folder = pictures_of(context.work, subject)
+    own = as_array([Image.open(path) for path in sorted(folder.glob("*.png"))])
+    masks = [Image.open(path).convert("L") for path in sorted(folder.glob("masks/*.png"))]
+    levels = [np.asarray(mask, np.float32) / np.float32(255) for mask in masks]
+    objects = judge()([cut(one, mask) for one, mask in zip(own, levels, strict=True)]).embeddings
+    return objects, judge()([Image.fromarray(one) for one in own]).embeddings
+
+
+def render_subject(subject: Subject, plan: Plan) -> tuple[NDArray[np.uint8], Array, list[dict[str, Any]]]:
+    """True pictures of a subject in the places of the prompts, their masks (n, height, width), and what they show."""
+    rng, size = random.Random(RENDER_SEED), 128
+    places = [prompt.place for prompt in plan.prompts if prompt.kind in ("scene", "background")]
+    world = World(
+        only(held_out_atlas(), subject.noun, subject.style), size=size, backdrops=4, seed=RENDER_SEED
+    )
+    taste = Taste(size=(0.6, 0.85), spread=0.08, recoloured=0.0)
+    scenes = [
+        world.sample(rng, taste, noun=subject.noun, place=places[number % len(places)])
+        for number in range(plan.renders)
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RENDER_SEED)
+        pictures, masks = world.render([replace(scene) for scene in scenes])
+    levels = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    rows = [{"caption": scene.caption, "place": scene.place} for scene in scenes]
+    return levels, masks[:, 0].numpy(), rows
+
+
+def read_measured(path: Path) -> tuple[Measured, dict[str, Array]]:
+    """What a unit of this stage wrote, and the arrays that only a subject's file has."""
+    with np.load(path) as arrays:
+        texts = json.loads(str(arrays["texts"]))
+        numbers = {name: arrays[name] for name in arrays.files if name != "texts"}
+    own: dict[str, Any] = {name: numbers.pop(name) for name in ("whole", "objects", "nouns", "distance")}
+    own |= {name: tuple(texts[name]) for name in ("rows", "places", "colours")}
+    return Measured(**own), numbers
+
+
+def _write(path: Path, found: Measured, extra: dict[str, Array] | None = None) -> None:
+    texts = {"rows": found.rows, "places": found.places, "colours": found.colours}
+    arrays: dict[str, Any] = {
+        name: getattr(found, name) for name in ("whole", "objects", "nouns", "distance")
+    }
+    with writing(path) as file:
+        np.savez_compressed(file, texts=np.array(json.dumps(texts)), **(arrays | (extra or {})))

@@ -1,0 +1,141 @@
+"""The methods that are compared: rows of data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from benchmarks.evaluation.baselines import IDENTIFIER
+from benchmarks.evaluation.plan import Plan
+from perfusion.errors import RequestError
+from perfusion.pocket.subjects import Subject
+
+__all__ = ["METHODS", "Method", "Setting", "chosen_methods", "trainings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a concept is used in drawing; the baselines have nothing to turn."""
+
+    lock: str = ""
+    bias: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """ "local 0.75"; empty for a baseline."""
+        return f"{self.lock} {self.bias:g}" if self.lock else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of the table."""
+
+    name: str
+    title: str
+    group: str
+    """`perfusion`, `ablation` or `baseline`."""
+    rates: tuple[float, ...]
+    """The grid: learning rates, or for Perfusion factors of its own two."""
+    seconds_per_step: float
+    """Of one free core, for the time that is left."""
+    training: str = ""
+    """Whose weights are drawn with, where another method has trained them; empty: its own."""
+    options: tuple[tuple[str, object], ...] = ()
+    """Of `TrainingConfig`, for ablations."""
+    tuned: bool = True
+    """Whether rate and step are those that the tuning found; else the product's defaults."""
+    artist: str = "pipeline"
+    """What draws: the product's `runtime`, or diffusers' `pipeline`."""
+    combines: str = ""
+    """How two separately trained subjects come into one picture; empty: they cannot."""
+    fixed_gate: bool = False
+    slides: bool = False
+    """Whether it is drawn with several biases, and not with the default one alone."""
+
+    @property
+    def source(self) -> str:
+        """The training whose weights are drawn with."""
+        return self.training or self.name
+
+    def settings(self, plan: Plan) -> tuple[Setting, ...]:
+        """What it is drawn with, the default first."""
+        if self.group == "baseline" or self.fixed_gate:
+            return (Setting(),)
+        if not self.slides:
+            return (Setting(lock="local", bias=DEFAULT_BIAS),)
+        local = [DEFAULT_BIAS, *(bias for bias in plan.biases if bias != DEFAULT_BIAS)]
+        if self.group == "ablation":
+            return tuple(
+                Setting(lock="local", bias=bias) for bias in local if bias in (0.6, DEFAULT_BIAS, 0.9)
+            )
+        return tuple(
+            Setting(lock=lock, bias=bias)
+            for lock, biases in (("local", local), ("global", plan.global_biases))
+            for bias in biases
+        )
+
+    def seeds(self, plan: Plan) -> int:
+        """Drawings of each prompt."""
+        return plan.ablation_seeds if self.group == "ablation" else plan.seeds
+
+    def word(self, subject: Subject, setting: Setting) -> str:
+        """What stands for the subject in a prompt."""
+        if self.artist == "runtime":
+            return f"<{subject.name}-{setting.lock}-{setting.bias:g}>"
+        if self.name in ("textual-inversion", "own-position", "similarity-gate"):
+            return subject.token
+        if self.name == "custom-diffusion":
+            return f"{subject.token} {subject.noun}"
+        return f"{IDENTIFIER} {subject.noun}"
+
+
+DEFAULT_BIAS = 0.75
+"""Of a concept file as it is written."""
+_FACTORS = (0.33, 1.0, 3.0)
+
+
+def _ours(name: str, title: str, group: str = "ablation", **fields: object) -> Method:
+    known = {"rates": (), "seconds_per_step": 0.32, "tuned": False, "artist": "runtime"} | fields
+    return Method(name=name, title=title, group=group, **known)  # type: ignore[arg-type]
+
+
+METHODS = (
+    _ours("perfusion", "Perfusion, as shipped", "perfusion", combines="both files are loaded", slides=True),
+    _ours("perfusion-tuned", "Perfusion, tuned like the others", "perfusion", rates=_FACTORS, tuned=True,
+          combines="both files are loaded"),
+    _ours("unselected", "Perfusion without selection", training="perfusion", slides=True),
+    _ours("trained-keys", "keys trained instead of locked", slides=True),
+    _ours("no-mask", "without masks", options=(("masks", "none"),)),
+    _ours("own-position", "no gate: only the concept's own token is edited", fixed_gate=True, artist="pipeline"),
+    _ours("similarity-gate", "ROME's gate: the similarity itself", fixed_gate=True, artist="pipeline"),
+    _ours("two-rows", "two rows", options=(("rows", 2),)),
+    Method(name="textual-inversion", title="Textual Inversion", group="baseline", rates=(0.002, 0.006, 0.02),
+           seconds_per_step=0.34, combines="both words are loaded"),
+    Method(name="lora-values-1", title="LoRA, rank 1, cross-attention values", group="baseline",
+           rates=(0.001, 0.003, 0.01), seconds_per_step=0.3, combines="both adapters are added"),
+    Method(name="lora-4", title="LoRA, rank 4, all attention", group="baseline", rates=(0.0003, 0.001, 0.003),
+           seconds_per_step=0.45, combines="both adapters are added"),
+    Method(name="custom-diffusion", title="Custom Diffusion", group="baseline", rates=(0.0003, 0.001, 0.003),
+           seconds_per_step=0.3, combines="its authors' merging in closed form"),
+    Method(name="dreambooth", title="DreamBooth", group="baseline", rates=(0.00003, 0.0001, 0.0003),
+           seconds_per_step=0.42),
+    Method(name="dreambooth-prior", title="DreamBooth with prior pictures", group="baseline",
+           rates=(0.00003, 0.0001, 0.0003), seconds_per_step=0.42),
+)  # fmt: skip
+
+
+def chosen_methods(names: Iterable[str] | None) -> tuple[Method, ...]:
+    """All, or those of these names, in the table's order. Raises `RequestError` for a name that is none of them."""
+    if names is None:
+        return METHODS
+    wanted, known = set(names), [method.name for method in METHODS]
+    unknown = sorted(wanted - set(known))
+    if unknown:
+        raise RequestError(f"there is no method {unknown[0]!r}; choose among {', '.join(known)}")
+    return tuple(method for method in METHODS if method.name in wanted)
+
+
+def trainings(methods: Iterable[Method]) -> tuple[Method, ...]:
+    """The methods whose weights the given ones need, each once."""
+    by_name = {method.name: method for method in METHODS}
+    return tuple(dict.fromkeys(by_name[method.source] for method in methods))

@@ -1,0 +1,97 @@
+"""The models of a process, each opened once: the base model, the runtime, the judges, a diffusers pipeline."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.evaluation.plan import Plan, pictures_of
+from perfusion.base import BaseModel, load_base
+from perfusion.pocket import scorer_path
+from perfusion.pocket.judge import Judge
+from perfusion.pocket.subjects import Subject
+from perfusion.runtime import Runtime
+from perfusion.scoring import OnnxScorer
+from perfusion.training import TrainingConfig
+from perfusion.training.pictures import find_pictures, load_picture
+from perfusion.training.samples import Samples, encode_pictures
+
+__all__ = [
+    "base_model",
+    "config_of",
+    "drawing_runtime",
+    "judge",
+    "pipeline_of",
+    "samples_of",
+    "scorer",
+    "threads",
+]
+
+
+def threads() -> int:
+    """What this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+@functools.cache
+def base_model() -> BaseModel:
+    """The embedded model, frozen. Nobody changes it: whoever trains its weights takes a copy."""
+    return load_base(None)
+
+
+@functools.cache
+def drawing_runtime() -> Runtime:
+    """The embedded bundle."""
+    return Runtime(threads=threads())
+
+
+@functools.cache
+def judge() -> Judge:
+    return Judge(threads=threads())
+
+
+@functools.cache
+def scorer() -> OnnxScorer:
+    return OnnxScorer(scorer_path(), threads=threads())
+
+
+def pipeline_of(base: BaseModel, unet: Any = None, **parts: Any) -> Any:
+    """diffusers' pipeline around the base model's parts, or around others in their place."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    scheduler: Any = DDIMScheduler.from_config(dict(base.scheduler))
+    own = {"text_encoder": base.text_encoder, "tokenizer": base.tokenizer}
+    pipeline: Any = StableDiffusionPipeline(
+        unet=base.unet if unet is None else unet, vae=base.vae, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False, **(own | parts),
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def own_copy(part: Any) -> Any:
+    """A copy that may be trained or changed."""
+    made: torch.nn.Module = copy.deepcopy(part)
+    return made
+
+
+def config_of(plan: Plan, subject: Subject, pictures: Path, **options: Any) -> TrainingConfig:
+    """Perfusion's options for this plan: what is not said is the product's default."""
+    known: dict[str, Any] = {
+        "superclass": subject.noun, "token": subject.token, "masks": pictures / "masks", "steps": plan.steps,
+        "batch_size": plan.batch_size, "crops": plan.crops, "save_every": plan.save_every,
+    }  # fmt: skip
+    return TrainingConfig(**(known | options))
+
+
+def samples_of(plan: Plan, work: Path, subject: Subject) -> Samples:
+    """A subject's pictures as every method learns them: the same crops, mirrored ones and masks."""
+    folder = pictures_of(work, subject)
+    config = config_of(plan, subject, folder)
+    pictures = [load_picture(path, config.masks) for path in find_pictures(folder)]
+    return encode_pictures(base_model(), pictures, config, torch.device("cpu"))

@@ -1,0 +1,228 @@
+"""docs/evaluation.md: sentences and tables with the numbers filled in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.evaluation.figures import Interval, interval
+from benchmarks.evaluation.findings import BYTES_FACTOR, Verdict, verdicts
+from benchmarks.evaluation.methods import METHODS, Method
+from benchmarks.evaluation.plan import Plan
+from benchmarks.evaluation.prose import (
+    ABLATIONS,
+    FRONT,
+    INTRODUCTION,
+    LEAKAGE,
+    MEASURES,
+    PAIRS,
+    PICTURES,
+    TABLE,
+    TUNING,
+)
+from benchmarks.evaluation.results import Point, Results, difference
+
+__all__ = ["BY_HAND", "page"]
+
+BY_HAND = "## Reading"
+"""What follows this heading is written by people and kept when the page is made anew."""
+PAIRS_BAR = 0.6
+
+Chosen = Mapping[str, Any]
+
+
+def page(results: Results, plan: Plan, chosen: Chosen, methods: Sequence[Method]) -> str:
+    """The page up to `BY_HAND`; a part that nothing was measured for is left out."""
+    introduction = INTRODUCTION.format(subjects=len(results.base), prompts=len(plan.prompts), plan=plan)
+    parts = [
+        introduction, _answer(results), _table(results), _front(results), _pairs(results), _ablations(results),
+        _leakage(results), _measures(results, plan), _tuning(plan, chosen), _pictures(methods),
+    ]  # fmt: skip
+    return "\n".join(part.strip("\n") + "\n" for part in parts if part) + "\n"
+
+
+def _answer(results: Results) -> str:
+    lines, found = list[str](), verdicts(results)
+    counting, larger = ([one for one in found if one.counts is small] for small in (True, False))
+    if counting:
+        above = _names([verdict for verdict in counting if not verdict.is_below])
+        lines.append(
+            f"- Of the {len(counting)} baselines of at most {BYTES_FACTOR} times its bytes, "
+            f"{sum(verdict.is_below for verdict in counting)} lie below the front of one Perfusion file"
+            + (f"; above or beyond it: {above}." if above else ".")
+        )
+    if larger:
+        under = [verdict for verdict in larger if verdict.is_below]
+        names = f": {_names(under)}" if under else ""
+        lines.append(f"- Of the {len(larger)} larger ones, {len(under)} lie below it{names}.")
+    own = results.default("perfusion")
+    if own:
+        same = all(row["drift"] == 0 for row in own.figures.values())
+        how = f"{own.of('drift').mean:.2f} of 255 levels away from the base model's"
+        how = "bit for bit as without it" if same else how
+        lines.append(f"- With a Perfusion file loaded the plain superclass is drawn {how}.")
+    best = _best_pair(results)
+    if best:
+        share, base = best.of("both"), interval([row["both"] for row in results.base_pairs.values()])
+        reached = "reached" if share.mean >= PAIRS_BAR else "not reached"
+        lines.append(
+            f"- Two concepts in one picture are both recognised in {share.mean:.0%} of the pictures "
+            f"({share.low:.0%}–{share.high:.0%}) at {best.setting.label}, the best setting for pairs, which was "
+            f"picked on these very pictures; the base model's pairs of plain nouns in {base.mean:.0%}. "
+            f"The aim of {PAIRS_BAR:.0%} is {reached}."
+        )
+    return "## Answer\n\n" + "\n".join(lines) if lines else ""
+
+
+def _table(results: Results) -> str:
+    if not results.points:
+        return ""
+    shown = [results.default(method.name) for method in METHODS if method.group != "ablation"]
+    lines = [_row(results, point) for point in shown if point is not None]
+    base = {key: _over(results.base, key) for key in ("place", "noun", "both", "colour")}
+    lines.append(f"| *the base model, plain noun* | | | 0 | 1 | | {_cells(base)} | 0 |")
+    image, noun = _over(results.truth, "image"), _over(results.truth, "noun")
+    lines.append(f"| *true pictures of the subject* | | | {image.text()} | | | | {_percent(noun)} | | | |")
+    return TABLE + "\n".join(lines)
+
+
+def _row(results: Results, point: Point) -> str:
+    facts = results.facts[point.method.name]
+    similarities = " | ".join(point.of(key).text() for key in ("image", "text", "harmonic"))
+    shares = _cells({key: point.of(key) for key in ("place", "noun", "both", "colour")})
+    return (
+        f"| {_title(point)} | {facts['bytes']:,.0f} | {facts['core_seconds']:.0f} | {similarities} | {shares} | "
+        f"{point.of('drift').mean:.2f} |"
+    )
+
+
+def _front(results: Results) -> str:
+    lines = []
+    for verdict in verdicts(results):
+        margin = "the front ends before it" if math.isinf(verdict.margin) else f"{verdict.margin:+.2f}"
+        lines.append(
+            f"| {verdict.point.method.title} | {verdict.times_bytes:,.1f} | {_yes(verdict.is_below)} | "
+            f"{verdict.confidence:.0%} | {margin} |"
+        )
+    return FRONT + "\n".join(lines) if lines else ""
+
+
+def _pairs(results: Results) -> str:
+    if not results.pairs:
+        return ""
+    best, lines, seen = _best_pair(results), list[str](), set[str]()
+    for point in results.pairs:
+        if point.method.name in seen and point is not best:
+            continue
+        seen.add(point.method.name)
+        lines.append(
+            f"| {_title(point)} | {point.method.combines} | {point.of('both').percent()} | "
+            f"{point.of('image').text()} | {point.of('lesser').text()} |"
+        )
+    base = _over(results.base_pairs, "both")
+    lines.append(f"| *the base model, plain nouns* | | {base.percent()} | | |")
+    cannot = [method.title for method in METHODS if method.group == "baseline" and not method.combines]
+    lines.append(
+        f"\nNot in the table: {', '.join(cannot)}. Two separately trained full models cannot be put together."
+    )
+    return PAIRS + "\n".join(lines)
+
+
+def _ablations(results: Results) -> str:
+    names = dict.fromkeys(point.method.name for point in results.points if point.method.group == "ablation")
+    if "unselected" not in names or len(names) < 2:
+        return ""
+    lines = []
+    for name in names:
+        point = results.default(name)
+        assert point is not None
+        change = "" if name == "unselected" else _signed(difference(results, name, "unselected", "harmonic"))
+        similarities = " | ".join(point.of(key).text() for key in ("image", "text", "harmonic"))
+        shares = _cells({key: point.of(key) for key in ("place", "noun")})
+        lines.append(f"| {point.method.title} | {similarities} | {change} | {shares} |")
+    selected = difference(results, "perfusion", "unselected", "harmonic")
+    if selected:
+        lines.append(
+            f"\nSelection of the step, as shipped, against the last step: {_signed(selected)} in the harmonic mean."
+        )
+    return ABLATIONS + "\n".join(lines)
+
+
+def _leakage(results: Results) -> str:
+    if not results.leakage:
+        return ""
+    rows, lines = list(results.leakage.values()), list[str]()
+    for kind, title in (("renders", "true pictures, true masks"), ("drawings", "own drawings, found masks")):
+        locked, trained = ([row[kind][name] for row in rows] for name in ("unselected", "trained-keys"))
+        plain = [row[kind]["base"] for row in rows if "base" in row[kind]]
+        gap = interval([100 * (b - a) for a, b in zip(locked, trained, strict=True)])
+        word = f"{interval(plain).mean:.1%}" if plain else ""
+        lines.append(
+            f"| {title} | {word} | {interval(locked).mean:.1%} | {interval(trained).mean:.1%} | "
+            f"{gap.mean:+.1f} ({gap.low:+.1f} to {gap.high:+.1f}) points |"
+        )
+    evenly = interval([row["background"] for row in rows]).mean
+    return LEAKAGE.format(evenly=f"{evenly:.0%}") + "\n".join(lines)
+
+
+def _measures(results: Results, plan: Plan) -> str:
+    looks = sum(prompt.keeps_look for prompt in plan.prompts)
+    return MEASURES.format(
+        found=_over(results.truth, "image").text(), exact=_over(results.truth, "image_exact").text(),
+        overlap=_over(results.truth, "overlap").text(), looks=looks, others=len(plan.prompts) - looks,
+        engines=f"{results.engines:.0f}",
+    )  # fmt: skip
+
+
+def _tuning(plan: Plan, chosen: Chosen) -> str:
+    lines = []
+    for method in (method for method in METHODS if method.name in chosen):
+        found = chosen[method.name]
+        rates = ", ".join(f"{rate:g}" for rate in method.rates)
+        lines.append(
+            f"| {method.title} | {rates} | {found['rate']:g} | {found['steps']} | {_yes(found['at_edge'])} |"
+        )
+    steps = ", ".join(map(str, plan.checkpoints))
+    return (
+        TUNING.format(checkpoints=steps, prompts=len(plan.tuning_prompts)) + "\n".join(lines) if lines else ""
+    )
+
+
+def _pictures(methods: Sequence[Method]) -> str:
+    return PICTURES + "\n".join(
+        f"- [{method.title}](pictures/evaluation-{method.name}.png)" for method in methods
+    )
+
+
+def _best_pair(results: Results) -> Point | None:
+    points = [point for point in results.pairs if point.method.name == "perfusion"]
+    return max(points, key=lambda point: point.of("both").mean, default=None)
+
+
+def _over(figures: Mapping[str, Mapping[str, float]], key: str) -> Interval:
+    return interval([row[key] for row in figures.values() if key in row])
+
+
+def _names(found: Sequence[Verdict]) -> str:
+    return ", ".join(verdict.point.method.title for verdict in found)
+
+
+def _title(point: Point) -> str:
+    return point.method.title + (f" ({point.setting.label})" if point.setting.label else "")
+
+
+def _cells(shares: Mapping[str, Interval]) -> str:
+    return " | ".join(_percent(share) for share in shares.values())
+
+
+def _percent(found: Interval) -> str:
+    return "" if math.isnan(found.mean) else f"{100 * found.mean:.0f} %"
+
+
+def _signed(found: Interval | None) -> str:
+    return "" if found is None else f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"

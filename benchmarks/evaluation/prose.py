@@ -1,0 +1,108 @@
+"""The words of docs/evaluation.md around its numbers; `page` fills in what is in braces."""
+
+INTRODUCTION = """# Evaluation
+
+*Made by `python -m benchmarks.evaluation`. Every number below, with those of every subject, is in
+`benchmarks/records/evaluation-*.json`.*
+
+{subjects} subjects that the embedded model has never seen, five pictures each. Every method learns them on the same
+base model, from the same crops and masks, in at most {plan.steps} steps of {plan.batch_size}; and every method draws
+the same {prompts} prompts from the same noise, {plan.seeds} seeds each ({plan.ablation_seeds} for ablations). All of it
+on a model of 14 million parameters that draws stickers: how much of it holds for a model of a billion cannot be told
+from here.
+"""
+
+TABLE = """## Table
+
+![Image similarity against text similarity](pictures/evaluation.svg)
+
+*Each Perfusion line is one set of files, drawn with several biases. (0, 1) is the base model drawing the plain noun,
+(1, 0) the subject's own pictures held against the prompts. Bars are 95 % intervals over the subjects.*
+
+| method | saved bytes | core-seconds | image similarity | text similarity | harmonic mean | place | noun | \
+both things | other colour | drift of the superclass |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+FRONT = """## Against the front
+
+A baseline lies below the front if one Perfusion file, at some setting of its bias and lock, has at least its image
+similarity and more text similarity; between neighbouring settings the front is a straight line, and it begins at the
+base model, which is a Perfusion file at strength 0. *Sure* is the share of resamples of the subjects in which that
+holds.
+
+| baseline | times the bytes | below the front | sure | text similarity that the front has more |
+|---|---|---|---|---|
+"""
+
+PAIRS = """## Two subjects in one picture
+
+Each trained alone, then asked for together. *Both seen*: the probe's two likeliest nouns are the two asked for.
+*Alike*: image similarity, the mean of the two and the lesser of the two.
+
+| method | how they are combined | both seen | alike | the lesser |
+|---|---|---|---|---|
+"""
+
+ABLATIONS = """## What each part is for
+
+Each row changes one part. The difference to Perfusion without selection (first row) is paired over the subjects, all at
+the default bias; an interval that holds 0 tells nothing.
+
+| variant | image similarity | text similarity | harmonic mean | difference of it | place | noun |
+|---|---|---|---|---|---|---|
+"""
+
+LEAKAGE = """## Attention leakage
+
+The share of the attention to the concept's token that falls outside the object, averaged over noise levels, layers and
+heads. Attention spread evenly over the true pictures would have {evenly} there.
+
+| pictures | the base model's word | locked keys | trained keys | trained − locked, paired over the subjects |
+|---|---|---|---|---|
+"""
+
+MEASURES = """## How it is measured
+
+- **Image similarity** is measured inside the object's mask: what is outside is grey, the rest is cut to a square and
+  embedded by the embedded model's scorer. 0 is the mean of the base model's own drawings of the plain noun, from the
+  same prompts and seeds; 1 is the mean of the subject's five pictures; a picture counts by its place along that line.
+  New true pictures of the subjects reach {found}, with their true masks {exact}.
+- **The mask** of a drawn picture is the base model's attention to the noun. On true pictures, whose masks are known,
+  the two overlap by {overlap} (intersection over union).
+- **Text similarity** is the scorer's cosine of the whole picture with the prompt, the noun in the subject's place. 0 is
+  what the subject's own pictures score on these prompts, 1 what the base model's drawings score. Likeness and text are
+  taken over the {looks} prompts that leave the subject its look; the {others} that ask for another colour are in the
+  column *other colour*.
+- **Place, noun, both things, other colour** are answers of classifiers trained on the world's scenes
+  (`docs/pocket.md`).
+- **Drift** is the root mean square difference, in levels of 255, between the plain noun drawn under the method's
+  weights and the base model's picture, from the same noise and by the same engine.
+- **Intervals** are 95 % bootstrap intervals over the subjects: the subjects are the sample, not the pictures.
+- Perfusion is drawn by `perfusion.runtime`, the rest by diffusers' pipeline; the base model's pictures by the two agree
+  to at least {engines} dB.
+- **Core-seconds** are those that one core worked, from pictures to file. **Bytes** are what a user of the method keeps,
+  in float16.
+- **The baselines** are trained with AdamW as diffusers' examples are, LoRA by peft, and their error counts inside the
+  object's mask as Perfusion's does. Half of each batch of Custom Diffusion and of DreamBooth with prior are the base
+  model's own pictures of the superclass.
+"""
+
+TUNING = """## The tuning
+
+Every method has the same budget: three rates, and the checkpoints after {checkpoints} steps, on two subjects and
+{prompts} prompts that are not the evaluation's; the best mean harmonic mean is used for all subjects. Perfusion as
+shipped is not tuned; its row *tuned* had the same grid, as factors of its two rates. A best rate at the grid's edge
+says that a wider grid might have done better.
+
+| method | rates | best rate | steps | at the edge |
+|---|---|---|---|---|
+"""
+
+PICTURES = """## The pictures
+
+Nothing selected: the first seed of every prompt, every method at its default setting.
+
+![One prompt, every method](pictures/evaluation-overview.png)
+
+"""

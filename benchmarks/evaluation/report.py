@@ -1,0 +1,126 @@
+"""The stage that reports: docs/evaluation.md, its plot and sheets, and the record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evaluation.figures import Interval
+from benchmarks.evaluation.findings import verdicts
+from benchmarks.evaluation.methods import Method
+from benchmarks.evaluation.models import scorer
+from benchmarks.evaluation.page import BY_HAND, page
+from benchmarks.evaluation.plot import Mark, scatter
+from benchmarks.evaluation.results import Point, Results, collect
+from benchmarks.evaluation.sheets import method_sheet, overview_sheet, save_sheet
+from benchmarks.evaluation.training import CHOSEN
+from benchmarks.evaluation.units import Context
+from benchmarks.record import write_record
+from perfusion.files import writing
+
+__all__ = ["record_rows", "report"]
+
+
+def report(
+    context: Context, methods: Sequence[Method], subjects: Sequence[str], docs: Path, *, record: bool
+) -> Results:
+    """Write the page, its pictures and, if asked, the record.
+
+    Args:
+        docs: the folder of evaluation.md and of pictures/.
+        record: not for a small run, whose numbers mean nothing.
+    """
+    results = collect(context, methods, subjects, lambda texts: scorer().embed_texts(texts))
+    chosen = _chosen(context)
+    pictures = docs / "pictures"
+    with writing(pictures / "evaluation.svg", "w") as file:
+        file.write(scatter(marks_of(results), across="image similarity", up="text similarity"))
+    overview = [method for method in methods if method.group != "ablation"]
+    save_sheet(pictures / "evaluation-overview.png", overview_sheet(context, overview, subjects, 0))
+    for method in overview:
+        sheet = method_sheet(context, method, subjects, method.settings(context.plan)[0])
+        save_sheet(pictures / f"evaluation-{method.name}.png", sheet)
+    path = docs / "evaluation.md"
+    text = page(results, context.plan, chosen, overview) + _kept(path)
+    with writing(path, "w") as file:
+        file.write(text)
+    if record:
+        print(write_record("evaluation", record_rows(results, chosen)))
+    return results
+
+
+def marks_of(results: Results) -> list[Mark]:
+    """The two fronts of one Perfusion file, and every baseline's point."""
+    marks = []
+    for lock in ("local", "global"):
+        points = [p for p in results.points if p.method.name == "perfusion" and p.setting.lock == lock]
+        points.sort(key=lambda point: point.setting.bias)
+        if points:
+            marks.append(
+                Mark(
+                    title=f"Perfusion, {lock} lock", points=tuple(_place(point) for point in points),
+                    labels=tuple(f"{point.setting.bias:g}" for point in points), dashed=lock == "global",
+                )
+            )  # fmt: skip
+    for point in results.points:
+        if point.method.group == "baseline":
+            marks.append(Mark(title=point.method.title, points=(_place(point),)))
+    return marks
+
+
+def record_rows(results: Results, chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every figure with its interval, for programs."""
+    rows: list[dict[str, Any]] = []
+    for kind, points in (("prompts", results.points), ("pairs", results.pairs)):
+        for point in points:
+            keys = list(dict.fromkeys(key for figures in point.figures.values() for key in figures))
+            rows.append(
+                {
+                    "what": kind, "method": point.method.name, "setting": point.setting.label,
+                    **{key: _numbers(point.of(key)) for key in keys},
+                    "subjects": {
+                        name: {key: round(value, 4) for key, value in figures.items()}
+                        for name, figures in point.figures.items()
+                    },
+                }
+            )  # fmt: skip
+    for verdict in verdicts(results):
+        rows.append(
+            {
+                "what": "front", "method": verdict.point.method.name, "times_bytes": round(verdict.times_bytes, 2),
+                "counts": verdict.counts, "is_below": verdict.is_below, "confidence": round(verdict.confidence, 3),
+            }
+        )  # fmt: skip
+    tuned = {
+        name: {key: found[key] for key in ("rate", "steps", "at_edge")} for name, found in chosen.items()
+    }
+    return [
+        *rows,
+        {"what": "trainings", **results.facts}, {"what": "tuning", **tuned}, {"what": "leakage", **results.leakage},
+        {"what": "base", **results.base}, {"what": "base pairs", **results.base_pairs},
+        {"what": "truth", **results.truth},
+        {"what": "engines", "least_decibels": round(results.engines, 1)},
+    ]  # fmt: skip
+
+
+def _place(point: Point) -> tuple[Interval, Interval]:
+    return point.of("image"), point.of("text")
+
+
+def _numbers(found: Interval) -> list[float]:
+    return [round(value, 4) for value in (found.mean, found.low, found.high)]
+
+
+def _chosen(context: Context) -> dict[str, Any]:
+    path = context.work / CHOSEN
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return found
+
+
+def _kept(path: Path) -> str:
+    """What people wrote at the end of the page stays."""
+    before = path.read_text("utf-8") if path.exists() else ""
+    _, found, after = before.partition(BY_HAND)
+    return BY_HAND + (after if found else "\n")

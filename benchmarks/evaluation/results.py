@@ -1,0 +1,265 @@
+"""Everything that was measured, as figures by method, setting and subject."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.evaluation.drawing import BASES, drawing_path, read_drawn
+from benchmarks.evaluation.figures import Interval, along, harmonic, interval, scaled_text
+from benchmarks.evaluation.measuring import Measured, read_measured, target_path
+from benchmarks.evaluation.methods import METHODS, Method, Setting
+from benchmarks.evaluation.plan import Plan, subject_named
+from benchmarks.evaluation.prompts import plain_text
+from benchmarks.evaluation.training import trained_folder
+from benchmarks.evaluation.units import Context
+
+__all__ = ["Anchors", "Point", "Results", "collect", "difference"]
+
+Array = NDArray[Any]
+Figures = dict[str, float]
+Embed = Callable[[list[str]], Array]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Anchors:
+    """What a subject's similarities are measured between."""
+
+    noun: str
+    start: Array
+    """The base model's pictures of the plain noun, cut to the object: image similarity 0."""
+    target: Array
+    """The subject's five pictures: image similarity 1."""
+    texts: Array
+    """(prompts, dim), the noun in the gap."""
+    floor: Array
+    ceiling: Array
+    """(prompts,) cosines of the subject's own pictures, and of the base model's, with each prompt: text similarity 0
+    and 1, as means over the prompts that are looked at."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Point:
+    """One method with one setting: its figures by subject, or by pair."""
+
+    method: Method
+    setting: Setting
+    figures: Mapping[str, Figures]
+
+    def of(self, key: str) -> Interval:
+        """Over the subjects that have this figure."""
+        return interval([row[key] for row in self.figures.values() if key in row])
+
+
+@dataclass(kw_only=True, eq=False)
+class Results:
+    """What the report is made of."""
+
+    points: list[Point] = field(default_factory=list)
+    pairs: list[Point] = field(default_factory=list)
+    facts: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By method: `bytes`, `core_seconds`, `rate`, `steps`, means over the subjects."""
+    base: dict[str, Figures] = field(default_factory=dict)
+    base_pairs: dict[str, Figures] = field(default_factory=dict)
+    truth: dict[str, Figures] = field(default_factory=dict)
+    """Of true pictures of each subject: `image`, `noun`, and `overlap` of the found masks with the true ones."""
+    leakage: dict[str, Any] = field(default_factory=dict)
+    engines: float = 0.0
+    """The least peak signal-to-noise ratio, in dB, between the runtime's and the pipeline's base pictures."""
+
+    def default(self, name: str) -> Point | None:
+        """A method with its default setting."""
+        return next((point for point in self.points if point.method.name == name), None)
+
+
+def collect(context: Context, methods: Sequence[Method], subjects: Sequence[str], embed: Embed) -> Results:
+    """Read what is there and make figures of it.
+
+    Args:
+        embed: text embeddings of length one.
+    """
+    plan, results = context.plan, Results()
+    anchors = {name: _anchors(context, name, embed) for name in subjects}
+    for name, anchor in anchors.items():
+        measured, extra = read_measured(context.work / target_path(name))
+        results.truth[name] = {
+            "image": float(along(measured.objects[:, 0], anchor.start, anchor.target).mean()),
+            "image_exact": float(along(extra["exact"], anchor.start, anchor.target).mean()),
+            "noun": _share([measured.seen(row)[0] == anchor.noun for row in range(len(measured.nouns))]),
+            "overlap": float(extra["overlap"].mean()),
+        }
+        base, _ = _read(context, "base-runtime", anchor.noun, "prompts")
+        results.base[name] = figures_of(base, range(len(base.rows)), anchor, plan)
+    pairs = [pair for pair in plan.pairs if set(pair) <= set(subjects)]
+    for pair in pairs:
+        nouns = [anchors[name].noun for name in pair]
+        base, _ = _read(context, "base-runtime", "+".join(nouns), "pairs")
+        results.base_pairs["+".join(pair)] = pair_figures(
+            base, range(len(base.rows)), [anchors[name] for name in pair]
+        )
+    for method in methods:
+        results.points += _points(context, method, anchors)
+        if method.combines and method.seeds(plan) == plan.seeds:
+            results.pairs += _pair_points(context, method, pairs, anchors)
+        results.facts[method.name] = _facts(context, method, subjects)
+    results.leakage = {
+        name: json.loads(path.read_text("utf-8"))
+        for name in subjects
+        if (path := context.work / "measure" / "leakage" / f"{name}.json").exists()
+    }
+    results.engines = _engines(context, {anchor.noun for anchor in anchors.values()})
+    return results
+
+
+def figures_of(found: Measured, rows: Sequence[int], anchor: Anchors, plan: Plan) -> Figures:
+    """One subject's figures from some of its pictures."""
+    numbers = [int(found.rows[row]["prompt"]) for row in rows]
+    likeness = [
+        (row, number) for row, number in zip(rows, numbers, strict=True) if plan.prompts[number].keeps_look
+    ]
+    kept, wanted = [row for row, _ in likeness], [number for _, number in likeness]
+    objects = found.objects[kept, 0]
+    cosines = (found.whole[kept] * anchor.texts[wanted]).sum(-1)
+    image = float(along(objects, anchor.start, anchor.target).mean())
+    text = float(scaled_text(cosines, anchor.floor[wanted].mean(), anchor.ceiling[wanted].mean()).mean())
+    figures = {
+        "image": image, "text": text, "harmonic": harmonic(image, text), "text_cosine": float(cosines.mean()),
+        "image_cosine": float((objects @ anchor.target / np.linalg.norm(anchor.target)).mean()),
+        "place": _share([found.places[row] == plan.prompts[n].place for row, n in zip(rows, numbers, strict=True)]),
+    }  # fmt: skip
+    asked: dict[str, list[bool]] = {}
+    for row, number in zip(rows, numbers, strict=True):
+        prompt = plan.prompts[number]
+        if prompt.kind in ("scene", "background"):
+            asked.setdefault("noun", []).append(found.seen(row)[0] == anchor.noun)
+        elif prompt.kind == "relation":
+            asked.setdefault("both", []).append(set(found.seen(row, 2)) == {anchor.noun, prompt.other})
+        else:
+            asked.setdefault("colour", []).append(found.colours[row] == prompt.colour)
+    return figures | {name: _share(answers) for name, answers in asked.items()}
+
+
+def pair_figures(found: Measured, rows: Sequence[int], anchors: Sequence[Anchors]) -> Figures:
+    """Of pictures of two subjects: whether both nouns are seen, how alike the two are on average and at the least."""
+    nouns = {anchor.noun for anchor in anchors}
+    each = [
+        along(found.objects[list(rows), at], anchor.start, anchor.target).mean()
+        for at, anchor in enumerate(anchors)
+    ]
+    return {
+        "both": _share([set(found.seen(row, 2)) == nouns for row in rows]),
+        "image": float(np.mean(each)), "lesser": float(min(each)),
+    }  # fmt: skip
+
+
+def difference(results: Results, first: str, second: str, key: str) -> Interval | None:
+    """The paired difference of two methods' default points over the subjects, on the seeds that both have."""
+    a, b = results.default(first), results.default(second)
+    if a is None or b is None:
+        return None
+    shared = [name for name in a.figures if name in b.figures]
+    return interval([a.figures[name][key] - b.figures[name][key] for name in shared])
+
+
+def _anchors(context: Context, name: str, embed: Embed) -> Anchors:
+    plan, subject = context.plan, subject_named(name)
+    base, _ = _read(context, "base-runtime", subject.noun, "prompts")
+    _, own = read_measured(context.work / target_path(name))
+    texts = embed([plain_text(prompt, subject.noun) for prompt in plan.prompts])
+    numbers = np.array([row["prompt"] for row in base.rows])
+    looks = np.array([plan.prompts[number].keeps_look for number in numbers])
+    cosines = (base.whole * texts[numbers]).sum(-1)
+    return Anchors(
+        noun=subject.noun, start=base.objects[looks, 0].mean(0), target=own["own"].mean(0), texts=texts,
+        floor=(own["own_whole"] @ texts.T).mean(0),
+        ceiling=np.array([cosines[numbers == number].mean() for number in range(len(plan.prompts))]),
+    )  # fmt: skip
+
+
+def _points(context: Context, method: Method, anchors: Mapping[str, Anchors]) -> list[Point]:
+    """One for each setting, with the drift of the plain superclass at the default one."""
+    plan, points = context.plan, []
+    files = {name: _read(context, method.name, name, "prompts")[0] for name in anchors}
+    plain = {name: _read(context, method.name, name, "plain")[0] for name in anchors}
+    for at, setting in enumerate(method.settings(plan)):
+        figures = {}
+        for name, found in files.items():
+            figures[name] = figures_of(found, _rows_of(found, setting), anchors[name], plan)
+            if at == 0:
+                figures[name] |= _drift(context, method, plain[name], anchors[name])
+        points.append(Point(method=method, setting=setting, figures=figures))
+    return points
+
+
+def _drift(context: Context, method: Method, plain: Measured, anchor: Anchors) -> Figures:
+    """How far the plain superclass has moved: in levels of 255, and towards the subject."""
+    base = next(base for base, engine in BASES.items() if engine == method.artist)
+    before, _ = _read(context, base, anchor.noun, "plain")
+    known = {(row["prompt"], row["seed"]): at for at, row in enumerate(before.rows)}
+    same = [known[row["prompt"], row["seed"]] for row in plain.rows]
+    moved = along(plain.objects[:, 0], anchor.start, anchor.target)
+    stood = along(before.objects[same, 0], anchor.start, anchor.target)
+    return {"drift": float(plain.distance.mean()), "drift_image": float((moved - stood).mean())}
+
+
+def _pair_points(
+    context: Context, method: Method, pairs: Sequence[tuple[str, str]], anchors: Mapping[str, Anchors]
+) -> list[Point]:
+    files = {pair: _read(context, method.name, "+".join(pair), "pairs")[0] for pair in pairs}
+    return [
+        Point(
+            method=method,
+            setting=setting,
+            figures={
+                "+".join(pair): pair_figures(
+                    found, _rows_of(found, setting), [anchors[name] for name in pair]
+                )
+                for pair, found in files.items()
+            },
+        )
+        for setting in method.settings(context.plan)
+        if pairs
+    ]
+
+
+def _rows_of(found: Measured, setting: Setting) -> list[int]:
+    return [
+        at for at, row in enumerate(found.rows) if (row["lock"], row["bias"]) == (setting.lock, setting.bias)
+    ]
+
+
+def _facts(context: Context, method: Method, subjects: Sequence[str]) -> dict[str, float]:
+    source = next(one for one in METHODS if one.name == method.source)
+    rows = [
+        json.loads((context.work / trained_folder(source, name) / "facts.json").read_text("utf-8"))
+        for name in subjects
+    ]
+    return {
+        key: float(np.mean([row[key] for row in rows])) for key in ("bytes", "core_seconds", "rate", "steps")
+    }
+
+
+def _engines(context: Context, nouns: set[str]) -> float:
+    """See `Results.engines`."""
+    least = np.inf
+    for noun in nouns:
+        first, second = (
+            read_drawn(context.work / drawing_path(base, noun, "plain")).pictures.astype(np.float64)
+            for base in BASES
+        )
+        error = np.square(first - second).mean((1, 2, 3)).max()
+        least = min(least, 10 * np.log10(255**2 / max(error, 1e-9)))
+    return float(least)
+
+
+def _read(context: Context, name: str, whom: str, kind: str) -> tuple[Measured, dict[str, Any]]:
+    return read_measured(context.work / drawing_path(name, whom, kind, "measure"))
+
+
+def _share(answers: Sequence[bool]) -> float:
+    return float(np.mean(answers)) if len(answers) else float("nan")

@@ -1,0 +1,79 @@
+"""The stages in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.evaluation.drawing import drawing_units
+from benchmarks.evaluation.leakage import leakage_units
+from benchmarks.evaluation.measuring import measuring_units
+from benchmarks.evaluation.methods import Method, chosen_methods, trainings
+from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, Plan, open_work, subject_named
+from benchmarks.evaluation.prior import prior_units
+from benchmarks.evaluation.report import report
+from benchmarks.evaluation.training import training_units
+from benchmarks.evaluation.tuning import choose, tuning_units
+from benchmarks.evaluation.units import Context, Unit, duration, run_units
+from benchmarks.record import ROOT
+
+__all__ = ["run", "units_of"]
+
+
+def run(
+    stages: Sequence[str], *, work: Path | None, small: bool, processes: int, subjects: tuple[str, ...] | None,
+    methods: tuple[str, ...] | None, docs: Path | None, estimate: bool = False,
+) -> None:  # fmt: skip
+    """Do some stages for some subjects and methods; None: all of them.
+
+    Raises:
+        RequestError: a name that is nobody's, or a work folder of another plan.
+        PerfusionError: a stage could not be done.
+    """
+    plan = SMALL if small else FULL
+    folder = work or ROOT / "build" / ("evaluation-small" if small else "evaluation")
+    context = Context(plan=plan, work=folder)
+    named, wanted = subjects or plan.subjects, chosen_methods(methods)
+    for name in named:
+        subject_named(name)
+    open_work(folder, plan)
+    partial = small or subjects is not None or methods is not None
+    for stage in stages:
+        if stage == "report":
+            if not estimate:
+                page = docs or (folder / "docs" if partial else ROOT / "docs")
+                report(context, wanted, named, page, record=not partial)
+            continue
+        for title, units in units_of(stage, wanted, named, plan):
+            waiting = [unit for unit in units if not (folder / unit.path).exists()]
+            cost = sum(unit.cost for unit in waiting)
+            print(
+                f"{title}: {len(waiting)} of {len(units)} to do, about {duration(cost / processes)}",
+                flush=True,
+            )
+            if not estimate:
+                run_units(units, context, processes, lambda line: print(line, flush=True))
+        if stage == "tune" and not estimate:
+            choose(wanted, context)
+
+
+def units_of(
+    stage: str, methods: Sequence[Method], subjects: Sequence[str], plan: Plan
+) -> list[tuple[str, list[Unit]]]:
+    """The units of a stage in groups, each of which needs the ones before."""
+    if stage == "tune":
+        return [
+            ("prior pictures for tuning", prior_units({subject.noun for subject in TUNING_SUBJECTS}, plan)),
+            ("tuning", tuning_units(methods, plan)),
+        ]
+    if stage == "train":
+        return [
+            ("prior pictures", prior_units({subject_named(name).noun for name in subjects}, plan)),
+            ("training", training_units(trainings(methods), subjects, plan)),
+        ]
+    if stage == "draw":
+        return [("drawing", drawing_units(methods, subjects, plan))]
+    return [
+        ("measuring", measuring_units(methods, subjects, plan)),
+        ("attention", leakage_units(methods, subjects, plan)),
+    ]

@@ -1,0 +1,115 @@
+"""The stage that tunes: every method the same grid, on subjects and prompts of its own."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evaluation.cutting import as_array
+from benchmarks.evaluation.drawing import draw_set
+from benchmarks.evaluation.figures import along, harmonic, scaled_text
+from benchmarks.evaluation.measuring import measure_pictures, own_embeddings
+from benchmarks.evaluation.methods import METHODS, Method
+from benchmarks.evaluation.models import drawing_runtime, scorer
+from benchmarks.evaluation.plan import TUNING_SUBJECTS, Plan, subject_named
+from benchmarks.evaluation.prompts import plain_text
+from benchmarks.evaluation.training import CHOSEN, train_method
+from benchmarks.evaluation.units import Context, Unit
+from perfusion.files import writing
+from perfusion.pocket.subjects import Subject
+
+__all__ = ["choose", "tuning_units"]
+
+FIRST_SEED = 40_000
+Save = Callable[[Path], None]
+
+
+def tuning_units(methods: Sequence[Method], plan: Plan) -> list[Unit]:
+    """One for each method, rate and tuning subject; the steps are tried within it."""
+    pictures = len(plan.checkpoints) * plan.tuning_seeds * len(plan.tuning_prompts)
+    return [
+        Unit(
+            path=_path(method.name, subject.name, rate),
+            cost=method.seconds_per_step * plan.steps + 0.7 * pictures,
+            call=tune_unit,
+            arguments=(method.name, subject.name, rate),
+        )
+        for method in methods
+        if method.tuned
+        for subject in TUNING_SUBJECTS
+        for rate in method.rates
+    ]
+
+
+def tune_unit(context: Context, name: str, subject_name: str, rate: float) -> None:
+    """Train once, draw and score at every checkpoint; the weights are not kept."""
+    method, subject = next(one for one in METHODS if one.name == name), subject_named(subject_name)
+    scores: dict[int, dict[str, float]] = {}
+
+    def keep(step: int, save: Save) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder))
+            scores[step] = score(context, method, subject, Path(folder))
+
+    train_method(context, method, subject_name, rate, context.plan.steps, keep)
+    with writing(context.work / _path(name, subject_name, rate), "w") as file:
+        file.write(json.dumps({"rate": rate, "scores": scores}))
+
+
+def score(context: Context, method: Method, subject: Subject, weights: Path) -> dict[str, float]:
+    """Image and text similarity between the anchors of `figures`, and their harmonic mean."""
+    plan, noun = context.plan, subject.noun
+    prompts = plan.tuning_prompts
+    pictures, rows = draw_set(
+        plan, method, {subject.name: weights}, "prompts", prompts, method.settings(plan)[:1], plan.tuning_seeds,
+        FIRST_SEED,
+    )  # fmt: skip
+    plain = drawing_runtime().generate(
+        [plain_text(prompts[row["prompt"]], noun) for row in rows], seed=[row["seed"] for row in rows],
+        num_inference_steps=plan.num_inference_steps,
+    )  # fmt: skip
+    drawn, base = (measure_pictures(as_array(part), rows, [noun]) for part in (pictures, plain))
+    own, own_whole = own_embeddings(context, subject)
+    texts = scorer().embed_texts([plain_text(prompts[row["prompt"]], noun) for row in rows])
+    ignoring = (own_whole @ texts.T).mean()
+    image = float(along(drawn.objects[:, 0], base.objects[:, 0].mean(0), own.mean(0)).mean())
+    cosines = (drawn.whole * texts).sum(-1)
+    text = float(scaled_text(cosines, float(ignoring), float((base.whole * texts).sum(-1).mean())).mean())
+    return {"image": image, "text": text, "score": harmonic(image, text)}
+
+
+def choose(methods: Sequence[Method], context: Context) -> dict[str, Any]:
+    """Each method's best rate and step by the mean score of the tuning subjects; written beside what it rests on."""
+    found: dict[str, Any] = {}
+    path = context.work / CHOSEN
+    if path.exists():
+        found = json.loads(path.read_text("utf-8"))
+    for method in methods:
+        if not method.tuned:
+            continue
+        grid = []
+        for rate in method.rates:
+            parts = [
+                json.loads((context.work / _path(method.name, subject.name, rate)).read_text("utf-8"))[
+                    "scores"
+                ]
+                for subject in TUNING_SUBJECTS
+            ]
+            for step in parts[0]:
+                means = {key: float(np.mean([part[step][key] for part in parts])) for key in parts[0][step]}
+                grid.append({"rate": rate, "steps": int(step), **means})
+        best = max(grid, key=lambda entry: entry["score"])
+        at_edge = len(method.rates) > 1 and best["rate"] in (min(method.rates), max(method.rates))
+        found[method.name] = {"rate": best["rate"], "steps": best["steps"], "at_edge": at_edge, "grid": grid}
+    with writing(path, "w") as file:
+        file.write(json.dumps(found, indent=1))
+    return found
+
+
+def _path(method: str, subject: str, rate: float) -> Path:
+    return Path("tune") / method / subject / f"{rate:g}.json"

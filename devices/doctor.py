@@ -1,0 +1,267 @@
+"""What is wrong with a machine, and what to do about it: one finding for each thing that was looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from perfusion.devices import system
+from perfusion.devices.detection import Detected
+from perfusion.devices.environment import Environment
+
+__all__ = ["Finding", "Level", "examine"]
+
+Level = Literal["stop", "warning", "note"]
+"""Drawing is not possible; it is slower or may fail; good to know."""
+
+GIB = 1 << 30
+_LOW_MEMORY = 2 * GIB
+_SMALL_BOARD = 9 * GIB
+_LOW_DISK = 2 * GIB
+_OLDEST_TENSORRT = (10, 3)
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    name: str  # a short name for programs
+    level: Level
+    text: str  # what was found
+    remedy: str  # what to do
+
+
+def examine(
+    found: Detected, python: Environment, *, root: Path = Path("/"), disk: Path | None = None
+) -> list[Finding]:
+    """Everything that stands in the way of drawing on this machine, the worst first.
+
+    Args:
+        found: the machine.
+        python: the Python that would draw.
+        root: where the system's files are.
+        disk: the folder whose disk needs room; by default the current one.
+    """
+    findings = [
+        *_onnxruntime(found, python),
+        *_driver(found, python),
+        *_tensorrt(found, python, root),
+        *_board(found, root),
+        *_memory(found),
+        *_disk(disk or Path.cwd()),
+    ]
+    order = ("stop", "warning", "note")
+    return sorted(findings, key=lambda one: order.index(one.level))
+
+
+def _onnxruntime(found: Detected, python: Environment) -> Iterator[Finding]:
+    plain, gpu = "onnxruntime" in python.packages, "onnxruntime-gpu" in python.packages
+    engines = _has_engine_runtime(python)
+    if python.problem:
+        yield Finding(
+            name="onnxruntime-broken",
+            level="warning" if engines else "stop",
+            text=f"onnxruntime is installed and cannot be imported: {python.problem}.",
+            remedy="Uninstall onnxruntime and onnxruntime-gpu, then install one of them again.",
+        )
+    elif _CPU not in python.providers:
+        yield Finding(
+            name="onnxruntime-missing",
+            level="warning" if engines else "stop",
+            text="onnxruntime is not installed.",
+            remedy="pip install 'perfusion-edge[cpu]', or [cuda] for an NVIDIA GPU in a desktop or server.",
+        )
+    if plain and gpu:
+        yield Finding(
+            name="onnxruntime-twice",
+            level="warning",
+            text="onnxruntime and onnxruntime-gpu are both installed; they are the same module, and one has written "
+            "over the other.",
+            remedy="pip uninstall onnxruntime onnxruntime-gpu, then install only the one you want.",
+        )
+    if found.jetpack is None and found.cards.cards and python.providers and _CUDA not in python.providers:
+        why = (
+            "onnxruntime-gpu is installed without its CUDA part"
+            if gpu
+            else "the onnxruntime installed is for CPUs"
+        )
+        yield Finding(
+            name="cpu-fallback",
+            level="warning",
+            text=f"There is a {found.cards.cards[0].name}, and {why}: pictures would be drawn on the processor.",
+            remedy="pip uninstall onnxruntime onnxruntime-gpu; pip install 'perfusion-edge[cuda]', or build engines "
+            "with perfusion-export --engine trt-rtx.",
+        )
+
+
+def _driver(found: Detected, python: Environment) -> Iterator[Finding]:
+    problem = found.cards.problem
+    if problem and "no NVIDIA driver" not in problem and found.jetpack is None:
+        yield Finding(
+            name="driver-silent",
+            level="warning",
+            text=f"{problem[0].upper()}{problem[1:]}.",
+            remedy="Run nvidia-smi; when it fails too, restart the machine or install the driver again. Until then "
+            "pictures are drawn on the processor.",
+        )
+    if found.cards.cuda is None:
+        return
+    for package, needed in _cuda_wanted(python):
+        if needed > found.cards.cuda[0]:
+            have = ".".join(map(str, found.cards.cuda))
+            yield Finding(
+                name="driver-old",
+                level="warning",
+                text=f"The driver {found.cards.driver} knows CUDA up to {have}, and {package} is made for CUDA "
+                f"{needed}: it will not load.",
+                remedy=f"Install a driver for CUDA {needed}, or the package for CUDA {found.cards.cuda[0]}.",
+            )
+
+
+def _cuda_wanted(python: Environment) -> Iterator[tuple[str, int]]:
+    """Packages made for one CUDA, with its major number, as their names and versions tell."""
+    for name, version in python.packages.items():
+        match = re.search(r"-cu(\d\d)\b", name) or re.search(r"\+cu(\d\d)", version)
+        if match and name.split("-")[0] in ("tensorrt", "onnxruntime", "torch"):
+            yield f"{name} {version}", int(match[1])
+        elif name == "onnxruntime-gpu":
+            numbers = re.match(r"(\d+)\.(\d+)", version)
+            # its wheels went from CUDA 11 to 12 with 1.19
+            if numbers and (int(numbers[1]), int(numbers[2])) >= (1, 19):
+                yield f"{name} {version}", 12
+
+
+def _tensorrt(found: Detected, python: Environment, root: Path) -> Iterator[Finding]:
+    if found.l4t is None and found.jetpack is None:
+        return
+    installed = sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt"))
+    if found.profile is not None and "trt" not in found.profile.engines:
+        yield Finding(
+            name="no-engines",
+            level="note",
+            text=f"On a {found.profile.title} {found.profile.note}.",
+            remedy="Use the provider 'cpu'.",
+        )
+        return
+    if found.jetpack is not None and found.jetpack.tensorrt < _OLDEST_TENSORRT:
+        have = ".".join(map(str, found.jetpack.tensorrt))
+        yield Finding(
+            name="jetpack-old",
+            level="warning",
+            text=f"JetPack {found.jetpack.version} has TensorRT {have}, and engines need 10.3.",
+            remedy="Install JetPack 6.1 or newer; until then the graphs run on the processor.",
+        )
+    elif "tensorrt" not in python.modules:
+        if installed and python.virtual and not python.system_packages:
+            yield Finding(
+                name="tensorrt-invisible",
+                level="warning",
+                text=f"TensorRT is in {installed[0]}, which this virtual environment does not see.",
+                remedy="Make the environment again with python3 -m venv --system-site-packages.",
+            )
+        elif installed:
+            yield Finding(
+                name="tensorrt-other-python",
+                level="warning",
+                text=f"TensorRT is in {installed[0]}, and this is Python {python.python[0]}.{python.python[1]}, which "
+                "cannot import it.",
+                remedy="Use the system's own python3.",
+            )
+        else:
+            yield Finding(
+                name="tensorrt-missing",
+                level="warning",
+                text="TensorRT is not installed; it comes with JetPack.",
+                remedy="sudo apt install tensorrt python3-libnvinfer",
+            )
+    if found.l4t is not None and found.l4t[0] >= 38 and not _has_nvdla(root):
+        where = "this container" if system.in_container(root) else "this system"
+        yield Finding(
+            name="nvdla-missing",
+            level="warning",
+            text=f"libnvdla_compiler.so is missing in {where}; TensorRT does not load without it.",
+            remedy="Start the container with --runtime nvidia, or mount the file from the host's "
+            "/usr/lib/aarch64-linux-gnu/nvidia."
+            if system.in_container(root)
+            else "sudo apt install --reinstall nvidia-l4t-dla-compiler",
+        )
+
+
+def _has_nvdla(root: Path) -> bool:
+    folders = (
+        "usr/lib/aarch64-linux-gnu/nvidia",
+        "usr/lib/aarch64-linux-gnu/tegra",
+        "usr/lib/aarch64-linux-gnu",
+    )
+    return any((root / folder / "libnvdla_compiler.so").exists() for folder in folders)
+
+
+def _board(found: Detected, root: Path) -> Iterator[Finding]:
+    is_jetson = found.l4t is not None or found.jetpack is not None
+    if is_jetson and found.profile is None:
+        yield Finding(
+            name="module-unknown",
+            level="warning",
+            text=f"{found.facts.get('machine')} is a Jetson that is not in the table of modules.",
+            remedy="Name the nearest profile with --device; `perfusion-devices list` has them all.",
+        )
+    mode = system.power_mode(root)
+    if mode is not None and mode[1] and mode[0] != mode[1]:
+        yield Finding(
+            name="power-mode",
+            level="note",
+            text=f"The power mode is {mode[0]}, and this board also has {mode[1]}.",
+            remedy="sudo nvpmodel -m, with the number that /etc/nvpmodel.conf gives it, and sudo jetson_clocks.",
+        )
+
+
+def _memory(found: Detected) -> Iterator[Finding]:
+    free, total = found.memory.get("MemAvailable"), found.memory.get("MemTotal")
+    unified = found.profile is not None and found.profile.unified
+    if not unified or free is None or total is None:
+        return
+    if free < _LOW_MEMORY:
+        yield Finding(
+            name="memory-low",
+            level="warning",
+            text=f"Only {free / GIB:.1f} of {total / GIB:.1f} GiB are free; beyond that the machine swaps, which is a "
+            "hundred times slower.",
+            remedy="Close other programs, or the desktop (sudo systemctl isolate multi-user.target), or draw with "
+            "--memory low.",
+        )
+    swap = found.memory.get("SwapTotal", 0)
+    if total < _SMALL_BOARD and found.facts.get("module") and not swap:
+        yield Finding(
+            name="swap-none",
+            level="note",
+            text="There is no swap, so a program that needs too much is ended without a word.",
+            remedy="Add some for building engines (sudo fallocate -l 8G /swapfile, mkswap, swapon); drawing should "
+            "not need it.",
+        )
+    used = swap - found.memory.get("SwapFree", swap)
+    if used > total // 4:
+        yield Finding(
+            name="swapping",
+            level="warning",
+            text=f"{used / GIB:.1f} GiB are swapped out.",
+            remedy="Close other programs before drawing.",
+        )
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    free = system.free_disk(folder)
+    if free is not None and free < _LOW_DISK:
+        yield Finding(
+            name="disk-full",
+            level="warning",
+            text=f"{folder} has {free / GIB:.1f} GiB free; engines of a large model take several.",
+            remedy="Free some space, or keep bundles on another disk.",
+        )
+
+
+def _has_engine_runtime(python: Environment) -> bool:
+    return bool(python.modules & {"tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"})

@@ -1,0 +1,91 @@
+"""What this Python has installed, as far as drawing is concerned. Nothing is imported but onnxruntime, to ask it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from perfusion.errors import DeviceError
+
+__all__ = ["Environment", "read_environment"]
+
+_OF_INTEREST = re.compile(r"(onnxruntime|tensorrt|nvidia|torch|numpy|perfusion)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """A Python with its packages."""
+
+    python: tuple[int, int]
+    packages: Mapping[str, str]  # versions by distribution, names in lower case with dashes
+    modules: frozenset[str]  # of those asked about, the ones that can be imported
+    providers: tuple[str, ...] = ()  # onnxruntime's
+    problem: str = ""  # why onnxruntime could not be imported
+    virtual: bool = False  # a virtual environment
+    system_packages: bool = field(default=True)  # which sees the system's packages
+
+
+def read_environment() -> Environment:
+    """This Python's own."""
+    providers, problem = _providers()
+    return Environment(
+        python=(sys.version_info.major, sys.version_info.minor),
+        packages=_packages(),
+        modules=frozenset(
+            name
+            for name in ("onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+            if _has(name)
+        ),
+        providers=providers,
+        problem=problem,
+        virtual=sys.prefix != sys.base_prefix,
+        system_packages=_sees_system(Path(sys.prefix) / "pyvenv.cfg"),
+    )
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"] if distribution.metadata else None
+        if name and _OF_INTEREST.match(name):
+            found[re.sub(r"[-_.]+", "-", name).lower()] = distribution.version
+    return found
+
+
+def _has(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _providers() -> tuple[tuple[str, ...], str]:
+    """onnxruntime's providers, or why it cannot be imported ("" where it is not installed)."""
+    from perfusion.onnx_runtime import import_onnxruntime
+
+    try:
+        return tuple(import_onnxruntime("").get_available_providers()), ""
+    except (DeviceError, AttributeError) as error:
+        if not _has("onnxruntime"):
+            return (), ""
+        return (), _first_line(error.__cause__ or error)
+    except OSError as error:  # one of its libraries is damaged or missing
+        return (), _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _sees_system(config: Path) -> bool:
+    try:
+        text = config.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True  # not a virtual environment
+    found = re.search(r"^include-system-site-packages\s*=\s*(\w+)", text, re.MULTILINE)
+    return found is not None and found[1].lower() == "true"

@@ -1,0 +1,233 @@
+"""What is known of each device before it is touched: one row a device, each with where its numbers come from.
+
+A number without a primary source is left out and reads 0; what needs it says that it is not known.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+from perfusion.errors import DeviceError
+
+__all__ = ["PROFILES", "SOURCES", "DeviceProfile", "Kind", "find_profile", "processor_profile"]
+
+Kind = Literal["jetson", "rtx", "datacenter", "cpu"]
+GIB = 1 << 30
+
+SOURCES: Mapping[str, str] = MappingProxyType(
+    {
+        "module": "NVIDIA's data sheets and technical briefs of the Jetson modules (memory, its width and bandwidth, "
+        "INT8 TOPS)",
+        "driver": "what NVIDIA's deviceQuery prints on the device: memory, its clock and bus width (bandwidth is twice "
+        "their product), multiprocessors, highest clock",
+        "sheet": "NVIDIA's data sheet of the accelerator",
+        "capability": "NVIDIA's table of compute capabilities, and the memory such cards are sold with",
+        "assumed": "nothing: a placeholder until the machine itself is read",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceProfile:
+    """One device: what it has, and what can be built for it."""
+
+    name: str
+    title: str
+    kind: Kind
+    compute_capability: tuple[int, int] | None
+    memory: int  # bytes; shared with the processor where `unified`
+    unified: bool
+    bandwidth: float  # bytes/s of that memory; 0 where not known
+    fp16_flops: float  # FLOP/s, dense, added up in float32 (on "cpu" all of it float32); 0 where not known
+    precisions: tuple[str, ...]
+    engines: tuple[str, ...]  # of "onnx", "trt", "trt-rtx"
+    source: str  # a key of SOURCES
+    note: str = ""
+
+    @property
+    def workspace(self) -> int:
+        """The most bytes an engine builder may use as scratch memory: an eighth, at most 4 GiB."""
+        return min(self.memory // 8, 4 * GIB)
+
+    @property
+    def usable(self) -> int:
+        """Bytes left for us on a machine that does nothing else."""
+        return max(0, self.memory - _RESERVED[self.kind])
+
+    @property
+    def precision(self) -> str:
+        """The precision to export for: half where the graphs run on a GPU."""
+        return "fp32" if self.kind == "cpu" or "fp16" not in self.precisions else "fp16"
+
+    @property
+    def engine(self) -> str:
+        """What the graphs run best as here."""
+        return (
+            {"jetson": "trt", "rtx": "trt-rtx", "datacenter": "trt"}.get(self.kind, "onnx")
+            if (len(self.engines) > 1)
+            else "onnx"
+        )
+
+
+# A headless Orin with 8 GB has 6.1 GiB free; a card holds back a little for its driver and a screen.
+_RESERVED: Mapping[str, int] = {
+    "jetson": int(1.9 * GIB),
+    "rtx": int(0.6 * GIB),
+    "datacenter": int(0.6 * GIB),
+    "cpu": GIB,
+}
+
+_PRECISIONS: Mapping[tuple[int, int], tuple[str, ...]] = {
+    (7, 5): ("fp32", "fp16", "int8"),
+    (8, 0): ("fp32", "fp16", "bf16", "int8"),
+    (8, 6): ("fp32", "fp16", "bf16", "int8"),
+    (8, 7): ("fp32", "fp16", "bf16", "int8"),
+    (8, 9): ("fp32", "fp16", "bf16", "int8", "fp8"),
+    (9, 0): ("fp32", "fp16", "bf16", "int8", "fp8"),
+    (11, 0): ("fp32", "fp16", "bf16", "int8", "fp8", "fp4"),
+    (12, 0): ("fp32", "fp16", "bf16", "int8", "fp8", "fp4"),
+    (12, 1): ("fp32", "fp16", "bf16", "int8", "fp8", "fp4"),
+}
+_PORTABLE = {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}  # what TensorRT for RTX can build for
+
+# GHz: the highest clock. FLOP: of one multiprocessor in one clock, fp16 products added up in float32; 512 on GeForce
+# cards from Turing to Blackwell, 2048 on Orin, half its dense INT8 rate. A dash: no primary source was at hand.
+_TABLE = """
+name               kind        sm    GiB  GB/s  SMs  GHz    FLOP  source      title
+orin-nano-4        jetson      8.7   4    34    4    0.625  2048  module      Jetson Orin Nano 4 GB
+orin-nano-4-super  jetson      8.7   4    51    4    1.020  2048  module      Jetson Orin Nano 4 GB Super
+orin-nano-8        jetson      8.7   8    68    8    0.625  2048  module      Jetson Orin Nano 8 GB
+orin-nano-8-super  jetson      8.7   8    102   8    1.020  2048  module      Jetson Orin Nano 8 GB Super
+orin-nx-8          jetson      8.7   8    -     8    0.765  2048  driver      Jetson Orin NX 8 GB
+orin-nx-16         jetson      8.7   16   -     8    0.918  2048  driver      Jetson Orin NX 16 GB
+agx-orin-32        jetson      8.7   32   205   -    -      -     module      Jetson AGX Orin 32 GB
+agx-orin-64        jetson      8.7   64   205   16   1.300  2048  module      Jetson AGX Orin 64 GB
+agx-thor           jetson      11.0  128  273   20   1.575  8192  module      Jetson AGX Thor (T5000)
+xavier-nx-8        jetson      7.2   8    -     -    -      -     module      Jetson Xavier NX 8 GB
+xavier-nx-16       jetson      7.2   16   -     -    -      -     module      Jetson Xavier NX 16 GB
+agx-xavier-32      jetson      7.2   32   137   -    -      -     module      Jetson AGX Xavier 32 GB
+agx-xavier-64      jetson      7.2   64   137   -    -      -     module      Jetson AGX Xavier 64 GB
+rtx-2060           rtx         7.5   6    336   30   1.680  512   driver      GeForce RTX 2060
+rtx-2070           rtx         7.5   8    448   36   1.710  512   driver      GeForce RTX 2070
+rtx-2080           rtx         7.5   8    448   46   1.800  512   driver      GeForce RTX 2080
+rtx-2080-ti        rtx         7.5   11   616   68   1.545  512   driver      GeForce RTX 2080 Ti
+rtx-3060           rtx         8.6   12   360   28   1.777  512   driver      GeForce RTX 3060
+rtx-3070           rtx         8.6   8    448   46   1.725  512   driver      GeForce RTX 3070
+rtx-3080           rtx         8.6   10   760   68   1.710  512   driver      GeForce RTX 3080
+rtx-3090           rtx         8.6   24   936   82   1.695  512   driver      GeForce RTX 3090
+rtx-4060           rtx         8.9   8    -     -    -      -     capability  GeForce RTX 4060
+rtx-4060-ti-16     rtx         8.9   16   288   34   2.535  512   driver      GeForce RTX 4060 Ti 16 GB
+rtx-4070           rtx         8.9   12   -     -    -      -     capability  GeForce RTX 4070
+rtx-4080           rtx         8.9   16   -     -    -      -     capability  GeForce RTX 4080
+rtx-4090           rtx         8.9   24   1008  128  2.520  512   driver      GeForce RTX 4090
+rtx-5060           rtx         12.0  8    448   30   2.565  512   driver      GeForce RTX 5060
+rtx-5070           rtx         12.0  12   -     -    -      -     capability  GeForce RTX 5070
+rtx-5080           rtx         12.0  16   -     -    -      -     capability  GeForce RTX 5080
+rtx-5090           rtx         12.0  32   1792  170  2.407  512   driver      GeForce RTX 5090
+rtx-3060-laptop    rtx         8.6   6    336   30   1.425  512   driver      GeForce RTX 3060 Laptop GPU
+rtx-4050-laptop    rtx         8.9   6    -     -    -      -     capability  GeForce RTX 4050 Laptop GPU
+rtx-4060-laptop    rtx         8.9   8    256   24   2.010  512   driver      GeForce RTX 4060 Laptop GPU
+rtx-4070-laptop    rtx         8.9   8    -     -    -      -     capability  GeForce RTX 4070 Laptop GPU
+rtx-4080-laptop    rtx         8.9   12   -     -    -      -     capability  GeForce RTX 4080 Laptop GPU
+rtx-4090-laptop    rtx         8.9   16   576   76   1.590  512   driver      GeForce RTX 4090 Laptop GPU
+rtx-5070-laptop    rtx         12.0  8    -     -    -      -     capability  GeForce RTX 5070 Laptop GPU
+rtx-5070-ti-laptop rtx         12.0  12   -     -    -      -     capability  GeForce RTX 5070 Ti Laptop GPU
+rtx-5080-laptop    rtx         12.0  16   -     -    -      -     capability  GeForce RTX 5080 Laptop GPU
+rtx-5090-laptop    rtx         12.0  24   -     -    -      -     capability  GeForce RTX 5090 Laptop GPU
+dgx-spark          rtx         12.1  128  273   48   2.418  512   driver      DGX Spark (GB10)
+a100-40            datacenter  8.0   40   1555  108  1.410  2048  driver      A100 40 GB
+a100-80            datacenter  8.0   80   2039  108  1.410  2048  driver      A100 80 GB (SXM)
+h100-80            datacenter  9.0   80   3352  132  1.830  4096  sheet       H100 80 GB (SXM)
+h200               datacenter  9.0   141  4800  132  1.830  4096  sheet       H200 141 GB (SXM)
+"""
+_XAVIER = "JetPack 5 with TensorRT 8 is its last, so no engine of ours loads there and the graphs run on the processor"
+_HALF_BUS = "half the 8 GB module's bandwidth: its memory bus is 64 bits wide, not 128"
+_NOTES: Mapping[str, str] = {
+    "orin-nano-4": _HALF_BUS,
+    "orin-nano-4-super": _HALF_BUS,
+    **dict.fromkeys(("xavier-nx-8", "xavier-nx-16", "agx-xavier-32", "agx-xavier-64"), _XAVIER),
+}
+
+
+def find_profile(name: str) -> DeviceProfile:
+    """The profile of that name; case, blanks and underscores do not matter ("RTX 4070" is "rtx-4070").
+
+    Raises:
+        DeviceError: there is none; the message has the nearest names.
+    """
+    wanted = "-".join(str(name).lower().replace("_", " ").replace("-", " ").split())
+    if wanted in PROFILES:
+        return PROFILES[wanted]
+    near = difflib.get_close_matches(wanted, PROFILES, n=3, cutoff=0.5)
+    meant = f"Did you mean {' or '.join(near)}?" if near else "`perfusion-devices list` has them all."
+    raise DeviceError(f"There is no device profile named {str(name)[:60]!r}. {meant}")
+
+
+def processor_profile(*, cores: int, memory: int, title: str = "") -> DeviceProfile:
+    """The profile "cpu" for a machine with that many cores and bytes of memory.
+
+    Throughput and bandwidth are those of one core of the machine in benchmarks/records/plan-*.json, scaled by the
+    cores (the bandwidth no further than four: a memory is soon full).
+    """
+    generic = PROFILES["cpu"]
+    return replace(
+        generic,
+        title=title or generic.title,
+        note="throughput and bandwidth are those of one core of an AMD EPYC, times the cores",
+        memory=memory,
+        fp16_flops=_CORE_FLOPS * max(1, cores),
+        bandwidth=_CORE_BANDWIDTH * min(max(1, cores), 4),
+    )
+
+
+_CORE_FLOPS, _CORE_BANDWIDTH = 180e9, 40e9  # float32; fitted to one core of an AMD EPYC with AVX-512
+
+
+_KINDS: Mapping[str, Kind] = {"jetson": "jetson", "rtx": "rtx", "datacenter": "datacenter"}
+
+
+def _profile(line: str) -> DeviceProfile:
+    """One line of the table."""
+    name, kind, sm, gib, *numbers, source, title = line.split(maxsplit=9)
+    bandwidth, processors, ghz, flops = (0.0 if one == "-" else float(one) for one in numbers)
+    major, minor = map(int, sm.split("."))
+    capability = (major, minor)
+    engines = ("onnx",) if capability < (7, 5) else ("onnx", "trt")
+    return DeviceProfile(
+        name=name,
+        title=title,
+        kind=_KINDS[kind],
+        compute_capability=capability,
+        memory=int(gib) * GIB,
+        unified=kind == "jetson" or capability == (12, 1),
+        bandwidth=bandwidth * 1e9,
+        fp16_flops=processors * ghz * 1e9 * flops,
+        precisions=_PRECISIONS.get(capability, ("fp32", "int8")),
+        engines=(*engines, "trt-rtx") if capability in _PORTABLE else engines,
+        source=source,
+        note=_NOTES.get(name, ""),
+    )
+
+
+_CPU = DeviceProfile(
+    name="cpu",
+    title="Any processor",
+    kind="cpu",
+    compute_capability=None,
+    memory=8 * GIB,
+    unified=True,
+    bandwidth=_CORE_BANDWIDTH * 4,
+    fp16_flops=_CORE_FLOPS * 4,
+    precisions=("fp32", "int8"),
+    engines=("onnx",),
+    source="assumed",
+    note="four cores and 8 GB stand here for a machine that is not known; `detect` reads the real ones",
+)
+
+PROFILES: Mapping[str, DeviceProfile] = MappingProxyType(
+    {profile.name: profile for profile in (*map(_profile, _TABLE.strip().splitlines()[1:]), _CPU)}
+)

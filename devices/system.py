@@ -1,0 +1,134 @@
+"""What a Linux system's files say about its machine. Every reader takes the root directory, and none ever fails.
+
+A file that is missing, unreadable, enormous or not text is answered as if it said nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from pathlib import Path
+
+__all__ = [
+    "cores",
+    "cpu_name",
+    "device_tree",
+    "free_disk",
+    "in_container",
+    "l4t_version",
+    "meminfo",
+    "power_mode",
+    "read_text",
+    "usable_meminfo",
+]
+
+_MOST_BYTES = 4 << 20
+
+
+def read_text(path: Path, most: int = _MOST_BYTES) -> str:
+    """The text of a file, "" where there is none; NULs, with which device trees end their strings, become spaces."""
+    try:
+        # a pipe would be waited for without end
+        if not stat.S_ISREG(path.stat().st_mode):
+            return ""
+        with open(path, "rb") as file:
+            return file.read(most).decode("utf-8", "replace").replace("\0", " ").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def device_tree(root: Path, name: str) -> str:
+    """A property of the device tree's root: "model", "compatible", "nvidia,dtsfilename"."""
+    return read_text(root / "proc/device-tree" / name) or read_text(
+        root / "sys/firmware/devicetree/base" / name
+    )
+
+
+def l4t_version(root: Path) -> tuple[int, ...] | None:
+    """The version of Jetson Linux, (36, 4, 3): from its own file or, as in some containers, from the package."""
+    release = read_text(root / "etc/nv_tegra_release")
+    found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+)\.(\d+)", release)
+    if found:
+        return int(found[1]), int(found[2]), int(found[3])
+    packages = read_text(root / "var/lib/dpkg/status", 64 << 20)
+    found = re.search(
+        r"^Package: nvidia-l4t-core\n(?:(?!\n\n)[\s\S])*?^Version: (\d+)\.(\d+)\.(\d+)", packages, re.M
+    )
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def meminfo(root: Path) -> dict[str, int]:
+    """/proc/meminfo in bytes: "MemTotal", "MemAvailable", "SwapTotal", "SwapFree" and the rest of it."""
+    found = re.findall(r"^(\w+):\s+(\d{1,15}) kB$", read_text(root / "proc/meminfo"), re.M)
+    return {name: int(size) * 1024 for name, size in found}
+
+
+def usable_meminfo(root: Path) -> dict[str, int]:
+    """`meminfo`, its total and what is available cut down to what a container may have of it."""
+    found = meminfo(root)
+    limit, left = _group_memory(root)
+    for name, most in (("MemTotal", limit), ("MemAvailable", left)):
+        if name in found and most is not None:
+            found[name] = min(found[name], most)
+    return found
+
+
+def _group_memory(root: Path) -> tuple[int | None, int | None]:
+    """The memory limit of this control group (version 2 or 1) and what is left of it; None where there is none."""
+    two, one = root / "sys/fs/cgroup", root / "sys/fs/cgroup/memory"
+    for folder, names, cached in (
+        (two, ("memory.max", "memory.current"), "inactive_file"),
+        (one, ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
+    ):
+        limit, used = (re.fullmatch(r"\d{1,18}", read_text(folder / name)) for name in names)
+        if limit and int(limit[0]):
+            given_way = re.search(rf"^{cached} (\d{{1,18}})$", read_text(folder / "memory.stat"), re.M)
+            taken = int(used[0]) - (int(given_way[1]) if given_way else 0) if used else 0
+            return int(limit[0]), max(0, int(limit[0]) - max(0, taken))
+    return None, None
+
+
+def power_mode(root: Path) -> tuple[str, str] | None:
+    """A Jetson's power mode and the one without limits: ("15W", "MAXN_SUPER"). None where it is not told."""
+    status = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status"))
+    models = re.findall(
+        r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=([^\s>]+)", read_text(root / "etc/nvpmodel.conf"), re.M
+    )
+    names = {int(number): name for number, name in models}
+    if not status or int(status[1]) not in names:
+        return None
+    best = next((name for name in names.values() if "MAXN" in name.upper()), "")
+    return names[int(status[1])], best
+
+
+def cores(root: Path) -> int:
+    """Cores this process may use on the real system, all of them on another."""
+    if root == Path("/") and hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    listed = len(re.findall(r"^processor\s*:", read_text(root / "proc/cpuinfo"), re.M))
+    return listed or (os.cpu_count() or 1 if root == Path("/") else 1)
+
+
+def cpu_name(root: Path) -> str:
+    """The processor's name as Linux tells it, "" where it does not."""
+    found = re.search(r"^model name\s*:\s*(.+)$", read_text(root / "proc/cpuinfo"), re.M)
+    return " ".join(found[1].split()) if found else ""
+
+
+def in_container(root: Path) -> bool:
+    """Whether this is a container, as far as its files tell."""
+    if (root / ".dockerenv").exists() or (root / "run/.containerenv").exists():
+        return True
+    return bool(re.search(r"docker|containerd|kubepods|libpod", read_text(root / "proc/1/cgroup")))
+
+
+def free_disk(path: Path) -> int | None:
+    """Bytes free where `path` is or would be."""
+    for folder in (path, *path.parents):
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            continue
+    return None

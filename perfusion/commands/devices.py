@@ -1,0 +1,253 @@
+"""perfusion-devices: which machine this is, what is wrong with it, and what fits on it or on another."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfusion.commands import parser, run
+
+if TYPE_CHECKING:
+    from perfusion.devices import Detected, DeviceProfile
+    from perfusion.devices.device_plan import DevicePlan
+
+GIB = 1 << 30
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see `perfusion-devices --help`."""
+    return run("perfusion-devices", lambda: _devices(_parser().parse_args(argv)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(
+        "perfusion-devices",
+        "Know the machine before it fails: the devices that are known, which one this is, what is wrong with it, and "
+        "whether a bundle fits on it.",
+    )
+    actions = made.add_subparsers(dest="action", metavar="list|detect|doctor|plan", required=True)
+    texts = {
+        "list": "every device profile",
+        "detect": "which machine this is",
+        "doctor": "what is wrong here, and what to do; exit code 1 when nothing can be drawn",
+        "plan": "precision, engine, memory and an estimate of the time for a bundle on a device",
+    }
+    made_actions = {
+        name: actions.add_parser(name, help=text, description=text) for name, text in texts.items()
+    }
+    for action in made_actions.values():
+        action.add_argument("--json", action="store_true", help="print JSON")
+    for name in ("doctor", "plan"):
+        made_actions[name].add_argument(
+            "--bundle", type=Path, metavar="BUNDLE", help="a bundle's folder; by default the embedded model's"
+        )
+    plan = made_actions["plan"]
+    plan.add_argument(
+        "--device", metavar="PROFILE", help="a name that `list` prints; by default this machine"
+    )
+    plan.add_argument(
+        "--resolution", type=int, metavar="N", help="width and height in pixels; by default the bundle's"
+    )
+    plan.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="pictures in one call of the UNet (1)"
+    )
+    plan.add_argument("--concepts", type=int, default=4, metavar="N", help="concepts in one call (4)")
+    plan.add_argument("--image", action="store_true", help="count a picture to draw over")
+    return made
+
+
+def _devices(args: argparse.Namespace) -> int:
+    return {"list": _list, "detect": _detect, "doctor": _doctor, "plan": _plan}[args.action](args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from perfusion.devices import PROFILES
+    from perfusion.devices.profiles import SOURCES
+
+    if args.json:
+        print(json.dumps([_profile_facts(profile) for profile in PROFILES.values()], indent=2))
+        return 0
+    rows = [("name", "device", "sm", "GiB", "GB/s", "fp16 TFLOP/s", "engines")]
+    for profile in PROFILES.values():
+        sm = "".join(map(str, profile.compute_capability)) if profile.compute_capability else "-"
+        speed = f"{profile.fp16_flops / 1e12:.1f}" if profile.fp16_flops and profile.kind != "cpu" else "-"
+        bandwidth = f"{profile.bandwidth / 1e9:.0f}" if profile.bandwidth and profile.kind != "cpu" else "-"
+        memory = f"{profile.memory // GIB}{' shared' if profile.unified else ''}"
+        rows.append((profile.name, profile.title, sm, memory, bandwidth, speed, " ".join(profile.engines)))
+    print(_aligned(rows))
+    used = {profile.source for profile in PROFILES.values()}
+    print("\nSources; what has none is left out (-):")
+    print("\n".join(f"  {name}: {text}" for name, text in SOURCES.items() if name in used))
+    return 0
+
+
+def _detect(args: argparse.Namespace) -> int:
+    from perfusion.devices import detect
+
+    found = detect()
+    if args.json:
+        print(json.dumps(_found_facts(found), indent=2))
+        return 0
+    rows = [(name.replace("_", " "), _shown(name, value)) for name, value in found.facts.items()]
+    profile = found.profile
+    rows.append(
+        ("profile", f"{profile.name} ({profile.title})" if profile else "none describes this machine")
+    )
+    if profile is not None:
+        rows += [("engines", ", ".join(profile.engines)), ("precision", profile.precision)]
+        rows += [("note", profile.note)] if profile.note else []
+    print(_aligned(rows))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from perfusion.devices import detect
+    from perfusion.devices.bundle_check import examine_bundle
+    from perfusion.devices.doctor import examine
+    from perfusion.devices.environment import read_environment
+
+    found, folder = detect(), _bundle_folder(args.bundle)
+    findings = [*examine(found, read_environment(), disk=folder), *examine_bundle(folder, found)]
+    stopped = any(finding.level == "stop" for finding in findings)
+    if args.json:
+        facts = {
+            "machine": _found_facts(found),
+            "findings": [vars(finding) for finding in findings],
+            "can_draw": not stopped,
+        }
+        print(json.dumps(facts, indent=2))
+        return int(stopped)
+    title = found.profile.title if found.profile else found.facts.get("machine", "an unknown machine")
+    print(f"{title}: {len(findings)} finding{'' if len(findings) == 1 else 's'}")
+    for finding in findings:
+        print(f"\n{finding.level}: {finding.name}\n  {finding.text}\n  -> {finding.remedy}")
+    print(
+        f"\n{'Nothing can be drawn here until that is done.' if stopped else 'Pictures can be drawn here.'}"
+    )
+    return int(stopped)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from perfusion.devices import detect, find_profile
+    from perfusion.devices.device_plan import plan_device
+    from perfusion.errors import DeviceError
+    from perfusion.runtime.bundle import read_bundle
+
+    here = detect().profile
+    profile = here if args.device is None else find_profile(args.device)
+    if profile is None:
+        raise DeviceError("No profile describes this machine. Name one with --device; `list` has them all.")
+    bundle = read_bundle(_bundle_folder(args.bundle), verify=False)
+    plan = plan_device(
+        bundle,
+        profile,
+        side=args.resolution,
+        batch=args.batch,
+        concepts=args.concepts,
+        image=args.image,
+        here=here is not None and here.compute_capability == profile.compute_capability,
+    )
+    export = plan.export_command(bundle.folder, args.resolution)
+    if args.json:
+        print(json.dumps(_plan_facts(plan, bundle.folder) | {"export": export}, indent=2))
+        return 0
+    print(f"{bundle.folder.name} on {profile.title}: {plan.memory.explain()}\n")
+    print(_aligned([*_plan_rows(plan), *([("export", export)] if export else [])]))
+    print("\nComputed from the graphs, not measured on the device.")
+    return 0
+
+
+def _plan_rows(plan: DevicePlan) -> list[tuple[str, str]]:
+    memory, note = plan.memory, plan.profile.note
+    rows = [("engine", f"{plan.engine}, {plan.precision}")]
+    for stage, size in memory.stages.items():
+        rows.append((stage, f"{_gib(size)}  {', '.join(sorted(memory.resident[stage]))}"))
+    rows += [
+        ("usable", _gib(memory.budget)),
+        ("time", str(plan.latency) if plan.latency else "not estimated: the device's speed is not known"),
+    ]
+    if plan.workspace is not None:
+        rows.append(("workspace", f"{_gib(plan.workspace)} while an engine is built"))
+    for graph, profiles in plan.shapes.items():
+        sizes = (", ".join(f"{name} {most}" for name, (_, _, most) in one.items()) for one in profiles)
+        rows.append(("profile", f"{graph}: {'; '.join(sizes)}"))
+    return rows + ([("note", note)] if note else [])
+
+
+def _bundle_folder(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    from perfusion.pocket import bundle_path
+
+    return bundle_path()
+
+
+def _profile_facts(profile: DeviceProfile) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(profile) | {"workspace": profile.workspace, "usable": profile.usable}
+
+
+def _found_facts(found: Detected) -> dict[str, Any]:
+    return {
+        "profile": found.profile.name if found.profile else None,
+        "title": found.profile.title if found.profile else None,
+        "facts": dict(found.facts),
+    }
+
+
+def _plan_facts(plan: DevicePlan, folder: Path) -> dict[str, Any]:
+    memory, latency = plan.memory, plan.latency
+    return {
+        "device": plan.profile.name,
+        "bundle": str(folder),
+        "engine": plan.engine,
+        "precision": plan.precision,
+        "workspace": plan.workspace,
+        "profiles": {graph: [dict(one) for one in profiles] for graph, profiles in plan.shapes.items()},
+        "width": memory.width,
+        "height": memory.height,
+        "batch": memory.batch,
+        "concepts": memory.concepts,
+        "guided": memory.guided,
+        "fits": memory.fits,
+        "budget": memory.budget,
+        "peak": memory.peak,
+        "stages": dict(memory.stages),
+        "resident": {stage: sorted(names) for stage, names in memory.resident.items()},
+        "tile": memory.tile,
+        "nearest": vars(memory.nearest) if memory.nearest else None,
+        "explanation": memory.explain(),
+        "estimated_seconds": round(latency.total, 3) if latency else None,
+        "estimate_error": latency.error if latency else "the device's speed is not known",
+    }
+
+
+_SIZES = ("memory", "memory_free", "swap", "main_memory")
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "not told"
+    if name in _SIZES:
+        return _gib(value)
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns of equal width, the last one ragged."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,208 @@
+"""The engine side of perfusion-export: for which GPU, in what sizes, with which TensorRT."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfusion.commands import Progress
+from perfusion.errors import DeviceError, ExportError, RequestError
+
+if TYPE_CHECKING:
+    from perfusion.devices import DeviceProfile
+    from perfusion.runtime.bundle import Bundle
+    from perfusion.tensorrt.engines import EngineJob, EngineOutcome, EngineSettings
+    from perfusion.tensorrt.profiles import ShapeOptions
+
+__all__ = [
+    "build", "check_memory", "check_request", "choose_target", "device_profile", "find_tensorrt", "plan", "prune",
+]  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
+
+def device_profile(given: argparse.Namespace) -> DeviceProfile | None:
+    """The device profile asked for, which has the engine and the precision asked for."""
+    if given.device is None:
+        return None
+    from perfusion.devices import find_profile
+
+    profile = find_profile(given.device)
+    if given.engine not in profile.engines:
+        raise DeviceError(
+            f"{profile.title} does not run the engine {given.engine!r}, expected {' or '.join(profile.engines)}."
+        )
+    if given.precision is not None and given.precision not in profile.precisions:
+        raise DeviceError(
+            f"{profile.title} has no {given.precision}; it has {', '.join(profile.precisions)}."
+        )
+    return profile
+
+
+def choose_target(given: argparse.Namespace, profile: DeviceProfile | None) -> str:
+    """The GPU to build for, as engines' keys spell it."""
+    from perfusion.tensorrt import engines, targets
+
+    own = None
+    if profile is not None and profile.compute_capability is not None:
+        own = targets.target_of(profile.compute_capability)
+    if given.target is not None:
+        target = targets.check_target(given.engine, given.target)
+        if own is not None and own not in target.split("+") and target != "portable":
+            raise DeviceError(
+                f"--target {target} is not {given.device}'s, which is {own}. Leave one of them out."
+            )
+        return target
+    if own is not None:
+        return targets.check_target(given.engine, own)
+    if given.engine == "trt-rtx":
+        return "portable"
+    if given.script:
+        raise DeviceError("The script is for one kind of GPU: name it with --device or --target.")
+    return engines.this_gpu(" Name the device and add --script to get a build script to carry there.")
+
+
+def find_tensorrt(engine: Any, target: str) -> Any:
+    """The TensorRT that builds here for the target."""
+    from perfusion.tensorrt import engines
+    from perfusion.tensorrt.flavour import import_tensorrt
+
+    trt = import_tensorrt(engine)
+    if engine == "trt":
+        engines.check_gpu(target, " Add --script to get a build script to carry there.")
+    return trt
+
+
+def check_request(given: argparse.Namespace, target: str, precision: str) -> None:
+    """Refuse before the minutes of an export what needs no bundle to be refused."""
+    from perfusion.tensorrt.profiles import check_counts
+    from perfusion.tensorrt.targets import check_precision
+
+    check_precision(given.engine, target, precision)
+    if precision == "int8":
+        raise ExportError(
+            "An int8 bundle is made of operators for a CPU, which TensorRT does not have. Use --precision fp16."
+        )
+    check_counts(_shapes(given))
+    _workspace(given, None)
+
+
+def _shapes(given: argparse.Namespace) -> ShapeOptions:
+    from perfusion.tensorrt.profiles import ShapeOptions
+
+    asked: dict[str, Any] = {
+        "batches": given.batch,
+        "concepts": given.concepts,
+        "resolution": given.resolution,
+    }
+    return ShapeOptions(
+        dynamic=given.dynamic, **{name: value for name, value in asked.items() if value is not None}
+    )
+
+
+def _workspace(given: argparse.Namespace, profile: DeviceProfile | None) -> int | None:
+    """Bytes of scratch memory an engine may take."""
+    asked: float | None = given.workspace
+    if asked is None:
+        return profile.workspace if profile is not None else None
+    if not 0.01 <= asked <= 1024:  # a NaN is in no range
+        raise RequestError(f"The workspace is {asked} GB, expected 0.01 to 1024.")
+    return round(asked * 1e9)
+
+
+def plan(
+    given: argparse.Namespace, folder: Path, target: str, profile: DeviceProfile | None
+) -> tuple[tuple[EngineJob, ...], EngineSettings]:
+    """What is to be built for a bundle that is there."""
+    from perfusion.runtime.bundle import read_bundle
+    from perfusion.tensorrt import targets
+    from perfusion.tensorrt.build import BuildOptions
+    from perfusion.tensorrt.bundle_facts import read_facts
+    from perfusion.tensorrt.engines import EngineSettings, plan_jobs
+
+    bundle = read_bundle(folder, verify=False)  # the files that are built from are verified there
+    facts = read_facts(folder)
+    if given.precision not in (None, facts.precision):
+        raise RequestError(
+            f"{folder} is in {facts.precision}, and {given.precision} was asked for. Leave --precision out, or export "
+            "the model again."
+        )
+    targets.check_precision(given.engine, target, facts.precision)
+    options = BuildOptions(workspace=_workspace(given, profile), optimization_level=given.optimization_level)
+    shapes = _shapes(given)
+    plan_jobs(facts, shapes)  # refuses sizes before the graphs are read for the plan
+    if profile is not None:
+        shapes = _planned(bundle, shapes, profile, batches_given=given.batch is not None)
+    return plan_jobs(facts, shapes), EngineSettings(
+        flavour=given.engine, target=target, precision=facts.precision, options=options
+    )
+
+
+def check_memory(given: argparse.Namespace, folder: Path, profile: DeviceProfile) -> None:
+    """Say where a device has too little memory for a bundle's pictures, drawn by onnxruntime."""
+    from perfusion.devices.device_plan import fitting_batches
+    from perfusion.runtime.bundle import read_bundle
+
+    bundle = read_bundle(folder, verify=False)
+    memory = fitting_batches(bundle, profile, (1,), side=given.resolution, concepts=4)[1]
+    if not memory.fits:
+        _log.warning("%s: %s", profile.title, memory.explain())
+
+
+def _planned(
+    bundle: Bundle, shapes: ShapeOptions, profile: DeviceProfile, *, batches_given: bool
+) -> ShapeOptions:
+    """The sizes with the device's tiles, and without usual batches that it has no memory for.
+
+    The plan is an estimate, so what was asked for is built with a warning where it does not fit.
+    """
+    from perfusion.devices.device_plan import fitting_batches
+
+    batches, memory = fitting_batches(
+        bundle, profile, shapes.batches, side=shapes.resolution, concepts=shapes.concepts
+    )
+    if not memory.fits:
+        _log.warning("%s: %s", profile.title, memory.explain())
+    elif batches_given and max(shapes.batches) > max(batches):
+        _log.warning(
+            "%s has memory for batches of %d, not of %d: the engine may not load there.",
+            profile.title, max(batches), max(shapes.batches),
+        )  # fmt: skip
+    return replace(shapes, batches=shapes.batches if batches_given else tuple(batches), tile=memory.tile)
+
+
+def build(
+    given: argparse.Namespace, trt: Any, folder: Path, jobs: Sequence[EngineJob], settings: EngineSettings
+) -> list[EngineOutcome]:
+    from perfusion.tensorrt.engines import build_engines
+
+    order = [job.graph for job in jobs]
+    with Progress(len(order), f"engines for {settings.target}", quiet=given.quiet) as progress:
+
+        def show(graph: str, phase: str, done: int, total: int) -> None:
+            progress.update(
+                order.index(graph), stage=graph.replace("_", " "), doing=f"{phase} {done}/{total}"
+            )
+
+        outcomes = build_engines(trt, folder, jobs, settings, progress=show)
+        progress.update(len(order), stage="done")
+    return outcomes
+
+
+def prune(folder: Path, outcomes: Sequence[EngineOutcome]) -> list[Path]:
+    """Remove what no longer fits: engines of graphs that have changed, and of other releases of this TensorRT."""
+    from perfusion.tensorrt.cache import Engine, prune_engines
+
+    now = {one.engine.key.graph: one.engine.key for one in outcomes}
+
+    def keep(engine: Engine) -> bool:
+        key = now.get(engine.key.graph)
+        if key is None or engine.key.graph_sha256 != key.graph_sha256:
+            return False
+        return engine.key.flavour != key.flavour or engine.key.version == key.version
+
+    return prune_engines(folder, keep)

@@ -1,0 +1,343 @@
+"""perfusion-sweep: draw one concept with many settings, see the front, and choose."""
+
+import argparse
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfusion.commands import Progress, parser, run
+from perfusion.errors import ModelError, RequestError
+from perfusion.files import cache_folder, writing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from perfusion.concept import Concept
+    from perfusion.runtime import Runtime
+    from perfusion.scoring import Scorer
+    from perfusion.sweep import Setting, Sweep
+
+__all__ = ["main"]
+
+_NAME = "perfusion-sweep"
+_FIELDS = (
+    "bias", "temperature", "strength", "lock",
+    "image", "text", "image_error", "text_error", "cosine", "on_front", "recommended",
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see `perfusion-sweep --help`."""
+    return run(_NAME, lambda: _sweep(_parser().parse_args(argv)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = parser(
+        _NAME,
+        "Draw the same prompts and seeds with every combination of bias, temperature, strength and lock: from the "
+        "pictures' look to the prompt's words, without training anything again. With pictures of the subject both "
+        "are measured, and the best settings can be written into the concept file.",
+    )
+    add = made.add_argument
+    add(
+        "--concept", action="append", required=True, dest="concepts", metavar="FILE",
+        help="a concept file or the name of a sample (can be repeated: all get the same settings)",
+    )  # fmt: skip
+    add("--prompt", action="append", required=True, dest="prompts", metavar="TEXT", help="(can be repeated)")
+    add("--bundle", type=Path, metavar="DIR", help="an exported model (default: the embedded pocket model)")
+    add(
+        "--bias", type=_values, metavar="A:B:N",
+        help="a number, some (0.5,0.7) or a range of N (default: 0.4:1:7)",
+    )  # fmt: skip
+    add("--temperature", type=_values, metavar="A:B:N", help="likewise (default: the first concept's own)")
+    add("--strength", type=_values, default=(1.0,), metavar="A:B:N", help="likewise (default: 1)")
+    add("--lock", choices=["local", "global", "both"], help="(default: the first concept's own)")
+    add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
+    add("--count", type=_at_least_one, default=2, metavar="N", help="seeds a prompt (default: %(default)s)")
+    add("--steps", type=_at_least_one, metavar="N", help="denoising steps (default: the bundle's own)")
+    add("--guidance-scale", type=float, metavar="G", help="(default: the bundle's own)")
+    add(
+        "--images", type=Path, action="append", default=[], metavar="DIR",
+        help="pictures of the subject, to measure likeness (repeat it once for each concept)",
+    )  # fmt: skip
+    add("--masks", type=Path, metavar="DIR", help="masks of the first --images: only the object is compared")
+    add(
+        "--scorer",
+        type=Path,
+        metavar="DIR",
+        help="a CLIP model or scorer (default: pocket's own, for pocket)",
+    )
+    add("--grid", type=Path, metavar="PNG", help="write every picture on one labelled sheet")
+    add("--plot", type=Path, metavar="PNG", help="write the plot of both similarities with its front")
+    add("--csv", type=Path, metavar="FILE", help="write the table")
+    add("--json", action="store_true", help="print the table as JSON")
+    add(
+        "--choose", nargs="?", const="recommended", metavar="BIAS[,TEMPERATURE]",
+        help="write the recommended settings, or these, into the concept file as its defaults",
+    )  # fmt: skip
+    add(
+        "--work", type=Path, metavar="DIR",
+        help="keep the pictures there for sweeps to come (default: in the cache, until the sweep is done)",
+    )  # fmt: skip
+    add("--provider", default="auto", help="auto, cpu, cuda, trt or trt-rtx (default: %(default)s)")
+    add("--batch-size", type=_at_least_one, default=8, metavar="N", help="pictures kept at once (default: 8)")
+    return made
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    chosen: dict[str, Any] | None = _chosen(args.choose)
+    if len(args.images) not in (0, len(args.concepts)):
+        raise RequestError(
+            f"There are {len(args.images)} folders of pictures for {len(args.concepts)} concepts; give --images "
+            "once for each concept, or not at all."
+        )
+    if not args.images and (args.plot or args.csv or args.choose == "recommended"):
+        raise RequestError(
+            "Nothing can be measured without pictures of the subject. Give --images DIR, or draw a --grid."
+        )
+    from perfusion.runtime import Runtime
+
+    with Runtime(args.bundle, provider=args.provider) as runtime:
+        concepts = [runtime.load_concept(name) for name in args.concepts]
+        scorer = _scorer(args.scorer, runtime) if args.images else None
+        result = _drawn(args, runtime, concepts, scorer)
+    if chosen is None and args.choose:
+        assert result.recommended is not None
+        best = result.recommended.setting
+        chosen = {"bias": best.bias, "temperature": best.temperature, "lock": best.lock}
+        if best.strength != 1:
+            raise RequestError(
+                f"The recommended strength is {best.strength:g}, and a concept file has no strength of its own. "
+                "Leave --strength out, or give --choose BIAS,TEMPERATURE."
+            )
+    if chosen:
+        for name in args.concepts:
+            _write_defaults(runtime.bundle.find_concept(name), chosen)
+    _tell(args, result, chosen)
+    return 0
+
+
+def _drawn(
+    args: argparse.Namespace, runtime: "Runtime", concepts: "Sequence[Concept]", scorer: "Scorer | None"
+) -> "Sweep":
+    """The sweep itself, with its sheets and tables written before the work folder goes."""
+    from perfusion.sweep import Drawings, identity, sweep
+
+    for token in (concept.token for concept in concepts):
+        if not any(token in prompt for prompt in args.prompts):
+            raise RequestError(f"No prompt names {token}, so its settings would change nothing.")
+    for prompt in args.prompts:
+        if not any(concept.token in prompt for concept in concepts):
+            raise RequestError(f"The prompt {prompt!r} names no concept, such as {concepts[0].token}.")
+    settings = _settings(args, concepts[0])
+    given = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
+    options = {name: value for name, value in given.items() if value is not None}
+    seeds = [args.seed + index for index in range(args.count)]
+    subjects = [
+        _subject(folder, args.masks if index == 0 else None) for index, folder in enumerate(args.images)
+    ]
+    with _work_folder(args.work, identity(runtime, options)) as folder, _progress(args.quiet) as report:
+        drawings = Drawings(folder, runtime, options, batch_size=args.batch_size)
+        result = sweep(
+            drawings, prompts=args.prompts, seeds=seeds, settings=settings, scorer=scorer, subjects=subjects,
+            report=report,
+        )  # fmt: skip
+        _write(args, result)
+    return result
+
+
+def _settings(args: argparse.Namespace, first: "Concept") -> "tuple[Setting, ...]":
+    from perfusion.sweep import BIASES, all_settings
+
+    return all_settings(
+        biases=args.bias or BIASES,
+        temperatures=args.temperature or (first.temperature,),
+        strengths=args.strength,
+        locks={"both": ("local", "global"), None: (first.lock,)}.get(args.lock, (args.lock,)),
+    )
+
+
+def _subject(folder: Path, masks: Path | None) -> "list[Image]":
+    """A subject's pictures, cut to the object where a mask or an alpha channel says where it is."""
+    from perfusion.training.pictures import find_pictures, load_picture
+    from perfusion.training.selection import cut_to_mask
+
+    found = [load_picture(path, masks or "auto") for path in find_pictures(folder)]
+    return [cut_to_mask(one.image, one.mask) for one in found]
+
+
+def _scorer(folder: Path | None, runtime: "Runtime") -> "Scorer":
+    """Who judges: the scorer that was given, or pocket's for pocket."""
+    from perfusion.scoring import OnnxScorer
+
+    if folder is None and runtime.bundle.base == "pocket":
+        from perfusion.pocket import scorer_path
+
+        folder = scorer_path()
+    if folder is None:
+        raise RequestError(
+            f"No scorer is known for {runtime.bundle.base}. Give --scorer DIR, a CLIP model's folder, or leave "
+            "--images out and look at a --grid."
+        )
+    if (folder / "image.onnx").is_file():
+        return OnnxScorer(folder)
+    try:
+        import torch
+
+        from perfusion.training.judging import open_scorer
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{folder} has no image.onnx; a CLIP model's folder is read by the package {error.name}. Install "
+            "perfusion-edge[train], or give a scorer of ONNX graphs."
+        ) from error
+    return open_scorer(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _write(args: argparse.Namespace, result: "Sweep") -> None:
+    from perfusion.sweep import plot
+
+    sheets: dict[Path | None, Callable[[], Image]] = {
+        args.grid: result.grid,
+        args.plot: lambda: plot(result.points),
+    }
+    for path, made in sheets.items():
+        if path is not None:
+            with writing(path) as file:
+                made().save(file, "PNG", optimize=True)
+    if args.csv:
+        with writing(args.csv, "w") as file:
+            file.write(_csv(result))
+
+
+def _rows(result: "Sweep") -> list[dict[str, Any]]:
+    rows = []
+    for point in result.points:
+        values = asdict(point)
+        rows.append({**values.pop("setting"), **values})
+    return rows
+
+
+def _csv(result: "Sweep") -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _FIELDS)
+    writer.writeheader()
+    writer.writerows(_rows(result))
+    return text.getvalue()
+
+
+def _tell(args: argparse.Namespace, result: "Sweep", chosen: dict[str, Any] | None) -> None:
+    """The table, for a program or a reader."""
+    if args.json:
+        facts = {
+            "prompts": args.prompts,
+            "seeds": list(result.seeds),
+            "points": _rows(result),
+            "chosen": chosen,
+        }
+        print(json.dumps(facts, indent=1))
+        return
+    if result.points:
+        print("  bias  temperature  strength    lock   image    text")
+    for point in result.points:
+        one, marks = point.setting, "*" * point.on_front + " recommended" * point.recommended
+        print(
+            f"{one.bias:6.3g}  {one.temperature:11.3g}  {one.strength:8.3g}  {one.lock:>6}  "
+            f"{point.image:6.3f}  {point.text:6.3f} {marks}".rstrip()
+        )
+    for path in (args.grid, args.plot, args.csv):
+        if path is not None:
+            print(path)
+    if chosen:
+        print(
+            f"{', '.join(args.concepts)}: " + ", ".join(f"{name} {value}" for name, value in chosen.items())
+        )
+
+
+def _write_defaults(path: Path, chosen: dict[str, Any]) -> None:
+    """The same file, storage and all, with other defaults."""
+    from PIL import Image
+
+    from perfusion.card import extract, is_card
+    from perfusion.concept import Concept
+    from perfusion.container import unpack
+    from perfusion.storage import stored_as
+
+    concept, data = Concept.load(path), path.read_bytes()
+    card = is_card(data)
+    storage = stored_as(unpack(extract(data) if card else data)[0])
+    picture = None
+    if card:
+        with Image.open(io.BytesIO(data)) as opened:
+            picture = opened.convert("RGB")
+    replace(concept, **chosen).save(path, storage, picture=picture)
+
+
+def _chosen(text: str | None) -> dict[str, Any] | None:
+    """BIAS[,TEMPERATURE] as settings; None for the recommended ones, or none at all."""
+    if text in (None, "recommended"):
+        return None
+    try:
+        values = _values(str(text))
+    except argparse.ArgumentTypeError as error:
+        raise RequestError(f"--choose: {error}.") from error
+    if len(values) > 2:
+        raise RequestError(f"--choose {text}: expected BIAS or BIAS,TEMPERATURE, such as 0.7,0.15.")
+    return dict(zip(("bias", "temperature"), values, strict=False))
+
+
+@contextmanager
+def _work_folder(given: Path | None, name: str) -> Iterator[Path]:
+    """The user's own folder; or one in the cache, where an interrupted sweep finds its pictures again, and which
+    goes when the sweep is done."""
+    if given is not None:
+        yield given
+        return
+    folder = cache_folder() / "sweeps" / name[:32]
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar that learns its length with the first report."""
+    bars: list[Progress] = []
+
+    def report(done: int, total: int) -> None:
+        if not bars:
+            bars.append(Progress(total, "drawing", quiet).__enter__())
+        bars[0].update(done)
+
+    try:
+        yield report
+    finally:
+        for bar in bars:
+            bar.__exit__(None, None, None)
+
+
+def _values(text: str) -> tuple[float, ...]:
+    from perfusion.sweep.settings import parse_values
+
+    try:
+        return parse_values(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _at_least_one(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,30 @@
+"""One concept file, every way to use it: drawn, judged, and the front between the pictures' look and the prompt's.
+
+Torch is needed only where a CLIP folder judges.
+"""
+
+from perfusion.sweep.drawing import Drawings, Job, identity
+from perfusion.sweep.front import Judged, Point, pareto_front, points_of, similarities
+from perfusion.sweep.run import Sweep, sweep
+from perfusion.sweep.settings import BIASES, Setting, all_settings, parse_values, varied
+from perfusion.sweep.sheet import grid, plot
+
+__all__ = [
+    "BIASES",
+    "Drawings",
+    "Job",
+    "Judged",
+    "Point",
+    "Setting",
+    "Sweep",
+    "all_settings",
+    "grid",
+    "identity",
+    "pareto_front",
+    "parse_values",
+    "plot",
+    "points_of",
+    "similarities",
+    "sweep",
+    "varied",
+]

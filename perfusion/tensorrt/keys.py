@@ -1,0 +1,135 @@
+"""What a plan belongs to. Two plans with one key are interchangeable; a plan with another key is not the one wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from perfusion.tensorrt.build import Profile
+from perfusion.tensorrt.rtx import PORTABLE
+from perfusion.tensorrt.targets import TARGETS
+
+__all__ = ["EngineKey", "differences", "folder_name", "serves"]
+
+_TITLES = {
+    "graph": "the graph",
+    "graph_sha256": "the graph's checksum",
+    "flavour": "the kind of TensorRT",
+    "version": "TensorRT's version",
+    "target": "the GPU",
+    "driver": "the driver's CUDA",
+    "precision": "the precision",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKey:
+    """All that decides whether a plan can be used, and for what."""
+
+    graph: str  # "unet"
+    graph_sha256: str  # over the graph and all weights it may refer to
+    flavour: str  # "trt" or "trt-rtx"
+    version: str  # TensorRT's, in full
+    target: str  # "sm87", "sm86+sm89", "portable"
+    driver: int | None  # CUDA's major version in the driver; None where it was built without one
+    precision: str  # of the graph
+    profiles: tuple[Profile, ...]
+    options: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits, the same for the same key on every machine."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """What the plan's files are called, without their endings."""
+        return f"{self.graph}-{self.digest[:16]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The key as JSON's own types."""
+        values = asdict(self)
+        values["profiles"] = [{name: list(sizes) for name, sizes in one.items()} for one in self.profiles]
+        return values
+
+    @classmethod
+    def from_json(cls, values: Any) -> EngineKey:
+        """The key that `to_json` gave. Raises `ValueError` for anything else."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ValueError("not an engine's key")
+        try:
+            profiles = tuple(
+                {str(name): _sizes(sizes) for name, sizes in one.items()} for one in values["profiles"]
+            )
+            return cls(**{**values, "profiles": profiles, "options": dict(values["options"])})
+        except (AttributeError, TypeError) as error:
+            raise ValueError("not an engine's key") from error
+
+
+def _sizes(values: Any) -> tuple[int, int, int]:
+    smallest, usual, largest = (int(value) for value in values)
+    return smallest, usual, largest
+
+
+def folder_name(flavour: str, target: str) -> str:
+    """The folder below `engines` that holds the plans of a flavour for a target."""
+    return f"{flavour}-{target}"
+
+
+def serves(target: str, gpu: str) -> bool:
+    """Whether a plan built for `target` runs on `gpu` ("sm89", or a target of the same spelling)."""
+    if target == gpu:
+        return True
+    if target == PORTABLE:
+        return gpu in TARGETS and TARGETS[gpu].rtx and gpu != "sm75"  # Turing only where it is named
+    return gpu in target.split("+")
+
+
+def differences(found: EngineKey, wanted: Mapping[str, Any]) -> list[str]:
+    """What a key has otherwise than wanted, each as a phrase; `wanted` names the fields that matter.
+
+    The target matches where the plan serves it.
+    """
+    phrases = []
+    for name, value in wanted.items():
+        have = getattr(found, name)
+        if have == value or (name == "target" and serves(have, value)):
+            continue
+        if name == "profiles":
+            phrases.append(f"the sizes are {_sizes_text(have)}, expected {_sizes_text(value)}")
+        elif name == "options":
+            have, value = (
+                dict(set(one.items()) - set(other.items())) for one, other in ((have, value), (value, have))
+            )
+            phrases.append(
+                f"the builder's options are {_options_text(have)}, expected {_options_text(value)}"
+            )
+        else:
+            phrases.append(f"{_TITLES[name]} is {_short(have)}, expected {_short(value)}")
+    return phrases
+
+
+def _short(value: Any) -> str:
+    """A value for a message; a checksum by its first digits."""
+    text = "none" if value is None else str(value)
+    return f"{text[:12]}…" if len(text) == 64 and " " not in text else text
+
+
+def _sizes_text(profiles: Sequence[Profile]) -> str:
+    """Profiles as "batch 2/4, height 32-64"."""
+    ranges: dict[str, list[str]] = {}
+    for profile in profiles:
+        for name, (least, _, most) in profile.items():
+            text = f"{least}" if least == most else f"{least}-{most}"
+            if text not in ranges.setdefault(name, []):
+                ranges[name].append(text)
+    return ", ".join(f"{name} {'/'.join(texts)}" for name, texts in ranges.items())
+
+
+def _options_text(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_short(value)}" for name, value in sorted(options.items()))

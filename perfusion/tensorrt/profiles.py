@@ -1,0 +1,119 @@
+"""The sizes an engine is built for, as TensorRT's optimisation profiles.
+
+A profile gives every named dimension of a graph its smallest, usual and largest size. They are static by default:
+the three are one number, and the builder chooses its kernels for exactly that. All profiles of a graph are in one
+plan and share its weights.
+
+- The UNet sees two rows a picture under guidance, the unconditional one and the prompt's. Batches of 1 and 2 pictures
+  are hence 2 and 4 rows; where the bundle draws without guidance by default (turbo, LCM), 1 and 2.
+- Text encoders read one prompt a call, and the VAE is built for one picture: its activations are the peak of the
+  memory, and pictures decoded one after the other cost no more time. Only decoding is done in tiles.
+- Concepts have a fixed number of slots; the unused ones are rows of zeros, which is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from perfusion.errors import RequestError
+from perfusion.tensorrt.build import Profile
+from perfusion.tensorrt.bundle_facts import BundleFacts
+
+__all__ = ["ShapeOptions", "check_counts", "check_shapes", "profiles_of"]
+
+MOST_CONCEPTS = 64
+MOST_PICTURES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeOptions:
+    """What pictures an engine will draw; None is the bundle's own default."""
+
+    batches: Sequence[int] = (1, 2)  # pictures in one call of the UNet
+    concepts: int = 4  # slots
+    resolution: int | None = None  # width and height of pictures, pixels
+    guided: bool | None = None  # with classifier-free guidance
+    dynamic: bool = False  # one profile for all batches and sides from half the resolution on
+    tile: int | None = None  # side in latents of the tiles the VAE decodes in; None: whole pictures
+
+
+def check_counts(options: ShapeOptions) -> None:
+    """Refuse batches and slots that no engine is built for, whatever the bundle. Raises `RequestError`."""
+    if not options.batches or any(not 1 <= one <= MOST_PICTURES for one in options.batches):
+        raise RequestError(
+            f"The batches are {list(options.batches)}, expected numbers from 1 to {MOST_PICTURES}."
+        )
+    if not 1 <= options.concepts <= MOST_CONCEPTS:
+        raise RequestError(
+            f"There are to be {options.concepts} concept slots, expected 1 to {MOST_CONCEPTS}."
+        )
+
+
+def check_shapes(facts: BundleFacts, options: ShapeOptions) -> None:
+    """Refuse sizes no graph of the bundle takes.
+
+    Raises:
+        RequestError: with the sizes that would do.
+    """
+    check_counts(options)
+    for side in _sides(facts, options):
+        if side <= 0 or side % facts.size_step:
+            nearest = max(facts.size_step, round(side / facts.size_step) * facts.size_step)
+            raise RequestError(
+                f"The resolution {side} does not fit this bundle: the sides of its pictures are multiples of "
+                f"{facts.size_step} pixels; the nearest is {nearest}."
+            )
+
+
+def profiles_of(graph: str, facts: BundleFacts, options: ShapeOptions) -> tuple[Profile, ...]:
+    """The profiles of one graph of a bundle, smallest first. Raises as `check_shapes`."""
+    check_shapes(facts, options)
+    if graph.startswith("text_encoder"):
+        return ({"batch": _just(1), "concepts": _just(options.concepts)},)
+    width, height = _sides(facts, options)
+    if graph.startswith("vae"):
+        if options.tile is not None and graph == "vae_decoder":
+            width, height = (min(side, options.tile * facts.downscale) for side in (width, height))
+        return ({"batch": _just(1), **_picture(width, height, facts, options)},)
+    guided = facts.guided if options.guided is None else options.guided
+    rows = sorted({one * (2 if guided else 1) for one in options.batches})
+    fixed = {
+        "tokens": _just(facts.context_length),
+        "concepts": _just(options.concepts),
+        **_latents(width, height, facts, options),
+    }
+    if options.dynamic:
+        return ({"batch": (1, rows[0], rows[-1]), **fixed},)
+    return tuple({"batch": _just(one), **fixed} for one in rows)
+
+
+def _sides(facts: BundleFacts, options: ShapeOptions) -> tuple[int, int]:
+    if options.resolution is not None:
+        return options.resolution, options.resolution
+    return facts.width, facts.height
+
+
+def _latents(
+    width: int, height: int, facts: BundleFacts, options: ShapeOptions
+) -> dict[str, tuple[int, int, int]]:
+    """Latents' sides: one size each, or from half of it on."""
+    sizes = {"height": height // facts.downscale, "width": width // facts.downscale}
+    if not options.dynamic:
+        return {name: _just(size) for name, size in sizes.items()}
+    step = facts.size_multiple
+    return {name: (max(step, size // 2 // step * step), size, size) for name, size in sizes.items()}
+
+
+def _picture(
+    width: int, height: int, facts: BundleFacts, options: ShapeOptions
+) -> dict[str, tuple[int, int, int]]:
+    """The VAE's ends: latents' sides, and the pictures' with them."""
+    latents = _latents(width, height, facts, options)
+    scale = facts.downscale
+    pictures = {f"picture_{name}": (a * scale, b * scale, c * scale) for name, (a, b, c) in latents.items()}
+    return latents | pictures
+
+
+def _just(size: int) -> tuple[int, int, int]:
+    return size, size, size

@@ -1,0 +1,150 @@
+"""A build script to carry to a device: one Python file with everything in it, beside the bundle's graphs.
+
+The device needs TensorRT and nothing else. The script holds the modules of this package that build and store engines,
+word for word, so what is built there is what `perfusion-export` would have built, under the same names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from perfusion import __version__
+from perfusion.errors import DeviceError
+from perfusion.files import writing
+from perfusion.tensorrt.build import BuildOptions
+from perfusion.tensorrt.engines import EngineJob, EngineSettings, build_engines
+from perfusion.tensorrt.flavour import import_tensorrt
+
+__all__ = ["build_from_recipe", "script_text", "write_script"]
+
+_MODULES = (
+    *("errors", "files", "locking"),
+    *(
+        "tensorrt.rtx",
+        "tensorrt.logger",
+        "tensorrt.build",
+        "tensorrt.driver",
+        "tensorrt.flavour",
+        "tensorrt.targets",
+        "tensorrt.keys",
+        "tensorrt.cache",
+    ),
+    *("tensorrt.bundle_facts", "tensorrt.profiles", "tensorrt.engines", "tensorrt.script"),
+)
+
+_HEAD = '''#!/usr/bin/env python3
+"""Build the TensorRT engines of the bundle this file lies in, on the device that will run them.
+
+    python3 {name}
+
+It needs Python 3.10 or newer and TensorRT {oldest} or newer, which a Jetson has from JetPack. Nothing is
+downloaded. Engines that are there and fit are kept. Made by perfusion-edge {version} for {target}; the sources below
+are its own modules, unchanged.
+"""
+
+import sys
+import types
+
+RECIPE = r"""{recipe}"""
+
+SOURCES = {{
+'''
+
+_TAIL = '''}
+
+
+def load(name, source):
+    """Make a module of this file's own sources, also where the package itself is installed."""
+    module = types.ModuleType(name)
+    module.__dict__["__file__"] = f"{__file__}:{name}"
+    sys.modules[name] = module
+    parent, _, last = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], last, module)
+    exec(compile(source, f"<{name}>", "exec"), module.__dict__)
+
+
+if __name__ == "__main__":
+    for name, source in SOURCES.items():
+        load(name, source)
+    sys.exit(sys.modules["perfusion.tensorrt.script"].build_from_recipe(RECIPE, __file__))
+'''
+
+
+def write_script(bundle: Path | str, jobs: Sequence[EngineJob], settings: EngineSettings) -> Path:
+    """Write the build script of a bundle's engines into the bundle's folder; its path.
+
+    Raises:
+        PerfusionError: the folder cannot be written to.
+    """
+    path = Path(bundle) / f"build_engines_{settings.target}.py"
+    with writing(path, "w") as file:
+        file.write(script_text(jobs, settings, path.name))
+    return path
+
+
+def script_text(jobs: Sequence[EngineJob], settings: EngineSettings, name: str) -> str:
+    """The script, as text."""
+    recipe = {"jobs": [job.to_json() for job in jobs], "settings": asdict(settings)}
+    head = _HEAD.format(
+        name=name,
+        oldest="10.3",
+        version=__version__,
+        target=settings.target,
+        recipe=json.dumps(recipe, indent=1),
+    )
+    package = f"__version__ = {__version__!r}\n"
+    sources = {"perfusion": package, "perfusion.tensorrt": ""}
+    sources |= {f"perfusion.{module}": _source(f"perfusion.{module}") for module in _MODULES}
+    return head + "".join(f"    {name!r}: {_literal(source)},\n" for name, source in sources.items()) + _TAIL
+
+
+def build_from_recipe(recipe: str, script: str) -> int:
+    """What the script does: build the engines of the bundle it lies in. Returns the exit code."""
+    given = json.loads(recipe)
+    jobs = [EngineJob.from_json(job) for job in given["jobs"]]
+    options = BuildOptions(**given["settings"].pop("options"))
+    settings = EngineSettings(**given["settings"], options=options)
+    bundle = Path(script).resolve().parent
+    shown: list[Any] = []
+
+    def show(graph: str, phase: str, done: int, total: int) -> None:
+        if shown != [graph, phase]:
+            shown[:] = graph, phase
+            sys.stderr.write(f"{graph}: {phase}\n")
+
+    try:
+        trt = import_tensorrt("trt" if settings.flavour == "trt" else "trt-rtx")
+        outcomes = build_engines(trt, bundle, jobs, settings, progress=show)
+    except Exception as error:
+        if type(error).__module__ != DeviceError.__module__:
+            raise
+        sys.stderr.write(f"{Path(script).name}: {' '.join(str(error).split())}\n")
+        return 1
+    for outcome in outcomes:
+        done = f"built in {outcome.seconds:.0f} s" if outcome.built else "was there"
+        sys.stdout.write(f"{outcome.engine.plan}: {outcome.engine.bytes / 1e6:.1f} MB, {done}\n")
+    return 0
+
+
+def _source(module: str) -> str:
+    """A module's own text."""
+    found = importlib.util.find_spec(module)
+    loader: Any = found.loader if found else None
+    source = loader.get_source(module) if loader else None
+    if source is None:
+        raise DeviceError(f"The source of {module} is not installed, so that no script can be written.")
+    return str(source)
+
+
+def _literal(source: str) -> str:
+    """A text as a Python literal that reads like the text."""
+    if "'''" in source or source.endswith("\\"):
+        return repr(source)
+    return f"r'''{source}'''"

@@ -1,0 +1,122 @@
+"""One onnxruntime session with its inputs and outputs in buffers on the device, kept from call to call."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CHANGING", "Binding"]
+
+CHANGING = frozenset({"sample", "timestep", "latent_sample"})
+"""Inputs that are uploaded at every call; any other array that is fed a second time is on the device already."""
+
+_MOST_SLOTS = 4  # sets of shapes: with and without guidance, and the last, smaller part of a batch
+
+Array = NDArray[np.float32]
+
+
+class Binding:
+    """A session whose calls copy only what is new.
+
+    For every set of input shapes there are buffers on the device with fixed addresses. An array that is the same
+    object as in the last call of these shapes is not copied again, so it must not be changed in place; those
+    named in `CHANGING` may be.
+    """
+
+    def __init__(
+        self, onnxruntime: Any, session: Any, outputs: Sequence[str], device: str, *, capture: bool = False
+    ) -> None:
+        """`device`: "cpu" or "cuda". `capture`: record a CUDA graph for each set of shapes and replay it; the
+        session must have been opened with `enable_cuda_graph`."""
+        self._onnxruntime = onnxruntime
+        self._session = session
+        self._outputs = list(outputs)
+        self._device = device
+        self._capture = capture
+        self._captured = 0
+        self._slots: OrderedDict[tuple[Any, ...], _Slots] = OrderedDict()
+
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], cast: Callable[[str, NDArray[Any]], NDArray[Any]]
+    ) -> dict[str, Array]:
+        """All outputs by name, in float32, in memory of their own.
+
+        `cast(name, array)` gives an input in the graph's own precision; it is asked only for what is uploaded.
+        """
+        slots = self._slots_of(feeds)
+        for name, array in feeds.items():
+            if name in CHANGING or slots.sources.get(name) is not array:
+                slots.upload(name, cast(name, array))
+                slots.sources[name] = array
+        slots.run(self._session, self._options(slots))
+        return {
+            name: np.array(value.numpy(), np.float32)  # a copy: on the CPU numpy() looks into the buffer
+            for name, value in zip(self._outputs, slots.results, strict=True)
+        }
+
+    def _slots_of(self, feeds: Mapping[str, NDArray[Any]]) -> _Slots:
+        signature = tuple((name, array.shape) for name, array in sorted(feeds.items()))
+        if signature not in self._slots:
+            self._make_room()
+            number = self._captured + 1 if self._capture and self._captured < _MOST_SLOTS else None
+            self._captured += number is not None
+            self._slots[signature] = _Slots(
+                self._onnxruntime, self._session.io_binding(), self._outputs, self._device, number
+            )
+        self._slots.move_to_end(signature)
+        return self._slots[signature]
+
+    def _make_room(self) -> None:
+        """Drop the buffers used longest ago, never those whose addresses a recorded CUDA graph holds."""
+        free = [key for key, slots in self._slots.items() if slots.graph is None]
+        if len(free) >= _MOST_SLOTS:
+            del self._slots[free[0]]
+
+    def _options(self, slots: _Slots) -> Any:
+        """Which recorded CUDA graph to replay; the first run of new shapes finds the outputs' sizes, unrecorded."""
+        if not self._capture:
+            return None
+        options = self._onnxruntime.RunOptions()
+        number = slots.graph if slots.results and slots.graph is not None else -1
+        options.add_run_config_entry("gpu_graph_annotation_id", str(number))
+        return options
+
+
+class _Slots:
+    """The buffers of one set of input shapes."""
+
+    def __init__(
+        self, onnxruntime: Any, binding: Any, outputs: list[str], device: str, graph: int | None
+    ) -> None:
+        self.sources: dict[str, NDArray[Any]] = {}
+        self.results: list[Any] = []
+        self.graph = graph
+        self._onnxruntime = onnxruntime
+        self._binding = binding
+        self._outputs = outputs
+        self._device = device
+        self._buffers: dict[str, Any] = {}
+
+    def upload(self, name: str, array: NDArray[Any]) -> None:
+        if name not in self._buffers:
+            make = self._onnxruntime.OrtValue.ortvalue_from_shape_and_type
+            self._buffers[name] = make(array.shape, array.dtype.type, self._device, 0)
+            self._binding.bind_ortvalue_input(name, self._buffers[name])
+        if array.size:
+            self._buffers[name].update_inplace(np.ascontiguousarray(array))
+
+    def run(self, session: Any, options: Any) -> None:
+        if self.results:
+            session.run_with_iobinding(self._binding, options)
+            return
+        for name in self._outputs:
+            self._binding.bind_output(name, self._device, 0)
+        session.run_with_iobinding(self._binding, options)
+        self.results = list(self._binding.get_outputs())
+        self._binding.clear_binding_outputs()
+        for name, value in zip(self._outputs, self.results, strict=True):
+            self._binding.bind_ortvalue_output(name, value)

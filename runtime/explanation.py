@@ -1,0 +1,134 @@
+"""Why a prompt draws what it draws: how much of each concept every token holds, and how far it opens the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfusion.runtime.bank import Bank
+from perfusion.runtime.encoder import Text
+from perfusion.runtime.prompts import PromptEncoder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Explanation", "explain"]
+
+Floats = NDArray[np.float64]
+
+_BAR = 20  # characters of a gate that is wide open
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """A prompt's tokens against its concepts; a concept of several rows has a column for each.
+
+    `similarity` is what the gate reads, about 1 at the concept's own word; `gate` is how much of the concept that
+    lets through, from 0 to the concept's strength.
+    """
+
+    prompt: str
+    tokens: tuple[str, ...]  # start and end included, padding not
+    concepts: tuple[str, ...]  # of the columns
+    similarity: Floats  # (tokens, concepts)
+    gate: Floats  # (tokens, concepts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in plain lists, for JSON."""
+        return {
+            "prompt": self.prompt,
+            "tokens": list(self.tokens),
+            "concepts": list(self.concepts),
+            "similarity": np.round(self.similarity, 4).tolist(),
+            "gate": np.round(self.gate, 4).tolist(),
+        }
+
+    def text(self) -> str:
+        """A table: for each token and concept the similarity, the gate, and the gate as a bar."""
+        if not self.concepts:
+            return f"{self.prompt!r} names no concept that is in use."
+        wide = max(map(len, self.tokens))
+        head = " " * wide + "".join(f"  {name[: _BAR + 12]:<{_BAR + 12}}" for name in self.concepts)
+        lines = [head.rstrip()]
+        for token, read, opened in zip(self.tokens, self.similarity, self.gate, strict=True):
+            cells = "".join(
+                f"  {s:5.2f} {g:5.2f} {'#' * round(g * _BAR):<{_BAR}}"
+                for s, g in zip(read, opened, strict=True)
+            )
+            lines.append(f"{token:<{wide}}{cells}".rstrip())
+        return "\n".join(lines)
+
+    def picture(self) -> Image:
+        """A heat map: a row for each token, two fields for each concept, its similarity and its gate."""
+        from PIL import Image, ImageDraw
+
+        cell, line, margin = 110, 22, 150
+        columns = [f"{name} {what}" for name in self.concepts for what in ("similarity", "gate")]
+        size = (margin + cell * max(1, len(columns)), line * (len(self.tokens) + 1))
+        sheet = Image.new("RGB", size, "white")
+        pen = ImageDraw.Draw(sheet)
+        for column, name in enumerate(columns):
+            pen.text((margin + column * cell + 4, 5), _shown(name, 18), fill="black")
+        values = np.stack([self.similarity, self.gate], axis=-1).reshape(len(self.tokens), -1)
+        for row, token in enumerate(self.tokens, start=1):
+            pen.text((4, row * line + 5), _shown(token, 22), fill="black")
+            for column, value in enumerate(values[row - 1]):
+                left, top = margin + column * cell, row * line
+                pen.rectangle((left, top, left + cell - 2, top + line - 2), fill=_heat(float(value)))
+                pen.text((left + 4, top + 5), f"{value:.2f}", fill="black" if value < 0.6 else "white")
+        return sheet
+
+
+def explain(prompts: PromptEncoder, bank: Bank, prompt: str, lock: str | None, gates: str) -> Explanation:
+    """See `Runtime.explain`."""
+    prepared = prompts.prepare(prompt, bank, lock, gates)
+    texts = prompts.texts(prompt, bank) if prepared is None else prepared.texts
+    tokens = tuple(name for text in texts for name in _named(prompts, bank, text))
+    rows = bank.rows(() if prepared is None else prepared.active)
+    read = opened = np.zeros((len(tokens), len(rows.slots)))
+    if prepared is not None:
+        length = len(texts[0].tokens.input_ids)
+        kept = [at * length + place for at, text in enumerate(texts) for place in range(text.tokens.length)]
+        read = prepared.read[kept]
+        opened = np.asarray(prepared.row(rows).state.conditioning.value_gate[kept], np.float64)
+    return Explanation(
+        prompt=prompt, tokens=tokens, concepts=_columns(rows.slots), similarity=read, gate=opened
+    )
+
+
+def _named(prompts: PromptEncoder, bank: Bank, text: Text) -> list[str]:
+    """What each token says; for a placeholder its concept, with the row where it has several."""
+    names = list(prompts.read_back(text))
+    placeholders = _placeholders(text, bank)
+    for at, one in enumerate(text.tokens.input_ids[: text.tokens.length]):
+        names[at] = placeholders.get(int(one), names[at])
+    return names
+
+
+def _placeholders(text: Text, bank: Bank) -> Mapping[int, str]:
+    """The rows of a text's concepts by their ids, which are above those of all words and follow one another."""
+    rows = bank.rows(text.tokens.concepts)
+    used = sorted({int(one) for one in text.tokens.input_ids})[-len(rows.slots) :] if rows.slots else []
+    return dict(zip(used, _columns(rows.slots), strict=True))
+
+
+def _columns(slots: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    several = {token for token, row in slots if row > 0}
+    return tuple(f"{token}[{row}]" if token in several else token for token, row in slots)
+
+
+def _shown(text: str, most: int) -> str:
+    """Cut to fit, without letters that the built-in font may lack."""
+    plain = text.encode("latin-1", "replace").decode("latin-1")
+    return plain if len(plain) <= most else plain[: most - 1] + "~"
+
+
+def _heat(value: float) -> tuple[int, int, int]:
+    """White at 0 to dark red at 1; blue below."""
+    share = min(1.0, abs(value))
+    light = round(255 * (1 - share))
+    return (255 - round(75 * share), light, light) if value >= 0 else (light, light, 255)

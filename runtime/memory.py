@@ -1,0 +1,204 @@
+"""How much memory a runtime may use, and what follows: which graphs stay open, and whether pictures are tiled."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perfusion.errors import DeviceError, RequestError
+from perfusion.runtime.bundle import Bundle
+from perfusion.runtime.ends import graph_ends
+
+if TYPE_CHECKING:
+    from perfusion.devices import MemoryPlan
+
+__all__ = ["STAGES", "Residence", "free_device_memory", "free_memory"]
+
+STAGES = ("encode", "denoise", "decode")
+
+AUTO_SHARE = (
+    0.9  # of what is free: a plan is right to about a tenth, and the rest of the machine goes on living
+)
+GIB = 1 << 30
+_MOST_GIB = 1 << 20
+_MOST_PLANS = 64
+_PIXEL_BYTES = 1 << 14
+_PAIR_BYTES = 64
+_PROGRAM = 1 << 27
+_LOW_TILE = 32  # latents; 256 pixels of most models
+
+
+class Residence:
+    """Which graphs are open in which stage of a request, within a budget.
+
+    `memory` is "auto" (nine tenths of what is free when the runtime opens; all graphs stay open where they have
+    room), "low" (the same bound, but only what a stage needs is open, and large pictures are decoded in tiles) or a
+    number of GiB that the graphs of this runtime may take together.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        memory: str | float,
+        free: Callable[[], int | None] | None = None,
+        *,
+        refuses: bool = True,
+    ) -> None:
+        """`free`: asks how many bytes are free now, None where nobody can tell; by default the main memory.
+
+        `refuses`: whether a request that a plan finds too large is refused. Plans are made for onnxruntime; an
+        engine needs less, so there they only say what stays open.
+
+        Raises:
+            RequestError: not one of the above.
+        """
+        self._bundle = bundle
+        self._low = memory == "low"
+        self._budget = _budget(memory, free_memory if free is None else free)
+        self._refuses = refuses
+        self._names = tuple(graph_ends(bundle))
+        self._needed = _needed(self._names)
+        self._stored = sum(path.stat().st_size for path in _model_files(bundle.folder))
+        self._plans: dict[tuple[int, int, int, bool, int], MemoryPlan] = {}
+        defaults = bundle.defaults
+        self._plan = self._planned(defaults.width, defaults.height, 1, defaults.guidance_scale != 1, 1)
+
+    def first(self) -> frozenset[str]:
+        """The graphs to open at once, so that a broken one is found early: all but what only some requests use."""
+        if self._low or not self._keeps_all():
+            return frozenset()
+        return frozenset(self._names) - {"vae_encoder"}
+
+    def kept(self, stage: str) -> frozenset[str]:
+        """The graphs that may stay open in a stage."""
+        if self._low:
+            return self._needed[stage]
+        if self._plan is None:
+            return frozenset(self._names)
+        if self._keeps_all():
+            return frozenset(self._names)
+        return self._plan.resident[stage] | (self._needed[stage] & {"vae_encoder"})
+
+    def tile(self, height: int, width: int) -> int | None:
+        """The side of the tiles in which latents of this size are decoded, None for all at once."""
+        side = _LOW_TILE if self._low else self._plan.tile if self._plan is not None else None
+        return side if side is not None and max(height, width) > side else None
+
+    def admit(self, *, width: int, height: int, batch: int, guided: bool, concepts: int) -> None:
+        """Plan for a request, or refuse it. Sizes in pixels; `batch` pictures in one call of the UNet.
+
+        Raises:
+            RequestError: it does not fit.
+        """
+        plan = self._planned(width, height, batch, guided, concepts)
+        if plan is not None and not plan.fits and self._refuses:
+            raise RequestError(plan.explain())
+        self._plan = plan
+
+    def at_most(self, width: int, height: int, batch: int) -> int:
+        """Bytes that a request never needs more of, without reading a graph: a plan takes a tenth of a second.
+
+        Weights stored in half are computed with in single precision and packed for the kernels; of activations the
+        attention's weights grow with the square of the latents.
+        """
+        latents = width * height // self._bundle.decoder.downscale**2
+        return (
+            6 * self._stored
+            + 2 * batch * (_PIXEL_BYTES * width * height + _PAIR_BYTES * latents**2)
+            + _PROGRAM
+        )
+
+    def _keeps_all(self) -> bool:
+        if self._plan is None:
+            return True
+        usual = frozenset(self._names) - {"vae_encoder"}
+        return all(usual <= frozenset(self._plan.resident[stage]) for stage in STAGES)
+
+    def _planned(self, width: int, height: int, batch: int, guided: bool, concepts: int) -> MemoryPlan | None:
+        """The plan for a request, None where none is needed: no limit is known, or it is far away."""
+        if self._budget is None or self.at_most(width, height, batch) <= self._budget:
+            return None
+        key = (width, height, batch, guided, concepts)
+        if key not in self._plans:
+            from perfusion.devices import plan_memory
+
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan_memory(
+                self._bundle, budget=self._budget, width=width, height=height,
+                batch=batch, guided=guided, concepts=concepts,
+            )  # fmt: skip
+        return self._plans[key]
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    """Whatever may hold weights: all files of a bundle but its engines."""
+    return (
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "engines" not in path.relative_to(folder).parts
+    )
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of main memory that can be had without swapping, within the limits of a container; None if unknown."""
+    found = [_available(root / "proc/meminfo"), _left_in_group(root / "sys/fs/cgroup")]
+    known = [size for size in found if size is not None]
+    return min(known) if known else None
+
+
+def free_device_memory() -> int | None:
+    """Bytes free on the first NVIDIA GPU, the main memory's where the two are one; None where nobody can tell."""
+    from perfusion.tensorrt.cuda import Cuda
+
+    try:
+        with Cuda() as cuda:
+            return free_memory() if cuda.integrated else cuda.free_memory()
+    except DeviceError:
+        return None
+
+
+def _available(path: Path) -> int | None:
+    try:
+        match = re.search(r"^MemAvailable:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
+
+
+def _left_in_group(folder: Path) -> int | None:
+    """What a container's limit leaves (control groups, version 2); its cached files give way when needed."""
+    try:
+        limit, used = (folder / "memory.max").read_text(), (folder / "memory.current").read_text()
+        cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+        return max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return None
+
+
+def _budget(memory: str | float, free: Callable[[], int | None]) -> int | None:
+    """Bytes that may be used; None where nothing sets a limit."""
+    if memory in ("auto", "low"):
+        found = free()
+        return None if found is None else int(found * AUTO_SHARE)
+    try:
+        size = float(memory)
+    except (TypeError, ValueError):
+        size = math.nan
+    if isinstance(memory, bool) or not 0 < size < _MOST_GIB:
+        raise RequestError(
+            f'The memory is {memory!r}, expected "auto", "low" or a number of GiB above 0, such as 4.'
+        )
+    return int(size * GIB)
+
+
+def _needed(names: tuple[str, ...]) -> dict[str, frozenset[str]]:
+    """The graphs each stage runs; a picture to start from is encoded with the prompts."""
+    return {
+        "encode": frozenset(names) - {"unet", "vae_decoder"},
+        "denoise": frozenset({"unet"}),
+        "decode": frozenset({"vae_decoder"}),
+    }

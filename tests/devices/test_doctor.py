@@ -1,0 +1,275 @@
+"""Every finding on a machine that has it, and none on one that has not."""
+
+import shutil
+
+import pytest
+
+from perfusion.devices import detect
+from perfusion.devices.bundle_check import examine_bundle
+from perfusion.devices.doctor import examine
+from perfusion.devices.nvml import read_cards
+from perfusion.pocket import bundle_path
+
+GIB = 1 << 30
+TENSORRT = "usr/lib/python3.10/dist-packages/tensorrt/__init__.py"
+NVDLA = "usr/lib/aarch64-linux-gnu/nvidia/libnvdla_compiler.so"
+HEALTHY = {TENSORRT: "", NVDLA: ""}
+BOTH = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+def names(findings):
+    return {finding.name: finding.level for finding in findings}
+
+
+@pytest.fixture
+def board(make_root, environment):
+    """A healthy Orin Nano; the keywords of `make_root` and, as `python`, of the environment make it ill."""
+
+    def make(python=None, **changes):
+        files = {**HEALTHY, **changes.pop("files", {})}
+        root = make_root(
+            **({"module": "p3767-0003", "l4t": "36.4.3"} | changes),
+            files={name: text for name, text in files.items() if text is not None},
+        )
+        modules = {"modules": frozenset({"onnxruntime", "tensorrt"})}
+        return examine(detect(root), environment(**(modules | (python or {}))), root=root, disk=root)
+
+    return make
+
+
+@pytest.fixture
+def desktop(tmp_path, environment, fake_nvml):
+    """A healthy PC with an RTX 3060; `python` and `driver` make it ill."""
+
+    def make(python=None, **driver):
+        library = fake_nvml(**driver)
+        found = detect(tmp_path, cards=lambda: read_cards(lambda: library))
+        healthy = {"packages": {"onnxruntime-gpu": "1.23.2"}, "providers": BOTH}
+        return examine(found, environment(**(healthy | (python or {}))), root=tmp_path, disk=tmp_path)
+
+    return make
+
+
+def test_a_healthy_board_has_no_findings(board):
+    assert board() == []
+
+
+def test_a_healthy_pc_has_no_findings(desktop):
+    assert desktop() == []
+
+
+def test_a_healthy_machine_without_a_gpu_has_no_findings(make_root, environment):
+    root = make_root(memory=16, free=12)
+    assert examine(detect(root), environment(), root=root, disk=root) == []
+
+
+def test_without_onnxruntime_and_engines_nothing_can_be_drawn(desktop):
+    assert (
+        names(desktop(python={"packages": {}, "modules": frozenset(), "providers": ()}))[
+            "onnxruntime-missing"
+        ]
+        == "stop"
+    )
+
+
+def test_without_onnxruntime_engines_still_draw(board):
+    found = board(python={"packages": {}, "modules": frozenset({"tensorrt"}), "providers": ()})
+    assert names(found) == {"onnxruntime-missing": "warning"}
+
+
+def test_an_onnxruntime_that_cannot_be_imported_stops_drawing_and_says_why(desktop):
+    found = desktop(python={"providers": (), "problem": "libcudart.so.12: cannot open shared object file"})
+    assert names(found)["onnxruntime-broken"] == "stop"
+    assert "libcudart.so.12" in found[0].text
+
+
+def test_both_onnxruntimes_at_once_are_found(desktop):
+    found = desktop(python={"packages": {"onnxruntime": "1.23.2", "onnxruntime-gpu": "1.23.2"}})
+    assert names(found) == {"onnxruntime-twice": "warning"}
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in found[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("packages", "text"),
+    [({"onnxruntime": "1.23.2"}, "is for CPUs"), ({"onnxruntime-gpu": "1.23.2"}, "without its CUDA part")],
+)
+def test_a_card_that_onnxruntime_would_not_use_is_found(desktop, packages, text):
+    found = desktop(python={"packages": packages, "providers": ("CPUExecutionProvider",)})
+    assert names(found) == {"cpu-fallback": "warning"}
+    assert "RTX 3060" in found[0].text
+    assert text in found[0].text
+
+
+@pytest.mark.parametrize(
+    ("packages", "cuda", "expected"),
+    [
+        ({"onnxruntime-gpu": "1.23.2"}, 11080, {"driver-old"}),
+        ({"onnxruntime-gpu": "1.18.0"}, 11080, set()),
+        ({"onnxruntime-gpu": "1.23.2", "tensorrt-rtx-cu13-libs": "1.7.1"}, 12040, {"driver-old"}),
+        ({"onnxruntime-gpu": "1.23.2", "torch": "2.13.0+cu130"}, 12080, {"driver-old"}),
+        ({"onnxruntime-gpu": "1.23.2", "torch": "2.13.0+cpu"}, 12080, set()),
+        ({"onnxruntime-gpu": "1.23.2", "tensorrt-rtx-cu13-libs": "1.7.1"}, 13000, set()),
+    ],
+)
+def test_a_driver_too_old_for_the_wheels_is_found(desktop, packages, cuda, expected):
+    found = desktop(python={"packages": packages}, cuda=cuda)
+    assert set(names(found)) == expected
+    if expected:
+        assert "550.54.14" in found[0].text
+
+
+def test_a_driver_that_does_not_answer_is_found(desktop):
+    assert names(desktop(codes={"nvmlInit_v2": 18})) == {"driver-silent": "warning"}
+
+
+def test_a_tensorrt_that_the_virtual_environment_does_not_see_is_found(board):
+    found = board(python={"modules": frozenset({"onnxruntime"}), "virtual": True, "system_packages": False})
+    assert names(found) == {"tensorrt-invisible": "warning"}
+    assert "--system-site-packages" in found[0].remedy
+
+
+def test_a_tensorrt_for_another_python_is_found(board):
+    found = board(python={"modules": frozenset({"onnxruntime"}), "python": (3, 12)})
+    assert names(found) == {"tensorrt-other-python": "warning"}
+    assert "Python 3.12" in found[0].text
+
+
+def test_a_board_without_tensorrt_is_found(board):
+    found = board(python={"modules": frozenset({"onnxruntime"})}, files={TENSORRT: None})
+    assert names(found) == {"tensorrt-missing": "warning"}
+
+
+@pytest.mark.parametrize("l4t", ["38.2.0", "39.2.0"])
+def test_a_container_without_nvdlas_library_is_found_from_jetpack_7_on(board, l4t):
+    found = board(l4t=l4t, files={NVDLA: None, ".dockerenv": ""})
+    assert names(found) == {"nvdla-missing": "warning"}
+    assert "this container" in found[0].text
+    assert "--runtime nvidia" in found[0].remedy
+
+
+def test_nvdlas_library_is_not_missed_on_jetpack_6(board):
+    assert board(l4t="36.4.3", files={NVDLA: None}) == []
+
+
+@pytest.mark.parametrize("l4t", ["35.4.1", "36.3.0"])
+def test_a_jetpack_whose_tensorrt_is_too_old_is_found(board, l4t):
+    found = board(l4t=l4t)
+    assert names(found) == {"jetpack-old": "warning"}
+    assert "JetPack 6.1 or newer" in found[0].remedy
+
+
+def test_a_xavier_is_told_that_it_draws_on_its_processor(board):
+    found = board(module="p2888-0004", l4t="35.4.1", memory=30, free=20)
+    assert names(found) == {"no-engines": "note"}
+    assert "JetPack 5" in found[0].text
+
+
+def test_a_module_that_is_not_in_the_table_is_found(board):
+    assert names(board(module="p9999-0000", model="NVIDIA Jetson Next")) == {"module-unknown": "warning"}
+
+
+def test_a_power_mode_below_the_best_is_found(board):
+    conf = "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n"
+    found = board(files={"etc/nvpmodel.conf": conf, "var/lib/nvpmodel/status": "pmode:0000"})
+    assert names(found) == {"power-mode": "note"}
+    assert board(files={"etc/nvpmodel.conf": conf, "var/lib/nvpmodel/status": "pmode:0002"}) == []
+
+
+def test_little_free_memory_on_a_board_is_found(board):
+    found = board(free=1.2)
+    assert names(found) == {"memory-low": "warning"}
+    assert "1.2 of 7.4 GiB" in found[0].text
+
+
+def test_a_small_board_without_swap_is_found(board):
+    assert names(board(swap=0)) == {"swap-none": "note"}
+
+
+def test_a_board_that_swaps_already_is_found(board):
+    memory = "MemTotal: 7759462 kB\nMemAvailable: 5242880 kB\nSwapTotal: 4194304 kB\nSwapFree: 1048576 kB\n"
+    assert names(board(memory=None, files={"proc/meminfo": memory})) == {"swapping": "warning"}
+
+
+def test_a_full_disk_is_found(board, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=GIB))
+    assert names(board()) == {"disk-full": "warning"}
+
+
+def test_the_worst_comes_first(board):
+    found = board(free=1.0, swap=0, python={"packages": {}, "modules": frozenset(), "providers": ()})
+    levels = [finding.level for finding in found]
+    assert levels == sorted(levels, key=("stop", "warning", "note").index)
+    assert levels[0] == "stop"
+
+
+# --- a bundle on a machine
+
+
+def test_the_embedded_bundle_fits_an_orin_nano_and_has_no_engine_for_it(make_root):
+    found = detect(make_root(module="p3767-0003", l4t="36.4.3"))
+    findings = list(examine_bundle(bundle_path(), found))
+    assert names(findings) == {"engines-missing": "note"}
+    command = f"perfusion-export --bundle {bundle_path()} --engine trt --device orin-nano-8"
+    assert command in findings[0].remedy
+
+
+def store(bundle, graph, sha256):
+    """An engine of that graph for an Orin, of bytes alone."""
+    from dataclasses import asdict
+
+    from perfusion.tensorrt.build import BuildOptions, Built
+    from perfusion.tensorrt.cache import store_engine
+    from perfusion.tensorrt.keys import EngineKey
+
+    key = EngineKey(
+        graph=graph, graph_sha256=sha256, flavour="trt", version="10.3.0", target="sm87", driver=12, precision="fp16",
+        profiles=({"batch": (1, 1, 1)},), options=asdict(BuildOptions()),
+    )  # fmt: skip
+    return store_engine(bundle, key, Built(plan=memoryview(b"plan"), inputs={}, outputs={}, timing=None), {})
+
+
+def test_every_graph_needs_an_engine_of_its_present_form(make_root, tmp_path):
+    from perfusion.tensorrt.bundle_facts import read_facts
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundle_path(), bundle)
+    found = detect(make_root(module="p3767-0003", l4t="36.4.3"))
+    graphs = read_facts(bundle).graphs
+    for name in ("text_encoder", "unet"):
+        store(bundle, name, graphs[name].sha256)
+    (finding,) = examine_bundle(bundle, found)
+    assert "vae_decoder (none has been built)" in finding.text
+    assert "unet (" not in finding.text
+    old = store(bundle, "vae_decoder", "ab" * 32)
+    (finding,) = examine_bundle(bundle, found)
+    assert "vae_decoder (trt-sm87/vae_decoder-" in finding.text  # it is there, and of another graph
+    old.plan.unlink()
+    made = store(bundle, "vae_decoder", graphs["vae_decoder"].sha256)
+    assert list(examine_bundle(bundle, found)) == []
+    made.plan.write_bytes(b"cut")
+    (finding,) = examine_bundle(bundle, found)
+    assert "was cut or changed" in finding.text
+
+
+def test_the_bound_is_the_runtimes_own(make_root):
+    from perfusion.devices import plan_memory
+    from perfusion.runtime.bundle import read_bundle
+    from perfusion.runtime.memory import AUTO_SHARE
+
+    bundle = read_bundle(bundle_path(), verify=False)
+    least = plan_memory(bundle, budget=1, width=128, height=128).peak / GIB
+    for free, expected in ((least / AUTO_SHARE * 1.01, {}), (least * 1.01, {"bundle-too-large": "stop"})):
+        assert names(examine_bundle(bundle_path(), detect(make_root(memory=4, free=free)))) == expected
+
+
+def test_a_bundle_that_does_not_fit_into_what_is_free_stops_drawing(make_root):
+    found = detect(make_root(memory=4, free=0.05))
+    findings = list(examine_bundle(bundle_path(), found))
+    assert names(findings) == {"bundle-too-large": "stop"}
+
+
+def test_a_broken_bundle_stops_drawing(make_root, tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    assert names(examine_bundle(folder, detect(make_root(memory=16, free=12)))) == {"bundle-broken": "stop"}

@@ -1,0 +1,78 @@
+"""The table of devices: complete, consistent, and found by name."""
+
+import pytest
+
+from perfusion.devices import PROFILES, find_profile
+from perfusion.devices.profiles import SOURCES, processor_profile
+from perfusion.errors import DeviceError
+
+GIB = 1 << 30
+
+
+def test_every_device_that_is_promised_has_a_profile():
+    promised = {
+        *("orin-nano-4", "orin-nano-4-super", "orin-nano-8", "orin-nano-8-super", "orin-nx-8", "orin-nx-16"),
+        *("agx-orin-32", "agx-orin-64", "xavier-nx-8", "agx-xavier-32", "agx-thor", "rtx-2060", "rtx-3060"),
+        *("rtx-4070", "rtx-5090", "rtx-4060-laptop", "a100-80", "h100-80", "h200", "cpu"),
+    }
+    assert promised <= set(PROFILES)
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_a_profile_does_not_contradict_itself(profile):
+    assert profile.source in SOURCES
+    assert profile.memory >= 4 * GIB
+    assert 0 < profile.workspace <= profile.memory // 8
+    assert profile.usable < profile.memory
+    assert profile.engine in profile.engines
+    assert profile.precision in profile.precisions
+    assert profile.engines[0] == "onnx"
+    if profile.kind == "jetson":
+        assert profile.unified
+        assert "trt-rtx" not in profile.engines
+
+
+def test_devices_that_run_no_engine_say_why_and_take_no_gpu_precision():
+    for name in ("xavier-nx-8", "xavier-nx-16", "agx-xavier-32", "agx-xavier-64"):
+        assert PROFILES[name].engines == ("onnx",)
+        assert PROFILES[name].precision == "fp32"
+        assert "JetPack 5" in PROFILES[name].note
+
+
+@pytest.mark.parametrize(
+    ("name", "sparse_int8_tops"), [("orin-nano-4", 20), ("orin-nano-8", 40), ("orin-nano-8-super", 67)]
+)
+def test_throughput_of_orin_is_a_quarter_of_the_sparse_int8_rate_that_is_advertised(name, sparse_int8_tops):
+    assert PROFILES[name].fp16_flops == pytest.approx(sparse_int8_tops * 1e12 / 4, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_mhz", "bus_bits"),
+    [("rtx-3060", 7501, 192), ("rtx-3090", 9751, 384), ("rtx-4090", 10501, 384), ("rtx-5090", 14001, 512)],
+)
+def test_bandwidth_is_twice_the_memory_clock_times_the_bus_width(name, memory_mhz, bus_bits):
+    assert PROFILES[name].bandwidth == pytest.approx(2e6 * memory_mhz * bus_bits / 8, rel=0.002)
+
+
+@pytest.mark.parametrize("written", ["rtx-4070", "RTX 4070", "rtx_4070", "  Rtx 4070 "])
+def test_a_name_may_be_written_as_people_write_it(written):
+    assert find_profile(written) is PROFILES["rtx-4070"]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("orin-nano", "orin-nano-8"), ("rtx4070", "rtx-4070"), ("agx-orin", "agx-orin-64")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name, near):
+    with pytest.raises(DeviceError, match=f"no device profile named '{name}'.*{near}"):
+        find_profile(name)
+
+
+def test_a_name_like_no_other_is_answered_with_where_they_are():
+    with pytest.raises(DeviceError, match="perfusion-devices list"):
+        find_profile("")
+
+
+def test_a_processors_speed_grows_with_its_cores_and_its_bandwidth_only_so_far():
+    one, two, many = (processor_profile(cores=count, memory=8 * GIB) for count in (1, 2, 64))
+    assert two.fp16_flops == 2 * one.fp16_flops
+    assert many.bandwidth == 4 * one.bandwidth

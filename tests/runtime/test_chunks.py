@@ -1,0 +1,119 @@
+"""Long prompts are cut where words begin, and read the same however strong their concepts are."""
+
+import numpy as np
+import pytest
+
+from perfusion.errors import RequestError
+from perfusion.runtime.chunks import MOST_CHUNKS, split_prompt
+from perfusion.runtime.tokenizer import PromptTokenizer, Word
+
+LONG = "a photo of a cat on a beach, with two dogs; and a red ball! " * 10
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundle):
+    return PromptTokenizer(bundle.tokenizer, bundle.text_encoder)
+
+
+def ids(tokenizer, text, words=None):
+    """Without frame and padding."""
+    found = tokenizer.tokenize(text, words or {})
+    return found.input_ids[1 : found.length - 1].tolist()
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "a cat", "cat " * 75])
+def test_a_prompt_that_fits_is_left_as_it_is(tokenizer, prompt):
+    assert tokenizer.split(prompt, {}) == (prompt,)
+
+
+def test_the_parts_of_a_long_prompt_hold_all_its_tokens_in_order(tokenizer, toy_pipeline):
+    parts = tokenizer.split(LONG, {})
+    whole = toy_pipeline.tokenizer(LONG).input_ids[1:-1]
+    assert [one for part in parts for one in ids(tokenizer, part)] == whole
+    assert all(len(ids(tokenizer, part)) <= 75 for part in parts)
+    assert len(parts) == -(-len(whole) // 75)
+
+
+def test_no_part_ends_inside_a_word_or_a_concept(tokenizer):
+    words = {"<cat>": Word(rows=4, superclass="teddy bear")}
+    parts = tokenizer.split("dog " * 73 + "kangaroooooo <cat> " + "dog " * 3, words)
+    assert [part.split()[-1] for part in parts] == ["dog", "dog"]
+    assert parts[1].startswith("kangaroooooo <cat>")
+    parts = tokenizer.split("dog " * 73 + "<cat>", words)
+    assert parts[1] == "<cat>"
+
+
+def test_the_parts_do_not_depend_on_whether_a_concept_or_its_superclass_is_longer(tokenizer):
+    for rows, superclass in ((3, "cat"), (1, "big old teddy bear")):
+        words = {"<cat>": Word(rows=rows, superclass=superclass)}
+        parts = tokenizer.split("dog " * 72 + "<cat> " + "dog " * 80, words)
+        for active in (True, False):
+            read = {"<cat>": Word(rows=rows, superclass=superclass, active=active)}
+            assert all(len(ids(tokenizer, part, read)) <= 75 for part in parts)
+
+
+def test_an_inactive_concept_is_its_superclass_before_the_prompt_is_cut(tokenizer):
+    words = {"<cat>": Word(rows=1, superclass="teddy bear", active=False)}
+    prompt = "dog " * 74 + "<cat> on a beach"
+    assert tokenizer.split(prompt, words) == tokenizer.split(prompt.replace("<cat>", "teddy bear"), {})
+
+
+def test_a_prompt_without_end_and_a_word_without_end_are_refused(tokenizer):
+    assert len(tokenizer.split("cat " * 75 * MOST_CHUNKS, {})) == MOST_CHUNKS
+    with pytest.raises(RequestError, match=f"expected at most {75 * MOST_CHUNKS}"):
+        tokenizer.split("cat " * (75 * MOST_CHUNKS + 1), {})
+    with pytest.raises(RequestError, match=r"A word of the prompt has .* Put spaces into it"):
+        tokenizer.split("a " + "xqz" * 80, {})
+    with pytest.raises(RequestError, match="expected a text"):
+        tokenizer.split(3, {})
+
+
+@pytest.mark.parametrize("lock", ["local", "global"])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_concept_may_lie_in_any_part(runtime, make_concept, lock, strength):
+    """In the second part its gates open there and, of the first part, what is read is the base model's."""
+    runtime.load_concept(make_concept(superclass="teddy bear"), strength=strength)
+    first = "dog " * 75
+    explained = runtime.explain(first + "a <cat>", lock=lock)
+    assert explained.tokens[78:] == ("a", "<cat>", "<|endoftext|>")
+    alone = runtime.explain("a <cat>", lock=lock)
+    np.testing.assert_allclose(explained.similarity[77:], alone.similarity, atol=1e-6)
+    np.testing.assert_allclose(explained.gate[77:], alone.gate, atol=1e-6)
+    base = runtime.generate(first + "a teddy bear")
+    assert not np.array_equal(np.asarray(runtime.generate(first + "a <cat>", lock=lock)), np.asarray(base))
+    runtime.set_concept("<cat>", strength=0)
+    np.testing.assert_array_equal(
+        np.asarray(runtime.generate(first + "a <cat>", lock=lock)), np.asarray(base)
+    )
+
+
+def test_a_short_prompt_beside_a_long_one_is_drawn_as_alone(toy_bundle):
+    from perfusion.runtime import Runtime
+
+    with Runtime(toy_bundle, provider="cpu", threads=1, batch_size=4) as runtime:
+        *_, together = runtime.denoise(["a cat", LONG, "a dog", "a hat"], negative_prompt="night")
+        for index, prompt in enumerate(["a cat", LONG, "a dog", "a hat"]):
+            *_, alone = runtime.denoise(prompt, negative_prompt="night")
+            np.testing.assert_allclose(together.latents[index], alone.latents[0], atol=1e-5)
+
+
+class Offsets(list):
+    """Where tokens begin; counts how often they are gone through."""
+
+    passes = 0
+
+    def __iter__(self):
+        Offsets.passes += 1
+        return super().__iter__()
+
+
+def test_a_very_long_prompt_is_refused_after_going_through_its_tokens_a_few_times():
+    """Once a word would be minutes for what a web form takes."""
+    words = 5000
+
+    def encode(text):
+        return [1] * words, Offsets(range(0, 2 * words, 2))
+
+    with pytest.raises(RequestError, match="has 5000 tokens, expected at most 1200"):
+        split_prompt("a " * words, {}, encode, 75)
+    assert Offsets.passes < 10

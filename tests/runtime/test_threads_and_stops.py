@@ -1,0 +1,209 @@
+"""A drawing can be watched, stopped, left and shared between threads."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perfusion.errors import CancelledError, RequestError
+from perfusion.runtime import Runtime, Step
+
+
+def same(one: Any, other: Any) -> bool:
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_a_callback_sees_every_step(runtime):
+    seen: list[Step] = []
+    picture = runtime.generate("a cat", callback=seen.append, scheduler="euler")
+    assert [step.index for step in seen] == [0, 1, 2, 3]
+    assert same(seen[-1].preview()[0], picture)
+    assert same(runtime.generate("a cat", scheduler="euler"), picture)
+
+
+def test_a_callback_that_returns_false_stops_the_drawing_at_once(runtime):
+    seen = []
+
+    def stop_at_2(step: Step) -> bool:
+        seen.append(step.index)
+        return step.index < 2
+
+    with pytest.raises(CancelledError, match="was cancelled"):
+        runtime.generate("a cat", num_inference_steps=100, callback=stop_at_2)
+    assert seen == [0, 1, 2]
+    with pytest.raises(CancelledError):  # even at the last step, whose picture was not asked for any more
+        runtime.generate("a cat", num_inference_steps=3, callback=stop_at_2)
+    runtime.generate("a cat")
+
+
+def test_another_thread_stops_a_drawing_within_one_step_and_not_the_next(runtime):
+    first_step, told = threading.Event(), threading.Event()
+    indices: list[int] = []
+
+    def watch(step: Step) -> None:
+        indices.append(step.index)
+        first_step.set()
+        if len(indices) == 2:
+            told.wait(30)
+
+    def cancel() -> None:
+        first_step.wait(30)
+        runtime.cancel()
+        told.set()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    with pytest.raises(CancelledError):
+        runtime.generate("a cat", num_inference_steps=500, callback=watch)
+    canceller.join()
+    assert len(indices) <= 2
+    runtime.cancel()  # nothing is being drawn: nothing happens
+    runtime.generate("a cat")
+
+
+def test_a_batch_is_stopped_between_its_pictures(runtime, monkeypatch):
+    calls = []
+    run = runtime._graphs.run
+
+    def counting(name, **feeds):
+        calls.append(name)
+        if calls.count("unet") == 3:
+            runtime.cancel()
+        return run(name, **feeds)
+
+    monkeypatch.setattr(runtime._graphs, "run", counting)
+    with pytest.raises(CancelledError):
+        runtime.generate("a cat", count=8)
+    assert calls.count("unet") == 3
+
+
+def test_a_batch_is_stopped_between_the_decoding_of_its_pictures(runtime, monkeypatch):
+    calls = []
+    run = runtime._graphs.run
+
+    def counting(name, **feeds):
+        calls.append(name)
+        if name == "vae_decoder":
+            runtime.cancel()
+        return run(name, **feeds)
+
+    monkeypatch.setattr(runtime._graphs, "run", counting)
+    with pytest.raises(CancelledError):
+        runtime.generate("a cat", count=8, num_inference_steps=1)
+    assert calls.count("vae_decoder") == 1
+
+
+def test_what_was_reached_can_be_looked_at_after_a_cancel(runtime):
+    steps = runtime.denoise("a cat")
+    step = next(steps)
+    runtime.cancel()
+    assert step.preview() and step.pictures()
+
+
+def test_cancel_ends_a_generator_that_is_under_way(runtime):
+    steps = runtime.denoise("a cat")
+    next(steps)
+    runtime.cancel()
+    with pytest.raises(CancelledError):
+        next(steps)
+    assert list(steps) == []
+
+
+def test_a_generator_that_was_left_is_not_under_way_any_more(runtime):
+    steps = runtime.denoise("a cat")
+    next(steps)
+    assert len(runtime._stops) == 1
+    steps.close()
+    assert not runtime._stops
+    list(runtime.denoise("a cat"))
+    assert not runtime._stops
+
+
+def test_generators_may_alternate_and_other_pictures_may_come_between(runtime, make_concept):
+    runtime.load_concept(make_concept())
+    expected = [runtime.generate(prompt, seed=seed) for prompt, seed in (("a <cat>", 1), ("a dog", 2))]
+    one, other = runtime.denoise("a <cat>", seed=1), runtime.denoise("a dog", seed=2)
+    runtime.unload_concept("<cat>")
+    ends: list[Step] = []
+    for pair in zip(one, other, strict=True):
+        runtime.generate("something else", num_inference_steps=1)
+        pair[0].preview()
+        ends = list(pair)
+    assert all(same(end.pictures()[0], picture) for end, picture in zip(ends, expected, strict=True))
+
+
+def test_threads_that_draw_change_and_cancel_at_once_get_whole_pictures(toy_bundle, make_concept):
+    """Every picture is one that a runtime alone would draw with one of the settings that were in force."""
+    biases = (0.0, 0.5, 1.0)
+    with Runtime(toy_bundle, provider="cpu", threads=1) as runtime:
+        runtime.load_concept(make_concept())
+        alone = []
+        for bias in biases:
+            runtime.set_concept("<cat>", bias=bias)
+            alone.append(np.asarray(runtime.generate("a <cat>", num_inference_steps=2)))
+        plain = np.asarray(runtime.generate("a dog", num_inference_steps=2))
+        failed: list[object] = []
+
+        def work(index: int) -> None:
+            try:
+                for turn in range(6):
+                    runtime.set_concept("<cat>", bias=biases[(index + turn) % 3])
+                    if index % 4 == 3 and turn == 3:
+                        runtime.cancel()
+                    try:
+                        cat = runtime.generate("a <cat>", num_inference_steps=2)
+                        dog = runtime.generate("a dog", num_inference_steps=2)
+                    except CancelledError:
+                        continue
+                    if not any(same(cat, one) for one in alone) or not same(dog, plain):
+                        failed.append("another picture")
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed
+        assert not runtime._stops
+
+
+def test_closing_waits_for_the_picture_that_is_drawn(toy_bundle):
+    runtime = Runtime(toy_bundle, provider="cpu", threads=1)
+    begun = threading.Event()
+    drawn: list[Any] = []
+
+    def draw() -> None:
+        drawn.append(runtime.generate("a cat", num_inference_steps=20, callback=lambda _: begun.set()))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    begun.wait(30)
+    runtime.close()
+    thread.join()
+    assert len(drawn) == 1
+    with pytest.raises(RequestError, match="closed"):
+        runtime.generate("a cat")
+
+
+def test_a_sketch_is_the_linear_map_of_what_the_model_believes(runtime):
+    from dataclasses import replace
+
+    from perfusion.runtime.bundle import LatentRGB
+
+    *_, plain = runtime.denoise("a cat")
+    if runtime.bundle.decoder.latent_rgb is None:
+        with pytest.raises(RequestError, match=r"without colours for its latents\. Use preview"):
+            plain.sketch()
+    weight = np.zeros((4, 3), np.float32)
+    weight[0, 0] = 0.5  # red is half the first channel
+    mapped = LatentRGB(weight=weight, bias=np.array([0, -1, 1], np.float32))
+    runtime.bundle = replace(runtime.bundle, decoder=replace(runtime.bundle.decoder, latent_rgb=mapped))
+    *_, last = runtime.denoise("a cat", seed=[0, 1], scheduler="euler")  # ends at the clean sample
+    found = [np.asarray(one) for one in last.sketch()]
+    assert [one.shape for one in found] == [(8, 8, 3)] * 2
+    red = np.rint((last.latents[:, 0] * 0.25 + 0.5).clip(0, 1) * 255)
+    np.testing.assert_array_equal(np.stack(found)[..., 0], red)
+    assert (np.stack(found)[..., 1] == 0).all() and (np.stack(found)[..., 2] == 255).all()

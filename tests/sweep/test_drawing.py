@@ -1,0 +1,134 @@
+"""What a sweep draws, keeps and draws again, with a runtime that only notes what it was asked."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perfusion.errors import RequestError
+from perfusion.sweep import Drawings, Job, Setting, all_settings, grid, plot, points_of, sweep
+
+PROMPT = "a <cat> at night"
+
+
+class NotingRuntime:
+    """Pictures of one colour, told by everything that was asked for; fails at the given call."""
+
+    def __init__(self, folder, concept, fails_at=None):
+        self.bundle = SimpleNamespace(folder=folder)
+        self.concepts = {"<cat>": concept}
+        self.provider = "cpu"
+        self.calls, self.fails_at = [], fails_at
+
+    def generate(self, prompts, *, seed, concept_settings=None, lock=None, **options):
+        if len(self.calls) == self.fails_at:
+            raise KeyboardInterrupt
+        self.calls.append((prompts, seed, concept_settings, lock))
+        settings = concept_settings or [None] * len(prompts)
+        shades = [
+            hash((p, s, str(c), lock)) % 0xFFFFFF for p, s, c in zip(prompts, seed, settings, strict=True)
+        ]
+        return [Image.new("RGB", (16, 16), (n & 255, n >> 8 & 255, n >> 16 & 255)) for n in shades]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "bundle.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def settings():
+    return all_settings(biases=(0.4, 0.6, 0.8), temperatures=(0.1,), locks=("local", "global"))
+
+
+def jobs(settings, seeds=(0, 1)):
+    return [Job(prompt=PROMPT, seed=seed, setting=one) for one in (None, *settings) for seed in seeds]
+
+
+def test_settings_of_one_lock_share_a_call_and_each_picture_has_its_own(folder, make_concept, settings):
+    runtime = NotingRuntime(folder, make_concept())
+    drawings = Drawings(folder / "work", runtime, {}, batch_size=4)
+    assert drawings.draw(jobs(settings)) == 14
+    assert [len(prompts) for prompts, *_ in runtime.calls] == [2, 4, 2, 4, 2]
+    assert [lock for *_, lock in runtime.calls] == [None, "local", "local", "global", "global"]
+    (prompts, seeds, given, _) = runtime.calls[1]
+    assert prompts == [PROMPT] * 4 and seeds == [0, 1, 0, 1]
+    assert [one["<cat>"].bias for one in given] == [0.4, 0.4, 0.6, 0.6]
+
+
+def test_the_base_draws_the_superclass_in_its_own_words(folder, make_concept, settings):
+    runtime = NotingRuntime(folder, make_concept())
+    Drawings(folder / "work", runtime, {}).draw(jobs(settings))
+    assert runtime.calls[0][0] == [f"a {make_concept().superclass} at night"] * 2
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(folder, make_concept, settings):
+    broken = NotingRuntime(folder, make_concept(), fails_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        Drawings(folder / "work", broken, {}, batch_size=4).draw(jobs(settings))
+    whole = NotingRuntime(folder, make_concept())
+    told: list[int] = []
+    assert Drawings(folder / "work", whole, {}, batch_size=4).draw(jobs(settings), told.append) == 6
+    assert told == [8, 12, 14]
+
+
+def test_a_broken_picture_is_drawn_again(folder, make_concept, settings):
+    runtime = NotingRuntime(folder, make_concept())
+    drawings = Drawings(folder / "work", runtime, {})
+    drawings.draw(jobs(settings))
+    victim = next((folder / "work").glob("*.png"))
+    victim.write_bytes(victim.read_bytes()[:30])
+    assert drawings.draw(jobs(settings)) == 1
+
+
+def test_other_options_or_another_concept_make_other_pictures(folder, make_concept, settings):
+    runtime = NotingRuntime(folder, make_concept())
+    Drawings(folder / "work", runtime, {"num_inference_steps": 3}).draw(jobs(settings))
+    assert Drawings(folder / "work", runtime, {"num_inference_steps": 3}).draw(jobs(settings)) == 0
+    assert Drawings(folder / "work", runtime, {"num_inference_steps": 4}).draw(jobs(settings)) == 14
+    other = NotingRuntime(folder, make_concept(seed=1))
+    assert Drawings(folder / "work", other, {"num_inference_steps": 3}).draw(jobs(settings)) == 14
+
+
+def test_the_defaults_in_the_file_decide_nothing(folder, make_concept, settings):
+    """So that a sweep of a file into which its choice was written finds its pictures."""
+    Drawings(folder / "work", NotingRuntime(folder, make_concept()), {}).draw(jobs(settings))
+    changed = NotingRuntime(folder, make_concept(bias=0.3, temperature=0.2))
+    assert Drawings(folder / "work", changed, {}).draw(jobs(settings)) == 0
+
+
+def test_a_sweep_without_a_scorer_only_draws(folder, make_concept, settings):
+    drawings = Drawings(folder / "work", NotingRuntime(folder, make_concept()), {})
+    made = sweep(drawings, prompts=[PROMPT], seeds=[0], settings=settings)
+    assert made.points == () and made.recommended is None
+    sheet = made.grid()
+    assert sheet.width > 7 * 16 and sheet.height > 16
+
+
+def test_nothing_to_sweep_over_is_refused(folder, make_concept, settings):
+    drawings = Drawings(folder / "work", NotingRuntime(folder, make_concept()), {})
+    with pytest.raises(RequestError, match="at least one of each"):
+        sweep(drawings, prompts=[], seeds=[0], settings=settings)
+
+
+def test_the_grid_holds_every_picture_at_its_place():
+    colours = ["red", "lime", "blue", "black"]
+    pictures = [Image.new("RGB", (40, 40), colour) for colour in colours]
+    sheet = grid([("one", pictures[:2]), ("two", pictures[2:])], ["a", "b"], marked=1)
+    found = {colour for _, colour in sheet.getcolors(100_000) or ()}
+    assert {(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)} <= found
+    counted = {colour: n for n, colour in sheet.getcolors(100_000) or ()}
+    assert counted[(255, 0, 0)] == counted[(0, 0, 255)] == 1600
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_plot_shows_every_point(count, judged):
+    settings = [Setting(bias=0.4 + index / 10, temperature=0.1) for index in range(count)]
+    points = points_of({one: judged([index, index], [-index, -index]) for index, one in enumerate(settings)})
+    made = plot(points, size=(400, 300))
+    assert made.size == (400, 300)
+    pixels = np.asarray(made, np.int16)
+    red = (pixels[..., 0] > 180) & (pixels[..., 1:].max(-1) < 90)
+    assert red.sum() > 20  # the recommended one

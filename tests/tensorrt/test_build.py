@@ -1,0 +1,213 @@
+"""Real plans from real graphs, built by TensorRT for RTX, which needs no GPU for it."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import perfusion.pocket
+from perfusion.errors import BundleError, DeviceError, ExportError
+from perfusion.tensorrt import engines
+from perfusion.tensorrt.build import BuildOptions, build_engine
+from perfusion.tensorrt.bundle_facts import read_facts
+from perfusion.tensorrt.driver import Driver
+from perfusion.tensorrt.engines import EngineSettings, build_engines, plan_jobs
+from perfusion.tensorrt.profiles import ShapeOptions
+from perfusion.tensorrt.targets import TARGETS
+
+pytestmark = pytest.mark.trt_build
+
+POCKET = Path(perfusion.pocket.__file__).parent / "model"
+TEXT = ({"batch": (1, 1, 1), "concepts": (4, 4, 4)},)
+
+
+def malformed(rtx, plan) -> bool:
+    """What TensorRT itself says of a plan; the only part of its answer that needs no GPU."""
+    _, diagnostics = rtx.Runtime(rtx.Logger(rtx.Logger.INTERNAL_ERROR)).get_engine_validity(bytes(plan))
+    return bool(diagnostics & int(rtx.EngineInvalidityDiagnostics.MALFORMED_ENGINE))
+
+
+@pytest.fixture(scope="module")
+def text_plan(rtx):
+    """The toy bundle's text encoder, for every GPU from Ampere on."""
+    toy = Path(__file__).parents[1] / "data" / "toy_bundle"
+    return build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("portable",))
+
+
+def test_every_graph_of_the_embedded_bundle_becomes_a_plan(rtx, tmp_path):
+    bundle = tmp_path / "pocket"
+    shutil.copytree(POCKET, bundle)
+    facts, seen = read_facts(bundle), []
+    jobs = plan_jobs(facts, ShapeOptions(batches=(1,)))
+    settings = EngineSettings(
+        flavour="trt-rtx",
+        target="sm86+sm89",
+        precision=facts.precision,
+        options=BuildOptions(workspace=1 << 30),
+    )
+    outcomes = build_engines(
+        rtx, bundle, jobs, settings, progress=lambda graph, phase, *_: seen.append((graph, phase))
+    )
+    assert [one.engine.key.graph for one in outcomes] == list(facts.graphs)
+    assert all(one.built and one.engine.bytes > 1e6 for one in outcomes)
+    assert {graph for graph, _ in seen} == set(facts.graphs)
+    unet = next(one.engine for one in outcomes if one.engine.key.graph == "unet")
+    weights = POCKET / "unet" / "diffusion_pytorch_model.safetensors"  # float16, outside the graph's file
+    assert unet.bytes > 2 * weights.stat().st_size
+    assert unet.inputs["key_gate"] == ("float", ("batch", "tokens", "concepts"))
+    assert unet.profiles == jobs[1].profiles
+    assert not malformed(rtx, unet.plan.read_bytes())
+
+
+def test_two_builds_are_equal_byte_for_byte(rtx, text_plan, toy):
+    again = build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("portable",))
+    assert again.plan == text_plan.plan
+    assert again.timing is None
+
+
+def test_a_plan_is_one_to_tensorrt_itself_and_a_cut_one_is_not(rtx, text_plan):
+    assert not malformed(rtx, text_plan.plan)
+    assert malformed(rtx, text_plan.plan[:20])
+
+
+@pytest.mark.parametrize("target", [name for name, one in TARGETS.items() if one.rtx and name != "sm75"])
+def test_a_plan_is_built_for_every_gpu_in_the_table(rtx, text_plan, toy, target):
+    built = build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=(target,))
+    assert built.plan != text_plan.plan
+
+
+def test_the_table_of_gpus_is_tensorrts_own(rtx):
+    known = {name.lower() for name in rtx.ComputeCapability.__members__ if name.startswith("SM")}
+    assert {name for name, one in TARGETS.items() if one.rtx} == known
+
+
+def test_turing_lacks_products_in_fp32_as_the_table_says(rtx, toy):
+    with pytest.raises(ExportError, match=r"Leave sm75 out: .* FP32 GEMM is not supported"):
+        build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("sm75",))
+
+
+def test_an_unknown_gpu_is_refused_with_those_there_are(rtx, toy):
+    with pytest.raises(ExportError, match=r"does not build for sm87, expected one of .*sm89"):
+        build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("sm87",))
+
+
+def test_the_number_of_concept_slots_is_built_in(rtx, text_plan, toy):
+    eight = ({"batch": (1, 1, 1), "concepts": (8, 8, 8)},)
+    assert (
+        build_engine(rtx, toy / "text_encoder.onnx", profiles=eight, targets=("portable",)).plan
+        != text_plan.plan
+    )
+
+
+# --- what goes wrong is said
+
+
+def test_a_file_that_is_no_graph_is_said_in_tensorrts_words(rtx, tmp_path):
+    (tmp_path / "graph.onnx").write_bytes(b"no graph")
+    with pytest.raises(ExportError, match=r"graph\.onnx: the graph could not be read .*TensorRT says"):
+        build_engine(rtx, tmp_path / "graph.onnx", profiles=TEXT, targets=("portable",))
+
+
+def test_a_graph_with_an_operator_that_tensorrt_lacks_is_refused_by_the_operators_name(rtx, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    shape, weight = ["batch", 4], np.ones((4, 4), np.int8)
+    graph = helper.make_graph(
+        [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+            helper.make_node("MatMulInteger", ["q", "w"], ["y"]),
+        ],
+        "int8",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.INT32, shape)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "int8.onnx")
+    with pytest.raises(ExportError, match=r"DynamicQuantizeLinear|MatMulInteger"):
+        build_engine(rtx, tmp_path / "int8.onnx", profiles=({"batch": (1, 1, 1)},), targets=("portable",))
+
+
+def test_a_graph_whose_weights_are_gone_is_refused(rtx, tmp_path):
+    shutil.copy(POCKET / "vae_encoder.onnx", tmp_path)
+    sizes = {"batch": (1, 1, 1), "picture_height": (128, 128, 128), "picture_width": (128, 128, 128)}
+    with pytest.raises(ExportError, match="could not be read"):
+        build_engine(rtx, tmp_path / "vae_encoder.onnx", profiles=(sizes,), targets=("portable",))
+
+
+def test_a_dimension_without_a_size_is_named(rtx, toy):
+    with pytest.raises(
+        ExportError, match="'concept_embeddings' has the dimension 'concepts', expected one of batch"
+    ):
+        build_engine(rtx, toy / "text_encoder.onnx", profiles=({"batch": (1, 1, 1)},), targets=("portable",))
+
+
+def test_sizes_that_no_graph_can_have_are_refused(rtx, toy):
+    upside_down = ({"batch": (1, 1, 1), "concepts": (8, 4, 2)},)
+    with pytest.raises(ExportError, match=r"concepts|sizes"):
+        build_engine(rtx, toy / "text_encoder.onnx", profiles=upside_down, targets=("portable",))
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, ValueError])
+def test_an_exception_in_the_progress_ends_the_build_and_comes_through(rtx, toy, kind):
+    def stop(*_):
+        raise kind
+
+    with pytest.raises(kind):
+        build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("portable",), progress=stop)
+
+
+def test_a_graph_that_is_not_the_bundles_is_found_before_anything_is_built(rtx, toy, text_job, settings):
+    with open(toy / "text_encoder.onnx", "ab") as file:
+        file.write(b" ")
+    with pytest.raises(BundleError, match="does not have the checksum"):
+        build_engines(rtx, toy, [text_job], settings)
+    assert not (toy / "engines").exists()
+
+
+# --- from the cache
+
+
+def test_what_is_there_is_kept_and_what_was_damaged_is_built_again_to_the_same_bytes(
+    rtx, toy, text_job, settings
+):
+    (first,) = build_engines(rtx, toy, [text_job], settings)
+    (second,) = build_engines(rtx, toy, [text_job], settings)
+    assert (first.built, second.built, second.engine) == (True, False, first.engine)
+    whole = first.engine.plan.read_bytes()
+    first.engine.plan.write_bytes(whole[: len(whole) // 2])
+    (third,) = build_engines(rtx, toy, [text_job], settings)
+    assert third.built
+    assert "cut or changed" in third.reasons[0]
+    assert third.engine.plan.read_bytes() == whole
+
+
+# --- the full TensorRT goes the same way; here its GPU is made up and its module is TensorRT for RTX
+
+
+@pytest.fixture
+def orin(monkeypatch):
+    driver = Driver(cuda=(12, 6), compute_capability=(8, 7))
+    monkeypatch.setattr(engines, "query_driver", lambda: driver)
+
+
+@pytest.mark.filterwarnings("ignore:.*[Tt]iming cache:DeprecationWarning")
+def test_the_full_tensorrt_builds_for_this_gpu_and_keeps_what_it_timed(rtx, toy, text_job, orin):
+    settings = EngineSettings(flavour="trt", target="sm87", precision="fp32", options=BuildOptions())
+    (outcome,) = build_engines(rtx, toy, [text_job], settings)
+    key = outcome.engine.key
+    assert (key.flavour, key.target, key.driver, key.version) == ("trt", "sm87", 12, rtx.__version__)
+    assert (toy / "engines" / "trt-sm87" / f"timing-{rtx.__version__}.cache").is_file()
+
+
+def test_the_full_tensorrt_builds_for_no_other_gpu(rtx, toy, text_job, orin):
+    settings = EngineSettings(flavour="trt", target="sm89", precision="fp32", options=BuildOptions())
+    with pytest.raises(DeviceError, match="GPU is sm87 and the engines are to be for sm89"):
+        build_engines(rtx, toy, [text_job], settings)
+
+
+def test_without_a_gpu_the_full_tensorrt_is_refused(rtx, toy, text_job, monkeypatch):
+    monkeypatch.setattr(engines, "query_driver", lambda: None)
+    settings = EngineSettings(flavour="trt", target="sm87", precision="fp32", options=BuildOptions())
+    with pytest.raises(DeviceError, match="no NVIDIA GPU"):
+        build_engines(rtx, toy, [text_job], settings)
