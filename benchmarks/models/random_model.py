@@ -15,7 +15,10 @@ from perfusion.pocket.vocabulary import words
 
 __all__ = ["save_random_model"]
 
-_PIECE = 2**20
+_BRANCH_ENDS = ("to_out.0", "ff.net.2", "proj_out", "conv2", "mlp.fc2", "self_attn.out_proj")
+_BRANCH_GAIN = 0.2
+"""What a residual branch adds to the trunk is small in trained networks. With branches as large as the trunk, SDXL's 70
+transformer layers amplify every rounding several hundred times, and trials would measure that."""
 
 
 def save_random_model(name: str, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -47,13 +50,14 @@ def save_random_model(name: str, folder: Path, dtype: torch.dtype = torch.float1
 
 
 def _save(model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Weights of the size that networks start with; norms and biases as they start."""
+    """Weights of the size that networks start with, smaller where a branch ends; norms and biases as they start."""
     model = model.to(dtype).to_empty(device="cpu")
-    noise = torch.randn(_PIECE, generator=torch.Generator().manual_seed(0)).to(dtype)
+    generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if weight.ndim < 2:
             weight.data.fill_(1.0 if name.endswith("weight") else 0.0)
         else:
-            many = noise.repeat(weight.numel() // _PIECE + 1)[: weight.numel()]
-            weight.data.copy_((many * weight[0].numel() ** -0.5).view_as(weight))
+            gain = _BRANCH_GAIN if name.removesuffix(".weight").endswith(_BRANCH_ENDS) else 1.0
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.data.copy_(noise * gain * weight[0].numel() ** -0.5)
     model.save_pretrained(folder)
