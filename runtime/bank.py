@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -109,7 +108,7 @@ class Bank(ConceptBank):
         names: dict[str, Any] = {
             name: np.array([getattr(one, name) for one in settings], np.float64) for name in _SETTINGS
         }
-        return replace(kept, **names)
+        return EditRows(**(vars(kept) | names))  # half the time of `replace`, between two pictures
 
 
 def _read_projections(bundle: Bundle) -> NDArray[Any]:

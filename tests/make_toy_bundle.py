@@ -13,7 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before tests/, which has a folder "perfusion" too
+# before tests/, which has a folder called perfusion as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel

@@ -66,7 +66,7 @@ def numbers(benchmark: str) -> dict[str, float]:
     records = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "records").glob("*.json")]
     (record,) = (record for record in records if record["benchmark"] == benchmark)
     return {
-        f"{row.get('what') or row.get('base') or row.get('model')} {row.get('keys', '')} {key}": value
+        f"{row.get('what') or row.get('base') or row.get('model')} {row.get('keys') or row.get('precision', '')} {key}": value
         for row in record["rows"]
         for key, value in row.items()
         if isinstance(value, int | float)
@@ -76,11 +76,10 @@ def numbers(benchmark: str) -> dict[str, float]:
 def test_measured_numbers_of_the_readme_are_those_of_the_records() -> None:
     """Each cell `12.3 s` of the table is some number of a record, rounded as written."""
     table = README.split("## Measured")[1].split("\n## ")[0]
-    known = [
-        float(value) for name in ("swap", "startup", "draw", "train") for value in numbers(name).values()
-    ]
-    cells = re.findall(r"([\d.]+) (?:ms|s|MB|×|kB)", table)
-    assert len(cells) >= 6, "the table is empty"
+    benchmarks = ("swap", "startup", "draw", "train", "lora", "step", "batch", "footprint", "export")
+    known = [float(value) for name in benchmarks for value in numbers(name).values()]
+    cells = re.findall(r"([\d.]+) (?:ms|s|MB|GB|×|kB)", table)
+    assert len(cells) >= 15, "the table is empty"
     for cell in cells:
         decimals = len(cell.partition(".")[2])
         assert any(
