@@ -66,8 +66,8 @@ def numbers(benchmark: str) -> dict[str, float]:
     records = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "records").glob("*.json")]
     (record,) = (record for record in records if record["benchmark"] == benchmark)
     return {
-        f"{row.get('what') or row.get('base') or row.get('model')} {row.get('keys') or row.get('precision', '')} {key}": value
-        for row in record["rows"]
+        f"{number} {key}": value
+        for number, row in enumerate(record["rows"])
         for key, value in row.items()
         if isinstance(value, int | float)
     }
