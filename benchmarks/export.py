@@ -83,25 +83,11 @@ def _options() -> argparse.Namespace:
 
 
 def _export(base: str, work: Path, precision: str, opset: int) -> dict[str, Any]:
-    """One export in a process of its own, whose memory is looked at all the while."""
-    model, bundle = work / "model", work / "bundle"
-    load = os.getloadavg()[0]
+    """The record of one export."""
+    model, load = work / "model", os.getloadavg()[0]
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-c", EXPORT, str(model), str(bundle), precision, str(opset)],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    peaks = {"RssAnon": 0}
-    while process.poll() is None:
-        for name, bytes_ in _memory(process.pid).items():
-            peaks[name] = max(peaks[name], bytes_)
-        time.sleep(0.1)
+    told, anonymous = _watched_export(model, work / "bundle", precision, opset)
     seconds = time.perf_counter() - began
-    assert process.stdout is not None
-    output = process.stdout.read()
-    if process.returncode:
-        raise SystemExit(f"the export ended with {process.returncode}")
-    told = json.loads(output)
     stored = sum(path.stat().st_size for path in model.rglob("*.safetensors"))
     row: dict[str, Any] = {
         "base": base,
@@ -113,7 +99,7 @@ def _export(base: str, work: Path, precision: str, opset: int) -> dict[str, Any]
         "load_average_before": round(load, 1),
         "stages": told["stages"],
         "peak_gb": max(stage["peak_gb"] for stage in told["stages"]),
-        "peak_anonymous_gb": _gb(peaks["RssAnon"]),
+        "peak_anonymous_gb": _gb(anonymous),
         "model_gb": _gb(stored),
         "bundle_gb": _gb(told["bytes"]),
         "parity": told["parity"],
@@ -123,14 +109,32 @@ def _export(base: str, work: Path, precision: str, opset: int) -> dict[str, Any]
     return row
 
 
-def _memory(pid: int) -> dict[str, int]:
+def _watched_export(model: Path, bundle: Path, precision: str, opset: int) -> tuple[dict[str, Any], int]:
+    """One export in a process of its own: what it tells, and the most memory that was its own, in bytes."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", EXPORT, str(model), str(bundle), precision, str(opset)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    anonymous = 0
+    while process.poll() is None:
+        anonymous = max(anonymous, _anonymous_memory(process.pid))
+        time.sleep(0.1)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    if process.returncode:
+        raise SystemExit(f"the export ended with {process.returncode}")
+    told: dict[str, Any] = json.loads(output)
+    return told, anonymous
+
+
+def _anonymous_memory(pid: int) -> int:
     """The resident memory that is a process's own, in bytes: what is mapped from files is not."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return {}
+        return 0
     found = dict(line.split(":", 1) for line in lines)
-    return {name: int(found[name].split()[0]) * 1024 for name in ("RssAnon",) if name in found}
+    return int(found["RssAnon"].split()[0]) * 1024 if "RssAnon" in found else 0
 
 
 def _gb(count: int) -> float:
@@ -138,29 +142,13 @@ def _gb(count: int) -> float:
 
 
 def _cost(base: str, work: Path) -> list[dict[str, Any]]:
-    """CPU time of a step with concepts over that of the plain graph: the median over pairs of calls."""
+    """What a step with concepts costs over one of the plain graph, a row for each number of concepts."""
     import numpy as np
-    import onnxruntime
 
-    from perfusion.attention import install
-    from perfusion.export.convert import to_onnx
-    from perfusion.export.graphs import graphs_of, plain_graphs_of
     from perfusion.export.source import open_model
-    from perfusion.export.weights import save, store_as_float16
 
     opened = open_model(work / "model")
-    sessions = {}
-    for name, graphs_in in (("plain", plain_graphs_of), ("bundle", graphs_of)):
-        if name == "bundle":
-            install(opened.unet)
-        (graph,) = (graph for graph in graphs_in(opened) if graph.name == "unet")
-        (work / name).mkdir()
-        model = to_onnx(graph)
-        store_as_float16(model)
-        save(model, work / name / "unet.onnx")
-        sessions[name] = onnxruntime.InferenceSession(
-            work / name / "unet.onnx", providers=["CPUExecutionProvider"]
-        )
+    sessions = _sessions(opened, work)
     width, text_dim = opened.layers[-1].value_slice.stop, opened.text_dim
     random = np.random.default_rng(0)
 
@@ -172,12 +160,6 @@ def _cost(base: str, work: Path) -> list[dict[str, Any]]:
         "timestep": np.array([500], np.float32),
         "encoder_hidden_states": normal(2, TOKENS, text_dim),
     }
-
-    def seconds(name: str, feeds: dict[str, Any]) -> float:
-        began = time.process_time()
-        sessions[name].run(None, feeds)
-        return time.process_time() - began
-
     rows = []
     for concepts, target in COST_TARGETS.items():
         gate = np.full((2, TOKENS, concepts), 0.5, np.float32)
@@ -188,25 +170,59 @@ def _cost(base: str, work: Path) -> list[dict[str, Any]]:
             "concept_keys": normal(concepts, width),
             "concept_values": normal(concepts, width),
         }
-        ratios = []
-        for pair in range(PAIRS + 2):
-            order = ("plain", "bundle") if pair % 2 else ("bundle", "plain")
-            times = {name: seconds(name, plain if name == "plain" else edited) for name in order}
-            if pair > 1:  # the first calls of a session make its memory
-                ratios.append(times["bundle"] / times["plain"])
-        rows.append(
-            {
-                "base": base,
-                "what": f"a step with {concepts} concept{'s' if concepts > 1 else ''} over one of the plain graph",
-                "latent": LATENT,
-                "batch": 2,
-                "pairs": PAIRS,
-                "cpu_time_ratio_median": round(statistics.median(ratios), 3),
-                "cpu_time_ratio_quartiles": [round(x, 3) for x in statistics.quantiles(ratios, n=4)[::2]],
-                "target": target,
-            }
-        )
+        ratios = _ratios(sessions, {"plain": plain, "bundle": edited})
+        row = {
+            "base": base,
+            "what": f"a step with {concepts} concept{'s' if concepts > 1 else ''} over one of the plain graph",
+            "latent": LATENT,
+            "batch": 2,
+            "pairs": PAIRS,
+            "cpu_time_ratio_median": round(statistics.median(ratios), 3),
+            "cpu_time_ratio_quartiles": [round(x, 3) for x in statistics.quantiles(ratios, n=4)[::2]],
+            "target": target,
+        }
+        rows.append(row)
     return rows
+
+
+def _sessions(opened: Any, work: Path) -> dict[str, Any]:
+    """The model's UNet as a plain graph and as a bundle's, opened."""
+    import onnxruntime
+
+    from perfusion.attention import install
+    from perfusion.export.convert import to_onnx
+    from perfusion.export.graphs import graphs_of, plain_graphs_of
+    from perfusion.export.weights import save, store_as_float16
+
+    sessions = {}
+    for name, graphs_in in (("plain", plain_graphs_of), ("bundle", graphs_of)):
+        if name == "bundle":
+            install(opened.unet)
+        (graph,) = (graph for graph in graphs_in(opened) if graph.name == "unet")
+        path = work / name / "unet.onnx"
+        path.parent.mkdir()
+        model = to_onnx(graph)
+        store_as_float16(model)
+        save(model, path)
+        sessions[name] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return sessions
+
+
+def _ratios(sessions: dict[str, Any], feeds: dict[str, dict[str, Any]]) -> list[float]:
+    """CPU time of a call of the bundle's graph over that of the plain one, in pairs that follow one another."""
+
+    def seconds(name: str) -> float:
+        began = time.process_time()
+        sessions[name].run(None, feeds[name])
+        return time.process_time() - began
+
+    ratios = []
+    for pair in range(PAIRS + 2):
+        order = ("plain", "bundle") if pair % 2 else ("bundle", "plain")
+        times = {name: seconds(name) for name in order}
+        if pair > 1:  # the first calls of a session make its memory
+            ratios.append(times["bundle"] / times["plain"])
+    return ratios
 
 
 if __name__ == "__main__":

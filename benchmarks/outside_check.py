@@ -101,7 +101,6 @@ def _environment() -> Path:
 def _export(plain: Path) -> Any:
     """Write the embedded model as optimum lays out its exports; returns diffusers' picture, (1, height, width, 3)."""
     import torch
-    from diffusers import StableDiffusionPipeline
 
     from perfusion.export.convert import to_onnx
     from perfusion.export.graphs import plain_graphs_of
@@ -110,8 +109,7 @@ def _export(plain: Path) -> Any:
     from perfusion.pocket import model_path
 
     shutil.rmtree(plain, ignore_errors=True)
-    base = open_model(None)
-    for graph in plain_graphs_of(base):
+    for graph in plain_graphs_of(open_model(None)):
         folder = plain / graph.name
         folder.mkdir(parents=True)
         model = to_onnx(graph)
@@ -122,14 +120,20 @@ def _export(plain: Path) -> Any:
     for part in ("tokenizer", "scheduler"):
         shutil.copytree(model_path() / part, plain / part)
     index = json.loads((model_path() / "model_index.json").read_text())
-    index["tokenizer"] = [
-        "transformers",
-        "CLIPTokenizerFast",
-    ]  # the older package's other one reads no tokenizer.json
+    # the older package's other one reads no tokenizer.json
+    index["tokenizer"] = ["transformers", "CLIPTokenizerFast"]
     (plain / "model_index.json").write_text(json.dumps(index))
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     np.save(plain / "latents.npy", latents.numpy())
-    pipeline = StableDiffusionPipeline.from_pretrained(model_path(), local_files_only=True).to(torch.float32)
+    return _draw_with_diffusers(model_path(), latents)
+
+
+def _draw_with_diffusers(model: Path, latents: Any) -> Any:
+    """The picture of a diffusers folder from these latents, (1, height, width, 3)."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(model, local_files_only=True).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline(
         PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE_SCALE, latents=latents, output_type="np"

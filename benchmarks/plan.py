@@ -2,8 +2,8 @@
 
 Graphs are opened and run by onnxruntime on one thread in a fresh process each, with the runtime's own settings: the
 peak is the process's (VmHWM) less what it was before the first session, and the time the least CPU time of some runs.
-The middle-sized UNet has random weights and is exported first, which takes two minutes; the published models, of
-which the record says what fits on every device, are exported without weights at the end, which takes ten more.
+The middle-sized UNet has random weights and is exported first, which takes two minutes. What fits on which device is
+computed by benchmarks/fitting.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.record import ROOT, write_record
 from perfusion.devices.latency import graph_seconds
-from perfusion.devices.memory import LIBRARY, Request, graph_costs, graph_sizes, open_size, plan_graphs
-from perfusion.devices.profiles import PROFILES, processor_profile
+from perfusion.devices.memory import LIBRARY, Request, graph_costs, graph_sizes, open_size
+from perfusion.devices.profiles import processor_profile
 from perfusion.pocket import bundle_path
 
 RUNS = 6
@@ -52,7 +52,6 @@ for _ in range(runs):
     seconds.append(time.process_time() - began)
 print(json.dumps({"opened": opened, "peak": peak() - before, "seconds": min(seconds)}))
 """
-MODELS = {"sd15": (512, 64), "sd21": (768, 64), "sdxl": (1024, 32), "pocket": (128, 32)}
 
 
 def cases(middle: Path) -> Iterator[tuple[str, str, Path, int, int]]:
@@ -92,7 +91,7 @@ def compared(label: str, name: str, path: Path, side: int, rows: int) -> dict[st
     )  # fmt: skip
     sizes = graph_sizes(name, request)
     measured = measure(name, path, sizes)
-    costs = graph_costs(path, sizes)
+    costs = graph_costs(path, name, request)
     planned = LIBRARY + open_size(costs) + costs.arena.touched
     core = processor_profile(cores=1, memory=8 * GIB)
     seconds = graph_seconds(path, name, request, core)
@@ -133,42 +132,13 @@ def export_middle(folder: Path) -> Path:
     return folder / "unet.onnx"
 
 
-def fitting(hollow: Path) -> Iterator[dict[str, Any]]:
-    """What each model takes on each device at its own size, from the graphs alone."""
-    for model, (side, step) in MODELS.items():
-        folder = bundle_path() if model == "pocket" else hollow / model
-        names = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
-        files = {name: folder / f"{name}.onnx" for name in names if (folder / f"{name}.onnx").exists()}
-        for profile in PROFILES.values():
-            request = Request(
-                width=side, height=side, batch=1, guided=True, concepts=4, precision=profile.precision,
-                own_precision="fp32", downscale=8, step=step, tokens=77,
-            )  # fmt: skip
-            plan = plan_graphs(files, request, profile)
-            yield {
-                "what": f"{model} {side} on {profile.name}",
-                "precision": profile.precision,
-                "peak_mib": round(plan.peak / MIB),
-                "usable_mib": round(plan.budget / MIB),
-                "fits": plan.fits,
-                "all_open": len(set(plan.resident.values())) == 1,
-                "tile": plan.tile,
-                "nearest": str(plan.nearest) if plan.nearest else None,
-            }
-
-
 def main() -> int:
-    from benchmarks.models.hollow import NAMES, save_hollow
-
+    """Measure, plan, and write the record."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(export_middle(Path(folder))):
             rows.append(compared(*case))
             print(rows[-1], flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for name in NAMES:
-            save_hollow(name, Path(folder, name))
-        rows += fitting(Path(folder))
     print(write_record("plan", rows))
     return 0
 

@@ -45,6 +45,7 @@ class _Arena:
         self._next_region = _FIRST_REGION
 
     def take(self, array: int, size: int) -> None:
+        """Give an array its bytes: the smallest free piece that holds them, cut where much would be left over."""
         wanted = -(-max(size, 1) // _LEAST) * _LEAST
         at = bisect_left(self.free, (wanted, -1, -1))
         if at == len(self.free):
@@ -58,6 +59,7 @@ class _Arena:
         self.pages[region][start // _PAGE : -(-(start + size) // _PAGE)] = True
 
     def give(self, array: int) -> None:
+        """Take an array's bytes back, joined with the free pieces beside them."""
         size, region, start = self.used.pop(array)
         for piece in [one for one in self.free if one[1] == region]:
             if piece[2] + piece[0] == start:

@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from perfusion.devices.detection import Detected
 from perfusion.devices.doctor import Finding
+from perfusion.devices.environment import Environment
+from perfusion.devices.profiles import DeviceProfile
 from perfusion.errors import BundleError, RequestError
+
+if TYPE_CHECKING:
+    from perfusion.runtime.model import Bundle
+    from perfusion.tensorrt.cache import EngineSearch
 
 __all__ = ["examine_bundle"]
 
 
-def examine_bundle(folder: Path, found: Detected) -> Iterator[Finding]:
-    """Findings about a bundle: whether it is whole, fits into what is free now, and has engines for this machine."""
-    from perfusion.devices.memory import guided_by_default, plan_memory
+def examine_bundle(folder: Path, found: Detected, python: Environment) -> Iterator[Finding]:
+    """Findings about a bundle: whether it is whole, fits into what is free now, and has engines for this machine.
+
+    Args:
+        folder: the bundle's.
+        found: the machine.
+        python: the Python that would draw; engines belong to one release of TensorRT.
+    """
+    from perfusion.devices.device_plan import engine_for
     from perfusion.runtime.bundle import read_bundle
-    from perfusion.runtime.memory import AUTO_SHARE
 
     try:
         bundle = read_bundle(folder, verify=False)
-        free = found.free
-        if free is None and found.profile is not None:
-            free = found.profile.usable
-        if free is not None:
-            defaults = bundle.defaults
-            plan = plan_memory(
-                bundle,
-                budget=int(AUTO_SHARE * free),  # as the runtime does
-                width=defaults.width,
-                height=defaults.height,
-                guided=guided_by_default(bundle),
-            )
-            if not plan.fits:
-                yield Finding(
-                    name="bundle-too-large",
-                    level="stop",
-                    text=f"{folder}: {plan.explain()}",
-                    remedy="Close other programs, ask for smaller pictures, or export it in half precision.",
-                )
-        yield from _engines(folder, found)
+        yield from _size(bundle, found)
+        if found.profile is not None and engine_for(bundle, found.profile) != "onnx":
+            yield from _engines(folder, found, python)
     except (BundleError, RequestError) as error:
         yield Finding(
             name="bundle-broken",
@@ -50,38 +45,104 @@ def examine_bundle(folder: Path, found: Detected) -> Iterator[Finding]:
         )
 
 
-def _engines(folder: Path, found: Detected) -> Iterator[Finding]:
-    """Whether every graph that a picture needs has an engine of its present form for this GPU."""
-    profile = found.profile
-    if profile is None or len(profile.engines) == 1 or profile.compute_capability is None:
+def _size(bundle: Bundle, found: Detected) -> Iterator[Finding]:
+    """Whether the bundle's default picture fits into what is free, by the runtime's own bound."""
+    from perfusion.devices.memory import guided_by_default, plan_memory
+    from perfusion.runtime.memory import AUTO_SHARE
+
+    free = found.free
+    if free is None and found.profile is not None:
+        free = found.profile.usable
+    if free is None:
         return
+    plan = plan_memory(
+        bundle,
+        budget=int(AUTO_SHARE * free),
+        width=bundle.defaults.width,
+        height=bundle.defaults.height,
+        guided=guided_by_default(bundle),
+    )
+    if not plan.fits:
+        half = ", or export it in half precision" if bundle.precision == "fp32" else ""
+        yield Finding(
+            name="bundle-too-large",
+            level="stop",
+            text=f"{bundle.folder}: {plan.explain()}",
+            remedy=f"Close other programs, ask for smaller pictures{half}.",
+        )
+
+
+def _engines(folder: Path, found: Detected, python: Environment) -> Iterator[Finding]:
+    """Whether every graph that a picture needs has an engine that runs here, as the runtime looks for them."""
+    profile = found.profile
+    if profile is None or profile.compute_capability is None:
+        return
+    if found.jetpack is not None and not found.jetpack.has_engines:
+        return  # which the machine's own findings say
     from perfusion.tensorrt.bundle_facts import read_facts
     from perfusion.tensorrt.cache import find_engine
+
+    facts = read_facts(folder)
+    lacking: dict[str, dict[str, EngineSearch]] = {}
+    for flavour in profile.engines[1:]:
+        wanted = _wanted(flavour, profile.compute_capability, found, python)
+        searches = {
+            graph.name: find_engine(folder, graph.name, wanted | {"graph_sha256": graph.sha256}, verify=False)
+            for graph in facts.graphs.values()
+            if graph.name != "vae_encoder"  # only pictures to start from need it
+        }
+        lacking[flavour] = {name: search for name, search in searches.items() if search.engine is None}
+    if not all(lacking.values()):
+        return
+
+    def distance(flavour: str) -> tuple[int, int, bool]:
+        unbuilt = sum(not _nearest(search, flavour) for search in lacking[flavour].values())
+        return len(lacking[flavour]), unbuilt, flavour != profile.engine
+
+    flavour = min(lacking, key=distance)
+    yield _no_engines(folder, profile, flavour, lacking[flavour])
+
+
+def _wanted(
+    flavour: str, capability: tuple[int, int], found: Detected, python: Environment
+) -> dict[str, Any]:
+    """What an engine's key has to say here; what the machine does not tell is not asked for."""
     from perfusion.tensorrt.targets import target_of
 
-    facts, flavours = read_facts(folder), profile.engines[1:]
-    if facts.precision == "int8":
-        return
-    target = target_of(profile.compute_capability)
-    needed = [graph for graph in facts.graphs.values() if graph.name != "vae_encoder"]
-    lacking: dict[str, list[str]] = {}
-    for flavour in flavours:
-        wanted = {"flavour": flavour, "target": target}
-        searches = {
-            graph.name: find_engine(
-                folder, graph.name, {**wanted, "graph_sha256": graph.sha256}, verify=False
-            )
-            for graph in needed
-        }
-        lacking[flavour] = [
-            f"{name} ({search.explain()})" for name, search in searches.items() if search.engine is None
-        ]
-    if all(lacking.values()):
-        flavour = min(flavours, key=lambda one: (len(lacking[one]), one != profile.engine))
-        yield Finding(
+    wanted: dict[str, Any] = {"flavour": flavour, "target": target_of(capability)}
+    if version := python.tensorrt_version(flavour):
+        wanted["version"] = version
+    cuda = found.cards.cuda or (found.jetpack.cuda if found.jetpack else None)
+    if cuda and flavour == "trt":
+        wanted["driver"] = cuda[0]
+    return wanted
+
+
+def _no_engines(
+    folder: Path, profile: DeviceProfile, flavour: str, lacking: Mapping[str, EngineSearch]
+) -> Finding:
+    """A warning where there are engines and they do not run here, a note where none has been built."""
+    built = [reason for search in lacking.values() if (reason := _nearest(search, flavour))]
+    remedy = (
+        f"perfusion-export --bundle {shlex.quote(str(folder))} --engine {flavour} --device {profile.name}"
+    )
+    if not built:
+        return Finding(
             name="engines-missing",
             level="note",
-            text=f"{folder} has no engine for this {profile.title} of {', '.join(lacking[flavour])}.",
-            remedy=f"perfusion-export --bundle {shlex.quote(str(folder))} --engine {flavour} --device {profile.name}; "
-            "without engines onnxruntime draws.",
+            text=f"{folder} has no engine for this {profile.title} of {', '.join(lacking)}.",
+            remedy=f"{remedy}; without engines onnxruntime draws.",
         )
+    return Finding(
+        name="engines-unfit",
+        level="warning",
+        text=f"{folder} has engines that this {profile.title} cannot use: {', '.join(built)}.",
+        remedy=f"{remedy}; an engine runs with the TensorRT and on the kind of GPU it was built for.",
+    )
+
+
+def _nearest(search: EngineSearch, flavour: str) -> str:
+    """Of several engines of a flavour the reason against the one with the fewest differences, "" without any."""
+    own = [one for one in search.reasons if one.partition("/")[0].rpartition("-")[0] == flavour]
+    # the last of equals, since those that are only damaged come last
+    return min(reversed(own), key=lambda one: one.count(";"), default="")

@@ -15,6 +15,9 @@ from perfusion.devices.profiles import PROFILES, DeviceProfile, processor_profil
 
 __all__ = ["Detected", "detect"]
 
+_LEAST_SHARE = 0.75
+"""Of a module's memory that Linux has; below it, this is a smaller module of the same name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Detected:
@@ -57,8 +60,12 @@ def _jetson(
     root: Path, model: str, tree: str, l4t: tuple[int, ...] | None, memory: Mapping[str, int], cards: Cards
 ) -> Detected:
     # the module's own memory, whatever a container may have of it
-    name = find_module(tree, model, system.meminfo(root).get("MemTotal"))
+    total = system.meminfo(root).get("MemTotal")
+    name = find_module(tree, model, total)
     profile = PROFILES.get(name) if name else None
+    if profile is not None and total is not None and total < _LEAST_SHARE * profile.memory:
+        less = "with the memory that Linux tells, which is less than usual"
+        profile = replace(profile, memory=total, note=f"{profile.note}; {less}" if profile.note else less)
     jetpack = find_jetpack(l4t) if l4t else None
     mode = system.power_mode(root)
     facts: dict[str, Any] = {
@@ -150,7 +157,7 @@ def _named(name: str) -> DeviceProfile | None:
                 next((one for one in names if one.rsplit("-", 1)[-1] in key[len(word) :]), names[-1])
             ]
     if key == "rtx-4060-ti":
-        return PROFILES["rtx-4060-ti-16"]
+        return replace(PROFILES["rtx-4060-ti-16"], title="GeForce RTX 4060 Ti")  # it may have 8 GB
     return None
 
 

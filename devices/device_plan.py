@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from perfusion.devices.half import kept_places
 from perfusion.devices.latency import Latency, estimate_latency
 from perfusion.devices.memory import MemoryPlan, graph_files, guided_by_default, plan_memory, request_of
 from perfusion.devices.profiles import DeviceProfile
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from perfusion.runtime.model import Bundle
     from perfusion.tensorrt.build import Profile
 
-__all__ = ["DevicePlan", "fitting_batches", "plan_device"]
+__all__ = ["DevicePlan", "engine_for", "fitting_batches", "plan_device"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,7 @@ def plan_device(
         RequestError: sizes that no picture of this bundle has, or no engine.
         BundleError: a graph that cannot be read or followed.
     """
-    engine = (
-        "onnx" if bundle.precision == "int8" else profile.engine
-    )  # TensorRT has no operators of ours for int8
+    engine = engine_for(bundle, profile)
     precision = profile.precision if bundle.precision == "fp32" else bundle.precision
     asked: dict[str, Any] = {
         "width": bundle.defaults.width if side is None else side,
@@ -113,6 +112,16 @@ def plan_device(
         latency=latency,
         built_here=here,
     )
+
+
+def engine_for(bundle: Bundle, profile: DeviceProfile) -> str:
+    """What runs a bundle best on a device: "onnx", "trt" or "trt-rtx"."""
+    if bundle.precision == "int8":  # TensorRT has no operators of ours for it
+        return "onnx"
+    kept = kept_places(bundle.base) & {"unet.attention", "vae_decoder"}
+    if profile.engine == "trt-rtx" and profile.compute_capability == (7, 5) and kept:
+        return "onnx"  # TensorRT for RTX has no matrix products in float32 there
+    return profile.engine
 
 
 def fitting_batches(

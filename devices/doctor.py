@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,6 @@ GIB = 1 << 30
 _LOW_MEMORY = 2 * GIB
 _SMALL_BOARD = 9 * GIB
 _LOW_DISK = 2 * GIB
-_OLDEST_TENSORRT = (10, 3)
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -138,7 +137,6 @@ def _cuda_wanted(python: Environment) -> Iterator[tuple[str, int]]:
 def _tensorrt(found: Detected, python: Environment, root: Path) -> Iterator[Finding]:
     if found.l4t is None and found.jetpack is None:
         return
-    installed = sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt"))
     if found.profile is not None and "trt" not in found.profile.engines:
         yield Finding(
             name="no-engines",
@@ -147,7 +145,7 @@ def _tensorrt(found: Detected, python: Environment, root: Path) -> Iterator[Find
             remedy="Use the provider 'cpu'.",
         )
         return
-    if found.jetpack is not None and found.jetpack.tensorrt < _OLDEST_TENSORRT:
+    if found.jetpack is not None and not found.jetpack.has_engines:
         have = ".".join(map(str, found.jetpack.tensorrt))
         yield Finding(
             name="jetpack-old",
@@ -156,28 +154,7 @@ def _tensorrt(found: Detected, python: Environment, root: Path) -> Iterator[Find
             remedy="Install JetPack 6.1 or newer; until then the graphs run on the processor.",
         )
     elif "tensorrt" not in python.modules:
-        if installed and python.virtual and not python.system_packages:
-            yield Finding(
-                name="tensorrt-invisible",
-                level="warning",
-                text=f"TensorRT is in {installed[0]}, which this virtual environment does not see.",
-                remedy="Make the environment again with python3 -m venv --system-site-packages.",
-            )
-        elif installed:
-            yield Finding(
-                name="tensorrt-other-python",
-                level="warning",
-                text=f"TensorRT is in {installed[0]}, and this is Python {python.python[0]}.{python.python[1]}, which "
-                "cannot import it.",
-                remedy="Use the system's own python3.",
-            )
-        else:
-            yield Finding(
-                name="tensorrt-missing",
-                level="warning",
-                text="TensorRT is not installed; it comes with JetPack.",
-                remedy="sudo apt install tensorrt python3-libnvinfer",
-            )
+        yield _no_tensorrt(python, sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt")))
     if found.l4t is not None and found.l4t[0] >= 38 and not _has_nvdla(root):
         where = "this container" if system.in_container(root) else "this system"
         yield Finding(
@@ -189,6 +166,31 @@ def _tensorrt(found: Detected, python: Environment, root: Path) -> Iterator[Find
             if system.in_container(root)
             else "sudo apt install --reinstall nvidia-l4t-dla-compiler",
         )
+
+
+def _no_tensorrt(python: Environment, installed: Sequence[Path]) -> Finding:
+    """Why this Python cannot import TensorRT; `installed` is where the system has it."""
+    if installed and python.virtual and not python.system_packages:
+        return Finding(
+            name="tensorrt-invisible",
+            level="warning",
+            text=f"TensorRT is in {installed[0]}, which this virtual environment does not see.",
+            remedy="Make the environment again with python3 -m venv --system-site-packages.",
+        )
+    if installed:
+        return Finding(
+            name="tensorrt-other-python",
+            level="warning",
+            text=f"TensorRT is in {installed[0]}, and this is Python {python.python[0]}.{python.python[1]}, which "
+            "cannot import it.",
+            remedy="Use the system's own python3.",
+        )
+    return Finding(
+        name="tensorrt-missing",
+        level="warning",
+        text="TensorRT is not installed; it comes with JetPack.",
+        remedy="sudo apt install tensorrt python3-libnvinfer",
+    )
 
 
 def _has_nvdla(root: Path) -> bool:

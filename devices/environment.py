@@ -29,6 +29,13 @@ class Environment:
     virtual: bool = False  # a virtual environment
     system_packages: bool = field(default=True)  # which sees the system's packages
 
+    def tensorrt_version(self, flavour: str) -> str | None:
+        """The release of "trt" or "trt-rtx" that is installed, as engines' keys spell it; None where it is not told."""
+        name = re.compile(("tensorrt" if flavour == "trt" else "tensorrt-rtx") + r"(-cu\d+)?(-bindings)?")
+        found = (version for package, version in self.packages.items() if name.fullmatch(package))
+        version = next(found, None)
+        return re.sub(r"\.post\d+$", "", version) if version else None
+
 
 def read_environment() -> Environment:
     """This Python's own."""
@@ -49,11 +56,12 @@ def read_environment() -> Environment:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"] if distribution.metadata else None
         if name and _OF_INTEREST.match(name):
-            found[re.sub(r"[-_.]+", "-", name).lower()] = distribution.version
+            # the first on the path is the one that is imported
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
     return found
 
 

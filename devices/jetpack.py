@@ -49,6 +49,11 @@ class JetPack:
     cuda: Version
     tensorrt: Version
 
+    @property
+    def has_engines(self) -> bool:
+        """Whether its TensorRT is new enough for engines."""
+        return self.tensorrt >= (10, 3)
+
 
 # The first L4T of each release; the newest that is not newer than the one found counts.
 JETPACKS: Mapping[Version, JetPack] = MappingProxyType(
@@ -73,7 +78,7 @@ def find_jetpack(l4t: Version) -> JetPack | None:
 
 
 def find_module(compatible: str, model: str, memory: int | None) -> str | None:
-    """The profile's name for what the device tree says; `memory` in bytes tells two sizes apart."""
+    """The profile's name for what the device tree says; `memory` in bytes tells two sizes apart, else the smaller."""
     found = re.search(r"p(?:3767|3701|3834|3668|2888)-\d{4}", compatible.lower())
     names = MODULES.get(found[0], ()) if found else ()
     if not names:
@@ -81,7 +86,7 @@ def find_module(compatible: str, model: str, memory: int | None) -> str | None:
         names = next((names for word, names in _WORDS if word in words), ())
     if not names:
         return None
-    name = names[-1] if memory is None else min(names, key=lambda one: abs(_gib(one) - memory / (1 << 30)))
+    name = names[0] if memory is None else min(names, key=lambda one: abs(_gib(one) - memory / (1 << 30)))
     faster = f"{name}-super"
     is_super = "super" in compatible.lower() or "super" in model.lower()
     return faster if is_super and name.startswith("orin-nano") else name

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfusion.devices.memory import Request, graph_costs, graph_sizes
+from perfusion.devices.memory import Request, graph_costs
 from perfusion.devices.profiles import DeviceProfile
 
 __all__ = ["CPU_ERROR", "Latency", "estimate_latency", "graph_seconds"]
@@ -73,8 +73,7 @@ def graph_seconds(
     path: Path, name: str, request: Request, profile: DeviceProfile, tile: int | None = None
 ) -> float:
     """One call of one graph."""
-    half = request.precision == "fp16" and request.own_precision != "fp16"
-    costs = graph_costs(path, graph_sizes(name, request, tile), half=half)
+    costs = graph_costs(path, name, request, tile)
     if profile.kind == "cpu":
         return costs.seconds(profile.fp16_flops, profile.bandwidth) + _NODE_SECONDS * len(costs.flops)
     return costs.seconds(_GPU_SHARE * profile.fp16_flops, _GPU_SHARE * profile.bandwidth)

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from perfusion.devices.costs import Costs, costs_of
+from perfusion.devices.half import kept_places
 from perfusion.devices.onnx_file import GraphFile, read_graph
 from perfusion.devices.profiles import DeviceProfile
 from perfusion.devices.shapes import trace
@@ -169,6 +170,9 @@ class Request:
     downscale: int
     step: int
     tokens: int
+    kept: frozenset[str] = (
+        frozenset()
+    )  # what is float32 where `precision` is half and the bundle's own is not
 
 
 def plan_graphs(files: Mapping[str, Path], request: Request, budget: int | DeviceProfile) -> MemoryPlan:
@@ -260,25 +264,27 @@ def _arranged(
 
 
 def _need(path: Path, name: str, request: Request, tile: int | None) -> Need:
-    sizes = graph_sizes(name, request, tile)
-    half = request.precision == "fp16" and request.own_precision != "fp16"
-    costs = graph_costs(path, sizes, half=half)
+    costs = graph_costs(path, name, request, tile)
     return Need(opened=open_size(costs), running=costs.arena.touched)
 
 
-def graph_costs(path: Path, sizes: Mapping[str, int], *, half: bool = False) -> Costs:
-    """The costs of a graph's file at some sizes; read once for every state of the file."""
-    stamp = path.stat()
-    return _costs(path, stamp.st_mtime_ns, stamp.st_size, tuple(sorted(sizes.items())), half)
+def graph_costs(path: Path, name: str, request: Request, tile: int | None = None) -> Costs:
+    """The costs of a graph's file for a request; read once for every state of the file."""
+    half = request.precision == "fp16" and request.own_precision != "fp16" and name not in request.kept
+    wide = f"{name}.attention" in request.kept
+    stamp, sizes = path.stat(), tuple(sorted(graph_sizes(name, request, tile).items()))
+    return _costs(path, (stamp.st_mtime_ns, stamp.st_size), sizes, half, half and wide)
 
 
 @lru_cache(maxsize=256)
-def _costs(path: Path, _changed: int, _bytes: int, sizes: tuple[tuple[str, int], ...], half: bool) -> Costs:
-    return costs_of(trace(_graph(path, _changed, _bytes), dict(sizes), half=half))
+def _costs(
+    path: Path, state: tuple[int, int], sizes: tuple[tuple[str, int], ...], half: bool, wide: bool
+) -> Costs:
+    return costs_of(trace(_graph(path, state), dict(sizes), half=half, wide_attention=wide))
 
 
 @lru_cache(maxsize=8)
-def _graph(path: Path, _changed: int, _bytes: int) -> GraphFile:
+def _graph(path: Path, _state: tuple[int, int]) -> GraphFile:
     return read_graph(path)
 
 
@@ -335,6 +341,7 @@ def request_of(
         downscale=bundle.decoder.downscale,
         step=bundle.size_step,
         tokens=bundle.text_encoder.context_length,
+        kept=kept_places(bundle.base),
     )
 
 
@@ -356,7 +363,7 @@ def graph_files(bundle: Bundle, *, image: bool = False) -> dict[str, Path]:
 
 def guided_by_default(bundle: Bundle) -> bool:
     """Whether a request that does not say otherwise has an unconditional row beside each picture's own."""
-    return bundle.defaults.guidance_scale != 1 and "timestep_cond" not in bundle.unet.conditions
+    return bundle.is_guided()
 
 
 def _check(bundle: Bundle, width: int, height: int, batch: int, concepts: int) -> None:

@@ -6,6 +6,7 @@ A number without a primary source is left out and reads 0; what needs it says th
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -20,12 +21,16 @@ GIB = 1 << 30
 
 SOURCES: Mapping[str, str] = MappingProxyType(
     {
-        "module": "NVIDIA's data sheets and technical briefs of the Jetson modules (memory, its width and bandwidth, "
-        "INT8 TOPS)",
-        "driver": "what NVIDIA's deviceQuery prints on the device: memory, its clock and bus width (bandwidth is twice "
-        "their product), multiprocessors, highest clock",
-        "sheet": "NVIDIA's data sheet of the accelerator",
-        "capability": "NVIDIA's table of compute capabilities, and the memory such cards are sold with",
+        "module": "NVIDIA's data sheets of the Jetson modules: memory, its bandwidth, and a quarter of the sparse INT8 "
+        "TOPS; of AGX Orin those of the GPU alone (github.com/NVIDIA/Deep-Learning-Accelerator-SW), of Thor an eighth "
+        "of the sparse FP4 TFLOPS",
+        "driver": "what NVIDIA's deviceQuery prints on the device: memory, bandwidth (twice the memory's clock times "
+        "the width of its bus), multiprocessors and highest clock",
+        "laptops": "www.nvidia.com/de-de/geforce/gaming-laptops/compare: memory, width of its bus, cores (128 in a "
+        "multiprocessor), highest clock; the memory's clock by deviceQuery",
+        "sheet": "NVIDIA's data sheets of the accelerators, as NVIDIA's own table has them "
+        "(github.com/NVIDIA/TensorRT-LLM, tensorrt_llm/auto_parallel/cluster_info.py)",
+        "memory": "the memory that nvidia-smi prints on the device; nothing of its speed",
         "assumed": "nothing: a placeholder until the machine itself is read",
     }
 )
@@ -66,11 +71,9 @@ class DeviceProfile:
     @property
     def engine(self) -> str:
         """What the graphs run best as here."""
-        return (
-            {"jetson": "trt", "rtx": "trt-rtx", "datacenter": "trt"}.get(self.kind, "onnx")
-            if (len(self.engines) > 1)
-            else "onnx"
-        )
+        if len(self.engines) == 1:
+            return "onnx"
+        return "trt-rtx" if self.kind == "rtx" else "trt"
 
 
 # A headless Orin with 8 GB has 6.1 GiB free; a card holds back a little for its driver and a screen.
@@ -94,55 +97,57 @@ _PRECISIONS: Mapping[tuple[int, int], tuple[str, ...]] = {
 }
 _PORTABLE = {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}  # what TensorRT for RTX can build for
 
-# GHz: the highest clock. FLOP: of one multiprocessor in one clock, fp16 products added up in float32; 512 on GeForce
-# cards from Turing to Blackwell, 2048 on Orin, half its dense INT8 rate. A dash: no primary source was at hand.
+# GFLOP/s: of fp16 products added up in float32, dense: as stated, or multiprocessors × GHz × operations of one in a
+# clock. These are 512 on GeForce cards (NVIDIA's architecture whitepapers state 53.8 TFLOP/s for the RTX 2080 Ti, 71
+# for the 3090, 165.2 for the 4090, 209.5 for the 5090) and half of the dense INT8 rate on Orin, as on the A100.
+# A dash: no primary source was at hand.
 _TABLE = """
-name               kind        sm    GiB  GB/s  SMs  GHz    FLOP  source      title
-orin-nano-4        jetson      8.7   4    34    4    0.625  2048  module      Jetson Orin Nano 4 GB
-orin-nano-4-super  jetson      8.7   4    51    4    1.020  2048  module      Jetson Orin Nano 4 GB Super
-orin-nano-8        jetson      8.7   8    68    8    0.625  2048  module      Jetson Orin Nano 8 GB
-orin-nano-8-super  jetson      8.7   8    102   8    1.020  2048  module      Jetson Orin Nano 8 GB Super
-orin-nx-8          jetson      8.7   8    -     8    0.765  2048  driver      Jetson Orin NX 8 GB
-orin-nx-16         jetson      8.7   16   -     8    0.918  2048  driver      Jetson Orin NX 16 GB
-agx-orin-32        jetson      8.7   32   205   -    -      -     module      Jetson AGX Orin 32 GB
-agx-orin-64        jetson      8.7   64   205   16   1.300  2048  module      Jetson AGX Orin 64 GB
-agx-thor           jetson      11.0  128  273   20   1.575  8192  module      Jetson AGX Thor (T5000)
-xavier-nx-8        jetson      7.2   8    -     -    -      -     module      Jetson Xavier NX 8 GB
-xavier-nx-16       jetson      7.2   16   -     -    -      -     module      Jetson Xavier NX 16 GB
-agx-xavier-32      jetson      7.2   32   137   -    -      -     module      Jetson AGX Xavier 32 GB
-agx-xavier-64      jetson      7.2   64   137   -    -      -     module      Jetson AGX Xavier 64 GB
-rtx-2060           rtx         7.5   6    336   30   1.680  512   driver      GeForce RTX 2060
-rtx-2070           rtx         7.5   8    448   36   1.710  512   driver      GeForce RTX 2070
-rtx-2080           rtx         7.5   8    448   46   1.800  512   driver      GeForce RTX 2080
-rtx-2080-ti        rtx         7.5   11   616   68   1.545  512   driver      GeForce RTX 2080 Ti
-rtx-3060           rtx         8.6   12   360   28   1.777  512   driver      GeForce RTX 3060
-rtx-3070           rtx         8.6   8    448   46   1.725  512   driver      GeForce RTX 3070
-rtx-3080           rtx         8.6   10   760   68   1.710  512   driver      GeForce RTX 3080
-rtx-3090           rtx         8.6   24   936   82   1.695  512   driver      GeForce RTX 3090
-rtx-4060           rtx         8.9   8    -     -    -      -     capability  GeForce RTX 4060
-rtx-4060-ti-16     rtx         8.9   16   288   34   2.535  512   driver      GeForce RTX 4060 Ti 16 GB
-rtx-4070           rtx         8.9   12   -     -    -      -     capability  GeForce RTX 4070
-rtx-4080           rtx         8.9   16   -     -    -      -     capability  GeForce RTX 4080
-rtx-4090           rtx         8.9   24   1008  128  2.520  512   driver      GeForce RTX 4090
-rtx-5060           rtx         12.0  8    448   30   2.565  512   driver      GeForce RTX 5060
-rtx-5070           rtx         12.0  12   -     -    -      -     capability  GeForce RTX 5070
-rtx-5080           rtx         12.0  16   -     -    -      -     capability  GeForce RTX 5080
-rtx-5090           rtx         12.0  32   1792  170  2.407  512   driver      GeForce RTX 5090
-rtx-3060-laptop    rtx         8.6   6    336   30   1.425  512   driver      GeForce RTX 3060 Laptop GPU
-rtx-4050-laptop    rtx         8.9   6    -     -    -      -     capability  GeForce RTX 4050 Laptop GPU
-rtx-4060-laptop    rtx         8.9   8    256   24   2.010  512   driver      GeForce RTX 4060 Laptop GPU
-rtx-4070-laptop    rtx         8.9   8    -     -    -      -     capability  GeForce RTX 4070 Laptop GPU
-rtx-4080-laptop    rtx         8.9   12   -     -    -      -     capability  GeForce RTX 4080 Laptop GPU
-rtx-4090-laptop    rtx         8.9   16   576   76   1.590  512   driver      GeForce RTX 4090 Laptop GPU
-rtx-5070-laptop    rtx         12.0  8    -     -    -      -     capability  GeForce RTX 5070 Laptop GPU
-rtx-5070-ti-laptop rtx         12.0  12   -     -    -      -     capability  GeForce RTX 5070 Ti Laptop GPU
-rtx-5080-laptop    rtx         12.0  16   -     -    -      -     capability  GeForce RTX 5080 Laptop GPU
-rtx-5090-laptop    rtx         12.0  24   -     -    -      -     capability  GeForce RTX 5090 Laptop GPU
-dgx-spark          rtx         12.1  128  273   48   2.418  512   driver      DGX Spark (GB10)
-a100-40            datacenter  8.0   40   1555  108  1.410  2048  driver      A100 40 GB
-a100-80            datacenter  8.0   80   2039  108  1.410  2048  driver      A100 80 GB (SXM)
-h100-80            datacenter  9.0   80   3352  132  1.830  4096  sheet       H100 80 GB (SXM)
-h200               datacenter  9.0   141  4800  132  1.830  4096  sheet       H200 141 GB (SXM)
+name                kind        sm    GiB  GB/s  GFLOP/s         source   title
+orin-nano-4         jetson      8.7   4    34    5000            module   Jetson Orin Nano 4 GB
+orin-nano-4-super   jetson      8.7   4    51    8500            module   Jetson Orin Nano 4 GB Super
+orin-nano-8         jetson      8.7   8    68    10000           module   Jetson Orin Nano 8 GB
+orin-nano-8-super   jetson      8.7   8    102   16750           module   Jetson Orin Nano 8 GB Super
+orin-nx-8           jetson      8.7   8    -     8*0.765*2048    driver   Jetson Orin NX 8 GB
+orin-nx-16          jetson      8.7   16   -     8*0.918*2048    driver   Jetson Orin NX 16 GB
+agx-orin-32         jetson      8.7   32   205   -               module   Jetson AGX Orin 32 GB
+agx-orin-64         jetson      8.7   64   205   42750           module   Jetson AGX Orin 64 GB
+agx-thor            jetson      11.0  128  273   258750          module   Jetson AGX Thor (T5000)
+xavier-nx-8         jetson      7.2   8    -     -               module   Jetson Xavier NX 8 GB
+xavier-nx-16        jetson      7.2   16   -     -               module   Jetson Xavier NX 16 GB
+agx-xavier-32       jetson      7.2   32   137   -               module   Jetson AGX Xavier 32 GB
+agx-xavier-64       jetson      7.2   64   137   -               module   Jetson AGX Xavier 64 GB
+rtx-2060            rtx         7.5   6    336   30*1.680*512    driver   GeForce RTX 2060
+rtx-2070            rtx         7.5   8    448   36*1.710*512    driver   GeForce RTX 2070
+rtx-2080            rtx         7.5   8    448   46*1.800*512    driver   GeForce RTX 2080
+rtx-2080-ti         rtx         7.5   11   616   68*1.545*512    driver   GeForce RTX 2080 Ti
+rtx-3060            rtx         8.6   12   360   28*1.777*512    driver   GeForce RTX 3060
+rtx-3070            rtx         8.6   8    448   46*1.725*512    driver   GeForce RTX 3070
+rtx-3080            rtx         8.6   10   760   68*1.710*512    driver   GeForce RTX 3080
+rtx-3090            rtx         8.6   24   936   82*1.695*512    driver   GeForce RTX 3090
+rtx-4060            rtx         8.9   8    -     -               memory   GeForce RTX 4060
+rtx-4060-ti-16      rtx         8.9   16   288   34*2.535*512    driver   GeForce RTX 4060 Ti 16 GB
+rtx-4070            rtx         8.9   12   -     -               memory   GeForce RTX 4070
+rtx-4080            rtx         8.9   16   -     -               memory   GeForce RTX 4080
+rtx-4090            rtx         8.9   24   1008  128*2.520*512   driver   GeForce RTX 4090
+rtx-5060            rtx         12.0  8    448   30*2.565*512    driver   GeForce RTX 5060
+rtx-5070            rtx         12.0  12   -     -               memory   GeForce RTX 5070
+rtx-5080            rtx         12.0  16   -     -               memory   GeForce RTX 5080
+rtx-5090            rtx         12.0  32   1792  170*2.407*512   driver   GeForce RTX 5090
+rtx-3060-laptop     rtx         8.6   6    336   30*1.425*512    driver   GeForce RTX 3060 Laptop GPU
+rtx-4050-laptop     rtx         8.9   6    192   20*2.370*512    laptops  GeForce RTX 4050 Laptop GPU
+rtx-4060-laptop     rtx         8.9   8    256   24*2.370*512    laptops  GeForce RTX 4060 Laptop GPU
+rtx-4070-laptop     rtx         8.9   8    256   36*2.175*512    laptops  GeForce RTX 4070 Laptop GPU
+rtx-4080-laptop     rtx         8.9   12   -     58*2.280*512    laptops  GeForce RTX 4080 Laptop GPU
+rtx-4090-laptop     rtx         8.9   16   576   76*2.040*512    laptops  GeForce RTX 4090 Laptop GPU
+rtx-5070-laptop     rtx         12.0  8    -     -               memory   GeForce RTX 5070 Laptop GPU
+rtx-5070-ti-laptop  rtx         12.0  12   -     -               memory   GeForce RTX 5070 Ti Laptop GPU
+rtx-5080-laptop     rtx         12.0  16   -     -               memory   GeForce RTX 5080 Laptop GPU
+rtx-5090-laptop     rtx         12.0  24   -     -               memory   GeForce RTX 5090 Laptop GPU
+dgx-spark           rtx         12.1  128  -     -               driver   DGX Spark (GB10)
+a100-40             datacenter  8.0   40   1555  312000          sheet    A100 40 GB
+a100-80             datacenter  8.0   80   2039  312000          sheet    A100 80 GB (SXM)
+h100-80             datacenter  9.0   80   3350  989000          sheet    H100 80 GB (SXM)
+h200                datacenter  9.0   141  4800  989000          sheet    H200 141 GB (SXM)
 """
 _XAVIER = "JetPack 5 with TensorRT 8 is its last, so no engine of ours loads there and the graphs run on the processor"
 _HALF_BUS = "half the 8 GB module's bandwidth: its memory bus is 64 bits wide, not 128"
@@ -154,17 +159,22 @@ _NOTES: Mapping[str, str] = {
 
 
 def find_profile(name: str) -> DeviceProfile:
-    """The profile of that name; case, blanks and underscores do not matter ("RTX 4070" is "rtx-4070").
+    """The profile of that name or title; case, blanks and underscores do not matter ("RTX 4070" is "rtx-4070").
 
     Raises:
         DeviceError: there is none; the message has the nearest names.
     """
-    wanted = "-".join(str(name).lower().replace("_", " ").replace("-", " ").split())
-    if wanted in PROFILES:
-        return PROFILES[wanted]
+    wanted = _plain(str(name))
+    for profile in PROFILES.values():
+        if wanted in (profile.name, _plain(profile.title)):
+            return profile
     near = difflib.get_close_matches(wanted, PROFILES, n=3, cutoff=0.5)
     meant = f"Did you mean {' or '.join(near)}?" if near else "`perfusion-devices list` has them all."
     raise DeviceError(f"There is no device profile named {str(name)[:60]!r}. {meant}")
+
+
+def _plain(name: str) -> str:
+    return "-".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
 def processor_profile(*, cores: int, memory: int, title: str = "") -> DeviceProfile:
@@ -192,8 +202,8 @@ _KINDS: Mapping[str, Kind] = {"jetson": "jetson", "rtx": "rtx", "datacenter": "d
 
 def _profile(line: str) -> DeviceProfile:
     """One line of the table."""
-    name, kind, sm, gib, *numbers, source, title = line.split(maxsplit=9)
-    bandwidth, processors, ghz, flops = (0.0 if one == "-" else float(one) for one in numbers)
+    name, kind, sm, gib, *numbers, source, title = line.split(maxsplit=7)
+    bandwidth, flops = (0.0 if one == "-" else math.prod(map(float, one.split("*"))) * 1e9 for one in numbers)
     major, minor = map(int, sm.split("."))
     capability = (major, minor)
     engines = ("onnx",) if capability < (7, 5) else ("onnx", "trt")
@@ -204,8 +214,8 @@ def _profile(line: str) -> DeviceProfile:
         compute_capability=capability,
         memory=int(gib) * GIB,
         unified=kind == "jetson" or capability == (12, 1),
-        bandwidth=bandwidth * 1e9,
-        fp16_flops=processors * ghz * 1e9 * flops,
+        bandwidth=bandwidth,
+        fp16_flops=flops,
         precisions=_PRECISIONS.get(capability, ("fp32", "int8")),
         engines=(*engines, "trt-rtx") if capability in _PORTABLE else engines,
         source=source,

@@ -30,9 +30,11 @@ class Call:
     dtypes: list[int]
 
     def get(self, name: str, default: Any) -> Any:
+        """An attribute of the node."""
         return self.node.attributes.get(name, default)
 
     def has(self, at: int) -> bool:
+        """Whether an input that may be left out is there."""
         return at < len(self.node.inputs) and bool(self.node.inputs[at])
 
     def ints(self, at: int, name: str = "") -> list[int]:
@@ -46,6 +48,7 @@ class Call:
 
 
 def dims(call: Call) -> Shape:
+    """What Shape gives: the input's sizes, or a stretch of them."""
     return call.shapes[0][call.get("start", 0) : call.get("end", None)]
 
 
@@ -97,6 +100,7 @@ def _global_pool(call: Call) -> list[Shape]:
 
 
 def reshape_shape(call: Call) -> list[Shape]:
+    """Reshape: of the sizes asked for, -1 is what is left over and, without `allowzero`, 0 the input's own."""
     data, wanted = call.shapes[0], call.ints(1)
     if not call.get("allowzero", 0):
         wanted = [data[at] if size == 0 else size for at, size in enumerate(wanted)]
@@ -132,6 +136,7 @@ def _slice(call: Call) -> list[Shape]:
 
 
 def slices(call: Call) -> tuple[list[int], list[slice]]:
+    """What Slice cuts out: axes, and the stretch of each."""
     starts, ends = call.ints(1, "starts"), call.ints(2, "ends")
     axes = call.ints(3, "axes") or list(range(len(starts)))
     steps = call.ints(4) or [1] * len(starts)
@@ -144,6 +149,7 @@ def slices(call: Call) -> tuple[list[int], list[slice]]:
 
 
 def split_shape(call: Call) -> list[Shape]:
+    """Split: the sizes given, or equal parts, of which the last may be smaller."""
     data, count = call.shapes[0], len(call.node.outputs)
     axis = call.get("axis", 0) % len(data)
     parts = call.ints(1, "split")
@@ -154,6 +160,7 @@ def split_shape(call: Call) -> list[Shape]:
 
 
 def squeeze_shape(call: Call) -> list[Shape]:
+    """Squeeze: without the axes given, or without every axis of size 1."""
     data = call.shapes[0]
     axes = {axis % len(data) for axis in call.ints(1, "axes")} or {
         at for at, one in enumerate(data) if one == 1
@@ -162,6 +169,7 @@ def squeeze_shape(call: Call) -> list[Shape]:
 
 
 def unsqueeze_shape(call: Call) -> list[Shape]:
+    """Unsqueeze: an axis of size 1 at each place, counted in the result."""
     axes = call.ints(1, "axes")
     rank = len(call.shapes[0]) + len(axes)
     shape = list(call.shapes[0])
@@ -187,6 +195,7 @@ def _gather_nd(call: Call) -> list[Shape]:
 
 
 def expand_shape(call: Call) -> list[Shape]:
+    """Expand: the input and the sizes asked for, broadcast."""
     return [np.broadcast_shapes(call.shapes[0], tuple(call.ints(1)))]
 
 
@@ -240,6 +249,7 @@ def _pad(call: Call) -> list[Shape]:
 
 
 def reduce_shape(call: Call) -> list[Shape]:
+    """ReduceSum and its like, ArgMax and ArgMin: the axes given, or all, become 1 or, without `keepdims`, vanish."""
     data = call.shapes[0]
     if call.node.op.startswith("Arg"):
         axes = {call.get("axis", 0) % len(data)}

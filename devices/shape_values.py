@@ -30,6 +30,7 @@ SMALL = 4096  # elements up to which a value is computed and not only its shape
 
 
 def computable(call: Call) -> bool:
+    """Whether `compute` has the inputs that it needs."""
     if call.node.op in ("Shape", "Size", "Constant"):
         return True
     given = [value for at, value in enumerate(call.values) if call.has(at)]

@@ -33,17 +33,27 @@ class Traced:
     constants: frozenset[str]  # weights, and what is computed from weights and shapes alone
     float_bytes: int = 4
     """Bytes of a float32 number: 2 to see what the same graph takes when it is exported in half precision."""
+    wide: frozenset[str] = frozenset()
+    """Values that are float32 even then."""
 
     def bytes(self, name: str) -> int:
         """What a value takes in memory."""
         size = nbytes(self.dtypes[name], self.shapes[name])
-        return size * self.float_bytes // 4 if self.dtypes[name] == FLOAT32 else size
+        if self.dtypes[name] != FLOAT32 or name in self.wide:
+            return size
+        return size * self.float_bytes // 4
 
 
-def trace(graph: GraphFile, sizes: Mapping[str, int], *, half: bool = False) -> Traced:
+def trace(
+    graph: GraphFile, sizes: Mapping[str, int], *, half: bool = False, wide_attention: bool = False
+) -> Traced:
     """Carry the inputs' shapes through the graph; `sizes` has a number for each named dimension.
 
-    `half`: count float32 as two bytes, as an export in half precision would make it.
+    Args:
+        graph: as `read_graph` gives it.
+        sizes: a number for each named dimension.
+        half: count float32 as two bytes, as an export in half precision would make it.
+        wide_attention: but as four in attention, as an export that keeps it in float32 would.
 
     Raises:
         BundleError: an operator or a dimension that is not known here, or shapes that do not fit each other.
@@ -72,7 +82,18 @@ def trace(graph: GraphFile, sizes: Mapping[str, int], *, half: bool = False) -> 
         dtypes=tracer.dtypes,
         constants=frozenset(tracer.constants),
         float_bytes=2 if half else 4,
+        wide=_attention(graph) if wide_attention else frozenset(),
     )
+
+
+def _attention(graph: GraphFile) -> frozenset[str]:
+    """What attention reads and makes: queries, keys, scores, their softmax, values, and what they become."""
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    scored = {node.outputs[0] for node in graph.nodes if node.op == "Softmax"}
+    around = [node for node in graph.nodes if node.op == "Attention"]
+    around += [node for node in graph.nodes if node.op == "MatMul" and node.inputs[0] in scored]
+    around += [makers[makers[name].inputs[0]] for name in scored if makers[name].inputs[0] in makers]
+    return frozenset(name for node in around for name in (*node.inputs, *node.outputs))
 
 
 class _Tracer:
@@ -87,6 +108,7 @@ class _Tracer:
             self.put(name, tensor.dtype, tensor.shape, tensor.values)
 
     def put(self, name: str, dtype: int, shape: Sequence[int], values: NDArray[Any] | None = None) -> None:
+        """Note an array; its values only where they are few."""
         self.shapes[name] = tuple(int(size) for size in shape)
         self.dtypes[name] = dtype
         if min(self.shapes[name], default=0) < 0:
@@ -95,6 +117,11 @@ class _Tracer:
             self.values[name] = values
 
     def step(self, node: Node) -> None:
+        """Follow one node, whose inputs are known.
+
+        Raises:
+            ValueError: the operator is not known, or the shapes do not suit it.
+        """
         shapes = [self.shapes[name] if name else () for name in node.inputs]
         values = [self.values.get(name) for name in node.inputs]
         call = Call(node, shapes, values, [self.dtypes.get(name, 0) for name in node.inputs])

@@ -25,16 +25,22 @@ __all__ = [
 ]
 
 _MOST_BYTES = 4 << 20
+_MOST_PACKAGES = 16 << 20  # bytes of the list of installed packages, which usually has 3 to 6 MB
+_MOST_MEMORY = 1 << 46  # 64 TiB; what tells more is not believed
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def read_text(path: Path, most: int = _MOST_BYTES) -> str:
-    """The text of a file, "" where there is none; NULs, with which device trees end their strings, become spaces."""
+    """The text of a file, "" where there is none.
+
+    Control characters become spaces: device trees end their strings with NUL, and a terminal obeys others.
+    """
     try:
         # a pipe would be waited for without end
         if not stat.S_ISREG(path.stat().st_mode):
             return ""
         with open(path, "rb") as file:
-            return file.read(most).decode("utf-8", "replace").replace("\0", " ").strip()
+            return _CONTROLS.sub(" ", file.read(most).decode("utf-8", "replace")).strip()
     except (OSError, ValueError):
         return ""
 
@@ -49,20 +55,22 @@ def device_tree(root: Path, name: str) -> str:
 def l4t_version(root: Path) -> tuple[int, ...] | None:
     """The version of Jetson Linux, (36, 4, 3): from its own file or, as in some containers, from the package."""
     release = read_text(root / "etc/nv_tegra_release")
-    found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+)\.(\d+)", release)
-    if found:
-        return int(found[1]), int(found[2]), int(found[3])
-    packages = read_text(root / "var/lib/dpkg/status", 64 << 20)
-    found = re.search(
-        r"^Package: nvidia-l4t-core\n(?:(?!\n\n)[\s\S])*?^Version: (\d+)\.(\d+)\.(\d+)", packages, re.M
-    )
+    found = re.search(r"R(\d{1,4})\s*\(release\),\s*REVISION:\s*(\d{1,4})\.(\d{1,4})", release)
+    if not found:
+        packages = "\n" + read_text(root / "var/lib/dpkg/status", _MOST_PACKAGES)
+        entry = packages.partition("\nPackage: nvidia-l4t-core\n")[2].partition("\n\n")[0]
+        found = re.search(r"^Version: (\d{1,4})\.(\d{1,4})\.(\d{1,4})", entry, re.M)
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 def meminfo(root: Path) -> dict[str, int]:
-    """/proc/meminfo in bytes: "MemTotal", "MemAvailable", "SwapTotal", "SwapFree" and the rest of it."""
+    """/proc/meminfo in bytes: "MemTotal", "MemAvailable", "SwapTotal", "SwapFree" and the rest of it.
+
+    Empty where its total is none that a machine has.
+    """
     found = re.findall(r"^(\w+):\s+(\d{1,15}) kB$", read_text(root / "proc/meminfo"), re.M)
-    return {name: int(size) * 1024 for name, size in found}
+    sizes = {name: int(size) * 1024 for name, size in found}
+    return sizes if 0 < sizes.get("MemTotal", 1) <= _MOST_MEMORY else {}
 
 
 def usable_meminfo(root: Path) -> dict[str, int]:
@@ -92,9 +100,9 @@ def _group_memory(root: Path) -> tuple[int | None, int | None]:
 
 def power_mode(root: Path) -> tuple[str, str] | None:
     """A Jetson's power mode and the one without limits: ("15W", "MAXN_SUPER"). None where it is not told."""
-    status = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status"))
+    status = re.search(r"pmode:(\d{1,4})\b", read_text(root / "var/lib/nvpmodel/status"))
     models = re.findall(
-        r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=([^\s>]+)", read_text(root / "etc/nvpmodel.conf"), re.M
+        r"^\s*<\s*POWER_MODEL\s+ID=(\d{1,4})\s+NAME=([^\s>]+)", read_text(root / "etc/nvpmodel.conf"), re.M
     )
     names = {int(number): name for number, name in models}
     if not status or int(status[1]) not in names:

@@ -20,12 +20,13 @@ from perfusion.attention import install, key_projections
 from perfusion.base import BaseModel
 from perfusion.errors import ExportError
 from perfusion.export.convert import OPSET, check_opset, to_onnx
+from perfusion.export.engines import keep_engines
 from perfusion.export.graphs import Graph, graphs_of
 from perfusion.export.half import check_places, in_half, kept_places
 from perfusion.export.manifest import KEY_PROJECTIONS, MANIFEST, TOKENIZER, file_table, make_manifest
 from perfusion.export.parity import TOLERANCES, DivergenceError, compare, explain
 from perfusion.export.preview import fit_latent_rgb
-from perfusion.export.probe import make_probe, probe
+from perfusion.export.probe import Probe, make_probe, probe
 from perfusion.export.quantize import quantize
 from perfusion.export.source import check_room, open_model
 from perfusion.export.trials import make_trials
@@ -45,7 +46,7 @@ PRECISIONS = tuple(TOLERANCES)
 STAGES = ("text encoder", "unet", "vae decoder", "vae encoder", "bundle")
 """What ``progress`` is told, in this order. Each graph is converted, written and held against torch in its stage."""
 
-_WEIGHTS = ("text_encoder", "unet", "vae")
+_WEIGHTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 _QUANTIZED = ("text_encoder", "text_encoder_2", "unet")
 """A VAE is convolutions, which stay as they are."""
 
@@ -75,10 +76,25 @@ class _Settings:
 
     precision: str
     opset: int
-    places: tuple[str, ...]
-    """What stays in float32, see `perfusion.export.half`."""
+    keep_fp32: tuple[str, ...]
+    resolution: int | None
     tolerance: float
     link: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """All that is to be written, and the only hold on the model: its parts go with the graphs, one after the other."""
+
+    settings: _Settings
+    places: tuple[str, ...]
+    """What stays in float32, see `perfusion.export.half`."""
+    manifest: dict[str, Any]
+    tokenizer: str
+    vocab_sizes: tuple[int, ...]
+    probe: Probe | None
+    graphs: list[Graph]
+    reopen: Callable[[str], Graph]
 
 
 def export_bundle(
@@ -100,7 +116,8 @@ def export_bundle(
 
     Args:
         model: the diffusers folder, or a single-file checkpoint; None is the embedded pocket model.
-        output: the bundle's folder. It appears complete or not at all; an older bundle there is replaced.
+        output: the bundle's folder. It appears complete or not at all; an older bundle there is replaced, but for
+            the engines of graphs that came out the same.
         precision: of the graphs' arithmetic: "fp32"; "fp16", for GPUs; "int8", which is fp32 with the matrix products
             of text encoders and UNet in eight bits, for CPUs. Weights that float16 holds exactly are stored so in all.
         opset: of ONNX; 23 has attention as one operator, for engines that know it.
@@ -122,56 +139,72 @@ def export_bundle(
     """
     _check_settings(precision, opset, keep_fp32, link_weights)
     source, settled = (None if path is None else Path(path) for path in (model, config))
-    base = open_model(source, settled)
     output = Path(output)
-    _check_output(base.folder, output, link_weights)
-    # what the manifest may refuse is refused before the minutes begin
+    plan = _plan(
+        partial(open_model, source, settled),
+        output,
+        _Settings(
+            precision=precision,
+            opset=opset,
+            keep_fp32=tuple(keep_fp32),
+            resolution=resolution,
+            tolerance=TOLERANCES[precision] if tolerance is None else tolerance,
+            link=link_weights,
+        ),
+    )
+    stage = _stages(progress)
+    with _inside(output) if link_weights else writing_folder(output) as folder:
+        (folder / TOKENIZER).write_text(plan.tokenizer, encoding="utf-8")
+        paths, parity, latent_rgb = _write_graphs(plan, folder, stage)
+        stage("bundle")
+        if plan.probe is not None:
+            probe(plan.probe, paths)
+        plan.manifest["vae"]["latent_rgb"] = latent_rgb
+        plan.manifest["parity"] = parity
+        _write_manifest(plan.manifest, folder)
+        if not link_weights:  # which replaces nothing
+            keep_engines(output, folder)
+    stage("done")
+    return Exported(folder=output, manifest=plan.manifest)
+
+
+def _plan(open_base: Callable[[], BaseModel], output: Path, settings: _Settings) -> _Plan:
+    """Open the model and refuse what can be refused before the minutes begin."""
+    base = open_base()
+    _check_output(base.folder, output, settings.link)
     manifest = make_manifest(
         base,
-        precision=precision,
-        resolution=resolution,
-        opset=opset,
-        keep_fp32=keep_fp32,
+        precision=settings.precision,
+        resolution=settings.resolution,
+        opset=settings.opset,
+        keep_fp32=settings.keep_fp32,
         files={},
         parity={},
     )
     install(base.unet)
     graphs = list(graphs_of(base))
-    check_places(graphs, keep_fp32)
-    settings = _Settings(
-        precision=precision,
-        opset=opset,
-        places=kept_places(base, keep_fp32),
-        tolerance=TOLERANCES[precision] if tolerance is None else tolerance,
-        link=link_weights,
+    check_places(graphs, settings.keep_fp32)
+    places = kept_places(base, settings.keep_fp32)
+    if not settings.link:
+        check_room(base, output, settings.precision, places)
+    half = settings.precision == "fp16"
+    return _Plan(
+        settings=settings,
+        places=places,
+        manifest=manifest,
+        tokenizer=_tokenizer_text(base),
+        vocab_sizes=base.vocab_sizes,
+        probe=make_probe(base, manifest["defaults"]["width"]) if half else None,
+        graphs=graphs,
+        reopen=partial(_reopen, open_base),
     )
-    trial = make_probe(base, manifest["defaults"]["width"]) if precision == "fp16" else None
-    words = base.vocab_sizes
-    if not link_weights:
-        check_room(base, output, precision)
-    stage = _stages(progress)
-    with _inside(base.folder) if link_weights else writing_folder(output) as folder:
-        _write_tokenizer(base, folder / TOKENIZER)
-        _write_key_projections(base, folder / KEY_PROJECTIONS)
-        del base  # its parts live on in the graphs, and go with them one after the other
 
-        def reopen(name: str) -> Graph:
-            again = open_model(source, settled)
-            install(again.unet)
-            return next(graph for graph in graphs_of(again) if graph.name == name)
 
-        paths, parity, latent_rgb = _write_graphs(graphs, words, folder, settings, stage, reopen)
-        stage("bundle")
-        if trial is not None:
-            probe(trial, paths)
-        manifest["vae"]["latent_rgb"] = latent_rgb
-        manifest["parity"] = parity
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        manifest["files"] = file_table(folder, names)
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        (folder / MANIFEST).write_text(text, encoding="utf-8")
-    stage("done")
-    return Exported(folder=output, manifest=manifest)
+def _reopen(open_base: Callable[[], BaseModel], name: str) -> Graph:
+    """A graph with its module once more, after both were let go."""
+    base = open_base()
+    install(base.unet)
+    return next(graph for graph in graphs_of(base) if graph.name == name)
 
 
 def _check_settings(precision: str, opset: int, keep_fp32: Sequence[str], link: bool) -> None:
@@ -185,72 +218,79 @@ def _check_settings(precision: str, opset: int, keep_fp32: Sequence[str], link: 
 
 
 def _write_graphs(
-    graphs: list[Graph],
-    words: Sequence[int],
-    folder: Path,
-    settings: _Settings,
-    stage: Callable[[str], None],
-    reopen: Callable[[str], Graph],
+    plan: _Plan, folder: Path, stage: Callable[[str], None]
 ) -> tuple[dict[str, Path], dict[str, float], dict[str, Any]]:
-    """Write every graph and hold it against torch, emptying the list.
+    """Write every graph and hold it against torch, emptying the plan's list.
 
     Returns the files by graph, the errors by graph, and the colours of the VAE's latents.
     """
     paths, parity = {}, {}
     latent_rgb: dict[str, Any] = {}
-    linkable = stored_tensors(folder, *_WEIGHTS) if settings.link else None
-    while graphs:
-        graph = graphs.pop(0)
+    linkable = stored_tensors(folder, *_WEIGHTS) if plan.settings.link else None
+    while plan.graphs:
+        graph = plan.graphs.pop(0)
         if not graph.name.endswith("_2"):  # two text encoders are one stage
             stage(graph.name.replace("_", " "))
         path = paths[graph.name] = folder / f"{graph.name}.onnx"
-        ends = _write_graph(graph, path, settings, linkable)
-        vocab_size = words[-1] if graph.name.endswith("_2") else words[0]
+        ends = _write_graph(graph, path, plan, linkable)
+        vocab_size = plan.vocab_sizes[-1 if graph.name.endswith("_2") else 0]
         trials = make_trials(graph, vocab_size=vocab_size, exported=ends)
+        if graph.name == "unet":
+            _write_key_projections(graph.module.unet, folder / KEY_PROJECTIONS)
         if graph.name == "vae_encoder":
             latent_rgb = fit_latent_rgb(graph.module.vae)
         name, outputs = graph.name, [end.name for end in graph.outputs]
         del graph, ends
         gc.collect()  # a traced module is part of a circle
         try:
-            error = compare(name, outputs, path, trials, tolerance=settings.tolerance)
+            error = compare(name, outputs, path, trials, tolerance=plan.settings.tolerance)
         except DivergenceError as divergence:
-            again = partial(reopen, name)
-            raise explain(divergence, path, settings.tolerance, again) from divergence
-        parity[name] = float(f"{error:.1e}")  # the digits that are the same each time
+            again = partial(plan.reopen, name)
+            raise explain(divergence, path, plan.settings.tolerance, again) from divergence
+        parity[name] = float(f"{error:.1e}")  # the further digits are of one run and its threads
     return paths, parity, latent_rgb
 
 
-def _write_graph(graph: Graph, path: Path, settings: _Settings, linkable: Mapping[str, Any] | None) -> Graph:
+def _write_graph(graph: Graph, path: Path, plan: _Plan, linkable: Mapping[str, Any] | None) -> Graph:
     """Convert ``graph`` to its file; gives it back with the ends it was written with, see `in_half`."""
-    written = in_half(graph, settings.places) if settings.precision == "fp16" else graph
-    model = to_onnx(written, opset=settings.opset)
-    if settings.precision == "int8" and graph.name in _QUANTIZED:
+    precision = plan.settings.precision
+    written = in_half(graph, plan.places) if precision == "fp16" else graph
+    model = to_onnx(written, opset=plan.settings.opset)
+    if precision == "int8" and graph.name in _QUANTIZED:
         quantize(model)
     if linkable is not None:
         link_weights(model, path.parent, linkable)
-    elif settings.precision != "fp16":
+    elif precision != "fp16":
         store_as_float16(model)
     save(model, path)
     forget_weights(model)
     return written
 
 
-def _write_tokenizer(base: BaseModel, path: Path) -> None:
+def _tokenizer_text(base: BaseModel) -> str:
     """The tokenizer as the `tokenizers` package reads it; padding and truncation are left to the runtime."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(base.tokenizer.backend_tokenizer.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    path.write_text(tokenizer.to_str(), encoding="utf-8")
+    text: str = tokenizer.to_str()
+    return text
 
 
-def _write_key_projections(base: BaseModel, path: Path) -> None:
+def _write_key_projections(unet: Any, path: Path) -> None:
     """All to_k weights, (Σ key_dim, text_dim): from them a runtime derives a superclass's locked keys."""
-    stacked = key_projections(base.unet).float().numpy()
+    stacked = key_projections(unet).float().numpy()
     half = exact_float16(stacked)
     path.write_bytes(safetensors.numpy.save({"key_projections": stacked if half is None else half}))
+
+
+def _write_manifest(manifest: dict[str, Any], folder: Path) -> None:
+    """bundle.json, with the sizes and digests of all that lies in ``folder``."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    manifest["files"] = file_table(folder, names)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def _check_output(model: Path, output: Path, link: bool) -> None:
@@ -261,8 +301,19 @@ def _check_output(model: Path, output: Path, link: bool) -> None:
             raise ExportError(
                 f"linked weights: the output is {output}, expected the model's own folder {model}"
             )
+        linked = [path for path in _weights_in(model) if path.is_symlink()]
+        if linked:
+            raise ExportError(
+                f"linked weights: {linked[0]} is a symbolic link, and no runtime follows one out of a bundle's folder; "
+                "copy the model with its weights first"
+            )
     elif target == source or target in source.parents or (target / "model_index.json").exists():
         raise ExportError(f"{output} holds a diffusers model and would be replaced; choose another output")
+
+
+def _weights_in(model: Path) -> list[Path]:
+    """The files of a model's weights."""
+    return sorted(path for part in _WEIGHTS for path in (model / part).glob("*.safetensors"))
 
 
 @contextmanager
@@ -275,7 +326,7 @@ def _inside(folder: Path) -> Iterator[Path]:
     try:
         temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
         try:
-            for path in sorted(path for part in _WEIGHTS for path in (folder / part).glob("*.safetensors")):
+            for path in _weights_in(folder):
                 (temporary / path.parent.name).mkdir(exist_ok=True)
                 shutil.copyfile(path, temporary / path.parent.name / path.name)
             yield temporary

@@ -42,6 +42,10 @@ def _has_xl_vae(base: BaseModel) -> bool:
     return len(base.text_encoders) == 2 and bool(base.vae.config.get("force_upcast", True))
 
 
+def _is_pocket(base: BaseModel) -> bool:
+    return base.family == "pocket"
+
+
 def _upcasts_attention(base: BaseModel) -> bool:
     return bool(base.unet.config.get("upcast_attention"))
 
@@ -49,6 +53,7 @@ def _upcasts_attention(base: BaseModel) -> bool:
 KEPT = (
     Kept(place="vae_decoder", applies=_has_xl_vae, reason="activations of SDXL's VAE pass 65504"),
     Kept(place="vae_encoder", applies=_has_xl_vae, reason="activations of SDXL's VAE pass 65504"),
+    Kept(place="vae_encoder", applies=_is_pocket, reason="a convolution of pocket's encoder gives 400 000"),
     Kept(
         place=f"unet.{ATTENTION}",
         applies=_upcasts_attention,

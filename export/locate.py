@@ -14,7 +14,7 @@ import torch
 
 from perfusion.export.graphs import Graph
 from perfusion.export.reference import answers
-from perfusion.export.trials import Trial, open_session, relative_error
+from perfusion.export.trials import Trial, open_session, relative_error, run_session
 
 __all__ = ["Place", "first_divergence", "landmarks", "layers_in", "shortened"]
 
@@ -150,6 +150,6 @@ def _values_of(
     copy = path.with_name(f"{path.name}.looked-into")
     try:
         onnx.save(model, copy)
-        return [np.asarray(array) for array in open_session(name, copy).run(list(values), dict(feeds))]
+        return run_session(name, open_session(name, copy), feeds, values)
     finally:
         copy.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perfusion import __version__
-from perfusion.base import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, BaseModel
+from perfusion.base import BaseModel
 from perfusion.errors import ModelError
 from perfusion.export.convert import OPSET
 from perfusion.export.graphs import conditions_of, downscale, size_multiple
@@ -56,8 +56,8 @@ _KNOWN = {
     "prediction_type": ("epsilon", "v_prediction"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
 }
-_REFUSED = ("trained_betas", "thresholding")
-"""Settings that no runtime here follows: a schedule without a name, and one that latent models do not use."""
+_REFUSED = ("trained_betas", "thresholding", "use_flow_sigmas")
+"""Settings that no runtime here follows: a schedule without a name, one that latent models do not use, and flow."""
 
 SAMPLERS = {
     "EulerDiscreteScheduler": "euler",
@@ -67,9 +67,6 @@ SAMPLERS = {
     "LCMScheduler": "lcm",
 }
 """What the runtime calls a scheduler of diffusers; models that name another are drawn with DDIM."""
-
-TURBO_GUIDANCE_SCALE, TURBO_STEPS = 1.0, 4
-"""Of models that were distilled to a few steps without guidance (ADD, arXiv 2311.17042): 1 is off."""
 
 
 def make_manifest(
@@ -115,6 +112,11 @@ def file_table(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
 def scheduler_settings(base: BaseModel) -> dict[str, Any]:
     """The noise schedule in the words of diffusers, complete."""
     config = base.scheduler
+    if "beta_schedule" not in config:  # our defaults would be a schedule that the model never saw
+        raise ModelError(
+            f"{base.folder}: its scheduler has no betas, as those of flow matching have none, expected one of a model "
+            "that predicts noise or v, such as DDIMScheduler. Use another base model"
+        )
     for name in _REFUSED:
         if config.get(name):
             raise ModelError(f"{base.folder}: its scheduler sets {name}, which the runtime does not follow")
@@ -198,19 +200,12 @@ def _defaults(base: BaseModel, resolution: int | None) -> dict[str, Any]:
             f"resolution {side} does not fit this model: the sides of its pictures are multiples of {step} "
             f"pixels; the nearest is {max(step, round(side / step) * step)}"
         )
-    scale, steps = base.guidance_scale, base.num_inference_steps
-    if _is_turbo(base) and (scale, steps) == (DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS):
-        scale, steps = TURBO_GUIDANCE_SCALE, TURBO_STEPS
-    return {"width": side, "height": side, "guidance_scale": scale, "num_inference_steps": steps}
-
-
-def _is_turbo(base: BaseModel) -> bool:
-    """Whether a model was distilled to a few steps without guidance, by its scheduler: nothing else in it says so.
-
-    Its timesteps begin at the last one, which only matters with few, and each step adds noise anew.
-    """
-    trailing = base.scheduler.get("timestep_spacing") == "trailing"
-    return trailing and _scheduler_class(base) == "EulerAncestralDiscreteScheduler"
+    return {
+        "width": side,
+        "height": side,
+        "guidance_scale": base.guidance_scale,
+        "num_inference_steps": base.num_inference_steps,
+    }
 
 
 def _versions(opset: int) -> dict[str, str | int]:

@@ -9,34 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from perfusion.export.locate import layers_in, shortened
-from perfusion.export.trials import open_session
+from perfusion.export.trials import open_session, run_session
 from perfusion.export.weights import FLOAT16_MAX
 
 __all__ = ["Overflow", "first_overflow"]
 
 _ARITHMETIC = {
-    *(
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Pow",
-        "Sqrt",
-        "Exp",
-        "MatMul",
-        "Gemm",
-        "Conv",
-        "Einsum",
-        "Attention",
-        "Cast",
-    ),
-    *("ReduceMean", "ReduceSum", "InstanceNormalization", "LayerNormalization", "GroupNormalization"),
-}
+    "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "MatMul", "Gemm", "Conv", "Einsum", "Attention", "Cast",
+    "ReduceMean", "ReduceSum", "InstanceNormalization", "LayerNormalization", "GroupNormalization",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +47,16 @@ def first_overflow(
     try:
         onnx.save(model, copy)
         session = open_session(name, copy, optimized=False)
-        found = [np.asarray(array) for array in session.run(None, dict(feeds))]
+        found = run_session(name, session, feeds)
     finally:
         copy.unlink(missing_ok=True)
-    extremes = dict(zip(watched, np.reshape(found[len(outputs) :], (-1, 2)).tolist(), strict=True))
+    extremes = dict(zip(watched, np.reshape(found[len(outputs) :], (-1, 3)).tolist(), strict=True))
     last = ""
     for value in (value for node in model.graph.node for value in node.output):
         last = layers.get(value, last)
-        smallest, largest = extremes.get(value, (0.0, 0.0))
-        size = max(
-            largest, 0.0 if smallest == -np.inf else -smallest
-        )  # −∞ is what attention's mask is made of
+        smallest, largest, undefined = extremes.get(value, (0.0, 0.0, 0.0))
+        # −∞ is what attention's mask is made of
+        size = np.nan if undefined else max(largest, 0.0 if smallest == -np.inf else -smallest)
         if not size <= FLOAT16_MAX:  # also for NaN
             inside = value not in layers and last.endswith((".to_q", ".to_k", ".to_v"))
             return found[: len(outputs)], Overflow(module=shortened(last), largest=size, in_attention=inside)
@@ -78,7 +64,10 @@ def first_overflow(
 
 
 def _watch(model: onnx.ModelProto) -> list[str]:
-    """Add to ``model`` the extremes of every float16 value that arithmetic gives; the values' names, in order."""
+    """Add to ``model`` outputs that tell of every float16 value that arithmetic gives; the values' names, in order.
+
+    For each the smallest and the largest number, and whether one is NaN.
+    """
     typed = onnx.shape_inference.infer_shapes(model)
     half = {
         value.name
@@ -93,10 +82,22 @@ def _watch(model: onnx.ModelProto) -> list[str]:
         if value in half
     ]
     for value in watched:
-        wide = f"{value}.wide"
-        model.graph.node.append(onnx.helper.make_node("Cast", [value], [wide], to=onnx.TensorProto.FLOAT))
-        for kind in ("ReduceMin", "ReduceMax"):
-            extreme = f"{value}.{kind}"
-            model.graph.node.append(onnx.helper.make_node(kind, [wide], [extreme], keepdims=0))
+        wide, undefined = f"{value}.wide", f"{value}.undefined"
+        model.graph.node.extend(
+            [
+                _node("Cast", value, wide, to=onnx.TensorProto.FLOAT),
+                _node(
+                    "IsNaN", wide, f"{value}.IsNaN"
+                ),  # the largest of some numbers need not be NaN where one is
+                _node("Cast", f"{value}.IsNaN", undefined, to=onnx.TensorProto.FLOAT),
+            ]
+        )
+        for kind, source in (("ReduceMin", wide), ("ReduceMax", wide), ("ReduceMax", undefined)):
+            extreme = f"{source}.{kind}"
+            model.graph.node.append(_node(kind, source, extreme, keepdims=0))
             model.graph.output.append(onnx.helper.make_tensor_value_info(extreme, onnx.TensorProto.FLOAT, []))
     return watched
+
+
+def _node(kind: str, source: str, result: str, **attributes: Any) -> onnx.NodeProto:
+    return onnx.helper.make_node(kind, [source], [result], **attributes)

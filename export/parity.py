@@ -10,7 +10,7 @@ import numpy as np
 from perfusion.errors import ExportError
 from perfusion.export.graphs import Graph
 from perfusion.export.locate import first_divergence
-from perfusion.export.trials import Trial, make_trials, open_session, relative_error
+from perfusion.export.trials import Trial, make_trials, open_session, relative_error, run_session
 
 __all__ = [
     "TOLERANCE",
@@ -55,11 +55,8 @@ def compare(
     session = open_session(name, path)
     worst = 0.0
     for trial in trials:
-        found = session.run(outputs, trial.feeds)
-        errors = [
-            relative_error(np.asarray(ours), theirs)
-            for ours, theirs in zip(found, trial.expected, strict=True)
-        ]
+        found = run_session(name, session, trial.feeds, outputs)
+        errors = [relative_error(ours, theirs) for ours, theirs in zip(found, trial.expected, strict=True)]
         error = float(np.max(errors))  # unlike Python's max it lets no NaN pass
         if not error <= tolerance:  # also for NaN
             raise DivergenceError(

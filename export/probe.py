@@ -21,6 +21,8 @@ PROMPT = "a photo of a cat on a beach, highly detailed"
 _LARGEST = 32
 """Side of the latents at most: numbers do not grow with it, and the time does."""
 _TIMESTEPS = (999.0, 1.0)
+_FED = {"vae_decoder": "noise of a picture's size", "vae_encoder": "a decoded picture"}
+"""What a graph is fed, for messages, where it is not a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +112,8 @@ def _run(name: str, path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray
         remedy = f"{name}.{ATTENTION}" if overflow.in_attention else name
         where = "in the attention after" if overflow.in_attention else "at"
         raise ExportError(
-            f"{name}: a real prompt gives {overflow.largest:.2g} {where} {overflow.module}, and float16 ends at "
-            f"{FLOAT16_MAX:.0f}; keep it in float32 with --keep-fp32 {remedy}, or export with --precision fp32"
+            f"{name}: {_FED.get(name, 'a real prompt')} gives {overflow.largest:.2g} {where} {overflow.module}, and "
+            f"float16 ends at {FLOAT16_MAX:.0f}; keep it in float32 with --keep-fp32 {remedy}, or export with "
+            "--precision fp32"
         )
     return outputs

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from perfusion.base import BaseModel, load_base
 from perfusion.errors import ExportError
+from perfusion.export.weights import INLINE_LIMIT
 
-__all__ = ["check_room", "open_model", "stored_dtype"]
+__all__ = ["check_room", "open_model", "room_for", "stored_dtype"]
 
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _MOST_HEADER = 100_000_000
@@ -60,19 +62,37 @@ def _types_in(path: Path) -> set[str]:
         return set()
 
 
-def check_room(base: BaseModel, output: Path, precision: str) -> None:
+def check_room(base: BaseModel, output: Path, precision: str, kept: Sequence[str] = ()) -> None:
     """Raise `ExportError` where the disk has not the room for the bundle of ``base``.
 
-    The estimate is the weights' size in the bundle, from above: int8 counts as float32, of which it writes a part.
+    See `room_for`; a disk that does not say its size is taken as large enough.
     """
-    halved = precision == "fp16" or base.unet.dtype == torch.float16
-    keys = sum(layer.key_dim for layer in base.layers) * base.text_dim
-    numbers = keys + sum(weight.numel() for part in base.parts for weight in part.parameters())
-    needed = numbers * (2 if halved else 4) + _SPARE
+    needed = room_for(base, precision, kept)
     place = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
     disk = shutil.disk_usage(place)
     if disk.total and disk.free < needed:  # what has no size, such as /proc, is refused when it is written
+        smaller = ", or export with --precision fp16" if precision != "fp16" else ""
         raise ExportError(
             f"{output}: the bundle needs about {needed / 1e9:.1f} GB and {place} has {disk.free / 1e9:.1f} GB free; "
-            "make room, choose another output, or export with --precision fp16"
+            f"make room{',' if smaller else ' or'} choose another output{smaller}"
         )
+
+
+def room_for(base: BaseModel, precision: str, kept: Sequence[str] = ()) -> int:
+    """Bytes that an export may take on the disk at most, with what it writes for its checks and removes again.
+
+    ``kept`` is what computes in float32 all the same, see `perfusion.export.half`. int8 counts as float32, of which it
+    writes a part.
+    """
+    stored_in_half = base.unet.dtype == torch.float16
+    encoders = [(name,) for name in ("text_encoder", "text_encoder_2")[: len(base.text_encoders)]]
+    graphs = [("unet",), *encoders, ("vae_decoder", "vae_encoder")]
+    sizes = []
+    for of_part, part in zip(graphs, base.parts, strict=True):
+        wide = any(place.partition(".")[0] in of_part for place in kept)
+        halved = not wide if precision == "fp16" else stored_in_half
+        sizes.append(sum(weight.numel() for weight in part.parameters()) * (2 if halved else 4))
+    keys = sum(layer.key_dim for layer in base.layers) * base.text_dim * (2 if stored_in_half else 4)
+    # a copy of a graph that watches its numbers, with the weights where they lie in the graph
+    watched = min(max(sizes), INLINE_LIMIT) if precision == "fp16" else 0
+    return int(sum(sizes) + keys + watched + _SPARE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from perfusion.errors import ExportError
 from perfusion.export.graphs import End, Graph
 from perfusion.export.reference import answers
 
-__all__ = ["Case", "Trial", "cases", "make_trials", "open_session", "relative_error"]
+__all__ = ["Case", "Trial", "cases", "make_trials", "open_session", "relative_error", "run_session"]
 
 _LARGE = 1_000_000_000
 """Bytes of a graph from which it is opened without optimisations, which hold the weights once or twice more."""
@@ -41,11 +41,19 @@ class Trial:
 
 
 def make_trials(graph: Graph, *, vocab_size: int, exported: Graph | None = None) -> list[Trial]:
-    """The cases of ``graph`` in the types that ``exported`` takes, with what torch computes of the same numbers."""
+    """The cases of ``graph`` in the types that ``exported`` takes, with what torch computes of the same numbers.
+
+    Raises `ExportError` where those are none.
+    """
     trials = []
     for case in cases(graph, vocab_size=vocab_size):
         feeds = {end.name: case.feeds[end.name].to(end.dtype) for end in (exported or graph).inputs}
         expected = tuple(tensor.numpy() for tensor in answers(graph, tuple(feeds.values())))
+        if not all(np.isfinite(array).all() for array in expected):
+            raise ExportError(
+                f"{graph.name}: torch itself gets no finite numbers from this model ({case.label}); its weights are "
+                "damaged"
+            )
         trials.append(
             Trial(
                 label=case.label,
@@ -125,6 +133,16 @@ def open_session(name: str, path: Path, *, optimized: bool = True) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own kinds share no base but this
         raise ExportError(f"{name}: ONNX Runtime does not accept the graph: {error}") from error
+
+
+def run_session(
+    name: str, session: Any, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+) -> list[np.ndarray]:
+    """The outputs of graph ``name``, all or those asked for. Raises `ExportError` where ONNX Runtime cannot run it."""
+    try:
+        return [np.asarray(array) for array in session.run(outputs, dict(feeds))]
+    except Exception as error:  # see `open_session`
+        raise ExportError(f"{name}: ONNX Runtime cannot run the graph: {error}") from error
 
 
 def _weight_bytes(path: Path) -> int:

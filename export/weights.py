@@ -1,7 +1,5 @@
 """How a graph's weights are stored: as float16 where that loses nothing, in the graph or in another file.
 
-They are read from the model one at a time, when they are written, and never all held.
-
 Weights are read from the model one at a time, when they are written, and never all held.
 
 A model that was published in float16 holds float32 weights that float16 represents exactly. Such a weight is
@@ -11,7 +9,10 @@ numbers are the same and the file is half as large.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,6 +26,8 @@ from torch import Tensor
 from perfusion.errors import ExportError
 
 __all__ = [
+    "FLOAT16_MAX",
+    "INLINE_LIMIT",
     "SMALLEST",
     "StoredTensor",
     "exact_float16",
@@ -41,7 +44,7 @@ SMALLEST = 1024
 
 FLOAT16_MAX = 65504.0
 
-_INLINE_LIMIT = 500_000_000
+INLINE_LIMIT = 500_000_000
 """Bytes of weights a graph may hold itself: a protobuf ends at 2 GB, and writing and reading one takes several times
 its size in memory, where weights in a file of their own are written one by one and mapped."""
 
@@ -171,9 +174,9 @@ def save(model: ir.Model, path: Path) -> None:
         if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
             held += value.const_value.nbytes
     try:
-        ir.save(model, path, external_data=f"{path.name}.data" if held > _INLINE_LIMIT else None)
+        ir.save(model, path, external_data=f"{path.name}.data" if held > INLINE_LIMIT else None)
     except Exception as error:  # whatever reading a weight raises, the writer wraps in kinds of its own
-        raise _wrapped_in(error) or error from None
+        raise _cause_of(error, path.parent, held) from None
 
 
 def forget_weights(model: ir.Model) -> None:
@@ -182,11 +185,18 @@ def forget_weights(model: ir.Model) -> None:
         value.const_value = None
 
 
-def _wrapped_in(error: BaseException | None) -> ExportError | OSError | None:
-    """The error of a weight or of the disk that ``error`` was raised from."""
-    while error is not None and not isinstance(error, ExportError | OSError):
-        error = error.__cause__
-    return error
+def _cause_of(error: Exception, folder: Path, needed: int) -> Exception:
+    """The error of a weight or of the disk that the writer's ``error`` was raised from, or the error itself.
+
+    ``needed``: bytes that were to be written to ``folder``.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ExportError | OSError):
+        cause = cause.__cause__
+    if isinstance(cause, OSError) and cause.errno is None:  # numpy's words for a write that was cut short
+        number = errno.ENOSPC if shutil.disk_usage(folder).free < needed else errno.EIO
+        return OSError(number, os.strerror(number))
+    return cause if isinstance(cause, Exception) else error
 
 
 def _candidates(model: ir.Model) -> Iterator[tuple[ir.Value, np.ndarray]]:

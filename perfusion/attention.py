@@ -251,8 +251,8 @@ def _faster_written_out(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return (
         query.device.type == "cpu"
         and query.dtype != torch.float32
+        and _needs_gradient(query, key, value)  # before the sizes: asking for those fixes them in a trace
         and query.shape[:-1].numel() * key.shape[-2] <= _MAX_SCORES
-        and _needs_gradient(query, key, value)
     )
 
 
@@ -269,8 +269,11 @@ def _gated(gate: Tensor, targets: Tensor) -> Tensor:
     """gate (batch, tokens, concepts) @ targets (concepts, dim) in float32, whatever autocast says.
 
     The gate is a steep logistic and the targets are what training moves: both lose visibly in 16 bits, and
-    the product is small.
+    the product is small. A float16 graph gets both in float16, where there is no more to lose: there the product
+    is as well, since TensorRT for RTX has none in float32 for sm75.
     """
+    if gate.dtype == targets.dtype == torch.float16:
+        return gate @ targets
     if torch.is_autocast_enabled(gate.device.type):
         with torch.autocast(gate.device.type, enabled=False):
             return gate.float() @ targets.float()

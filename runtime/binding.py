@@ -102,6 +102,7 @@ class _Slots:
         self._buffers: dict[str, Any] = {}
 
     def upload(self, name: str, array: NDArray[Any]) -> None:
+        """Copy an input to its buffer on the device, made and bound at the first call."""
         if name not in self._buffers:
             make = self._onnxruntime.OrtValue.ortvalue_from_shape_and_type
             self._buffers[name] = make(array.shape, array.dtype.type, self._device, 0)
@@ -110,6 +111,8 @@ class _Slots:
             self._buffers[name].update_inplace(np.ascontiguousarray(array))
 
     def run(self, session: Any, options: Any) -> None:
+        """Run the session on the buffers. The first call finds out how large the outputs are and keeps their buffers,
+        so that every later one writes to the same addresses."""
         if self.results:
             session.run_with_iobinding(self._binding, options)
             return

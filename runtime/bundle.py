@@ -5,6 +5,7 @@ layers stand in bundle.json, with the size and checksum of every file.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,11 +38,12 @@ def read_bundle(folder: Path | str, *, verify: bool = True) -> Bundle:
     """Read and check a bundle. `verify` compares checksums too, about a second a gigabyte.
 
     Raises:
-        BundleError: not a bundle, another format version, a wrong or missing value, or a file that is missing
-            or has another size or checksum.
+        BundleError: not a bundle, another format version, a wrong or missing value, a link that leads out of the
+            folder, or a file that is missing or has another size or checksum.
     """
     folder = Path(folder)
     manifest = _manifest(folder)
+    _check_links(folder)
     _check_files(folder, manifest.inner("files"), verify)
     return _bundle(folder, manifest)
 
@@ -73,6 +75,17 @@ def _manifest(folder: Path) -> Fields:
             + ("Update perfusion-edge." if version > FORMAT_VERSION else "Export the bundle again.")
         )
     return manifest
+
+
+def _check_links(folder: Path) -> None:
+    """Nothing in the folder is a link to somewhere else: a graph may read files that bundle.json does not list."""
+    root = os.path.realpath(folder)
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+            raise BundleError(
+                f"{path} is a link that leads out of the bundle's folder, expected a file. Copy the bundle with the "
+                "files themselves, as cp -rL does."
+            )
 
 
 def _check_files(folder: Path, files: Fields, verify: bool) -> None:
@@ -229,7 +242,9 @@ def _noise_model(entry: Fields) -> NoiseModel:
     try:
         return NoiseModel(**values)
     except ValueError as error:
-        raise BundleError(f"{entry.where}: {error}. Export the bundle again.") from error
+        raise BundleError(
+            f"{entry.where}: {error}. Export the bundle again; a base model that was trained otherwise cannot be used."
+        ) from error
 
 
 def _sampler(entry: Fields) -> str:

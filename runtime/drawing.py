@@ -1,9 +1,10 @@
-"""The denoising loop: from noise, or from a picture and noise, to the latents of finished pictures."""
+"""The denoising loop: from noise, or from a picture and noise, to latents; and from these to finished pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +14,21 @@ from perfusion.runtime.bundle import Bundle
 from perfusion.runtime.feeds import Feeds
 from perfusion.runtime.graphs import Graphs
 from perfusion.runtime.latents import NoiseStream
-from perfusion.runtime.pictures import as_mask, as_sample
+from perfusion.runtime.pictures import as_mask, as_pictures, as_sample
 from perfusion.runtime.prompts import Row
 from perfusion.runtime.request import Request
 from perfusion.runtime.samplers import Parts
 from perfusion.runtime.schedulers import Schedule
 
-__all__ = ["NOT_FINITE", "Drawn", "call_slices", "draw"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Drawn", "call_slices", "decode", "draw"]
 
 Array = NDArray[np.float32]
 _Group = tuple[slice, dict[str, Array]]
 
-NOT_FINITE = (
+_NOT_FINITE = (
     "Lower the guidance scale; if that does not help and the bundle is of precision fp16, export it as fp32."
 )
 
@@ -83,7 +87,7 @@ def draw(
         return np.concatenate([stream.draw(shape) for stream in streams])
 
     noise = fresh()
-    over = _over(bundle, graphs, request, noise) if request.images else None
+    over = _over(bundle, graphs, request, noise, check) if request.images else None
     if over is not None:
         schedule = schedule.last_part(request.image_strength)
     if over is None or (over.mask is not None and request.image_strength == 1):
@@ -103,8 +107,28 @@ def draw(
         if over is not None:
             latents, clean = over.kept(schedule, index, latents, clean)
         if not np.isfinite(latents).all():
-            raise PerfusionError(f"Step {index + 1} gave numbers that are not finite. {NOT_FINITE}")
+            raise PerfusionError(f"Step {index + 1} gave numbers that are not finite. {_NOT_FINITE}")
         yield Drawn(index=index, total=len(schedule), timestep=float(timestep), latents=latents, clean=clean)
+
+
+def decode(bundle: Bundle, graphs: Graphs, latents: Array, check: Callable[[], None]) -> list[Image]:
+    """Pictures of latents (pictures, channels, height, width), one at a time: a decoder needs the most memory of all
+    graphs. `check` is called before each.
+
+    Raises:
+        PerfusionError: the decoder failed, or gave numbers that are not finite.
+    """
+    pictures: list[Image] = []
+    with np.errstate(all="ignore"):  # what overflows here is refused below
+        scaled = latents / np.float32(bundle.decoder.scaling_factor)
+    graphs.stage("decode")
+    for one in scaled:
+        check()
+        sample = graphs.run("vae_decoder", latent_sample=one[None])["sample"]
+        if not np.isfinite(sample).all():
+            raise PerfusionError(f"The decoder gave numbers that are not finite. {_NOT_FINITE}")
+        pictures += as_pictures(sample)
+    return pictures
 
 
 def call_slices(tokens: Sequence[int], batch_size: int) -> list[slice]:
@@ -128,13 +152,14 @@ def _groups(feeds: Feeds, request: Request, rows: Sequence[tuple[Row, ...]], bat
     ]
 
 
-def _over(bundle: Bundle, graphs: Graphs, request: Request, noise: Array) -> _Over:
+def _over(bundle: Bundle, graphs: Graphs, request: Request, noise: Array, check: Callable[[], None]) -> _Over:
     """The pictures to be drawn over, as latents; equal ones are encoded once."""
     size = (request.width, request.height)
     encoded: dict[int, Array] = {}
     graphs.stage("encode")
     for image in request.images:
         if id(image) not in encoded:
+            check()
             sample = graphs.run("vae_encoder", sample=as_sample(image, *size))["latent_sample"]
             encoded[id(image)] = sample * np.float32(bundle.decoder.scaling_factor)
     masks = [as_mask(mask, *size, bundle.decoder.downscale) for mask in request.masks]

@@ -62,9 +62,9 @@ class TensorRTBackend:
         self._downscale, self._tokens = facts.downscale, facts.context_length
         self._engines = _engines(folder, facts, ends, flavour, self._trt)
         self._whole = {engines[0].plan for engines in self._engines.values()}  # whose checksums were compared
+        self._runtime, self._logger = make_runtime(self._trt)
         self._cuda = Cuda()
         self._arena = Arena(self._cuda)
-        self._runtime, self._logger = make_runtime(self._trt)
 
     def open(self, name: str) -> EngineGraph:
         """Open the engine of a graph for the bundle's own size of pictures, or any where there is none for it."""

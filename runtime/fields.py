@@ -11,6 +11,7 @@ __all__ = ["Fields"]
 
 _MOST = 2**53  # larger numbers stand for nothing here, and for whole ones JSON readers disagree
 _MOST_NAME = 255  # bytes; file systems answer longer names with errors of their own
+_MOST_TEXT = 255  # characters; texts are names, and stand in messages
 _AGAIN = "Export the bundle again, or take an undamaged copy."
 
 
@@ -34,8 +35,8 @@ class Fields:
         if default is not None and name not in self._values:
             return default
         value = self._get(name)
-        if not isinstance(value, str) or not value:
-            self._refuse(name, value, "a text")
+        if not isinstance(value, str) or not 0 < len(value) <= _MOST_TEXT:
+            self._refuse(name, value, f"a text of 1 to {_MOST_TEXT} characters")
         return value
 
     def whole(self, name: str, *, least: int = 0) -> int:

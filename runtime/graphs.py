@@ -61,10 +61,21 @@ class Graphs:
         self.provider, self.reason = self._start(provider, threads, cuda_graph)
         _log.info("drawing with %s: %s", self.provider, self.reason)
 
-    def admit(self, *, width: int, height: int, batch: int, guided: bool, concepts: int, tokens: int) -> None:
+    def admit(
+        self,
+        *,
+        width: int,
+        height: int,
+        batch: int,
+        guided: bool,
+        concepts: int,
+        tokens: int,
+        image: bool = False,
+    ) -> None:
         """Make ready for a request, or refuse it: what stays open and whether to decode in tiles hold until the next.
 
-        `batch`, `concepts` and `tokens` are the pictures, rows of concepts and tokens in one call of the UNet.
+        `batch`, `concepts` and `tokens` are the pictures, rows of concepts and tokens in one call of the UNet;
+        `image`: pictures are drawn over.
 
         Raises:
             RequestError: it does not fit, and the message has the numbers and a request that would; or no engine
@@ -72,7 +83,9 @@ class Graphs:
         """
         if self._backend is not None:
             self._backend.admit(width=width, height=height, concepts=concepts, tokens=tokens)
-        self._residence.admit(width=width, height=height, batch=batch, guided=guided, concepts=concepts)
+        self._residence.admit(
+            width=width, height=height, batch=batch, guided=guided, concepts=concepts, image=image
+        )
 
     def stage(self, stage: str) -> None:
         """Where a request is: "encode", "denoise" or "decode"; closes what the memory has no room for in it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +28,9 @@ _PIXEL_BYTES = 1 << 14
 _PAIR_BYTES = 64
 _PROGRAM = 1 << 27
 _LOW_TILE = 32  # latents; 256 pixels of most models
+
+_Planned = tuple[int, int, int, bool, int, bool]
+"""Width, height, batch, guided, concepts and image: what a plan is made for."""
 
 
 class Residence:
@@ -62,9 +64,9 @@ class Residence:
         self._names = tuple(graph_ends(bundle))
         self._needed = _needed(self._names)
         self._stored = sum(path.stat().st_size for path in _model_files(bundle.folder))
-        self._plans: dict[tuple[int, int, int, bool, int], MemoryPlan] = {}
+        self._plans: dict[_Planned, MemoryPlan] = {}
         defaults = bundle.defaults
-        self._plan = self._planned(defaults.width, defaults.height, 1, defaults.guidance_scale != 1, 1)
+        self._plan = self._planned(defaults.width, defaults.height, 1, bundle.is_guided(), 1, False)
 
     def first(self) -> frozenset[str]:
         """The graphs to open at once, so that a broken one is found early: all but what only some requests use."""
@@ -76,24 +78,23 @@ class Residence:
         """The graphs that may stay open in a stage."""
         if self._low:
             return self._needed[stage]
-        if self._plan is None:
-            return frozenset(self._names)
-        if self._keeps_all():
-            return frozenset(self._names)
-        return self._plan.resident[stage] | (self._needed[stage] & {"vae_encoder"})
+        return frozenset(self._names) if self._plan is None else self._plan.resident[stage]
 
     def tile(self, height: int, width: int) -> int | None:
         """The side of the tiles in which latents of this size are decoded, None for all at once."""
         side = _LOW_TILE if self._low else self._plan.tile if self._plan is not None else None
         return side if side is not None and max(height, width) > side else None
 
-    def admit(self, *, width: int, height: int, batch: int, guided: bool, concepts: int) -> None:
-        """Plan for a request, or refuse it. Sizes in pixels; `batch` pictures in one call of the UNet.
+    def admit(
+        self, *, width: int, height: int, batch: int, guided: bool, concepts: int, image: bool = False
+    ) -> None:
+        """Plan for a request, or refuse it. Sizes in pixels; `batch` pictures in one call of the UNet; `image`:
+        pictures are drawn over, which the VAE's encoder encodes first.
 
         Raises:
             RequestError: it does not fit.
         """
-        plan = self._planned(width, height, batch, guided, concepts)
+        plan = self._planned(width, height, batch, guided, concepts, image)
         if plan is not None and not plan.fits and self._refuses:
             raise RequestError(plan.explain())
         self._plan = plan
@@ -117,11 +118,13 @@ class Residence:
         usual = frozenset(self._names) - {"vae_encoder"}
         return all(usual <= frozenset(self._plan.resident[stage]) for stage in STAGES)
 
-    def _planned(self, width: int, height: int, batch: int, guided: bool, concepts: int) -> MemoryPlan | None:
+    def _planned(
+        self, width: int, height: int, batch: int, guided: bool, concepts: int, image: bool
+    ) -> MemoryPlan | None:
         """The plan for a request, None where none is needed: no limit is known, or it is far away."""
         if self._budget is None or self.at_most(width, height, batch) <= self._budget:
             return None
-        key = (width, height, batch, guided, concepts)
+        key = (width, height, batch, guided, concepts, image)
         if key not in self._plans:
             from perfusion.devices import plan_memory
 
@@ -129,7 +132,7 @@ class Residence:
                 self._plans.clear()
             self._plans[key] = plan_memory(
                 self._bundle, budget=self._budget, width=width, height=height,
-                batch=batch, guided=guided, concepts=concepts,
+                batch=batch, guided=guided, concepts=concepts, image=image,
             )  # fmt: skip
         return self._plans[key]
 
@@ -145,9 +148,9 @@ def _model_files(folder: Path) -> Iterator[Path]:
 
 def free_memory(root: Path = Path("/")) -> int | None:
     """Bytes of main memory that can be had without swapping, within the limits of a container; None if unknown."""
-    found = [_available(root / "proc/meminfo"), _left_in_group(root / "sys/fs/cgroup")]
-    known = [size for size in found if size is not None]
-    return min(known) if known else None
+    from perfusion.devices.system import usable_meminfo
+
+    return usable_meminfo(root).get("MemAvailable")
 
 
 def free_device_memory() -> int | None:
@@ -158,24 +161,6 @@ def free_device_memory() -> int | None:
         with Cuda() as cuda:
             return free_memory() if cuda.integrated else cuda.free_memory()
     except DeviceError:
-        return None
-
-
-def _available(path: Path) -> int | None:
-    try:
-        match = re.search(r"^MemAvailable:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match[1]) * 1024 if match else None
-
-
-def _left_in_group(folder: Path) -> int | None:
-    """What a container's limit leaves (control groups, version 2); its cached files give way when needed."""
-    try:
-        limit, used = (folder / "memory.max").read_text(), (folder / "memory.current").read_text()
-        cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
-        return max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
-    except (OSError, ValueError):  # no such limit, or "max"
         return None
 
 

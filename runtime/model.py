@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.errors import ConceptError
+from perfusion.guidance import is_guided
 from perfusion.runtime.noise_model import NoiseModel
 
 __all__ = ["Bundle", "Decoder", "Defaults", "LatentRGB", "Layer", "TextEncoder", "UNet"]
@@ -117,6 +118,11 @@ class Bundle:
     def size_step(self) -> int:
         """Pictures' width and height, in pixels, are multiples of this."""
         return self.decoder.downscale * self.unet.size_multiple
+
+    def is_guided(self, guidance_scale: float | None = None) -> bool:
+        """Whether each picture has an unconditional row at this scale, by default the bundle's own."""
+        scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
+        return is_guided(scale, reads_scale="timestep_cond" in self.unet.conditions)
 
     @property
     def samples(self) -> dict[str, Path]:

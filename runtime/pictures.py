@@ -20,6 +20,8 @@ Array = NDArray[np.float32]
 _MODES = ("1", "L", "LA", "RGB", "RGBA", "RGBX", "RGBa", "PA", "CMYK", "YCbCr", "HSV")
 """Pillow's modes that have 8 bits a channel and are turned into RGB and grey by it."""
 
+_ORIENTATION = 0x0112  # the EXIF tag of how a camera was held
+
 
 def as_pictures(sample: Array) -> list[Image]:
     """(batch, 3, height, width) in [-1, 1], as a VAE decodes it, to RGB pictures; what lies outside is
@@ -46,24 +48,30 @@ def as_mask(picture: Image, width: int, height: int, downscale: int) -> Array:
 
 
 def open_picture(source: Image | str | Path) -> Image:
-    """A picture as it is, or read from its file; one with few colours in the colours it stands for.
+    """A picture, or one read from its file, upright as its camera was held; one with few colours in the colours it
+    stands for.
 
     Raises:
         RequestError: there is no such file, it is no picture, or it is too large to be one.
     """
     from PIL import Image, ImageOps
 
-    if isinstance(source, Image.Image):
-        picture = source
-    elif isinstance(source, str | Path):
-        try:
-            with Image.open(source) as opened:
-                picture = ImageOps.exif_transpose(opened.copy())  # upright, as its camera was held
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = (getattr(error, "strerror", None) or str(error)).lower()
-            raise RequestError(f"{source} cannot be read as a picture: {reason}.") from error
-    else:
+    name = source if isinstance(source, str | Path) else "The picture"
+    if not isinstance(source, str | Path | Image.Image):
         raise RequestError(f"The picture is {type(source).__name__}, expected a PIL image or a file's path.")
+    try:
+        if isinstance(source, Image.Image):
+            source.load()  # one that was opened is read only now
+            turned = source.getexif().get(_ORIENTATION, 1) != 1
+            picture = ImageOps.exif_transpose(source) if turned else source
+        else:
+            with Image.open(source) as opened:
+                picture = ImageOps.exif_transpose(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise RequestError(f"{name} cannot be read as a picture: {reason}.") from error
+    if 0 in picture.size:
+        raise RequestError(f"{name} has {picture.width} × {picture.height} pixels, expected some.")
     if picture.mode == "P":
         return picture.convert("RGBA" if "transparency" in picture.info else "RGB")
     if picture.mode.startswith("I;16"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.concept import Concept
-from perfusion.errors import CancelledError, ConceptError, PerfusionError, RequestError
+from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.bank import Bank, Changes, Settings
 from perfusion.runtime.bundle import Bundle, read_bundle
-from perfusion.runtime.drawing import NOT_FINITE, call_slices, draw
+from perfusion.runtime.drawing import call_slices, decode, draw
 from perfusion.runtime.explanation import Explanation, explain
 from perfusion.runtime.feeds import Feeds
 from perfusion.runtime.graphs import Graphs
-from perfusion.runtime.pictures import as_pictures
 from perfusion.runtime.prompts import Asked, PromptEncoder, Row
 from perfusion.runtime.request import Options, Request, make_request
 from perfusion.runtime.schedulers import Schedule, make_schedule
 from perfusion.runtime.step import Step
+from perfusion.runtime.stopping import Stop, Stops
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,8 +100,7 @@ class Runtime:
         self._prompts = PromptEncoder(self.bundle, self._bank, self._graphs)
         self._feeds = Feeds(self.bundle)
         self._turn = threading.RLock()  # the graphs are for one thread at a time
-        self._stops: set[threading.Event] = set()  # of what is being drawn
-        self._stops_lock = threading.Lock()
+        self._stops = Stops()
 
     def __enter__(self) -> Runtime:
         return self
@@ -256,11 +254,12 @@ class Runtime:
             RequestError: a prompt, seed, size or option that cannot be served.
             CancelledError: the callback returned False, or `cancel` was called.
         """
-        with self._turn, self._stoppable() as stop:
+        stop = self._stops.begin()  # before its turn: what waits can be cancelled too
+        with self._turn:
             for step in self._start(prompt, seed, count, options, stop):
                 if callback is not None and callback(step) is False:
-                    stop.set()
-            pictures = step.pictures(lambda: _check(stop))
+                    stop.ask()
+            pictures = step.pictures(stop.check)
         single = count is None and not isinstance(prompt, list | tuple) and not isinstance(seed, list | tuple)
         return pictures[0] if single else pictures
 
@@ -270,12 +269,14 @@ class Runtime:
         """The generator below `generate`: a `Step` after each step, for progress, preview and early stop.
 
         The request is checked, and the prompts are encoded with the concepts as they are now, before the
-        first step. It may be left at any step, and several may be under way. `cancel` ends it with `CancelledError`.
+        first step. It may be left at any step, and several may be under way. `cancel` ends it with `CancelledError`,
+        also before its first step and after its last.
 
         Raises:
             RequestError: a prompt, seed, size or option that cannot be served.
+            CancelledError: `cancel` was called before the prompts were encoded.
         """
-        stop = threading.Event()
+        stop = self._stops.begin()
         with self._turn:
             steps = self._start(prompt, seed, count, options, stop)
         return self._turns(steps, stop)
@@ -283,11 +284,10 @@ class Runtime:
     def cancel(self) -> None:
         """Stop what is being drawn, within one step; its caller gets `CancelledError`. For any thread.
 
-        What waits for its turn is stopped too; what is asked for later is not.
+        What waits for its turn is stopped too, and a `denoise` that has made no step yet; what is asked for later
+        is not.
         """
-        with self._stops_lock:
-            for stop in self._stops:
-                stop.set()
+        self._stops.ask_all()
 
     def explain(
         self,
@@ -307,9 +307,10 @@ class Runtime:
             return explain(self._prompts, self._bank.adjusted(concept_settings), prompt, lock, gates)
 
     def _start(
-        self, prompt: Texts, seed: Seeds, count: int | None, options: Options, stop: threading.Event
+        self, prompt: Texts, seed: Seeds, count: int | None, options: Options, stop: Stop
     ) -> Iterator[Step]:
         """Check a request and encode its prompts; its steps."""
+        stop.check()
         request = make_request(self.bundle, prompt, seed, count, **options)
         schedule = make_schedule(request.scheduler, self.bundle.noise_model, request.num_inference_steps)
         if request.images:
@@ -317,7 +318,10 @@ class Runtime:
         asked = self._prompts.read(request)
         admit = self._admission(request, asked)
         admit()
-        rows = [self._prompts.encode(one, request) for one in asked]
+        rows = []
+        for one in asked:
+            stop.check()
+            rows.append(self._prompts.encode(one, request))
         return self._steps(request, schedule, rows, stop, admit)
 
     def _admission(self, request: Request, asked: list[Asked]) -> Callable[[], None]:
@@ -334,6 +338,7 @@ class Runtime:
             guided=request.guided,
             concepts=max(sum(slots.values()) for slots in concepts),
             tokens=max(one.tokens for one in asked),
+            image=bool(request.images),
         )
 
     def _steps(
@@ -341,12 +346,12 @@ class Runtime:
         request: Request,
         schedule: Schedule,
         rows: list[tuple[Row, ...]],
-        stop: threading.Event,
+        stop: Stop,
         admit: Callable[[], None],
     ) -> Iterator[Step]:
         drawn = draw(
             self.bundle, self._graphs, self._feeds, request, schedule, rows,
-            batch_size=self._batch_size, check=lambda: _check(stop),
+            batch_size=self._batch_size, check=stop.check,
         )  # fmt: skip
         decode = partial(self._decode, admit=admit)
         while True:
@@ -360,55 +365,24 @@ class Runtime:
                 _latent_rgb=self.bundle.decoder.latent_rgb,
             )  # fmt: skip
 
-    def _turns(self, steps: Iterator[Step], stop: threading.Event) -> Iterator[Step]:
+    def _turns(self, steps: Iterator[Step], stop: Stop) -> Iterator[Step]:
         """Steps of a generator, each a turn of its own: between two of them its caller does what it likes."""
-        with self._stoppable(stop):
-            while True:
-                with self._turn:
-                    step = next(steps, None)
-                if step is None:
-                    return
-                yield step
-
-    @contextmanager
-    def _stoppable(self, stop: threading.Event | None = None) -> Iterator[threading.Event]:
-        """Something that `cancel` stops as long as it is under way."""
-        stop = threading.Event() if stop is None else stop
-        with self._stops_lock:
-            self._stops.add(stop)
-        try:
-            yield stop
-        finally:
-            with self._stops_lock:
-                self._stops.discard(stop)
+        while True:
+            with self._turn:
+                stop.check()
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
 
     def _decode(
         self, latents: Array, check: Callable[[], None] | None, *, admit: Callable[[], None]
     ) -> list[Image]:
-        """Latents to pictures, one at a time: a decoder needs the most memory of all graphs."""
-        pictures = []
-        with np.errstate(all="ignore"):  # what overflows here is refused below
-            scaled = latents / np.float32(self.bundle.decoder.scaling_factor)
+        """Latents to pictures, as a turn of its own; where nothing else stops it, `cancel` does from now on."""
+        check = check or self._stops.begin().check
         with self._turn:
             admit()
-            self._graphs.stage("decode")
-            for one in scaled:
-                if check is not None:
-                    check()
-                sample = self._graphs.run("vae_decoder", latent_sample=one[None])["sample"]
-                pictures += as_pictures(_finite(sample))
-        return pictures
-
-
-def _check(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise CancelledError("The drawing was cancelled.")
-
-
-def _finite(sample: Array) -> Array:
-    if not np.isfinite(sample).all():
-        raise PerfusionError(f"The decoder gave numbers that are not finite. {NOT_FINITE}")
-    return sample
+            return decode(self.bundle, self._graphs, latents, check)
 
 
 def _default_bundle() -> Path:

@@ -133,8 +133,7 @@ def make_request(
         num_inference_steps=_steps(num_inference_steps, bundle.defaults.num_inference_steps),
         guidance_scale=scale,
         guidance_rescale=_share("guidance rescale", guidance_rescale),
-        # a model that reads the scale needs no second row for it
-        guided=scale > 1 and "timestep_cond" not in bundle.unet.conditions,
+        guided=bundle.is_guided(scale),
         scheduler=bundle.defaults.scheduler if scheduler is None else scheduler,
         lock=lock,
         gates=gates,
@@ -150,18 +149,21 @@ def _count(count: Any) -> int:
 
 def _each(name: str, value: Any, prompts: int) -> list[Any]:
     """One value a prompt, from one or from a list."""
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    values = list(value) if several else [value] * prompts
+    values = list(value) if _several(value) else [value] * prompts
     if len(values) != prompts:
         raise RequestError(f"There are {len(values)} {name} for {prompts} prompts; give one, or one each.")
     return values
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _pictures(name: str, source: Any, prompts: int) -> list[Any]:
     """One picture a prompt; none at all where none was given."""
     if source is None:
         return []
-    if isinstance(source, Sequence) and not isinstance(source, str):
+    if _several(source):
         return [open_picture(one) for one in _each(name, source, prompts)]
     return [open_picture(source)] * prompts
 

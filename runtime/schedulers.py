@@ -21,6 +21,7 @@ __all__ = ["SAMPLERS", "SCHEDULERS", "TAKE_KARRAS", "NoiseModel", "Schedule", "m
 Array = NDArray[np.float32]
 
 _LEAST_ALPHA = 2.0**-24  # where sigma is to stay finite; sigma is 4096 there
+_MOST_STEPS = 1000  # that a model is asked for
 _RHO = 7.0  # Karras et al. 2022, eq. 5
 
 
@@ -94,13 +95,14 @@ class Schedule:
         """
         steps = (len(self) + self.order - 1) // self.order
         kept = min(int(steps * strength), steps)
-        if kept < 1:
+        if strength <= 0:
             raise RequestError(
-                f"An image strength of {strength:g} leaves none of {steps} steps. Raise one of them: "
-                f"{1 / strength:.0f} steps would do."
-                if strength > 0
-                else "The image strength is 0, which leaves no step. Expected a number above 0, to 1."
+                "The image strength is 0, which leaves no step. Expected a number above 0, to 1."
             )
+        if kept < 1:
+            enough = next((count for count in range(steps, _MOST_STEPS + 1) if int(count * strength)), None)
+            remedy = f"Raise one of them: {enough} steps would do." if enough else "Raise it."
+            raise RequestError(f"An image strength of {strength:g} leaves none of {steps} steps. {remedy}")
         start = (steps - kept) * self.order
         return replace(
             self,
@@ -184,6 +186,7 @@ def _along_sigma(sampler: Sampler, karras: bool = False) -> Callable[[NoiseModel
     """The schedulers that move through sigma at timesteps which may be fractions."""
 
     def make(model: NoiseModel, steps: int) -> Schedule:
+        """The levels at evenly spaced timesteps, or as Karras et al. place them between the same two ends."""
         table = _sigmas(model)
         timesteps = _spaced(model, steps)
         sigmas = np.interp(timesteps, np.arange(len(table)), table)

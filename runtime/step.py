@@ -39,7 +39,11 @@ class Step:
         return self._latents.copy()
 
     def preview(self) -> list[Image]:
-        """The pictures as the model now believes they will be; every call decodes anew."""
+        """The pictures as the model now believes they will be; every call decodes anew.
+
+        Raises:
+            CancelledError: `Runtime.cancel` was called meanwhile.
+        """
         return self._decode(self._clean, None)
 
     def sketch(self) -> list[Image]:
@@ -59,6 +63,7 @@ class Step:
     def pictures(self, check: Callable[[], None] | None = None) -> list[Image]:
         """The latents decoded as they are: after the last step the finished pictures.
 
-        `check` is called before each picture and raises where there is to be none.
+        `check` is called before each picture and raises where there is to be none; without it `Runtime.cancel` stops
+        them from now on.
         """
         return self._decode(self._latents, check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,4 +81,9 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 
 if __name__ == "__main__":
+    for stop in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a shell lets what it starts in the background ignore the first
+        signal.signal(stop, signal.default_int_handler)
     raise SystemExit(main())

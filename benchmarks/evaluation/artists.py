@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,8 @@ def artist_for(method: Method | None, trained: Trained, settings: Sequence[Setti
         ((subject, folder),) = trained.items()
         return GateArtist(method.name, subject, folder, steps)
     with _quietly():
-        return PipelineArtist(_loaded(method, trained), steps)
+        pipeline = _loaded(method, trained)
+    return LoraArtist(pipeline, steps) if method.scales else PipelineArtist(pipeline, steps)
 
 
 class RuntimeArtist:
@@ -83,16 +84,13 @@ class RuntimeArtist:
                 self.tokens.append(token)
 
     def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
-        pictures: list[Image.Image | None] = [None] * len(jobs)
-        for lock in dict.fromkeys(job.setting.lock for job in jobs):
-            rows = [row for row, job in enumerate(jobs) if job.setting.lock == lock]
-            drawn = self.runtime.generate(
-                [jobs[row].text for row in rows], seed=[jobs[row].seed for row in rows],
-                num_inference_steps=self.steps, lock=lock or None,
-            )  # fmt: skip
-            for row, picture in zip(rows, drawn, strict=True):
-                pictures[row] = picture
-        return [picture for picture in pictures if picture is not None]
+        return _in_groups(jobs, lambda job: job.setting.lock, self._drawn)
+
+    def _drawn(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        return self.runtime.generate(
+            [job.text for job in jobs], seed=[job.seed for job in jobs], num_inference_steps=self.steps,
+            lock=jobs[0].setting.lock or None,
+        )  # fmt: skip
 
     def close(self) -> None:
         for token in self.tokens:
@@ -121,6 +119,18 @@ class PipelineArtist:
 
     def close(self) -> None:
         pass
+
+
+class LoraArtist(PipelineArtist):
+    """Adapters whose scale is turned, all of them alike."""
+
+    def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        return _in_groups(jobs, lambda job: job.setting.scale, self._drawn)
+
+    def _drawn(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        names = self.pipeline.get_active_adapters()
+        self.pipeline.set_adapters(names, [jobs[0].setting.scale] * len(names))
+        return super().draw(jobs)
 
 
 class GateArtist(PipelineArtist):
@@ -163,6 +173,17 @@ class GateArtist(PipelineArtist):
         )
         states, gate = edited(self.kind, hidden, dual, direction, torch.tensor([prompt.last]))
         return states[0], gate[0]
+
+
+def _in_groups(
+    jobs: Sequence[Job], key: Callable[[Job], Any], draw: Callable[[Sequence[Job]], list[Image.Image]]
+) -> list[Image.Image]:
+    """What is drawn of jobs of one key at a time, in the jobs' own order."""
+    pictures = dict[int, Image.Image]()
+    for value in dict.fromkeys(map(key, jobs)):
+        rows = [row for row, job in enumerate(jobs) if key(job) == value]
+        pictures |= dict(zip(rows, draw([jobs[row] for row in rows]), strict=True))
+    return [pictures[row] for row in range(len(jobs))]
 
 
 def noise_of(seeds: Sequence[int]) -> Tensor:

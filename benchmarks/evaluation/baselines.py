@@ -1,8 +1,8 @@
 """What others train, on the same pictures, noise and prompts, in the same number of steps.
 
 The optimiser is diffusers' examples' own (AdamW with its decay, gradients cut to a length of 1), and so is what each
-method saves. The error counts inside the object's mask for every method, as Perfusion has it: their papers do without,
-and lose by it on five pictures.
+method saves. The error counts inside the object's mask for every method, as Perfusion has it, though their papers do
+without: none is to be judged by the backgrounds that it has learned.
 """
 
 from __future__ import annotations

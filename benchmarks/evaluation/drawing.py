@@ -22,6 +22,7 @@ from perfusion.files import writing
 
 __all__ = [
     "BASES",
+    "FIRST_SEEDS",
     "Drawn",
     "draw_set",
     "drawing_path",
@@ -35,7 +36,8 @@ __all__ = [
 BASES = {"base-runtime": "runtime", "base-pipeline": "pipeline"}
 """The base model's own pictures, by whoever draws the method's: the difference of two engines is no drift."""
 SETS = ("prompts", "plain", "pairs")
-PAIR_SEED = 20_000
+FIRST_SEEDS = {"prompts": 10_000, "plain": 10_000, "pairs": 20_000}
+"""By pictures of these seeds nothing was chosen: not by tuning, nor by Perfusion's selection of a step (0 and 1)."""
 SECONDS = {"runtime": 0.45, "pipeline": 0.6}
 
 
@@ -46,7 +48,7 @@ class Drawn:
     pictures: np.ndarray
     """(n, height, width, 3) uint8."""
     rows: tuple[dict[str, Any], ...]
-    """For each: `prompt`, its number in the set; `seed`; `lock`, `bias`."""
+    """For each: `prompt`, its number in the set; `seed`; and what `Setting` has."""
 
     def images(self) -> list[Image.Image]:
         return [Image.fromarray(one) for one in self.pictures]
@@ -99,7 +101,7 @@ def jobs_of(
     words: Sequence[str],
     setting: Setting,
     seeds: int,
-    first: int = 0,
+    first: int,
     plain: bool = False,
 ) -> tuple[list[Job], list[dict[str, Any]]]:
     """Every prompt with its own seeds, the same for all methods; and what the rows of `Drawn` say of them."""
@@ -120,8 +122,7 @@ def draw_base(context: Context, base: str, nouns: tuple[str, ...], kind: str) ->
         if BASES[base] == "runtime"
         else PipelineArtist(pipeline_of(base_model()), steps)
     )
-    first = PAIR_SEED if kind == "pairs" else 0
-    jobs, rows = jobs_of(prompts_of(plan, kind), nouns, Setting(), plan.seeds, first, plain=True)
+    jobs, rows = jobs_of(prompts_of(plan, kind), nouns, Setting(), plan.seeds, FIRST_SEEDS[kind], plain=True)
     write_drawn(context.work / drawing_path(base, "+".join(nouns), kind), artist.draw(jobs), rows)
 
 
@@ -149,13 +150,13 @@ def draw_set(
     trained = {subject: folders[subject.name] for subject in subjects}
     wanted = tuple(method.settings(plan) if settings is None else settings)
     wanted = wanted[:1] if kind == "plain" else wanted
-    start = PAIR_SEED if kind == "pairs" else 0
+    start = FIRST_SEEDS[kind] if first is None else first
     jobs, rows = list[Job](), list[dict[str, Any]]()
     for setting in wanted:
         words = [one.noun if kind == "plain" else method.word(one, setting) for one in subjects]
         made = jobs_of(
             prompts_of(plan, kind) if prompts is None else prompts, words, setting, seeds or method.seeds(plan),
-            start if first is None else first, plain=kind == "plain",
+            start, plain=kind == "plain",
         )  # fmt: skip
         jobs, rows = jobs + made[0], rows + made[1]
     artist = artist_for(method, trained, wanted, plan)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "along", "below", "harmonic", "interval", "paired", "reach", "scaled_text"]
+__all__ = ["Front", "Interval", "along", "below", "harmonic", "interval", "paired", "reach", "scaled_text"]
 
 Floats = NDArray[Any]
+Front = Sequence[Sequence[tuple[float, float]]]
+"""Lines through image and text similarities, each in the order of its slider."""
 RESAMPLES, SEED = 4000, 7
 
 
@@ -72,23 +74,24 @@ def paired(first: Mapping[str, float], second: Mapping[str, float]) -> Interval:
     return interval([first[name] - second[name] for name in first if name in second])
 
 
-def reach(front: Sequence[tuple[float, float]], image: float) -> float:
-    """The highest text similarity at an image similarity of at least `image`, on the line through a front's points.
+def reach(front: Front, image: float) -> float:
+    """The highest text similarity at an image similarity of at least `image`, on any line of a front.
 
-    Neighbouring settings are joined by straight lines, for the slider has no steps. Beyond the last point there is
-    nothing: minus infinity.
+    Neighbouring settings are joined by straight lines, for the slider has no steps; nothing lies between the settings
+    of two lines, nor beyond the end of all: minus infinity.
     """
-    points = sorted(front)
-    best = max((text for x, text in points if x >= image), default=-np.inf)
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 <= image <= x1 and x1 > x0:
-            best = max(best, y0 + (y1 - y0) * (image - x0) / (x1 - x0))
+    best = max((text for line in front for x, text in line if x >= image), default=-np.inf)
+    for line in front:
+        for one, other in pairwise(line):
+            (x0, y0), (x1, y1) = sorted((one, other))
+            if x0 <= image <= x1 and x1 > x0:
+                best = max(best, y0 + (y1 - y0) * (image - x0) / (x1 - x0))
     return float(best)
 
 
 def below(
     point: Callable[[NDArray[np.int64]], tuple[float, float]],
-    front: Callable[[NDArray[np.int64]], Sequence[tuple[float, float]]],
+    front: Callable[[NDArray[np.int64]], Front],
     subjects: int,
 ) -> tuple[bool, float]:
     """Whether a point lies below a front, and in what share of resamples of the subjects it does.

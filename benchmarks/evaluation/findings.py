@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.evaluation.figures import below, reach
+from benchmarks.evaluation.figures import Front, below, reach
 from benchmarks.evaluation.results import Point, Results
 
 __all__ = ["BYTES_FACTOR", "Verdict", "front_of", "verdicts"]
@@ -20,7 +20,7 @@ FRONT = "perfusion"
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One baseline against the front of one Perfusion file."""
+    """One baseline, with one setting, against the front of one Perfusion file."""
 
     point: Point
     times_bytes: float
@@ -35,14 +35,20 @@ class Verdict:
         return self.times_bytes <= BYTES_FACTOR
 
 
-def front_of(results: Results, subjects: Sequence[str] | None = None) -> list[tuple[float, float]]:
-    """Image and text similarity of every setting of one Perfusion file, and of strength 0, which is the base model."""
-    points = [point for point in results.points if point.method.name == FRONT]
+def front_of(results: Results, subjects: Sequence[str] | None = None) -> list[list[tuple[float, float]]]:
+    """A line for each lock: image and text similarity of one Perfusion file from strength 0, which is the base model,
+    down the biases to the strongest."""
+    points = sorted(results.of(FRONT), key=lambda point: -point.setting.bias)
     if not points:
         return []
     names = list(points[0].figures) if subjects is None else list(subjects)
-    front = [_mean(point.figures, names) for point in points]
-    return [*front, _mean(results.base, names)]
+    return [
+        [
+            _mean(results.base, names),
+            *(_mean(point.figures, names) for point in points if point.setting.lock == lock),
+        ]
+        for lock in sorted({point.setting.lock for point in points})
+    ]
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -61,7 +67,7 @@ def verdicts(results: Results) -> list[Verdict]:
         ) -> tuple[float, float]:
             return _mean(point.figures, list(names[picked]))
 
-        def front(picked: NDArray[np.int64], names: NDArray[np.str_] = names) -> list[tuple[float, float]]:
+        def front(picked: NDArray[np.int64], names: NDArray[np.str_] = names) -> Front:
             return front_of(results, list(names[picked]))
 
         is_below, confidence = below(where, front, len(names))

@@ -80,8 +80,7 @@ def measure_leakage(context: Context, subject_name: str) -> None:
         chosen = [
             at
             for at, row in enumerate(drawn.rows)
-            if (row["lock"], row["bias"]) == (default.lock, default.bias)
-            and plan.prompts[row["prompt"]].keeps_look
+            if default.drew(row) and plan.prompts[row["prompt"]].keeps_look
         ]
         own, shown = drawn.pictures[chosen], [plan.prompts[drawn.rows[at]["prompt"]] for at in chosen]
         seen = object_masks(own, subject.noun)

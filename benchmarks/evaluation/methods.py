@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from benchmarks.evaluation.baselines import IDENTIFIER
 from benchmarks.evaluation.plan import Plan
@@ -15,15 +16,22 @@ __all__ = ["METHODS", "Method", "Setting", "chosen_methods", "trainings"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a concept is used in drawing; the baselines have nothing to turn."""
+    """How a method's file is used in drawing: lock and bias of a concept, the scale of a LoRA; the rest has nothing to
+    turn."""
 
     lock: str = ""
     bias: float = 0.0
+    scale: float = 1.0
 
     @property
     def label(self) -> str:
-        """ "local 0.75"; empty for a baseline."""
-        return f"{self.lock} {self.bias:g}" if self.lock else ""
+        """ "local 0.75", "scale 0.5"; empty for a baseline as it was trained."""
+        turned = f"scale {self.scale:g}" if self.scale != 1 else ""
+        return f"{self.lock} {self.bias:g}" if self.lock else turned
+
+    def drew(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of `Drawn` is of a picture with this setting."""
+        return all(row[name] == value for name, value in asdict(self).items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +59,8 @@ class Method:
     fixed_gate: bool = False
     slides: bool = False
     """Whether it is drawn with several biases, and not with the default one alone."""
+    scales: tuple[float, ...] = ()
+    """Of a LoRA, which it is drawn with besides the one that it was trained with."""
 
     @property
     def source(self) -> str:
@@ -60,7 +70,7 @@ class Method:
     def settings(self, plan: Plan) -> tuple[Setting, ...]:
         """What it is drawn with, the default first."""
         if self.group == "baseline" or self.fixed_gate:
-            return (Setting(),)
+            return tuple(Setting(scale=scale) for scale in (1.0, *self.scales))
         if not self.slides:
             return (Setting(lock="local", bias=DEFAULT_BIAS),)
         local = [DEFAULT_BIAS, *(bias for bias in plan.biases if bias != DEFAULT_BIAS)]
@@ -92,6 +102,7 @@ class Method:
 DEFAULT_BIAS = 0.75
 """Of a concept file as it is written."""
 _FACTORS = (0.33, 1.0, 3.0)
+_SCALES = (0.5, 0.75, 1.25)
 
 
 def _ours(name: str, title: str, group: str = "ablation", **fields: object) -> Method:
@@ -112,9 +123,9 @@ METHODS = (
     Method(name="textual-inversion", title="Textual Inversion", group="baseline", rates=(0.002, 0.006, 0.02),
            seconds_per_step=0.34, combines="both words are loaded"),
     Method(name="lora-values-1", title="LoRA, rank 1, cross-attention values", group="baseline",
-           rates=(0.001, 0.003, 0.01), seconds_per_step=0.3, combines="both adapters are added"),
+           rates=(0.001, 0.003, 0.01), seconds_per_step=0.3, combines="both adapters are added", scales=_SCALES),
     Method(name="lora-4", title="LoRA, rank 4, all attention", group="baseline", rates=(0.0003, 0.001, 0.003),
-           seconds_per_step=0.45, combines="both adapters are added"),
+           seconds_per_step=0.45, combines="both adapters are added", scales=_SCALES),
     Method(name="custom-diffusion", title="Custom Diffusion", group="baseline", rates=(0.0003, 0.001, 0.003),
            seconds_per_step=0.3, combines="its authors' merging in closed form"),
     Method(name="dreambooth", title="DreamBooth", group="baseline", rates=(0.00003, 0.0001, 0.0003),

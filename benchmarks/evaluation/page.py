@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.evaluation.figures import Interval, interval
@@ -22,6 +22,8 @@ from benchmarks.evaluation.prose import (
     TUNING,
 )
 from benchmarks.evaluation.results import Point, Results, difference
+from benchmarks.evaluation.tuning import MORE_RATES
+from perfusion.training.judging import POCKET_PROMPTS
 
 __all__ = ["BY_HAND", "page"]
 
@@ -36,33 +38,43 @@ def page(results: Results, plan: Plan, chosen: Chosen, methods: Sequence[Method]
     """The page up to `BY_HAND`; a part that nothing was measured for is left out."""
     introduction = INTRODUCTION.format(subjects=len(results.base), prompts=len(plan.prompts), plan=plan)
     parts = [
-        introduction, _answer(results), _table(results), _front(results), _pairs(results), _ablations(results),
-        _leakage(results), _measures(results, plan), _tuning(plan, chosen), _pictures(methods),
+        introduction, _interim(results, plan), _answer(results), _table(results), _front(results), _pairs(results),
+        _ablations(results), _leakage(results), _measures(results, plan), _tuning(plan, chosen), _pictures(methods),
     ]  # fmt: skip
     return "\n".join(part.strip("\n") + "\n" for part in parts if part) + "\n"
 
 
+def _interim(results: Results, plan: Plan) -> str:
+    """What is missing, where the whole plan was not evaluated."""
+    named = [method.title for method in METHODS if method.name not in results.facts]
+    if not named and len(results.base) == len(plan.subjects):
+        return ""
+    missing = f"; not yet or not evaluated: {', '.join(named)}" if named else ""
+    return f"**Interim: {len(results.base)} of {len(plan.subjects)} subjects{missing}.**"
+
+
 def _answer(results: Results) -> str:
     lines, found = list[str](), verdicts(results)
-    counting, larger = ([one for one in found if one.counts is small] for small in (True, False))
+    counting, larger = (_titles(one for one in found if one.counts is small) for small in (True, False))
+    above = _titles(one for one in found if not one.is_below)
     if counting:
-        above = _names([verdict for verdict in counting if not verdict.is_below])
+        others = [title for title in counting if title in above]
         lines.append(
-            f"- Of the {len(counting)} baselines of at most {BYTES_FACTOR} times its bytes, "
-            f"{sum(verdict.is_below for verdict in counting)} lie below the front of one Perfusion file"
-            + (f"; above or beyond it: {above}." if above else ".")
+            f"- {len(counting) - len(others)} of the {len(counting)} baselines of at most {BYTES_FACTOR} times its "
+            "bytes lie below the front of one Perfusion file"
+            + (f"; above or beyond it, with some setting: {', '.join(others)}." if others else ".")
         )
     if larger:
-        under = [verdict for verdict in larger if verdict.is_below]
-        names = f": {_names(under)}" if under else ""
-        lines.append(f"- Of the {len(larger)} larger ones, {len(under)} lie below it{names}.")
+        under = [title for title in larger if title not in above]
+        names = f": {', '.join(under)}" if under else ""
+        lines.append(f"- {len(under)} of the {len(larger)} larger ones lie below it{names}.")
     own = results.default("perfusion")
     if own:
         same = all(row["drift"] == 0 for row in own.figures.values())
         how = f"{own.of('drift').mean:.2f} of 255 levels away from the base model's"
         how = "bit for bit as without it" if same else how
         lines.append(f"- With a Perfusion file loaded the plain superclass is drawn {how}.")
-    best = _best_pair(results)
+    best = _best_pair(results, "perfusion")
     if best:
         share, base = best.of("both"), interval([row["both"] for row in results.base_pairs.values()])
         reached = "reached" if share.mean >= PAIRS_BAR else "not reached"
@@ -102,7 +114,7 @@ def _front(results: Results) -> str:
     for verdict in verdicts(results):
         margin = "the front ends before it" if math.isinf(verdict.margin) else f"{verdict.margin:+.2f}"
         lines.append(
-            f"| {verdict.point.method.title} | {verdict.times_bytes:,.1f} | {_yes(verdict.is_below)} | "
+            f"| {_title(verdict.point)} | {_times(verdict.times_bytes)} | {_yes(verdict.is_below)} | "
             f"{verdict.confidence:.0%} | {margin} |"
         )
     return FRONT + "\n".join(lines) if lines else ""
@@ -111,9 +123,9 @@ def _front(results: Results) -> str:
 def _pairs(results: Results) -> str:
     if not results.pairs:
         return ""
-    best, lines, seen = _best_pair(results), list[str](), set[str]()
+    lines, seen = list[str](), set[str]()
     for point in results.pairs:
-        if point.method.name in seen and point is not best:
+        if point.method.name in seen and point is not _best_pair(results, point.method.name):
             continue
         seen.add(point.method.name)
         lines.append(
@@ -131,21 +143,16 @@ def _pairs(results: Results) -> str:
 
 def _ablations(results: Results) -> str:
     names = dict.fromkeys(point.method.name for point in results.points if point.method.group == "ablation")
-    if "unselected" not in names or len(names) < 2:
+    first = results.default("unselected")
+    others = [results.selected, *(results.default(name) for name in names if name != "unselected")]
+    if first is None or not any(others):
         return ""
     lines = []
-    for name in names:
-        point = results.default(name)
-        assert point is not None
-        change = "" if name == "unselected" else _signed(difference(results, name, "unselected", "harmonic"))
+    for point in (first, *(other for other in others if other)):
+        change = "" if point is first else _signed(difference(point, first, "harmonic"))
         similarities = " | ".join(point.of(key).text() for key in ("image", "text", "harmonic"))
         shares = _cells({key: point.of(key) for key in ("place", "noun")})
         lines.append(f"| {point.method.title} | {similarities} | {change} | {shares} |")
-    selected = difference(results, "perfusion", "unselected", "harmonic")
-    if selected:
-        lines.append(
-            f"\nSelection of the step, as shipped, against the last step: {_signed(selected)} in the harmonic mean."
-        )
     return ABLATIONS + "\n".join(lines)
 
 
@@ -168,10 +175,13 @@ def _leakage(results: Results) -> str:
 
 def _measures(results: Results, plan: Plan) -> str:
     looks = sum(prompt.keeps_look for prompt in plan.prompts)
+    texts = {prompt.text for prompt in plan.prompts}
+    own = next(method for method in METHODS if method.slides)
     return MEASURES.format(
         found=_over(results.truth, "image").text(), exact=_over(results.truth, "image_exact").text(),
         overlap=_over(results.truth, "overlap").text(), looks=looks, others=len(plan.prompts) - looks,
-        engines=f"{results.engines:.0f}",
+        engines=f"{results.engines:.0f}", selecting=len(POCKET_PROMPTS), shared=len(texts & set(POCKET_PROMPTS)),
+        settings=len(own.settings(plan)), scales=1 + max(len(method.scales) for method in METHODS),
     )  # fmt: skip
 
 
@@ -179,13 +189,15 @@ def _tuning(plan: Plan, chosen: Chosen) -> str:
     lines = []
     for method in (method for method in METHODS if method.name in chosen):
         found = chosen[method.name]
-        rates = ", ".join(f"{rate:g}" for rate in method.rates)
+        rates = ", ".join(f"{rate:g}" for rate in sorted({entry["rate"] for entry in found["grid"]}))
         lines.append(
             f"| {method.title} | {rates} | {found['rate']:g} | {found['steps']} | {_yes(found['at_edge'])} |"
         )
     steps = ", ".join(map(str, plan.checkpoints))
     return (
-        TUNING.format(checkpoints=steps, prompts=len(plan.tuning_prompts)) + "\n".join(lines) if lines else ""
+        TUNING.format(checkpoints=steps, prompts=len(plan.tuning_prompts), more=MORE_RATES) + "\n".join(lines)
+        if lines
+        else ""
     )
 
 
@@ -195,8 +207,8 @@ def _pictures(methods: Sequence[Method]) -> str:
     )
 
 
-def _best_pair(results: Results) -> Point | None:
-    points = [point for point in results.pairs if point.method.name == "perfusion"]
+def _best_pair(results: Results, name: str) -> Point | None:
+    points = [point for point in results.pairs if point.method.name == name]
     return max(points, key=lambda point: point.of("both").mean, default=None)
 
 
@@ -204,8 +216,9 @@ def _over(figures: Mapping[str, Mapping[str, float]], key: str) -> Interval:
     return interval([row[key] for row in figures.values() if key in row])
 
 
-def _names(found: Sequence[Verdict]) -> str:
-    return ", ".join(verdict.point.method.title for verdict in found)
+def _titles(found: Iterable[Verdict]) -> list[str]:
+    """Of the methods, each once."""
+    return list(dict.fromkeys(verdict.point.method.title for verdict in found))
 
 
 def _title(point: Point) -> str:
@@ -220,8 +233,13 @@ def _percent(found: Interval) -> str:
     return "" if math.isnan(found.mean) else f"{100 * found.mean:.0f} %"
 
 
-def _signed(found: Interval | None) -> str:
-    return "" if found is None else f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+def _signed(found: Interval) -> str:
+    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+
+
+def _times(factor: float) -> str:
+    """ "0.043", "1.1", "2,948"."""
+    return f"{factor:.2g}" if factor < 10 else f"{factor:,.0f}"
 
 
 def _yes(answer: bool) -> str:

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from html import escape
 
 from benchmarks.evaluation.figures import Interval
+from perfusion.sweep import ticks
 
 __all__ = ["Mark", "scatter"]
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 820, 480, 62, 270, 20, 52
-COLOURS = ("#c2410c", "#2563eb", "#15803d", "#7c3aed", "#0891b2", "#be185d", "#a16207", "#475569")
+COLOURS = (
+    "#9ca3af", "#c2410c", "#2563eb", "#15803d", "#7c3aed", "#0891b2", "#be185d", "#a16207", "#475569", "#65a30d",
+    "#111827",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +90,11 @@ def _axes(
 ) -> list[str]:
     assert callable(place)
     parts = list[str]()
-    for value in _ticks(low_x, high_x):
+    for value in ticks(low_x, high_x):
         x, bottom = place(value, low_y)
         parts.append(f'<line x1="{x}" y1="{TOP}" x2="{x}" y2="{bottom}" stroke="#e5e7eb"/>')
         parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>')
-    for value in _ticks(low_y, high_y):
+    for value in ticks(low_y, high_y):
         left, y = place(low_x, value)
         parts.append(f'<line x1="{left}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#e5e7eb"/>')
         parts.append(f'<text x="{left - 7}" y="{y + 4}" text-anchor="end">{value:g}</text>')
@@ -106,12 +110,3 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.1
     return low - margin, high + margin
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers."""
-    step = next(
-        step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if (high - low) / step <= 9
-    )
-    first = int(low // step) + 1
-    return [round(step * number, 4) for number in range(first, int(high // step) + 1)]

@@ -16,8 +16,9 @@ TABLE = """## Table
 
 ![Image similarity against text similarity](pictures/evaluation.svg)
 
-*Each Perfusion line is one set of files, drawn with several biases. (0, 1) is the base model drawing the plain noun,
-(1, 0) the subject's own pictures held against the prompts. Bars are 95 % intervals over the subjects.*
+*Each line is one set of files, drawn with several biases, of a LoRA with several scales. (0, 1) is the base model
+drawing the plain noun, (1, 0) the subject's own pictures held against the prompts. Bars are 95 % intervals over the
+subjects.*
 
 | method | saved bytes | core-seconds | image similarity | text similarity | harmonic mean | place | noun | \
 both things | other colour | drift of the superclass |
@@ -26,10 +27,10 @@ both things | other colour | drift of the superclass |
 
 FRONT = """## Against the front
 
-A baseline lies below the front if one Perfusion file, at some setting of its bias and lock, has at least its image
-similarity and more text similarity; between neighbouring settings the front is a straight line, and it begins at the
-base model, which is a Perfusion file at strength 0. *Sure* is the share of resamples of the subjects in which that
-holds.
+A baseline, with one of its settings, lies below the front if one Perfusion file, at some setting of its bias and lock,
+has at least its image similarity and more text similarity; between neighbouring settings the front is a straight line,
+and it begins at the base model, which is a Perfusion file at strength 0. *Sure* is the share of resamples of the
+subjects in which that holds.
 
 | baseline | times the bytes | below the front | sure | text similarity that the front has more |
 |---|---|---|---|---|
@@ -38,7 +39,8 @@ holds.
 PAIRS = """## Two subjects in one picture
 
 Each trained alone, then asked for together. *Both seen*: the probe's two likeliest nouns are the two asked for.
-*Alike*: image similarity, the mean of the two and the lesser of the two.
+*Alike*: image similarity, the mean of the two and the lesser of the two. Each method has a row for its default setting
+and, where another did better, for the one in which most pairs are seen, which was picked on these very pictures.
 
 | method | how they are combined | both seen | alike | the lesser |
 |---|---|---|---|---|
@@ -46,8 +48,8 @@ Each trained alone, then asked for together. *Both seen*: the probe's two likeli
 
 ABLATIONS = """## What each part is for
 
-Each row changes one part. The difference to Perfusion without selection (first row) is paired over the subjects, all at
-the default bias; an interval that holds 0 tells nothing.
+Each row changes one part. The difference to Perfusion without selection (first row) is paired over the subjects, all on
+the same prompts and seeds at the default bias; an interval that holds 0 tells nothing.
 
 | variant | image similarity | text similarity | harmonic mean | difference of it | place | noun |
 |---|---|---|---|---|---|---|
@@ -74,15 +76,23 @@ MEASURES = """## How it is measured
   what the subject's own pictures score on these prompts, 1 what the base model's drawings score. Likeness and text are
   taken over the {looks} prompts that leave the subject its look; the {others} that ask for another colour are in the
   column *other colour*.
+- **The harmonic mean** is that of both similarities of a subject, each held between 0 and 1.
 - **Place, noun, both things, other colour** are answers of classifiers trained on the world's scenes
   (`docs/pocket.md`).
 - **Drift** is the root mean square difference, in levels of 255, between the plain noun drawn under the method's
   weights and the base model's picture, from the same noise and by the same engine.
-- **Intervals** are 95 % bootstrap intervals over the subjects: the subjects are the sample, not the pictures.
+- **Intervals** are 95 % bootstrap intervals over the subjects, for pairs over the pairs: these are the sample, not the
+  pictures.
 - Perfusion is drawn by `perfusion.runtime`, the rest by diffusers' pipeline; the base model's pictures by the two agree
   to at least {engines} dB.
-- **Core-seconds** are those that one core worked, from pictures to file. **Bytes** are what a user of the method keeps,
-  in float16.
+- **Core-seconds** are those that one core worked, from pictures to file, without the prior pictures that Custom
+  Diffusion and DreamBooth with prior need once for each noun; Perfusion's selection of the step is counted. **Bytes**
+  are what a user of the method keeps, in float16.
+- **What only Perfusion has**: as shipped it selects its step for each subject with the very scorer that measures here,
+  on {selecting} prompts, {shared} of which are also among these, from other seeds. What that is worth is in the
+  ablations; the row *tuned like the others* is without it.
+- **What is turned in drawing**: one Perfusion file has {settings} settings of lock and bias, one LoRA {scales} scales.
+  The other baselines have nothing to turn in diffusers.
 - **The baselines** are trained with AdamW as diffusers' examples are, LoRA by peft, and their error counts inside the
   object's mask as Perfusion's does. Half of each batch of Custom Diffusion and of DreamBooth with prior are the base
   model's own pictures of the superclass.
@@ -90,10 +100,11 @@ MEASURES = """## How it is measured
 
 TUNING = """## The tuning
 
-Every method has the same budget: three rates, and the checkpoints after {checkpoints} steps, on two subjects and
-{prompts} prompts that are not the evaluation's; the best mean harmonic mean is used for all subjects. Perfusion as
-shipped is not tuned; its row *tuned* had the same grid, as factors of its two rates. A best rate at the grid's edge
-says that a wider grid might have done better.
+Every method has the same budget: three rates, up to {more} more beyond them as long as the best is at the edge of what
+was tried, and the checkpoints after {checkpoints} steps, on two subjects and {prompts} prompts that are not the
+evaluation's; the best mean harmonic mean is used for all subjects. Perfusion as shipped is not tuned; its row *tuned*
+had the same budget, in factors of its two rates. A best rate that is still at the edge says that others might have done
+better.
 
 | method | rates | best rate | steps | at the edge |
 |---|---|---|---|---|

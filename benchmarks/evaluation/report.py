@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evaluation.figures import Interval
+from benchmarks.evaluation.figures import Interval, interval
 from benchmarks.evaluation.findings import verdicts
-from benchmarks.evaluation.methods import Method
+from benchmarks.evaluation.measuring import measuring_units
+from benchmarks.evaluation.methods import METHODS, Method
 from benchmarks.evaluation.models import scorer
 from benchmarks.evaluation.page import BY_HAND, page
 from benchmarks.evaluation.plot import Mark, scatter
@@ -18,9 +19,29 @@ from benchmarks.evaluation.sheets import method_sheet, overview_sheet, save_shee
 from benchmarks.evaluation.training import CHOSEN
 from benchmarks.evaluation.units import Context
 from benchmarks.record import write_record
+from perfusion.errors import RequestError
 from perfusion.files import writing
 
-__all__ = ["record_rows", "report"]
+__all__ = ["measured", "record_rows", "report"]
+
+
+def measured(context: Context, methods: Sequence[Method], subjects: Sequence[str]) -> tuple[Method, ...]:
+    """Those of the methods that everything is measured of, so that a run that is not done shows what it has.
+
+    Raises:
+        RequestError: not even what everything is compared with is there.
+    """
+
+    def lacking(some: Sequence[Method]) -> list[Path]:
+        units = measuring_units(some, subjects, context.plan)
+        return [unit.path for unit in units if not (context.work / unit.path).exists()]
+
+    if first := lacking(()):
+        raise RequestError(
+            f"{context.work / first[0]} is not there yet, expected the measures of the base model for every subject; "
+            "run the stages before, or name the --subjects that they were run for"
+        )
+    return tuple(method for method in methods if not lacking((method,)))
 
 
 def report(
@@ -52,10 +73,11 @@ def report(
 
 
 def marks_of(results: Results) -> list[Mark]:
-    """The two fronts of one Perfusion file, and every baseline's point."""
-    marks = []
+    """The two fronts of one Perfusion file, and the points of the base model and of everything else that was tuned."""
+    base = tuple(interval([row[key] for row in results.base.values()]) for key in ("image", "text"))
+    marks = [Mark(title="base model, plain noun", points=((base[0], base[1]),))]
     for lock in ("local", "global"):
-        points = [p for p in results.points if p.method.name == "perfusion" and p.setting.lock == lock]
+        points = [point for point in results.of("perfusion") if point.setting.lock == lock]
         points.sort(key=lambda point: point.setting.bias)
         if points:
             marks.append(
@@ -64,9 +86,12 @@ def marks_of(results: Results) -> list[Mark]:
                     labels=tuple(f"{point.setting.bias:g}" for point in points), dashed=lock == "global",
                 )
             )  # fmt: skip
-    for point in results.points:
-        if point.method.group == "baseline":
-            marks.append(Mark(title=point.method.title, points=(_place(point),)))
+    for method in METHODS:
+        if method.group == "baseline" or method.name == "perfusion-tuned":
+            points = sorted(results.of(method.name), key=lambda point: point.setting.scale)
+            labels = tuple(f"×{point.setting.scale:g}" for point in points) if method.scales else ()
+            if points:
+                marks.append(Mark(title=method.title, points=tuple(map(_place, points)), labels=labels))
     return marks
 
 
@@ -89,7 +114,8 @@ def record_rows(results: Results, chosen: Mapping[str, Any]) -> list[dict[str, A
     for verdict in verdicts(results):
         rows.append(
             {
-                "what": "front", "method": verdict.point.method.name, "times_bytes": round(verdict.times_bytes, 2),
+                "what": "front", "method": verdict.point.method.name, "setting": verdict.point.setting.label,
+                "times_bytes": round(verdict.times_bytes, 2),
                 "counts": verdict.counts, "is_below": verdict.is_below, "confidence": round(verdict.confidence, 3),
             }
         )  # fmt: skip

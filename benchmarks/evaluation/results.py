@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evaluation.drawing import BASES, drawing_path, read_drawn
-from benchmarks.evaluation.figures import Interval, along, harmonic, interval, scaled_text
+from benchmarks.evaluation.figures import Interval, along, harmonic, interval, paired, scaled_text
 from benchmarks.evaluation.measuring import Measured, read_measured, target_path
 from benchmarks.evaluation.methods import METHODS, Method, Setting
 from benchmarks.evaluation.plan import Plan, subject_named
@@ -68,13 +68,19 @@ class Results:
     base_pairs: dict[str, Figures] = field(default_factory=dict)
     truth: dict[str, Figures] = field(default_factory=dict)
     """Of true pictures of each subject: `image`, `noun`, and `overlap` of the found masks with the true ones."""
+    selected: Point | None = None
+    """Perfusion as shipped, on those of its pictures that the ablations, which have fewer seeds, have as well."""
     leakage: dict[str, Any] = field(default_factory=dict)
     engines: float = 0.0
     """The least peak signal-to-noise ratio, in dB, between the runtime's and the pipeline's base pictures."""
 
+    def of(self, name: str) -> list[Point]:
+        """A method with each of its settings, the default first."""
+        return [point for point in self.points if point.method.name == name]
+
     def default(self, name: str) -> Point | None:
         """A method with its default setting."""
-        return next((point for point in self.points if point.method.name == name), None)
+        return next(iter(self.of(name)), None)
 
 
 def collect(context: Context, methods: Sequence[Method], subjects: Sequence[str], embed: Embed) -> Results:
@@ -107,6 +113,8 @@ def collect(context: Context, methods: Sequence[Method], subjects: Sequence[str]
         if method.combines and method.seeds(plan) == plan.seeds:
             results.pairs += _pair_points(context, method, pairs, anchors)
         results.facts[method.name] = _facts(context, method, subjects)
+    if {"perfusion", "unselected"} <= {method.name for method in methods}:
+        results.selected = _as_few(context, "perfusion", "unselected", anchors)
     results.leakage = {
         name: json.loads(path.read_text("utf-8"))
         for name in subjects
@@ -157,13 +165,10 @@ def pair_figures(found: Measured, rows: Sequence[int], anchors: Sequence[Anchors
     }  # fmt: skip
 
 
-def difference(results: Results, first: str, second: str, key: str) -> Interval | None:
-    """The paired difference of two methods' default points over the subjects, on the seeds that both have."""
-    a, b = results.default(first), results.default(second)
-    if a is None or b is None:
-        return None
-    shared = [name for name in a.figures if name in b.figures]
-    return interval([a.figures[name][key] - b.figures[name][key] for name in shared])
+def difference(first: Point, second: Point, key: str) -> Interval:
+    """What the first has more than the second, paired over the subjects; both of the same prompts and seeds."""
+    a, b = ({name: row[key] for name, row in point.figures.items()} for point in (first, second))
+    return paired(a, b)
 
 
 def _anchors(context: Context, name: str, embed: Embed) -> Anchors:
@@ -227,10 +232,24 @@ def _pair_points(
     ]
 
 
+def _as_few(context: Context, name: str, other: str, anchors: Mapping[str, Anchors]) -> Point:
+    """A method with its default setting, on the prompts and seeds that another one was drawn with."""
+    method = next(one for one in METHODS if one.name == name)
+    setting, figures = method.settings(context.plan)[0], {}
+    for subject, anchor in anchors.items():
+        found, fewer = (_read(context, one, subject, "prompts")[0] for one in (name, other))
+        shared = {(row["prompt"], row["seed"]) for row in fewer.rows}
+        rows = [
+            at
+            for at in _rows_of(found, setting)
+            if (found.rows[at]["prompt"], found.rows[at]["seed"]) in shared
+        ]
+        figures[subject] = figures_of(found, rows, anchor, context.plan)
+    return Point(method=method, setting=setting, figures=figures)
+
+
 def _rows_of(found: Measured, setting: Setting) -> list[int]:
-    return [
-        at for at, row in enumerate(found.rows) if (row["lock"], row["bias"]) == (setting.lock, setting.bias)
-    ]
+    return [at for at, row in enumerate(found.rows) if setting.drew(row)]
 
 
 def _facts(context: Context, method: Method, subjects: Sequence[str]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.evaluation.drawing import drawing_path, read_drawn
 from benchmarks.evaluation.methods import Method, Setting
@@ -15,7 +15,7 @@ from perfusion.files import writing
 
 __all__ = ["method_sheet", "overview_sheet", "save_sheet"]
 
-SIDE, GAP, HEAD, COLOURS = 64, 2, 14, 192
+SIDE, LARGE, GAP, HEAD, COLOURS = 64, 96, 2, 16, 192
 
 
 def method_sheet(context: Context, method: Method, subjects: Sequence[str], setting: Setting) -> Image.Image:
@@ -34,7 +34,7 @@ def overview_sheet(
         base = _drawn(context, "base-runtime", subject_named(name).noun, Setting())[prompt]
         made = [_drawn(context, one.name, name, one.settings(context.plan)[0])[prompt] for one in methods]
         rows.append([_own(context, name), base, *made])
-    return _grid(rows, ["itself", "base", *(method.name for method in methods)])
+    return _grid(rows, ["itself", "base", *(method.name for method in methods)], LARGE)
 
 
 def save_sheet(path: Path, sheet: Image.Image) -> None:
@@ -48,7 +48,7 @@ def _drawn(context: Context, name: str, whom: str, setting: Setting) -> dict[int
     found = read_drawn(context.work / drawing_path(name, whom, "prompts"))
     chosen: dict[int, Image.Image] = {}
     for picture, row in zip(found.pictures, found.rows, strict=True):
-        if (row["lock"], row["bias"]) == (setting.lock, setting.bias):
+        if setting.drew(row):
             chosen.setdefault(int(row["prompt"]), Image.fromarray(picture))
     return chosen
 
@@ -57,13 +57,13 @@ def _own(context: Context, name: str) -> Image.Image:
     return Image.open(pictures_of(context.work, subject_named(name)) / "1.png").convert("RGB")
 
 
-def _grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
-    step = SIDE + GAP
+def _grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], side: int = SIDE) -> Image.Image:
+    step, font = side + GAP, ImageFont.load_default(11)
     sheet = Image.new("RGB", (len(titles) * step + GAP, len(rows) * step + GAP + HEAD), "white")
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        pen.text((GAP + column * step, 1), title[:11], fill="black")
+        pen.text((GAP + column * step, 1), title, fill="black", font=font)
         for row, pictures in enumerate(rows):
-            small = pictures[column].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            small = pictures[column].resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(small, (GAP + column * step, HEAD + GAP + row * step))
     return sheet

@@ -11,9 +11,9 @@ from benchmarks.evaluation.measuring import measuring_units
 from benchmarks.evaluation.methods import Method, chosen_methods, trainings
 from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, Plan, open_work, subject_named
 from benchmarks.evaluation.prior import prior_units
-from benchmarks.evaluation.report import report
+from benchmarks.evaluation.report import measured, report
 from benchmarks.evaluation.training import training_units
-from benchmarks.evaluation.tuning import choose, tuning_units
+from benchmarks.evaluation.tuning import tuning_units, widening_units
 from benchmarks.evaluation.units import Context, Unit, duration, run_units
 from benchmarks.record import ROOT
 
@@ -41,20 +41,25 @@ def run(
     for stage in stages:
         if stage == "report":
             if not estimate:
-                page = docs or (folder / "docs" if partial else ROOT / "docs")
-                report(context, wanted, named, page, record=not partial)
+                there = measured(context, wanted, named)
+                whole = there == wanted and not partial
+                page = docs or (ROOT / "docs" if whole else folder / "docs")
+                report(context, there, named, page, record=whole)
             continue
         for title, units in units_of(stage, wanted, named, plan):
-            waiting = [unit for unit in units if not (folder / unit.path).exists()]
-            cost = sum(unit.cost for unit in waiting)
-            print(
-                f"{title}: {len(waiting)} of {len(units)} to do, about {duration(cost / processes)}",
-                flush=True,
-            )
-            if not estimate:
-                run_units(units, context, processes, lambda line: print(line, flush=True))
+            _do(title, units, context, processes, estimate)
         if stage == "tune" and not estimate:
-            choose(wanted, context)
+            while units := widening_units(wanted, context):
+                _do("tuning beyond the grid", units, context, processes, estimate)
+
+
+def _do(title: str, units: Sequence[Unit], context: Context, processes: int, estimate: bool) -> None:
+    """Say what there is to do and, unless only the estimate was asked for, do it."""
+    waiting = [unit for unit in units if not (context.work / unit.path).exists()]
+    cost = sum(unit.cost for unit in waiting)
+    print(f"{title}: {len(waiting)} of {len(units)} to do, about {duration(cost / processes)}", flush=True)
+    if not estimate:
+        run_units(units, context, processes, lambda line: print(line, flush=True))
 
 
 def units_of(

@@ -23,27 +23,35 @@ from benchmarks.evaluation.units import Context, Unit
 from perfusion.files import writing
 from perfusion.pocket.subjects import Subject
 
-__all__ = ["choose", "tuning_units"]
+__all__ = ["MORE_RATES", "choose", "tuning_units", "widening_units"]
 
 FIRST_SEED = 40_000
+MORE_RATES = 2
+"""So many rates are tried beyond a method's grid while the best is at its edge."""
 Save = Callable[[Path], None]
 
 
 def tuning_units(methods: Sequence[Method], plan: Plan) -> list[Unit]:
     """One for each method, rate and tuning subject; the steps are tried within it."""
-    pictures = len(plan.checkpoints) * plan.tuning_seeds * len(plan.tuning_prompts)
     return [
-        Unit(
-            path=_path(method.name, subject.name, rate),
-            cost=method.seconds_per_step * plan.steps + 0.7 * pictures,
-            call=tune_unit,
-            arguments=(method.name, subject.name, rate),
-        )
+        unit
         for method in methods
         if method.tuned
-        for subject in TUNING_SUBJECTS
         for rate in method.rates
+        for unit in _units(method, rate, plan)
     ]
+
+
+def widening_units(methods: Sequence[Method], context: Context) -> list[Unit]:
+    """For every method whose best rate is at the edge of what was tried, the next rate beyond it."""
+    found, units = choose(methods, context), list[Unit]()
+    for method in (method for method in methods if method.tuned):
+        rates = _tried(method, context)
+        if found[method.name]["at_edge"] and len(rates) < len(method.rates) + MORE_RATES:
+            low = found[method.name]["rate"] == rates[0]
+            edge, inner = rates[:2] if low else rates[:-3:-1]
+            units += _units(method, float(f"{edge * edge / inner:.2g}"), context.plan)
+    return units
 
 
 def tune_unit(context: Context, name: str, subject_name: str, rate: float) -> None:
@@ -89,11 +97,9 @@ def choose(methods: Sequence[Method], context: Context) -> dict[str, Any]:
     path = context.work / CHOSEN
     if path.exists():
         found = json.loads(path.read_text("utf-8"))
-    for method in methods:
-        if not method.tuned:
-            continue
-        grid = []
-        for rate in method.rates:
+    for method in (method for method in methods if method.tuned):
+        grid, rates = [], _tried(method, context)
+        for rate in rates:
             parts = [
                 json.loads((context.work / _path(method.name, subject.name, rate)).read_text("utf-8"))[
                     "scores"
@@ -104,11 +110,31 @@ def choose(methods: Sequence[Method], context: Context) -> dict[str, Any]:
                 means = {key: float(np.mean([part[step][key] for part in parts])) for key in parts[0][step]}
                 grid.append({"rate": rate, "steps": int(step), **means})
         best = max(grid, key=lambda entry: entry["score"])
-        at_edge = len(method.rates) > 1 and best["rate"] in (min(method.rates), max(method.rates))
+        at_edge = len(rates) > 1 and best["rate"] in (rates[0], rates[-1])
         found[method.name] = {"rate": best["rate"], "steps": best["steps"], "at_edge": at_edge, "grid": grid}
     with writing(path, "w") as file:
         file.write(json.dumps(found, indent=1))
     return found
+
+
+def _units(method: Method, rate: float, plan: Plan) -> list[Unit]:
+    """One rate on every tuning subject."""
+    pictures = len(plan.checkpoints) * plan.tuning_seeds * len(plan.tuning_prompts)
+    return [
+        Unit(
+            path=_path(method.name, subject.name, rate),
+            cost=method.seconds_per_step * plan.steps + 0.7 * pictures,
+            call=tune_unit,
+            arguments=(method.name, subject.name, rate),
+        )
+        for subject in TUNING_SUBJECTS
+    ]
+
+
+def _tried(method: Method, context: Context) -> list[float]:
+    """The rates that were tried on every tuning subject, rising."""
+    folders = [(context.work / _path(method.name, subject.name, 1)).parent for subject in TUNING_SUBJECTS]
+    return sorted(set.intersection(*({float(path.stem) for path in one.glob("*.json")} for one in folders)))
 
 
 def _path(method: str, subject: str, rate: float) -> Path:

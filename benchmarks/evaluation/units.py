@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import time
@@ -70,11 +71,16 @@ def _done(units: Sequence[Unit], context: Context, processes: int) -> Iterator[t
     # spawned: torch and onnxruntime do not survive a fork with their threads
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
     try:
-        futures = {pool.submit(_do, unit, context): unit for unit in units}
+        # no more at a time than there are processes: what a pool holds ready is done even when it is to stop
+        waiting = iter(units)
+        futures = {pool.submit(_do, unit, context): unit for unit in itertools.islice(waiting, processes)}
         while futures:
             finished, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in finished:
-                yield futures.pop(future), future.result()
+                done = futures.pop(future)
+                for unit in itertools.islice(waiting, 1):
+                    futures[pool.submit(_do, unit, context)] = unit
+                yield done, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 

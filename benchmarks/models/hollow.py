@@ -19,6 +19,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks.models import CONFIGS, VAE
+from benchmarks.models.kept import EXPORTER, kept
 from perfusion.attention import installed
 from perfusion.export.convert import to_onnx
 from perfusion.export.graphs import (
@@ -32,9 +33,7 @@ from perfusion.export.graphs import (
 )
 from perfusion.files import writing
 
-__all__ = ["NAMES", "save_hollow", "unet_graph"]
-
-NAMES = ("sd15", "sd21", "sdxl")
+__all__ = ["hollow_model", "save_hollow", "unet_graph"]
 
 
 def hollow(module: nn.Module) -> nn.Module:
@@ -98,6 +97,7 @@ def _text_encoder(settings: dict[str, Any], index: int, count: int) -> Graph:
 
 
 def unet_graph(unet: Any, encoders: list[dict[str, Any]]) -> Graph:
+    """A UNet's graph; `encoders` are the settings of the text encoders, two of them for SDXL."""
     width = unet.config.cross_attention_dim
     layers = [part for name, part in unet.named_modules() if name.endswith("attn2")]
     keys = sum(part.to_k.out_features for part in layers)
@@ -138,3 +138,9 @@ def save_hollow(name: str, folder: Path) -> None:
     """Write a model's graphs into a folder."""
     for graph in graphs(name):
         save(to_onnx(graph), folder / f"{graph.name}.onnx")
+
+
+def hollow_model(name: str) -> Path:
+    """The folder with a model's graphs: those of an earlier run, or exported now, which takes some minutes."""
+    made_from = (*EXPORTER, Path(__file__), CONFIGS / f"{name}.json")
+    return kept(name, lambda folder: save_hollow(name, folder), made_from)

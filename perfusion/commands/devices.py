@@ -70,17 +70,17 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([_profile_facts(profile) for profile in PROFILES.values()], indent=2))
         return 0
-    rows = [("name", "device", "sm", "GiB", "GB/s", "fp16 TFLOP/s", "engines")]
+    rows = [("name", "device", "sm", "GiB", "GB/s", "fp16 TFLOP/s", "source", "engines")]
     for profile in PROFILES.values():
         sm = "".join(map(str, profile.compute_capability)) if profile.compute_capability else "-"
         speed = f"{profile.fp16_flops / 1e12:.1f}" if profile.fp16_flops and profile.kind != "cpu" else "-"
         bandwidth = f"{profile.bandwidth / 1e9:.0f}" if profile.bandwidth and profile.kind != "cpu" else "-"
         memory = f"{profile.memory // GIB}{' shared' if profile.unified else ''}"
-        rows.append((profile.name, profile.title, sm, memory, bandwidth, speed, " ".join(profile.engines)))
+        engines = " ".join(profile.engines)
+        rows.append((profile.name, profile.title, sm, memory, bandwidth, speed, profile.source, engines))
     print(_aligned(rows))
-    used = {profile.source for profile in PROFILES.values()}
     print("\nSources; what has none is left out (-):")
-    print("\n".join(f"  {name}: {text}" for name, text in SOURCES.items() if name in used))
+    print("\n".join(f"  {name}: {text}" for name, text in SOURCES.items()))
     return 0
 
 
@@ -109,8 +109,8 @@ def _doctor(args: argparse.Namespace) -> int:
     from perfusion.devices.doctor import examine
     from perfusion.devices.environment import read_environment
 
-    found, folder = detect(), _bundle_folder(args.bundle)
-    findings = [*examine(found, read_environment(), disk=folder), *examine_bundle(folder, found)]
+    found, python, folder = detect(), read_environment(), _bundle_folder(args.bundle)
+    findings = [*examine(found, python, disk=folder), *examine_bundle(folder, found, python)]
     stopped = any(finding.level == "stop" for finding in findings)
     if args.json:
         facts = {
@@ -188,7 +188,8 @@ def _bundle_folder(given: Path | None) -> Path:
 def _profile_facts(profile: DeviceProfile) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return asdict(profile) | {"workspace": profile.workspace, "usable": profile.usable}
+    speed = {"bandwidth": profile.bandwidth or None, "fp16_flops": profile.fp16_flops or None}
+    return asdict(profile) | speed | {"workspace": profile.workspace, "usable": profile.usable}
 
 
 def _found_facts(found: Detected) -> dict[str, Any]:

@@ -24,6 +24,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+_CARRY = " Add --script to get a build script to carry to the device."
+
 
 def device_profile(given: argparse.Namespace) -> DeviceProfile | None:
     """The device profile asked for, which has the engine and the precision asked for."""
@@ -71,9 +73,9 @@ def find_tensorrt(engine: Any, target: str) -> Any:
     from perfusion.tensorrt import engines
     from perfusion.tensorrt.flavour import import_tensorrt
 
-    trt = import_tensorrt(engine)
+    trt = import_tensorrt(engine, advice=f"{_CARRY} Or use the engine 'trt-rtx', which builds without a GPU.")
     if engine == "trt":
-        engines.check_gpu(target, " Add --script to get a build script to carry there.")
+        engines.check_gpu(target, _CARRY)
     return trt
 
 
@@ -178,6 +180,7 @@ def _planned(
 def build(
     given: argparse.Namespace, trt: Any, folder: Path, jobs: Sequence[EngineJob], settings: EngineSettings
 ) -> list[EngineOutcome]:
+    """Build the engines that are not there yet, with their progress on stderr; raises as `build_engines`."""
     from perfusion.tensorrt.engines import build_engines
 
     order = [job.graph for job in jobs]

@@ -51,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         default="onnx",
         help="what runs the bundle: ONNX Runtime, TensorRT or TensorRT for RTX (default: %(default)s)",
     )
+    _add_graph_options(made)
+    _add_engine_options(made.add_argument_group("engines"))
+    made.add_argument("--json", action="store_true", help="print what was written as JSON")
+    return made
+
+
+def _add_graph_options(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--device", metavar="PROFILE", help="the device to export for: orin-nano-8, rtx-4070, ..."
     )
@@ -75,9 +82,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="with fp16: a graph or module that stays in fp32; may be repeated",
     )
-    _add_engine_options(made.add_argument_group("engines"))
-    made.add_argument("--json", action="store_true", help="print what was written as JSON")
-    return made
 
 
 def _add_engine_options(group: argparse._ArgumentGroup) -> None:
@@ -139,6 +143,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         ):
             if getattr(given, name) is not None and getattr(given, name) is not False:  # 0 is a level
                 made.error(f"argument --{name.replace('_', '-')}: only with --engine trt or trt-rtx")
+    if given.script and given.prune:
+        made.error(
+            "argument --prune: not with --script, which builds nothing that would take the place of engines"
+        )
     return given
 
 

@@ -13,6 +13,8 @@ from perfusion.commands import Progress, parser, run
 from perfusion.files import check_writable, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL.Image import Image
 
     from perfusion.runtime import Runtime
@@ -39,7 +41,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     made = parser(_NAME, "Draw pictures from a prompt, with concepts as words of their own. Needs no torch.")
-    add = made.add_argument
+    _add_content(made.add_argument)
+    _add_drawing(made.add_argument)
+    _add_machine(made.add_argument)
+    _add_output(made.add_argument)
+    return made
+
+
+def _add_content(add: "Callable[..., object]") -> None:
+    """What to draw, and with which model and concepts."""
     add("--prompt", required=True, help='what to draw, such as "a photo of <cat> on a beach"')
     add("--bundle", type=Path, metavar="DIR", help="an exported model (default: the embedded pocket model)")
     add(
@@ -53,6 +63,18 @@ def _parser() -> argparse.ArgumentParser:
         "another one (can be repeated)",
     )
     add("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
+    add("--image", type=Path, metavar="FILE", help="a picture to draw over, in place of noise alone")
+    add(
+        "--image-strength",
+        type=float,
+        metavar="S",
+        help="how far to draw over it, to 1 (default: 0.8, with a mask 1)",
+    )
+    add("--mask", type=Path, metavar="FILE", help="where to draw over it: light is drawn, dark is kept")
+
+
+def _add_drawing(add: "Callable[..., object]") -> None:
+    """How to draw it."""
     add("--scheduler", choices=_SCHEDULERS, help="(default: the bundle's own)")
     add("--steps", type=int, metavar="N", help="denoising steps (default: the bundle's own)")
     add(
@@ -67,14 +89,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="R",
         help="from 0 to 1: how much of guidance's contrast to take back",
     )
-    add("--image", type=Path, metavar="FILE", help="a picture to draw over, in place of noise alone")
-    add(
-        "--image-strength",
-        type=float,
-        metavar="S",
-        help="how far to draw over it, to 1 (default: 0.8, with a mask 1)",
-    )
-    add("--mask", type=Path, metavar="FILE", help="where to draw over it: light is drawn, dark is kept")
     add("--width", type=int, metavar="PIXELS", help="(default: the bundle's own)")
     add("--height", type=int, metavar="PIXELS", help="(default: the bundle's own)")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
@@ -86,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         default="raw",
         help="with gram a word opens its own concept's gate and no like concept's (default: %(default)s)",
     )
+
+
+def _add_machine(add: "Callable[..., object]") -> None:
+    """What to draw it on."""
     add("--provider", choices=_PROVIDERS, default="auto", help="(default: %(default)s)")
     add(
         "--memory",
@@ -95,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
         help="how much may be used (default: %(default)s)",
     )
     add("--threads", type=_at_least_one, metavar="N", help="CPU threads (default: all there are)")
+
+
+def _add_output(add: "Callable[..., object]") -> None:
+    """What to write and say."""
     add(
         "--explain",
         type=_png,
@@ -104,7 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--grid", action="store_true", help="all pictures on one sheet, instead of OUT-0, OUT-1, ...")
     add("--json", action="store_true", help="print what was drawn as JSON")
     add("--output", type=_picture, required=True, metavar="OUT", help="a .png, .jpg or .webp file")
-    return made
 
 
 def _generate(args: argparse.Namespace) -> int:

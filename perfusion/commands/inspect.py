@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ def _parser() -> argparse.ArgumentParser:
         "numbers of a concept; settings, sizes and checksums of a bundle.",
     )
     made.add_argument(
-        "path", type=Path, metavar="FILE|BUNDLE", help="a concept file, a card, or a bundle's folder"
+        "path",
+        type=Path,
+        metavar="FILE|BUNDLE",
+        help="a concept file, a card, the name of a sample (school-bus), or a bundle's folder",
     )
     made.add_argument(
         "--extract", type=Path, metavar="FILE", help="write the concept file that a card carries"
@@ -33,7 +37,8 @@ def _parser() -> argparse.ArgumentParser:
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="hold the concept against this bundle: does it fit, and how strong is its edit in each layer?",
+        help="hold the concept against this bundle: does it fit, and how strong is its edit in each layer? "
+        "(how far its values are off the superclass's, or how large they are where the bundle cannot tell)",
     )
     made.add_argument(
         "--prompt",
@@ -49,15 +54,16 @@ def _inspect(args: argparse.Namespace) -> int:
     path: Path = args.path
     if path.name == _MANIFEST and path.is_file():
         path = path.parent
+    path = _sample(path, args.bundle)
     if args.extract and not path.is_file():
         raise PerfusionError(
             f"{path} is no card, expected a PNG that carries a concept. Give one with --extract."
         )
-    if (args.bundle or args.prompt) and not path.is_file():
+    if (args.bundle or args.prompt is not None) and not path.is_file():
         raise PerfusionError(
             f"{path} is no concept file; only a concept is held against a --bundle or --prompt."
         )
-    if args.heatmap and not args.prompt:
+    if args.heatmap and args.prompt is None:
         raise PerfusionError("A --heatmap shows the tokens of a prompt. Give --prompt too.")
     after = ""
     if (path / _MANIFEST).is_file():
@@ -67,7 +73,7 @@ def _inspect(args: argparse.Namespace) -> int:
         if args.bundle:
             held, more = _held_against(path, args.bundle)
             facts, lines = facts | held, lines | more
-        if args.prompt:
+        if args.prompt is not None:
             gates, table = _explained(path, args.bundle, args.prompt, args.heatmap)
             facts, after = facts | gates, table
         if args.extract:
@@ -75,11 +81,22 @@ def _inspect(args: argparse.Namespace) -> int:
     else:
         found = f"a folder without {_MANIFEST}" if path.is_dir() else "not there"
         raise PerfusionError(
-            f"{path} is {found}, expected a concept file (as perfusion-train writes it) or a bundle's folder "
-            "(as perfusion-export writes it)."
+            f"{path} is {found}, expected a concept file (as perfusion-train writes it), the name of a sample or a "
+            "bundle's folder (as perfusion-export writes it)."
         )
     print(json.dumps(facts, indent=2) if args.json else _table(facts, lines) + after)
     return 0
+
+
+def _sample(path: Path, folder: Path | None) -> Path:
+    """The file of the sample of this name, in the bundle or the embedded one; any other path as it is."""
+    from perfusion.pocket import bundle_path
+    from perfusion.runtime.bundle import read_bundle
+
+    folder = folder or bundle_path()
+    if path.exists() or len(path.parts) != 1 or not (folder / _MANIFEST).is_file():
+        return path
+    return read_bundle(folder, verify=False).samples.get(str(path), path)
 
 
 def _table(facts: dict[str, Any], lines: dict[str, str]) -> str:
@@ -118,6 +135,8 @@ def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "value_width": concept.target_values.shape[1],
         "key_width": None if concept.target_keys is None else concept.target_keys.shape[1],
         "energy": concept.energy.tolist(),
+        "direction_norm": _norms(concept.direction),
+        "embedding_norms": [_norms(table) for table in concept.embeddings],
         "lock": concept.lock,
         "bias": concept.bias,
         "temperature": concept.temperature,
@@ -133,7 +152,9 @@ def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "values": f"{facts['value_width']} numbers a row",
         "keys": keys,
         "storage": facts["storage"] + (f", {len(file):,} bytes in a picture" if card else ""),
-        "energy": ", ".join(f"{energy:.4g}" for energy in facts["energy"]),
+        "energy": _listed(facts["energy"]),
+        "norms": f"direction {_listed(facts['direction_norm'])}; word embedding "
+        + " + ".join(map(_listed, facts["embedding_norms"])),
         "defaults": f"bias {concept.bias:g}, temperature {concept.temperature:g}, {concept.lock} lock",
         "made with": concept.created_with or "not said",
         "training": ", ".join(f"{name} {value}" for name, value in concept.training.items()) or "not said",
@@ -142,7 +163,7 @@ def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _held_against(path: Path, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Whether a concept can be drawn with a bundle, and the root mean square of its values in every layer.
+    """Whether a concept can be drawn with a bundle, and how strong its edit is in every layer.
 
     Raises:
         ConceptError: it cannot, and why.
@@ -155,19 +176,53 @@ def _held_against(path: Path, folder: Path) -> tuple[dict[str, Any], dict[str, s
 
     concept, bundle = Concept.load(path), read_bundle(folder, verify=False)
     Bank(bundle).load(concept)  # says why not, and warns where it is another checkpoint of the family
+    names = [layer.name for layer in bundle.unet.layers]
     ends = np.cumsum([layer.value_dim for layer in bundle.unet.layers])
-    parts = np.split(concept.target_values.astype(np.float64), ends[:-1], axis=1)
-    strengths = {
-        layer.name: float(np.sqrt((part**2).mean()))
-        for layer, part in zip(bundle.unet.layers, parts, strict=True)
-    }
+    values = np.split(concept.target_values.astype(np.float64), ends[:-1], axis=1)
+    sizes = {name: _root_mean_square(part) for name, part in zip(names, values, strict=True)}
     same = concept.base_fingerprint == bundle.base_fingerprint
+    facts: dict[str, Any] = {"bundle": str(folder), "same_checkpoint": same, "value_rms": sizes}
+    strengths, what = sizes, "values"
+    plain = _superclass_values(folder, names, concept.superclass_encoding)
+    if plain is not None:
+        facts["value_change"] = strengths = {
+            name: _root_mean_square(part - before) / _root_mean_square(before)
+            for name, part, before in zip(names, values, plain, strict=True)
+        }
+        what = f"off a {concept.superclass}'s"
     most = max(strengths.values()) or 1.0
     lines = {"fits": f"{folder}" + ("" if same else ", another checkpoint of its family")}
-    for layer in bundle.unet.layers:
-        value = strengths[layer.name]
-        lines[f"values {_short(layer.name)}"] = f"{value:7.3g} {'#' * round(_BAR * value / most)}"
-    return {"bundle": str(folder), "same_checkpoint": same, "value_rms": strengths}, lines
+    for name, value in strengths.items():
+        shown = f"{value:7.3g}" if plain is None else f"{value:7.0%}"
+        lines[f"{what} {_short(name)}"] = f"{shown} {'#' * round(_BAR * value / most)}"
+    return facts, lines
+
+
+def _superclass_values(folder: Path, layers: Sequence[str], encoding: Any) -> "list[Any] | None":
+    """What the base model's own projections make of the superclass in each layer, (rows, value_dim) each: where a
+    concept's values began. None where a bundle does not hold its UNet's weights by their names."""
+    from safetensors import safe_open
+
+    from perfusion.edit import locked_keys  # the same product, W ē, with the other projection
+
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file():
+        return None
+    with safe_open(weights, framework="numpy") as file:
+        return [locked_keys(file.get_tensor(f"{name}.to_v.weight"), encoding) for name in layers]
+
+
+def _root_mean_square(values: Any) -> float:
+    return float((values.astype("float64") ** 2).mean() ** 0.5)
+
+
+def _norms(rows: Any) -> list[float]:
+    """The length of each row."""
+    return [float((row.astype("float64") ** 2).sum() ** 0.5) for row in rows]
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:.4g}" for number in numbers)
 
 
 def _explained(

@@ -91,7 +91,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    _check(args)
     chosen: dict[str, Any] | None = _chosen(args.choose)
+    from perfusion.runtime import Runtime
+
+    with Runtime(args.bundle, provider=args.provider) as runtime:
+        concepts = [runtime.load_concept(name) for name in args.concepts]
+        files = [_own_file(runtime, name) for name in args.concepts] if args.choose else []
+        scorer = _scorer(args.scorer, runtime) if args.images else None
+        result = _drawn(args, runtime, concepts, scorer)
+    if chosen is None and args.choose:
+        assert result.recommended is not None
+        best = result.recommended.setting
+        chosen = {"bias": best.bias, "temperature": best.temperature, "lock": best.lock}
+    if chosen:
+        for path in files:
+            _write_defaults(path, chosen)
+    _tell(args, result, chosen)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would come to nothing, before anything is drawn."""
     if len(args.images) not in (0, len(args.concepts)):
         raise RequestError(
             f"There are {len(args.images)} folders of pictures for {len(args.concepts)} concepts; give --images "
@@ -101,26 +122,29 @@ def _sweep(args: argparse.Namespace) -> int:
         raise RequestError(
             "Nothing can be measured without pictures of the subject. Give --images DIR, or draw a --grid."
         )
-    from perfusion.runtime import Runtime
+    if not args.images and (args.masks or args.scorer):
+        raise RequestError(
+            "--masks and --scorer are for measuring. Give --images DIR too, or leave them out."
+        )
+    if not (args.images or args.grid or args.work or args.choose):
+        raise RequestError(
+            "Nothing would be left of the pictures. Give --grid PNG, --images DIR to measure them, or --work DIR."
+        )
+    if args.choose == "recommended" and set(args.strength) != {1.0}:
+        raise RequestError(
+            "A concept file has no strength of its own, so none can be chosen. Leave --strength out, or give --choose "
+            "BIAS,TEMPERATURE."
+        )
 
-    with Runtime(args.bundle, provider=args.provider) as runtime:
-        concepts = [runtime.load_concept(name) for name in args.concepts]
-        scorer = _scorer(args.scorer, runtime) if args.images else None
-        result = _drawn(args, runtime, concepts, scorer)
-    if chosen is None and args.choose:
-        assert result.recommended is not None
-        best = result.recommended.setting
-        chosen = {"bias": best.bias, "temperature": best.temperature, "lock": best.lock}
-        if best.strength != 1:
-            raise RequestError(
-                f"The recommended strength is {best.strength:g}, and a concept file has no strength of its own. "
-                "Leave --strength out, or give --choose BIAS,TEMPERATURE."
-            )
-    if chosen:
-        for name in args.concepts:
-            _write_defaults(runtime.bundle.find_concept(name), chosen)
-    _tell(args, result, chosen)
-    return 0
+
+def _own_file(runtime: "Runtime", name: str) -> Path:
+    """A concept's file, into which something is to be written; not a bundle's sample, which is everybody's."""
+    path = runtime.bundle.find_concept(name)
+    if path.resolve().is_relative_to(runtime.bundle.folder.resolve()):
+        raise RequestError(
+            f"{name} is a sample that came with the bundle. Copy {path}, and give --choose with your copy."
+        )
+    return path
 
 
 def _drawn(
@@ -184,6 +208,10 @@ def _scorer(folder: Path | None, runtime: "Runtime") -> "Scorer":
         raise RequestError(
             f"No scorer is known for {runtime.bundle.base}. Give --scorer DIR, a CLIP model's folder, or leave "
             "--images out and look at a --grid."
+        )
+    if not folder.is_dir():
+        raise RequestError(
+            f"{folder}: no such folder; --scorer expects a CLIP model's, or that of a scorer with its image.onnx."
         )
     if (folder / "image.onnx").is_file():
         return OnnxScorer(folder)
@@ -288,7 +316,11 @@ def _chosen(text: str | None) -> dict[str, Any] | None:
         raise RequestError(f"--choose: {error}.") from error
     if len(values) > 2:
         raise RequestError(f"--choose {text}: expected BIAS or BIAS,TEMPERATURE, such as 0.7,0.15.")
-    return dict(zip(("bias", "temperature"), values, strict=False))
+    from perfusion.bank import Settings
+
+    chosen = dict(zip(("bias", "temperature"), values, strict=False))
+    replace(Settings(bias=0.0, temperature=1.0, strength=1.0), **chosen)  # refuses numbers out of their range
+    return chosen
 
 
 @contextmanager

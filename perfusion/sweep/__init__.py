@@ -7,7 +7,7 @@ from perfusion.sweep.drawing import Drawings, Job, identity
 from perfusion.sweep.front import Judged, Point, pareto_front, points_of, similarities
 from perfusion.sweep.run import Sweep, sweep
 from perfusion.sweep.settings import BIASES, Setting, all_settings, parse_values, varied
-from perfusion.sweep.sheet import grid, plot
+from perfusion.sweep.sheet import grid, plot, ticks
 
 __all__ = [
     "BIASES",
@@ -26,5 +26,6 @@ __all__ = [
     "points_of",
     "similarities",
     "sweep",
+    "ticks",
     "varied",
 ]

@@ -78,7 +78,9 @@ def points_of(judged: Mapping[Setting, Judged]) -> tuple[Point, ...]:
     """One point a setting, in order, with the front and the recommended one marked.
 
     Recommended is the best harmonic mean of both similarities, each brought to 0 … 1 over the settings of the
-    front (as training chooses among its steps); of equals the one with the higher text similarity.
+    front (as training chooses among its steps); of equals the one with the higher text similarity. For that, an image
+    similarity that rises with the bias is levelled out: a higher bias lets less of a concept through, so a rise is
+    chance, or a scorer that is fooled.
     """
     points = [
         Point(
@@ -88,7 +90,7 @@ def points_of(judged: Mapping[Setting, Judged]) -> tuple[Point, ...]:
         for setting, one in judged.items()
     ]  # fmt: skip
     front = pareto_front([(point.image, point.text) for point in points])
-    best = _recommended([points[index] for index in front])
+    best = _recommended([points[index] for index in front], _falling(points))
     return tuple(
         replace(point, on_front=index in front, recommended=point is best)
         for index, point in enumerate(points)
@@ -104,8 +106,32 @@ def pareto_front(values: Sequence[tuple[float, float]]) -> tuple[int, ...]:
     )
 
 
-def _recommended(front: Sequence[Point]) -> Point:
-    images, texts = (_brought([getattr(point, name) for point in front]) for name in ("image", "text"))
+def _falling(points: Sequence[Point]) -> dict[Setting, float]:
+    """Image similarities that never rise with the bias while all else is the same: neighbours of which the higher bias
+    has more take their mean (isotonic regression, by pooling adjacent violators)."""
+    pools: list[list[Point]] = []
+    for point in sorted(points, key=lambda point: (*_but_the_bias(point), point.setting.bias)):
+        pools.append([point])
+        while (
+            len(pools) > 1
+            and _but_the_bias(pools[-2][0]) == _but_the_bias(pools[-1][0])
+            and _mean_image(pools[-2]) < _mean_image(pools[-1])
+        ):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    return {point.setting: _mean_image(pool) for pool in pools for point in pool}
+
+
+def _but_the_bias(point: Point) -> tuple[str, float, float]:
+    return point.setting.lock, point.setting.strength, point.setting.temperature
+
+
+def _mean_image(pool: Sequence[Point]) -> float:
+    return sum(point.image for point in pool) / len(pool)
+
+
+def _recommended(front: Sequence[Point], levelled: Mapping[Setting, float]) -> Point:
+    images = _brought([levelled[point.setting] for point in front])
+    texts = _brought([point.text for point in front])
     scores = [2 * a * b / (a + b) if a + b else 0.0 for a, b in zip(images, texts, strict=True)]
     return max(
         zip(front, scores, strict=True), key=lambda entry: (round(entry[1], 9), entry[0].text, entry[0].image)

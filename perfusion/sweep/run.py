@@ -42,7 +42,7 @@ class Sweep:
             for seed in self.seeds:
                 jobs = [Job(prompt=prompt, seed=seed, setting=one) for one in (None, *self.settings)]
                 pictures = [self.drawings.picture(job) for job in jobs]
-                rows.append((f"{prompt} · {seed}", pictures))
+                rows.append((f"{prompt}, seed {seed}", pictures))
         best = self.recommended
         marked = None if best is None else 1 + self.settings.index(best.setting)
         return grid(rows, ["superclass", *(one.label(fields) for one in self.settings)], marked=marked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -9,11 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 from perfusion.sweep.front import Point
 from perfusion.sweep.settings import varied
 
-__all__ = ["grid", "plot"]
+__all__ = ["grid", "plot", "ticks"]
 
 INK, PALE, FRONT, STAR = "#202020", "#b8b8b8", "#1f6fb4", "#d1342f"
 LOCK_COLOURS = {"local": "#1f6fb4", "global": "#2f9e44"}
-GAP, MARGIN = 4, 8
+GAP, MARGIN, WIDEST = 4, 8, 240
 
 
 def grid(
@@ -28,7 +29,7 @@ def grid(
     """
     font = ImageFont.load_default(12)
     first = rows[0][1][0]
-    side = round(max(_width(label, font) for label, _ in rows)) + 2 * MARGIN
+    side = min(WIDEST, round(max(_width(label, font) for label, _ in rows))) + 2 * MARGIN
     heads = [_wrapped(label, first.width, font) for label in columns]
     line = 15
     top = line * max(len(head) for head in heads) + 2 * GAP
@@ -71,12 +72,14 @@ def plot(points: Sequence[Point], *, size: tuple[int, int] = (760, 560)) -> Imag
         return x, y
 
     draw.rectangle((left, top, right, bottom), outline=PALE, width=scale)
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x_value = x_range[0] + share * (x_range[1] - x_range[0])
-        y_value = y_range[0] + share * (y_range[1] - y_range[0])
-        (x, _), (_, y) = place(x_value, y_range[0]), place(x_range[0], y_value)
-        draw.text((x, bottom + 6 * scale), f"{x_value:.2f}", fill=INK, font=font, anchor="mt")
-        draw.text((left - 6 * scale, y), f"{y_value:.3f}", fill=INK, font=font, anchor="rm")
+    for value in ticks(*x_range):
+        x, _ = place(value, y_range[0])
+        draw.line((x, bottom, x, bottom + 4 * scale), fill=PALE, width=scale)
+        draw.text((x, bottom + 7 * scale), f"{value:g}", fill=INK, font=font, anchor="mt")
+    for value in ticks(*y_range):
+        _, y = place(x_range[0], value)
+        draw.line((left - 4 * scale, y, left, y), fill=PALE, width=scale)
+        draw.text((left - 7 * scale, y), f"{value:g}", fill=INK, font=font, anchor="rm")
     draw.text(
         ((left + right) / 2, bottom + 28 * scale), "image similarity (0 the base's, 1 the subject's)",
         fill=INK, font=font, anchor="mt",
@@ -90,9 +93,21 @@ def plot(points: Sequence[Point], *, size: tuple[int, int] = (760, 560)) -> Imag
         _dot(draw, point, place, scale)
         x, y = place(point.image, point.text)
         label = ", ".join(part.split()[-1] for part in point.setting.label(fields).split(", "))
-        draw.text((x + 7 * scale, y - 7 * scale), label, fill=STAR if point.recommended else INK, font=font)
+        colour = STAR if point.recommended else INK
+        draw.text((x + 5 * scale, y - 4 * scale), label, fill=colour, font=font, anchor="lb")
     _legend(draw, points, (right, top), scale, font)
     return canvas.resize(size, Image.Resampling.LANCZOS)
+
+
+def ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """The round numbers of a range, at most so many: multiples of 1, 2 or 5 times a power of ten."""
+    step, found = 10.0 ** math.floor(math.log10((high - low) / most)), list[float]()
+    for by in (1, 2, 5, 10):
+        first, last = math.ceil(low / (step * by)), math.floor(high / (step * by))
+        found = [round(step * by * number, 12) for number in range(first, last + 1)]
+        if len(found) <= most:
+            break
+    return found
 
 
 def _dot(draw: ImageDraw.ImageDraw, point: Point, place: object, scale: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perfusion.errors import ExportError
+from perfusion.tensorrt.interrupts import held_interrupts
 from perfusion.tensorrt.logger import KeptErrors, make_logger
 from perfusion.tensorrt.rtx import PORTABLE, set_targets
 
@@ -23,6 +24,11 @@ Profile = Mapping[str, tuple[int, int, int]]
 
 Phase = Callable[[str, int, int], None]
 """Told what the builder does: the name of a phase, and how many of how many steps of it are done."""
+
+_NOT_ON_TURING = (
+    " TensorRT for RTX has no matrix products in fp32 for sm75, and this graph keeps some in fp32. Leave sm75 out; "
+    "such a card can run the bundle on ONNX Runtime, or by the engine 'trt'."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +77,43 @@ def build_engine(
     Raises:
         ExportError: the graph cannot be built; with TensorRT's own words.
     """
-    options = options or BuildOptions()
     log = make_logger(trt)
-    try:
-        builder = trt.Builder(log)
-    except TypeError as error:  # how the bindings say that the library gave nothing
-        raise _failure(graph, "the builder could not be made", log) from error
+    with held_interrupts() as interrupted:
+        try:
+            builder = trt.Builder(log)
+        except TypeError as error:  # how the bindings say that the library gave nothing
+            raise _failure(graph, "the builder could not be made", log) from error
+        network, _parser = _parsed(trt, builder, graph, log)  # the parser holds the weights, hence stays
+        inputs = {tensor.name: tensor for tensor in map(network.get_input, range(network.num_inputs))}
+        outputs = {tensor.name: tensor for tensor in map(network.get_output, range(network.num_outputs))}
+        config = builder.create_builder_config()
+        if config is None:
+            raise _failure(graph, "the settings could not be made", log)
+        _configure(trt, config, options or BuildOptions())
+        if targets is not None and list(targets) != [PORTABLE]:
+            set_targets(trt, config, targets)
+        for profile in profiles:
+            _add_profile(builder, config, graph, inputs, profile, log)
+        timing_cache = None if targets is not None else _timing_cache(config, timing)
+        monitor = _make_monitor(trt, progress, interrupted)
+        config.progress_monitor = monitor
+        serialized = builder.build_serialized_network(network, config)
+        if monitor.problem is not None:
+            raise monitor.problem
+        if serialized is None:
+            turing = "sm75" in (targets or ()) and "FP32 GEMM" in log.last
+            raise _failure(graph, "the engine could not be built", log, _NOT_ON_TURING if turing else "")
+    timed = timing_cache.serialize() if timing_cache is not None else None
+    return Built(
+        plan=_bytes_of(serialized),
+        inputs={name: _facts(tensor) for name, tensor in inputs.items()},
+        outputs={name: _facts(tensor) for name, tensor in outputs.items()},
+        timing=None if timed is None else _bytes_of(timed),
+    )
+
+
+def _parsed(trt: Any, builder: Any, graph: Path, log: KeptErrors) -> tuple[Any, Any]:
+    """The network of a graph's file, and the parser."""
     network = builder.create_network(_network_flags(trt))
     if network is None:
         raise _failure(graph, "the network could not be made", log)
@@ -87,34 +124,7 @@ def build_engine(
             f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors[:3]
         )
         raise _failure(graph, f"the graph could not be read ({said})", log)
-    inputs = {tensor.name: tensor for tensor in map(network.get_input, range(network.num_inputs))}
-    outputs = {tensor.name: tensor for tensor in map(network.get_output, range(network.num_outputs))}
-
-    config = builder.create_builder_config()
-    if config is None:
-        raise _failure(graph, "the settings could not be made", log)
-    _configure(trt, config, options)
-    if targets is not None and list(targets) != [PORTABLE]:
-        set_targets(trt, config, targets)
-    for profile in profiles:
-        _add_profile(builder, config, graph, inputs, profile, log)
-    timing_cache = None if targets is not None else _timing_cache(config, timing)
-    monitor = _make_monitor(trt, progress)
-    config.progress_monitor = monitor
-    serialized = builder.build_serialized_network(network, config)
-    if monitor.problem is not None:
-        raise monitor.problem
-    if serialized is None:
-        advice = " Leave sm75 out: TensorRT for RTX has no matrix products in fp32 there."
-        turing = "sm75" in (targets or ()) and "FP32 GEMM" in log.last
-        raise _failure(graph, "the engine could not be built", log, advice if turing else "")
-    timed = timing_cache.serialize() if timing_cache is not None else None
-    return Built(
-        plan=_bytes_of(serialized),
-        inputs={name: _facts(tensor) for name, tensor in inputs.items()},
-        outputs={name: _facts(tensor) for name, tensor in outputs.items()},
-        timing=None if timed is None else _bytes_of(timed),
-    )
+    return network, parser
 
 
 def _network_flags(trt: Any) -> int:
@@ -183,8 +193,8 @@ def _failure(graph: Path, problem: str, log: KeptErrors, advice: str = "") -> Ex
     return ExportError(f"{graph}: {problem}.{advice}{said}")
 
 
-def _make_monitor(trt: Any, progress: Phase | None) -> Any:
-    """A progress monitor that calls `progress`, and stops the build at an exception, Ctrl-C among them."""
+def _make_monitor(trt: Any, progress: Phase | None, interrupted: Callable[[], bool]) -> Any:
+    """A progress monitor that calls `progress`, and stops the build at an exception of it or at Ctrl-C."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -201,7 +211,7 @@ def _make_monitor(trt: Any, progress: Phase | None) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._tell(phase_name, step + 1)
-            return self.problem is None
+            return self.problem is None and not interrupted()
 
         def _tell(self, phase: str, done: int) -> None:
             if progress is None or self.problem is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from perfusion.errors import BundleError
+from perfusion.guidance import is_guided
 
 __all__ = ["BundleFacts", "GraphFacts", "read_facts"]
 
@@ -66,8 +67,9 @@ def read_facts(bundle: Path | str) -> BundleFacts:
             context_length=int(manifest["text_encoders"][0]["context_length"]),
             width=int(defaults["width"]),
             height=int(defaults["height"]),
-            guided=float(defaults["guidance_scale"]) != 1
-            and "timestep_cond" not in unet.get("conditions", {}),
+            guided=is_guided(
+                float(defaults["guidance_scale"]), reads_scale="timestep_cond" in unet.get("conditions", {})
+            ),
         )
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from error

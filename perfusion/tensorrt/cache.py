@@ -10,6 +10,7 @@ one build: the second waits for the first and takes what it made.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -179,7 +180,7 @@ def store_engine(bundle: Path | str, key: EngineKey, built: Built, facts: Mappin
         manifest.unlink()  # of a damaged plan: while the new one is written there is none
     with writing(plan) as file:
         file.write(built.plan)
-    checksum = sha256_of(plan)
+    checksum = hashlib.sha256(built.plan).hexdigest()  # not of the file, which may be a bad copy
     values = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -284,7 +285,7 @@ def _read(path: Path) -> Engine | str:
             inputs=_ends_from_json(values["inputs"]),
             outputs=_ends_from_json(values["outputs"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "its description cannot be read"
     if path.stem != key.name or path.parent.name != folder_name(key.flavour, key.target):
         return "its description is another engine's"

@@ -65,6 +65,7 @@ class Cuda:
 
         Raises:
             DeviceError: there is no driver or no GPU.
+            PerfusionError: the GPU has no room for anything more.
         """
         self._library = load_driver() if library is None else library
         for name, kinds in CALLS.items():
@@ -83,9 +84,13 @@ class Cuda:
                 )
         self._device = number.value
         self._do("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
-        self.activate()
         stream = c_void_p()
-        self._do("cuStreamCreate", ctypes.byref(stream), _NON_BLOCKING)
+        try:
+            self.activate()
+            self._do("cuStreamCreate", ctypes.byref(stream), _NON_BLOCKING)
+        except PerfusionError:
+            self.close()
+            raise
         self.stream = stream.value or 0
 
     def __enter__(self) -> Cuda:

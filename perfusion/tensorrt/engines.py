@@ -13,7 +13,7 @@ from typing import Any
 from perfusion import __version__
 from perfusion.errors import BundleError, DeviceError, ExportError, PerfusionError
 from perfusion.files import sha256_of, writing
-from perfusion.tensorrt.build import BuildOptions, Built, Profile, build_engine
+from perfusion.tensorrt.build import BuildOptions, Built, Phase, Profile, build_engine
 from perfusion.tensorrt.bundle_facts import BundleFacts, GraphFacts
 from perfusion.tensorrt.cache import Engine, building, engine_folder, find_engine, store_engine
 from perfusion.tensorrt.driver import query_driver
@@ -34,6 +34,8 @@ Progress = Callable[[str, str, int, int], None]
 """Told the graph being built, the builder's phase, and how many of how many of its steps are done."""
 
 _log = logging.getLogger(__name__)
+
+_CODE_BYTES = 16 << 20  # of kernels in a plan: a UNet of 130 KB gives a plan of 10 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,31 +192,46 @@ def _build_one(
             progress(job.graph, phase, done, total)
 
     tell("looking for an engine", 0, 1)
-    with building(bundle, key, waiting=lambda: tell("waiting for another process that builds it", 0, 1)):
-        search = find_engine(bundle, job.graph, key)
-        if search.engine is not None:
-            return EngineOutcome(engine=search.engine, built=False, seconds=0.0, reasons=())
-        place = f"{folder_name(key.flavour, key.target)}/"
-        reasons = tuple(
-            reason for reason in search.reasons if reason.startswith(place)
-        )  # others are other GPUs'
-        for reason in reasons:
-            _log.info("not used: %s", reason)
-        _check_room(bundle, job)
-        began = time.monotonic()
-        built = build_engine(
-            trt,
-            bundle / job.file,
-            profiles=job.profiles,
-            options=settings.options,
-            targets=settings.target.split("+") if settings.flavour == "trt-rtx" else None,
-            timing=_timing(bundle, key),
-            progress=tell,
-        )
-        seconds = time.monotonic() - began
-        facts = {"perfusion-edge": __version__, "seconds": round(seconds, 1)}
-        engine = store_engine(bundle, key, built, facts)
-        _keep_timing(bundle, key, built)
+    engine = find_engine(bundle, job.graph, key).engine  # found also where the bundle cannot be written to
+    if engine is None:
+        with building(bundle, key, waiting=lambda: tell("waiting for another process that builds it", 0, 1)):
+            search = find_engine(bundle, job.graph, key)
+            if search.engine is None:
+                return _build_new(trt, bundle, job, key, settings, tell, search.reasons)
+            engine = search.engine
+    return EngineOutcome(engine=engine, built=False, seconds=0.0, reasons=())
+
+
+def _build_new(
+    trt: Any,
+    bundle: Path,
+    job: EngineJob,
+    key: EngineKey,
+    settings: EngineSettings,
+    progress: Phase,
+    reasons: Sequence[str],
+) -> EngineOutcome:
+    """Build an engine and store it; `reasons` say why those that are there would not do."""
+    place = f"{folder_name(key.flavour, key.target)}/"  # in other folders are other GPUs'
+    reasons = tuple(reason for reason in reasons if reason.startswith(place))
+    for reason in reasons:
+        _log.info("not used: %s", reason)
+    _check_room(bundle, job)
+    began = time.monotonic()
+    built = build_engine(
+        trt,
+        bundle / job.file,
+        profiles=job.profiles,
+        options=settings.options,
+        targets=settings.target.split("+") if settings.flavour == "trt-rtx" else None,
+        timing=_timing(bundle, key),
+        progress=progress,
+    )
+    seconds = time.monotonic() - began
+    _check_files(bundle, [job])  # again: the bundle may have been exported anew meanwhile
+    facts = {"perfusion-edge": __version__, "seconds": round(seconds, 1)}
+    engine = store_engine(bundle, key, built, facts)
+    _keep_timing(bundle, key, built)
     return EngineOutcome(engine=engine, built=True, seconds=seconds, reasons=reasons)
 
 
@@ -222,9 +239,9 @@ def _check_room(bundle: Path, job: EngineJob) -> None:
     """Refuse before the minutes of a build what the disk could not hold.
 
     A plan has the weights in the precision they are computed in, and more for each profile: about twice the graph's
-    files where they are stored in half the bytes.
+    files where they are stored in half the bytes. And it has the code of its kernels.
     """
-    wanted = 2 * sum((bundle / name).stat().st_size for name in job.needs)
+    wanted = _CODE_BYTES + 2 * sum((bundle / name).stat().st_size for name in job.needs)
     free = shutil.disk_usage(bundle).free
     if free < wanted:
         raise PerfusionError(

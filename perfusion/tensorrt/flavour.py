@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,13 +36,19 @@ FLAVOURS: Mapping[Flavour, _Row] = {
 }
 
 
-def import_tensorrt(flavour: Flavour, root: Path = Path("/")) -> Any:
-    """The module of a flavour, imported when it is needed: it is large. `root` is where the system's files lie.
+def import_tensorrt(flavour: Flavour, root: Path = Path("/"), *, advice: str = "") -> Any:
+    """The module of a flavour, imported when it is needed: it is large.
+
+    Args:
+        flavour: which of the two.
+        root: where the system's files lie.
+        advice: what else can be done on a machine without a GPU, for which the full TensorRT is of no use.
 
     Raises:
         DeviceError: it is not installed, cannot be loaded, or is too old; with the way to get it on this machine.
     """
     row = FLAVOURS[flavour]
+    way = partial(_way_to_get, flavour, root, advice)
     problems = []
     for name in row.modules:
         try:
@@ -51,8 +58,8 @@ def import_tensorrt(flavour: Flavour, root: Path = Path("/")) -> Any:
         except (ImportError, OSError) as error:  # there, but its libraries are not
             problems.append(f"{name} cannot be loaded ({_first_line(error)})")
         else:
-            return _recent_enough(module, row, flavour, root)
-    raise DeviceError(f"{row.title} is not usable here: {problems[-1]}. {_way_to_get(flavour, root)}")
+            return _recent_enough(module, row, way)
+    raise DeviceError(f"{row.title} is not usable here: {problems[-1]}. {way()}")
 
 
 def tensorrt_version(trt: Any) -> str:
@@ -60,7 +67,7 @@ def tensorrt_version(trt: Any) -> str:
     return str(trt.__version__)
 
 
-def _recent_enough(module: Any, row: _Row, flavour: Flavour, root: Path) -> Any:
+def _recent_enough(module: Any, row: _Row, way: Callable[[], str]) -> Any:
     version = tensorrt_version(module)
     try:
         found = tuple(int(part) for part in version.split(".")[:2])
@@ -68,13 +75,11 @@ def _recent_enough(module: Any, row: _Row, flavour: Flavour, root: Path) -> Any:
         found = (0, 0)
     if found < row.oldest:
         oldest = ".".join(map(str, row.oldest))
-        raise DeviceError(
-            f"{row.title} {version} is too old, expected {oldest} or newer. {_way_to_get(flavour, root)}"
-        )
+        raise DeviceError(f"{row.title} {version} is too old, expected {oldest} or newer. {way()}")
     return module
 
 
-def _way_to_get(flavour: Flavour, root: Path) -> str:
+def _way_to_get(flavour: Flavour, root: Path, advice: str) -> str:
     """How to come by a flavour on the machine whose system's files lie under `root`."""
     if _is_jetson(root):
         if flavour == "trt-rtx":
@@ -88,9 +93,8 @@ def _way_to_get(flavour: Flavour, root: Path) -> str:
     wanted = "pip install 'perfusion-edge[trt-rtx]'" if flavour == "trt-rtx" else "pip install tensorrt"
     if flavour == "trt" and not driver_ready():
         return (
-            "This machine has no NVIDIA GPU that its driver can use, and TensorRT builds only on the kind of GPU "
-            "that will run the engine. Add --script to get a build script to carry to the device, or use the "
-            "engine 'trt-rtx', which builds without a GPU."
+            "This machine has no NVIDIA GPU that its driver can use, and TensorRT builds an engine only on the kind of "
+            f"GPU that will run it.{advice}"
         )
     return f"Install it with {wanted}."
 

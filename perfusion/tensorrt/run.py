@@ -8,6 +8,7 @@ filled up with zeros to the engine's slots.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -140,30 +141,38 @@ class TensorRTGraph:
 
         Raises:
             RequestError: more concepts than the engine has slots for, or a size it was not built for.
-            PerfusionError: TensorRT failed, for example for lack of memory.
+            PerfusionError: TensorRT failed, for example for lack of memory, or the inputs are not the graph's.
         """
         self._cuda.activate()
+        total = self._rows(feeds)
         filled = {name: self._filled(name, array) for name, array in feeds.items()}
         fitting = [profile for profile in self._profiles if profile.takes(filled)]
         if not fitting:
             raise RequestError(self._unfit(filled))
-        total = next(len(array) for name, array in filled.items() if name not in _WITHOUT_ROWS)
         pieces = []
         at = 0
-        while at < total:
-            profile, count = _split(fitting, total - at)
-            pieces.append(self._piece(feeds, filled, profile, at, count))
-            at += count
+        try:
+            while at < total:
+                profile, count = _split(fitting, total - at)
+                pieces.append(self._piece(feeds, filled, profile, at, count))
+                at += count
+        except BaseException:
+            self._sources.clear()  # nobody knows what lies in the buffers now
+            with suppress(PerfusionError):
+                self._cuda.wait()  # a copy may still read an array
+            raise
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._outputs}
 
     def close(self) -> None:
         """Give the engine's memory back; it runs no more."""
-        self._cuda.activate()
-        for address, _ in self._buffers.values():
-            self._cuda.release(address)
-        self._buffers, self._sources = {}, {}
-        self._save_cache()
-        self._context = self._engine = None
+        buffers, self._buffers, self._sources = self._buffers, {}, {}
+        try:
+            self._cuda.activate()
+            for address, _ in buffers.values():
+                self._cuda.release(address)
+            self._save_cache()
+        finally:
+            self._context = self._engine = None
 
     def _ends(self, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The engine's inputs and outputs, held against what is expected."""
@@ -177,6 +186,18 @@ class TensorRTGraph:
                 f"{', '.join(inputs)} and {', '.join(outputs)}. Build the engine again."
             )
         return tuple(found), tuple(given)
+
+    def _rows(self, feeds: Mapping[str, NDArray[Any]]) -> int:
+        """How many rows a call has, whose inputs are held against the engine's."""
+        if feeds.keys() != set(self._inputs):
+            raise PerfusionError(
+                f"{self._path.name} takes {', '.join(self._inputs)} and was given {', '.join(feeds) or 'nothing'}."
+            )
+        rows = {name: array.shape[:1] for name, array in feeds.items() if name not in _WITHOUT_ROWS}
+        if len(set(rows.values())) > 1:
+            found = ", ".join(f"{name} {list(feeds[name].shape)}" for name in rows)
+            raise PerfusionError(f"The inputs of {self._path.name} do not have equally many rows: {found}.")
+        return math.prod(next(iter(rows.values())))
 
     def _profile(self, index: int) -> _Profile:
         least, most = {}, {}
@@ -192,14 +213,16 @@ class TensorRTGraph:
     def _make_context(self, compiles: bool) -> Any:
         """A context without memory of its own: it computes in the arena."""
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._cache, self._compiled = None, False
+        self._cache, self._compiled = None, b""
         if compiles:
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             self._cache = config.create_runtime_cache()
             with suppress(OSError):  # there is none at first
-                self._compiled = bool(self._cache.deserialize(self._cache_path.read_bytes()))
-                if not self._compiled:
+                kept = self._cache_path.read_bytes()
+                if self._cache.deserialize(kept):
+                    self._compiled = kept
+                else:
                     _log.info("%s is of another driver or GPU and is made anew", self._cache_path)
             config.set_runtime_cache(self._cache)
             context = self._engine.create_execution_context(config)
@@ -222,7 +245,7 @@ class TensorRTGraph:
         data = self._cache.serialize()
         self._cache = None
         try:
-            if data is not None and not self._compiled:
+            if data is not None and memoryview(data).cast("B") != self._compiled:
                 with writing(self._cache_path) as file:
                     file.write(memoryview(data))
         except PerfusionError as error:
@@ -254,7 +277,11 @@ class TensorRTGraph:
                 built = " or ".join(
                     dict.fromkeys(
                         f"{list(profile.least[name])}"
-                        + (f" to {list(profile.most[name])}" if profile.least != profile.most else "")
+                        + (
+                            f" to {list(profile.most[name])}"
+                            if profile.least[name] != profile.most[name]
+                            else ""
+                        )
                         for profile in self._profiles
                     )
                 )
@@ -331,6 +358,7 @@ class TensorRTGraph:
         if size > room:
             if address:
                 self._cuda.wait()
+                del self._buffers[name]  # before there may be no room for the new one
                 self._cuda.release(address)
             self._sources.pop(name, None)
             address = self._cuda.allocate(size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +21,15 @@ from perfusion.files import writing
 from perfusion.tensorrt.build import BuildOptions
 from perfusion.tensorrt.engines import EngineJob, EngineSettings, build_engines
 from perfusion.tensorrt.flavour import import_tensorrt
+from perfusion.tensorrt.keys import folder_name
 
 __all__ = ["build_from_recipe", "script_text", "write_script"]
 
+_SECONDS = 10
 _MODULES = (
-    *("errors", "files", "locking"),
+    *("errors", "files", "guidance", "locking"),
     *(
+        "tensorrt.interrupts",
         "tensorrt.rtx",
         "tensorrt.logger",
         "tensorrt.build",
@@ -83,7 +87,7 @@ def write_script(bundle: Path | str, jobs: Sequence[EngineJob], settings: Engine
     Raises:
         PerfusionError: the folder cannot be written to.
     """
-    path = Path(bundle) / f"build_engines_{settings.target}.py"
+    path = Path(bundle) / f"build_engines_{folder_name(settings.flavour, settings.target)}.py"
     with writing(path, "w") as file:
         file.write(script_text(jobs, settings, path.name))
     return path
@@ -112,16 +116,9 @@ def build_from_recipe(recipe: str, script: str) -> int:
     options = BuildOptions(**given["settings"].pop("options"))
     settings = EngineSettings(**given["settings"], options=options)
     bundle = Path(script).resolve().parent
-    shown: list[Any] = []
-
-    def show(graph: str, phase: str, done: int, total: int) -> None:
-        if shown != [graph, phase]:
-            shown[:] = graph, phase
-            sys.stderr.write(f"{graph}: {phase}\n")
-
     try:
         trt = import_tensorrt("trt" if settings.flavour == "trt" else "trt-rtx")
-        outcomes = build_engines(trt, bundle, jobs, settings, progress=show)
+        outcomes = build_engines(trt, bundle, jobs, settings, progress=_Shown())
     except Exception as error:
         if type(error).__module__ != DeviceError.__module__:
             raise
@@ -131,6 +128,19 @@ def build_from_recipe(recipe: str, script: str) -> int:
         done = f"built in {outcome.seconds:.0f} s" if outcome.built else "was there"
         sys.stdout.write(f"{outcome.engine.plan}: {outcome.engine.bytes / 1e6:.1f} MB, {done}\n")
     return 0
+
+
+class _Shown:
+    """Progress as lines on stderr: one for each graph, and one every ten seconds."""
+
+    def __init__(self) -> None:
+        self.graph, self.due = "", 0.0
+
+    def __call__(self, graph: str, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if graph != self.graph or now >= self.due:
+            self.graph, self.due = graph, now + _SECONDS
+            sys.stderr.write(f"{graph}: {phase} {done}/{total}\n")
 
 
 def _source(module: str) -> str:

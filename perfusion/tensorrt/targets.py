@@ -53,6 +53,11 @@ def check_target(flavour: str, target: str) -> str:
     names = sorted({name.strip().lower() for name in target.replace("+", ",").split(",")}, key=_order)
     if names == [PORTABLE] and flavour == "trt-rtx":
         return PORTABLE
+    if PORTABLE in names and flavour == "trt-rtx":
+        raise DeviceError(
+            "A portable engine is for every GPU from Ampere on and cannot be for named ones as well. Build one after "
+            "the other."
+        )
     known = [name for name, one in TARGETS.items() if one.rtx or flavour == "trt"]
     for name in names:
         if name in known:

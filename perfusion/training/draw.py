@@ -21,6 +21,7 @@ from perfusion.base import BaseModel
 from perfusion.concept import Concept
 from perfusion.edit import condition, locked_keys
 from perfusion.errors import TrainingError
+from perfusion.guidance import is_guided
 from perfusion.training.placing import autocasting, placed
 from perfusion.training.prompts import as_tensors, input_ids
 
@@ -65,7 +66,7 @@ def draw(
         TrainingError: the pictures are not finite.
     """
     scale = base.guidance_scale if guidance_scale is None else guidance_scale
-    guided = scale != 1 and base.unet.config.time_cond_proj_dim is None  # distilled: it reads the scale
+    guided = is_guided(scale, reads_scale=base.unet.config.time_cond_proj_dim is not None)
     targets = _targets(base, concept)
     pictures: list[Image.Image] = []
     with installed(base.unet):

@@ -36,6 +36,9 @@ def test_list_has_every_profile(capsys):
 
 
 def test_what_is_not_known_is_a_dash_and_never_a_zero(capsys):
+    rows = {row["name"]: row for row in answer(capsys, "list")}
+    assert (rows["rtx-4070"]["bandwidth"], rows["rtx-4070"]["fp16_flops"]) == (None, None)
+    assert rows["rtx-3090"]["bandwidth"] == 936e9
     main(["list"])
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("rtx-4070"))
     assert row.split() == [
@@ -47,6 +50,7 @@ def test_what_is_not_known_is_a_dash_and_never_a_zero(capsys):
         "12",
         "-",
         "-",
+        "memory",
         "onnx",
         "trt",
         "trt-rtx",
@@ -147,7 +151,7 @@ def test_a_plan_that_does_not_fit_says_what_does(capsys):
         (["plan", "--device", "rtx-3060", "--concepts", "0"], 1, "0 concept slots, expected 1 to 64"),
         (["plan", "--resolution", "100"], 1, "The size is 100×100, expected multiples of 32"),
         (["plan", "--batch", "0"], 1, "The batch is 0"),
-        (["plan", "--bundle", "/nonexistent"], 1, "/nonexistent is not a folder"),
+        (["plan", "--bundle", __file__], 1, f"{__file__} is not a folder"),
         (["plan", "--resolution", "many"], 2, "invalid int value: 'many'"),
         (["detect", "--device", "cpu"], 2, "unrecognized arguments: --device cpu"),
         (["list", "--bundle", "."], 2, "unrecognized arguments: --bundle ."),

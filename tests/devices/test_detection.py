@@ -67,6 +67,19 @@ def test_super_boards_are_told_by_either_of_their_two_names(make_root, said):
     assert detect(make_root(l4t="36.4.3", **names[said])).profile is PROFILES["orin-nano-8-super"]
 
 
+def test_a_module_with_two_sizes_is_taken_for_the_smaller_where_its_memory_is_not_told(make_root):
+    assert (
+        detect(make_root(module="p3701-0000", l4t="36.4.3", memory=None)).profile is PROFILES["agx-orin-32"]
+    )
+
+
+def test_a_smaller_module_of_a_name_in_the_table_has_the_memory_that_linux_tells(make_root):
+    found = detect(make_root(model="NVIDIA Jetson Thor T4000", soc="tegra264", l4t="38.4.0", memory=61))
+    assert profile_of(found).name == "agx-thor"
+    assert profile_of(found).memory == found.memory["MemTotal"]
+    assert "less than usual" in profile_of(found).note
+
+
 def test_a_carrier_with_strings_of_its_own_is_told_by_its_models_words_and_its_memory(make_root):
     root = make_root(model="ACME Jetson Orin NX carrier", l4t="36.3.0", memory=15.3)
     assert detect(root).profile is PROFILES["orin-nx-16"]
@@ -123,18 +136,43 @@ def test_an_empty_file_system_is_still_some_processor(tmp_path):
         b"",
         b"R99999999999999999999 (release), REVISION: x.y",
         b"MemTotal: many kB",
+        b"R" + b"9" * 5000 + b" (release), REVISION: 4.3",
+        b"Package: nvidia-l4t-core\nVersion: " + b"9" * 5000 + b".1.1\n",
+        b"< POWER_MODEL ID=" + b"9" * 5000 + b" NAME=MAXN >\npmode:" + b"9" * 5000,
     ],
 )
-def test_files_full_of_nonsense_are_as_good_as_none(make_root, garbage):
+def test_files_full_of_nonsense_are_as_good_as_none(make_root, tmp_path, garbage):
     names = (
         "etc/nv_tegra_release",
         "proc/meminfo",
         "proc/cpuinfo",
         "var/lib/dpkg/status",
         "etc/nvpmodel.conf",
+        "var/lib/nvpmodel/status",
     )
     found = detect(make_root(memory=None, files=dict.fromkeys(names, garbage)))
     assert profile_of(found).kind == "cpu"
+    assert system.power_mode(tmp_path) is None
+
+
+@pytest.mark.parametrize("total", [0, 999_999_999_999_999])
+def test_a_memory_that_no_machine_has_is_as_good_as_not_told(make_root, total):
+    text = f"MemTotal: {total} kB\nMemAvailable: {total} kB\n"
+    found = detect(make_root(memory=None, files={"proc/meminfo": text}))
+    assert found.free is None
+    assert profile_of(found).memory == PROFILES["cpu"].memory
+
+
+def test_names_go_to_a_terminal_without_what_a_terminal_obeys(make_root):
+    files = {
+        "proc/cpuinfo": "processor : 0\nmodel name : \x1b[31mARM\x07 \x9b1m\n",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=\x1b[31m15W >\n",
+        "var/lib/nvpmodel/status": "pmode:0000",
+    }
+    assert profile_of(detect(make_root(files=files))).title == "[31mARM 1m"
+    found = detect(make_root(model="NVIDIA\x1b[31m Jetson\x00", l4t="36.4.3", files=files))
+    assert found.facts["machine"] == "NVIDIA [31m Jetson"
+    assert all(str(fact).isprintable() for fact in found.facts.values())
 
 
 def test_folders_and_pipes_in_the_place_of_files_are_as_good_as_none(make_root):
@@ -180,6 +218,13 @@ def test_a_card_is_found_by_its_name_with_the_memory_and_bandwidth_its_driver_te
 def test_cards_are_found_by_the_names_their_drivers_give_them(tmp_path, fake_nvml, name, capability, profile):
     library = fake_nvml(name=name, capability=capability)
     assert profile_of(detect(tmp_path, cards=lambda: read_cards(lambda: library))).name == profile
+
+
+def test_a_card_that_is_sold_with_two_sizes_is_not_titled_with_the_other(tmp_path, fake_nvml):
+    library = fake_nvml(name="NVIDIA GeForce RTX 4060 Ti", memory=8 * GIB, capability=(8, 9))
+    profile = profile_of(detect(tmp_path, cards=lambda: read_cards(lambda: library)))
+    assert (profile.title, profile.memory) == ("GeForce RTX 4060 Ti", 8 * GIB)
+    assert profile.fp16_flops == PROFILES["rtx-4060-ti-16"].fp16_flops
 
 
 def test_a_card_without_a_row_gets_what_its_capability_allows_and_no_speed(tmp_path, fake_nvml):

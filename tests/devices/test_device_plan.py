@@ -51,6 +51,24 @@ def test_the_decoders_profile_is_that_of_the_tiles_it_works_in(pocket):
     assert [one["height"] for one in plan.shapes["vae_decoder"]] == [(plan.memory.tile,) * 3]
 
 
+@pytest.mark.parametrize(
+    ("device", "family", "engine"),
+    [
+        ("rtx-2060", "sd15", "trt-rtx"),
+        ("rtx-2060", "pocket", "trt-rtx"),
+        ("rtx-2060", "sd21", "onnx"),
+        ("rtx-2060", "sdxl-9840", "onnx"),
+        ("rtx-3060", "sdxl", "trt-rtx"),
+        ("orin-nano-8", "sd21", "trt"),
+        ("cpu", "sd15", "onnx"),
+    ],
+)
+def test_tensorrt_for_rtx_gets_no_products_in_float32_on_an_rtx_20(pocket, device, family, engine):
+    plan = plan_device(replace(pocket, base=family), find_profile(device))
+    assert plan.engine == engine
+    assert (plan.export_command("here", None) is None) == (engine == "onnx")
+
+
 def test_a_bundle_in_another_precision_than_the_devices_is_exported_again(pocket):
     plan = plan_device(pocket, PROFILES["rtx-3060"])
     assert (plan.precision, plan.exported) == ("fp16", False)

@@ -10,15 +10,21 @@ import pytest
 from perfusion.devices import PROFILES, bundle_check, doctor
 from perfusion.devices.jetpack import JETPACKS
 from perfusion.devices.latency import CPU_ERROR
+from perfusion.devices.profiles import SOURCES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
-RECORDS = [
-    json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks" / "records").glob("plan-*.json"))
-]
-ROWS = [row for record in RECORDS for row in record["rows"]]
-MEASURED = [row for row in ROWS if "seconds_error" in row]
-FITTING = {row["what"]: row for row in ROWS if "fits" in row}
+RECORDS = ROOT / "benchmarks" / "records"
+
+
+def rows(benchmark):
+    """The rows of a benchmark's records."""
+    paths = sorted(RECORDS.glob(f"{benchmark}-*.json"))
+    return [row for path in paths for row in json.loads(path.read_text())["rows"]]
+
+
+MEASURED = rows("plan")
+FITTING = {row["what"]: row for row in rows("fitting")}
 
 
 def table(first):
@@ -60,6 +66,21 @@ def test_the_page_says_what_fits_on_every_profile():
             assert cell.startswith(f"{row['peak_mib'] / 1024:.1f}")
             assert ("no" not in cell) == row["fits"]
             assert ("by stage" in cell) == (row["fits"] and not row["all_open"])
+
+
+def test_the_page_says_where_the_numbers_of_every_profile_are_from():
+    shown = {key: (text, names.split(", ")) for key, text, names in table("source")}
+    expected = {
+        key: (text, [name for name, profile in PROFILES.items() if profile.source == key])
+        for key, text in SOURCES.items()
+    }
+    assert shown == expected
+
+
+def test_the_page_names_how_many_devices_have_no_speed():
+    words = {9: "nine"}
+    count = sum(profile.source == "memory" for profile in PROFILES.values())
+    assert f"all but the memory of {words[count]} GeForce cards" in " ".join(PAGE.split())
 
 
 def test_the_page_calls_that_table_computed():

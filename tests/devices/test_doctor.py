@@ -206,53 +206,138 @@ def test_the_worst_comes_first(board):
 # --- a bundle on a machine
 
 
-def test_the_embedded_bundle_fits_an_orin_nano_and_has_no_engine_for_it(make_root):
+def test_the_embedded_bundle_fits_an_orin_nano_and_has_no_engine_for_it(make_root, environment):
     found = detect(make_root(module="p3767-0003", l4t="36.4.3"))
-    findings = list(examine_bundle(bundle_path(), found))
+    findings = list(examine_bundle(bundle_path(), found, environment()))
     assert names(findings) == {"engines-missing": "note"}
     command = f"perfusion-export --bundle {bundle_path()} --engine trt --device orin-nano-8"
     assert command in findings[0].remedy
 
 
-def store(bundle, graph, sha256):
-    """An engine of that graph for an Orin, of bytes alone."""
+def test_where_tensorrt_is_too_old_no_engine_is_missed(make_root, environment):
+    found = detect(make_root(module="p3767-0003", l4t="36.3.0"))
+    assert list(examine_bundle(bundle_path(), found, environment())) == []
+
+
+def store(bundle, graph, sha256, **changes):
+    """An engine of that graph for an Orin under JetPack 6.2, of bytes alone; the keywords change its key."""
     from dataclasses import asdict
 
     from perfusion.tensorrt.build import BuildOptions, Built
     from perfusion.tensorrt.cache import store_engine
     from perfusion.tensorrt.keys import EngineKey
 
+    values = {"flavour": "trt", "version": "10.3.0", "target": "sm87", "driver": 12, "precision": "fp16"}
     key = EngineKey(
-        graph=graph, graph_sha256=sha256, flavour="trt", version="10.3.0", target="sm87", driver=12, precision="fp16",
-        profiles=({"batch": (1, 1, 1)},), options=asdict(BuildOptions()),
+        graph=graph, graph_sha256=sha256, profiles=({"batch": (1, 1, 1)},), options=asdict(BuildOptions()),
+        **(values | changes),
     )  # fmt: skip
     return store_engine(bundle, key, Built(plan=memoryview(b"plan"), inputs={}, outputs={}, timing=None), {})
 
 
-def test_every_graph_needs_an_engine_of_its_present_form(make_root, tmp_path):
+@pytest.fixture
+def bundle(tmp_path):
+    """A copy of the embedded bundle, and the checksums of the graphs a picture needs."""
     from perfusion.tensorrt.bundle_facts import read_facts
 
-    bundle = tmp_path / "bundle"
-    shutil.copytree(bundle_path(), bundle)
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_path(), folder)
+    graphs = read_facts(folder).graphs.values()
+    return folder, {graph.name: graph.sha256 for graph in graphs if graph.name != "vae_encoder"}
+
+
+def test_every_graph_needs_an_engine_of_its_present_form(make_root, environment, bundle):
+    folder, graphs = bundle
     found = detect(make_root(module="p3767-0003", l4t="36.4.3"))
-    graphs = read_facts(bundle).graphs
     for name in ("text_encoder", "unet"):
-        store(bundle, name, graphs[name].sha256)
-    (finding,) = examine_bundle(bundle, found)
-    assert "vae_decoder (none has been built)" in finding.text
-    assert "unet (" not in finding.text
-    old = store(bundle, "vae_decoder", "ab" * 32)
-    (finding,) = examine_bundle(bundle, found)
-    assert "vae_decoder (trt-sm87/vae_decoder-" in finding.text  # it is there, and of another graph
+        store(folder, name, graphs[name])
+    (finding,) = examine_bundle(folder, found, environment())
+    assert finding.name == "engines-missing"
+    assert finding.text.endswith("of vae_decoder.")
+    old = store(folder, "vae_decoder", "ab" * 32)
+    (finding,) = examine_bundle(folder, found, environment())
+    assert finding.name == "engines-unfit"
+    assert "trt-sm87/vae_decoder-" in finding.text
+    assert "the graph's checksum is abababab" in finding.text
     old.plan.unlink()
-    made = store(bundle, "vae_decoder", graphs["vae_decoder"].sha256)
-    assert list(examine_bundle(bundle, found)) == []
+    made = store(folder, "vae_decoder", graphs["vae_decoder"])
+    assert list(examine_bundle(folder, found, environment())) == []
     made.plan.write_bytes(b"cut")
-    (finding,) = examine_bundle(bundle, found)
+    (finding,) = examine_bundle(folder, found, environment())
     assert "was cut or changed" in finding.text
 
 
-def test_the_bound_is_the_runtimes_own(make_root):
+@pytest.mark.parametrize(
+    ("built", "text"),
+    [
+        ({"version": "10.16.1"}, "TensorRT's version is 10.16.1, expected 10.3.0"),
+        ({"target": "sm110"}, "the GPU is sm110, expected sm87"),
+        ({"driver": 13}, "the driver's CUDA is 13, expected 12"),
+    ],
+    ids=["another TensorRT", "another GPU", "a newer driver"],
+)
+def test_engines_that_were_built_for_something_else_are_found(make_root, environment, bundle, built, text):
+    folder, graphs = bundle
+    found = detect(make_root(module="p3767-0003", l4t="36.4.3"))
+    python = environment(packages={"onnxruntime": "1.23.2", "tensorrt": "10.3.0"})
+    for name, sha256 in graphs.items():
+        store(folder, name, sha256, **built)
+    (finding,) = examine_bundle(folder, found, python)
+    assert (finding.name, finding.level) == ("engines-unfit", "warning")
+    assert finding.text.count(text) == len(graphs)
+    assert "--engine trt --device orin-nano-8" in finding.remedy
+    for name, sha256 in graphs.items():
+        store(folder, name, sha256)
+    assert list(examine_bundle(folder, found, python)) == []
+
+
+def test_of_several_engines_that_do_not_run_here_the_nearest_is_named(make_root, environment, bundle):
+    folder, graphs = bundle
+    found = detect(make_root(module="p3767-0003", l4t="36.4.3"))
+    for name, sha256 in graphs.items():
+        store(folder, name, sha256, driver=13)
+        store(folder, name, sha256, driver=13, target="sm110", version="10.16.1")
+    (finding,) = examine_bundle(folder, found, environment(packages={"tensorrt": "10.3.0"}))
+    assert "expected 12" in finding.text
+    assert "10.16.1" not in finding.text
+
+
+def test_on_a_card_the_kind_of_tensorrt_is_named_whose_engines_are_nearer(
+    tmp_path, environment, fake_nvml, bundle
+):
+    folder, graphs = bundle
+    for name, sha256 in graphs.items():
+        store(folder, name, sha256, target="sm86", version="10.16.1")
+    found = detect(tmp_path, cards=lambda: read_cards(fake_nvml))
+    (finding,) = examine_bundle(folder, found, environment(packages={"tensorrt": "10.13.3.9"}))
+    assert "TensorRT's version is 10.16.1, expected 10.13.3.9" in finding.text
+    assert "the kind of TensorRT" not in finding.text
+    assert "--engine trt --device rtx-3060" in finding.remedy
+
+
+def test_engines_of_a_tensorrt_that_a_board_cannot_run_are_as_good_as_none(make_root, environment, bundle):
+    folder, graphs = bundle
+    for name, sha256 in graphs.items():
+        store(folder, name, sha256, flavour="trt-rtx", target="portable", driver=None)
+    found = detect(make_root(module="p3767-0003", l4t="36.4.3"))
+    assert names(examine_bundle(folder, found, environment())) == {"engines-missing": "note"}
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"), [("1.7.1.116", {}), ("1.8.0.1", {"engines-unfit": "warning"})]
+)
+def test_on_a_card_the_release_of_tensorrt_for_rtx_counts_and_not_the_driver(
+    tmp_path, environment, fake_nvml, bundle, installed, expected
+):
+    folder, graphs = bundle
+    for name, sha256 in graphs.items():
+        store(folder, name, sha256, flavour="trt-rtx", target="portable", version="1.7.1.116", driver=None)
+    found = detect(tmp_path, cards=lambda: read_cards(fake_nvml))
+    python = environment(packages={"tensorrt-rtx-cu13-bindings": installed})
+    assert names(examine_bundle(folder, found, python)) == expected
+
+
+def test_the_bound_is_the_runtimes_own(make_root, environment):
     from perfusion.devices import plan_memory
     from perfusion.runtime.bundle import read_bundle
     from perfusion.runtime.memory import AUTO_SHARE
@@ -260,16 +345,18 @@ def test_the_bound_is_the_runtimes_own(make_root):
     bundle = read_bundle(bundle_path(), verify=False)
     least = plan_memory(bundle, budget=1, width=128, height=128).peak / GIB
     for free, expected in ((least / AUTO_SHARE * 1.01, {}), (least * 1.01, {"bundle-too-large": "stop"})):
-        assert names(examine_bundle(bundle_path(), detect(make_root(memory=4, free=free)))) == expected
+        found = detect(make_root(memory=4, free=free))
+        assert names(examine_bundle(bundle_path(), found, environment())) == expected
 
 
-def test_a_bundle_that_does_not_fit_into_what_is_free_stops_drawing(make_root):
+def test_a_bundle_that_does_not_fit_into_what_is_free_stops_drawing(make_root, environment):
     found = detect(make_root(memory=4, free=0.05))
-    findings = list(examine_bundle(bundle_path(), found))
+    findings = list(examine_bundle(bundle_path(), found, environment()))
     assert names(findings) == {"bundle-too-large": "stop"}
 
 
-def test_a_broken_bundle_stops_drawing(make_root, tmp_path):
+def test_a_broken_bundle_stops_drawing(make_root, environment, tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
-    assert names(examine_bundle(folder, detect(make_root(memory=16, free=12)))) == {"bundle-broken": "stop"}
+    found = detect(make_root(memory=16, free=12))
+    assert names(examine_bundle(folder, found, environment())) == {"bundle-broken": "stop"}

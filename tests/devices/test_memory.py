@@ -1,13 +1,17 @@
 """The plan: what it says of the embedded model, what it decides, and what onnxruntime really takes."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from perfusion.devices import PROFILES, plan_memory
+from perfusion.devices.half import kept_places
 from perfusion.devices.latency import estimate_latency
 from perfusion.devices.memory import STAGES, Smaller, graph_files, request_of
 from perfusion.errors import BundleError, RequestError
@@ -16,6 +20,7 @@ from perfusion.runtime.bundle import read_bundle
 
 MIB, GIB = 1 << 20, 1 << 30
 LARGE = {"width": 512, "height": 512}
+BASE_MODELS = Path(__file__).parents[1] / "data" / "base_models"
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +115,38 @@ def test_half_precision_takes_half_of_the_weights_and_arrays(pocket):
     half = plan_memory(pocket, budget=8 * GIB, precision="fp16", **LARGE).needs["unet"]
     assert half.running == pytest.approx(full.running / 2, rel=0.05)
     assert half.opened < full.opened
+
+
+@pytest.mark.parametrize(
+    ("family", "decoder", "unet"), [("sd15", 0.5, 0.5), ("sdxl", 1, 0.5), ("sd21", 0.5, 0.99)]
+)
+def test_what_an_export_in_half_leaves_in_float32_is_not_halved(pocket, family, decoder, unet):
+    # nearly all that pocket's UNet takes at this size are attention's scores
+    bundle = replace(pocket, base=family)
+    full = plan_memory(bundle, budget=8 * GIB, **LARGE).needs
+    half = plan_memory(bundle, budget=8 * GIB, precision="fp16", **LARGE).needs
+    assert half["vae_decoder"].running == pytest.approx(decoder * full["vae_decoder"].running, rel=0.05)
+    assert half["unet"].running == pytest.approx(unet * full["unet"].running, rel=0.05)
+    assert half["unet"].opened < full["unet"].opened
+
+
+@pytest.mark.parametrize(
+    "model", ["sd15", "sd21", "sd_turbo", "sdxl", "sdxl_turbo", "ssd_1b", "lcm_dreamshaper"]
+)
+def test_what_is_taken_to_stay_in_float32_is_what_the_export_keeps(model):
+    from perfusion.export import half
+    from perfusion.families import FAMILIES
+
+    config = json.loads((BASE_MODELS / f"{model}.json").read_text())
+    width = config["unet"]["cross_attention_dim"]
+    base: Any = SimpleNamespace(
+        unet=SimpleNamespace(config=config["unet"]),
+        family=next(family.name for family in FAMILIES if family.text_dim == width),
+        text_encoders=config["text_encoders"],
+        vae=SimpleNamespace(config={}),
+    )
+    assert kept_places(base.family) == set(half.kept_places(base))
+    assert kept_places(f"{base.family}-1234") == kept_places(base.family)  # with fewer layers
 
 
 @pytest.mark.parametrize(

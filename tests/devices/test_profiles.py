@@ -21,6 +21,7 @@ def test_every_device_that_is_promised_has_a_profile():
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_a_profile_does_not_contradict_itself(profile):
     assert profile.source in SOURCES
+    assert (profile.fp16_flops == 0) or (profile.fp16_flops > 1e11)
     assert profile.memory >= 4 * GIB
     assert 0 < profile.workspace <= profile.memory // 8
     assert profile.usable < profile.memory
@@ -52,6 +53,48 @@ def test_throughput_of_orin_is_a_quarter_of_the_sparse_int8_rate_that_is_adverti
 )
 def test_bandwidth_is_twice_the_memory_clock_times_the_bus_width(name, memory_mhz, bus_bits):
     assert PROFILES[name].bandwidth == pytest.approx(2e6 * memory_mhz * bus_bits / 8, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("rtx-2080-ti", 53.8),
+        ("rtx-3080", 59.5),
+        ("rtx-3090", 71),
+        ("rtx-4090", 165.2),
+        ("rtx-5090", 209.5),
+        ("a100-80", 312),
+        ("h100-80", 989.4),
+        ("agx-thor", 517 / 2),
+    ],
+)
+def test_throughput_is_what_nvidia_states_for_products_in_fp16_added_up_in_fp32(name, tflops):
+    assert PROFILES[name].fp16_flops == pytest.approx(tflops * 1e12, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "bus_bits", "memory_mhz"),
+    [
+        ("rtx-4050-laptop", 2560, 96, 8001),
+        ("rtx-4070-laptop", 4608, 128, 8001),
+        ("rtx-4060-laptop", 3072, 128, 8001),
+    ],
+)
+def test_laptops_have_the_cores_and_the_bus_that_nvidia_compares_them_by(name, cores, bus_bits, memory_mhz):
+    profile = PROFILES[name]
+    assert profile.bandwidth == pytest.approx(2e6 * memory_mhz * bus_bits / 8, rel=0.002)
+    assert 1.4e9 < profile.fp16_flops / 512 / (cores / 128) < 2.5e9  # its clock
+
+
+def test_a_device_of_which_only_the_memory_is_known_has_no_speed():
+    known = [profile for profile in PROFILES.values() if profile.source == "memory"]
+    assert len(known) == 9
+    assert all(profile.bandwidth == 0 and profile.fp16_flops == 0 for profile in known)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_is_found_by_its_title_too(name):
+    assert find_profile(PROFILES[name].title) is PROFILES[name]
 
 
 @pytest.mark.parametrize("written", ["rtx-4070", "RTX 4070", "rtx_4070", "  Rtx 4070 "])

@@ -117,6 +117,31 @@ def test_half_counts_float32_as_two_bytes_and_whole_numbers_as_they_are(tmp_path
     assert (traced.bytes("table"), traced.bytes("ids"), traced.bytes("y")) == (80, 24, 24)
 
 
+def test_attention_that_stays_in_float32_is_counted_so_in_an_export_in_half(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["query"]),
+        helper.make_node("MatMul", ["query", "key"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"]),
+        helper.make_node("MatMul", ["shares", "value"], ["attended"]),
+        helper.make_node("Mul", ["attended", "attended"], ["y"]),
+    ]
+    inputs = [("x", 1, [10, 4]), ("key", 1, [4, 10]), ("value", 1, [10, 4])]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 4], bytes(64), raw=True)
+    graph = read_graph(saved(tmp_path, nodes, inputs, [("y", 1, [10, 4])], [weight]))
+    traced = trace(graph, {}, half=True, wide_attention=True)
+    wide = ("query", "key", "scores", "shares", "value", "attended")
+    assert [traced.bytes(name) for name in wide] == [160, 160, 400, 400, 160, 160]
+    assert [traced.bytes(name) for name in ("x", "w", "y")] == [80, 32, 80]
+
+
+def test_attention_as_one_operator_stays_in_float32_too(tmp_path):
+    ends = [(name, 1, [1, 2, 10, 4]) for name in ("q", "k", "v")]
+    nodes = [helper.make_node("Attention", ["q", "k", "v"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+    graph = read_graph(saved(tmp_path, nodes, ends, [("y", 1, [1, 2, 10, 4])], opset=23))
+    traced = trace(graph, {}, half=True, wide_attention=True)
+    assert [traced.bytes(name) for name in ("q", "k", "v", "a", "y")] == [320, 320, 320, 320, 160]
+
+
 def test_an_unknown_operator_is_named(tmp_path):
     path = saved(tmp_path, [helper.make_node("NonZero", ["x"], ["y"])], [("x", 1, [3])], [("y", 7, None)])
     with pytest.raises(BundleError, match=r"the operator NonZero on \[3\] cannot be followed"):

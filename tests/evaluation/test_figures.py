@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.evaluation.figures import along, below, harmonic, interval, paired, reach, scaled_text
 
-FRONT = [(0.0, 1.0), (0.5, 0.9), (1.0, 0.2)]
+FRONT = [[(0.0, 1.0), (0.5, 0.9), (1.0, 0.2)]]
 
 
 def test_the_two_anchors_of_image_similarity_are_zero_and_one_and_sideways_counts_nothing():
@@ -60,8 +60,18 @@ def test_a_front_is_joined_by_straight_lines_and_ends_at_its_last_point():
     assert reach(FRONT, 1.01) == -math.inf
 
 
+def test_a_line_may_run_either_way():
+    assert reach([FRONT[0][::-1]], 0.75) == pytest.approx(0.55)
+
+
 def test_a_setting_that_another_one_beats_does_not_pull_the_front_down():
-    assert reach([*FRONT, (0.25, 0.1)], 0.2) >= 0.9
+    assert reach([*FRONT, [(0.0, 1.0), (0.25, 0.1)]], 0.2) >= 0.9
+
+
+def test_nothing_lies_between_the_settings_of_two_sliders():
+    """No file can be drawn half with local and half with global keys."""
+    local, globally = [(0.0, 1.0), (0.4, 0.9)], [(0.0, 1.0), (1.0, 0.5)]
+    assert reach([local, globally], 0.7) == pytest.approx(0.65)  # on the global line, not between 0.9 and 0.5
 
 
 @pytest.mark.parametrize(
@@ -74,6 +84,6 @@ def test_a_point_lies_below_a_front_that_has_its_likeness_and_more_text(point, e
 def test_how_sure_it_is_that_a_point_lies_below_follows_the_subjects():
     values = np.array([0.0] * 6 + [1.0] * 6)
     point = lambda picked: (0.5, float(values[picked].mean()))  # noqa: E731
-    holds, sure = below(point, lambda picked: [(0.5, 0.6)], 12)
+    holds, sure = below(point, lambda picked: [[(0.5, 0.6)]], 12)
     assert holds  # on average 0.5, below 0.6
     assert 0.55 < sure < 0.95

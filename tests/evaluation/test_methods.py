@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.evaluation import prior, tuning
 from benchmarks.evaluation.ablations import EDITS, SimilarityGate, TrainedKeys, edited
-from benchmarks.evaluation.artists import artist_for
+from benchmarks.evaluation.artists import PipelineArtist, artist_for
 from benchmarks.evaluation.baselines import CROSS, LEARNERS
+from benchmarks.evaluation.drawing import FIRST_SEEDS
 from benchmarks.evaluation.leakage import outside_share
 from benchmarks.evaluation.merging import merged
 from benchmarks.evaluation.methods import METHODS, Setting, chosen_methods, trainings
@@ -19,6 +21,7 @@ from perfusion.edit import edited_projection
 from perfusion.errors import RequestError
 from perfusion.pocket.subjects import SUBJECTS
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
+from perfusion.training.judging import SEEDS
 from perfusion.training.prompts import TEMPLATES, as_tensors, input_ids, word_ids
 
 DIM, OUT, TOKENS = 6, 5, 7
@@ -141,6 +144,35 @@ def test_every_baseline_trains_what_its_paper_trains():
     assert not any(part.requires_grad for part in base.unet.parameters())  # they trained copies
 
 
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+@torch.no_grad()
+def test_what_a_baseline_has_learned_is_what_is_drawn_with(name, tmp_path):
+    """Weights moved at random go through the method's file into diffusers' pipeline, which then predicts what the
+    trained UNet does of the training's own prompt."""
+    if name.startswith("lora"):
+        pytest.importorskip("peft", reason="the LoRA baselines are peft's")
+    from benchmarks.evaluation.models import base_model
+
+    base, subject = base_model(), SUBJECTS[6]
+    learner, random, at = LEARNERS[name](base, subject), torch.Generator().manual_seed(0), 1
+    shape = (1, base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
+    noisy, timestep = torch.randn(shape, generator=random), torch.tensor([300])
+    before = learner.unet(noisy, timestep, learner.encode([at])).sample
+    for part in learner.parameters:
+        part.add_(0.3 * (part.std() + 0.05) * torch.randn(part.shape, generator=random))
+    learned = learner.unet(noisy, timestep, learner.encode([at])).sample
+    learner.saving()(tmp_path)
+    (method,) = chosen_methods([name])
+    artist = artist_for(method, {subject: tmp_path}, (Setting(),), FULL)
+    assert isinstance(artist, PipelineArtist)
+    prompt = TEMPLATES[at].format(method.word(subject, Setting()))
+    states = artist.pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
+    drawn = artist.pipeline.unet(noisy, timestep, states).sample
+    moved = (learned - before).abs().max()
+    assert moved > 0.01
+    assert (drawn - learned).abs().max() < 0.01 * moved  # float16's rounding
+
+
 @pytest.mark.parametrize("name, words", [("textual-inversion", "{}"), ("custom-diffusion", "{rare} {}")])
 def test_a_word_before_its_first_step_is_read_as_the_word_it_began_as(name, words):
     from benchmarks.evaluation.models import base_model
@@ -178,6 +210,13 @@ def test_nothing_is_tuned_on_what_is_evaluated():
     assert not {prompt.text for prompt in TUNING_PROMPTS} & {prompt.text for prompt in PROMPTS}
     looks = {(subject.noun, subject.style) for subject in SUBJECTS}
     assert not looks & {(subject.noun, subject.style) for subject in TUNING_SUBJECTS}
+
+
+def test_no_picture_that_counts_has_the_noise_of_one_that_something_was_chosen_by():
+    per_prompt = {kind: range(first, first + 100 * len(PROMPTS)) for kind, first in FIRST_SEEDS.items()}
+    chosen_by = [*SEEDS, *(tuning.FIRST_SEED + n for n in range(100 * len(TUNING_PROMPTS)))]
+    trained_on = [prior.FIRST_SEED + n for n in range(FULL.prior_pictures)]
+    assert not any(seed in seeds for seeds in per_prompt.values() for seed in (*chosen_by, *trained_on))
 
 
 def test_every_subject_is_in_two_pairs_beside_another_kind_of_thing():

@@ -1,17 +1,21 @@
 """The page, the plot and the verdicts, from figures made up for the purpose."""
 
+from dataclasses import asdict, replace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from benchmarks.evaluation.drawing import drawing_path
 from benchmarks.evaluation.findings import front_of, verdicts
+from benchmarks.evaluation.measuring import Measured, _write
 from benchmarks.evaluation.methods import METHODS, Setting
 from benchmarks.evaluation.page import BY_HAND, page
 from benchmarks.evaluation.plan import FULL
-from benchmarks.evaluation.plot import scatter
+from benchmarks.evaluation.plot import COLOURS, scatter
 from benchmarks.evaluation.report import _kept, marks_of, record_rows
-from benchmarks.evaluation.results import Point, Results
+from benchmarks.evaluation.results import Anchors, Point, Results, _as_few
+from benchmarks.evaluation.units import Context
 
 BY_NAME = {method.name: method for method in METHODS}
 NAMES = tuple(f"subject {number}" for number in range(12))
@@ -37,6 +41,7 @@ def results():
     for bias, image, text in ((0.75, 0.6, 0.8), (0.5, 0.9, 0.4), (1.05, 0.1, 0.97)):
         made.points.append(point("perfusion", image, text, Setting(lock="local", bias=bias)))
     made.points.append(point("unselected", 0.55, 0.8, Setting(lock="local", bias=0.75)))
+    made.points.append(point("perfusion-tuned", 0.6, 0.85, Setting(lock="local", bias=0.75)))
     made.points.append(point("textual-inversion", 0.4, 0.5, drift=0.0))
     made.points.append(point("lora-values-1", 0.5, 0.95, drift=4.0))
     made.points.append(point("dreambooth", 1.2, 0.1, drift=30.0))
@@ -46,6 +51,7 @@ def results():
     made.truth = {name: {"image": 0.9, "image_exact": 0.95, "noun": 0.5, "overlap": 0.8} for name in NAMES}
     sizes = {
         "perfusion": 7500,
+        "perfusion-tuned": 7500,
         "unselected": 7500,
         "textual-inversion": 330,
         "lora-values-1": 8000,
@@ -59,9 +65,11 @@ def results():
 
 
 def test_the_front_of_one_file_begins_at_the_base_model(results):
-    front = front_of(results)
-    assert len(front) == 4
-    assert front[-1] == pytest.approx((0.0, 1.0))
+    results.points.append(point("perfusion", 0.2, 0.9, Setting(lock="global", bias=0.6)))
+    globally, local = front_of(results)
+    np.testing.assert_allclose(globally, [(0.0, 1.0), (0.2, 0.9)], atol=1e-9)
+    down_the_biases = [(0.0, 1.0), (0.1, 0.97), (0.6, 0.8), (0.9, 0.4)]
+    np.testing.assert_allclose(local, down_the_biases, atol=1e-9)
 
 
 def test_each_baseline_is_judged_by_its_own_place_and_size(results):
@@ -79,17 +87,65 @@ def test_each_baseline_is_judged_by_its_own_place_and_size(results):
 
 def test_the_page_says_what_the_verdicts_say(results):
     text = page(results, FULL, {}, [BY_NAME["perfusion"]])
-    assert "Of the 2 baselines of at most 10 times its bytes, 1 lie below" in text
-    assert "above or beyond it: LoRA, rank 1, cross-attention values." in text
+    assert "1 of the 2 baselines of at most 10 times its bytes lie below" in text
+    assert "above or beyond it, with some setting: LoRA, rank 1, cross-attention values." in text
     assert "bit for bit as without it" in text
     assert "both recognised in 70% of the pictures" in text and "The aim of 60% is reached." in text
+    assert "| Textual Inversion | 0.044 | yes |" in text and "| DreamBooth | 2,933 | no |" in text
     assert "nan" not in text
+
+
+def test_a_baseline_is_below_only_if_all_its_settings_are(results):
+    """A LoRA at half its scale is a point too."""
+    results.points = [one for one in results.points if one.method.name != "lora-values-1"]
+    results.points.append(point("lora-values-1", 0.2, 0.2))
+    assert "2 of the 2 baselines" in page(results, FULL, {}, [])
+    results.points.append(point("lora-values-1", 0.1, 0.99, Setting(scale=0.5)))
+    text = page(results, FULL, {}, [])
+    assert "1 of the 2 baselines" in text
+    assert "LoRA, rank 1, cross-attention values (scale 0.5) | 1.1 | no |" in text
+    (mark,) = (mark for mark in marks_of(results) if mark.labels == ("×0.5", "×1"))
+    assert [round(image.mean, 6) for image, _ in mark.points] == [0.1, 0.2]
 
 
 def test_drift_that_is_there_is_not_called_none(results):
     results.points[0].figures[NAMES[3]]["drift"] = 1.2
     assert "bit for bit" not in page(results, FULL, {}, [])
     assert "0.10 of 255 levels" in page(results, FULL, {}, [])
+
+
+def test_a_page_of_a_part_says_what_is_missing(results):
+    text = page(results, FULL, {}, [])
+    assert "**Interim: 12 of 12 subjects; not yet or not evaluated: keys trained instead of locked" in text
+    results.facts |= dict.fromkeys(BY_NAME, results.facts["perfusion"])
+    assert "Interim" not in page(results, FULL, {}, [])
+    assert "**Interim: 12 of 13 subjects.**" in page(results, replace(FULL, subjects=("one",) * 13), {}, [])
+
+
+def test_methods_of_other_numbers_of_seeds_are_compared_on_the_seeds_of_both(tmp_path):
+    """Perfusion as shipped is drawn with more seeds than its ablations."""
+    anchor = Anchors(
+        noun="hat", start=np.zeros(2), target=np.array([1.0, 0.0]), texts=np.zeros((14, 2)), floor=np.zeros(14),
+        ceiling=np.ones(14),
+    )  # fmt: skip
+    for name, images in (("perfusion", [0.1, 0.2, 9.0]), ("unselected", [0.0, 0.1])):
+        setting = asdict(Setting(lock="local", bias=0.75))
+        rows = [{"prompt": 0, "seed": seed, **setting} for seed in range(len(images))]
+        count, objects = len(images), np.array([[[x, 0.0]] for x in images])
+        made = Measured(
+            rows=tuple(rows), whole=np.zeros((count, 2)), objects=objects, nouns=np.zeros((count, 24)),
+            places=("beach",) * count, colours=("red",) * count, distance=np.zeros(count),
+        )  # fmt: skip
+        _write(tmp_path / drawing_path(name, "gold-hat", "prompts", "measure"), made)
+    found = _as_few(Context(plan=FULL, work=tmp_path), "perfusion", "unselected", {"gold-hat": anchor})
+    assert found.figures["gold-hat"]["image"] == pytest.approx(0.15)
+
+
+def test_the_ablations_begin_with_the_one_they_are_compared_with(results):
+    results.selected = point("perfusion", 0.5, 0.8, Setting(lock="local", bias=0.75), harmonic=0.6)
+    table = page(results, FULL, {}, []).partition("## What each part is for")[2].partition("##")[0]
+    assert table.index("Perfusion without selection |") < table.index("| Perfusion, as shipped |")
+    assert "+0.10 (+0.10 to +0.10)" in table
 
 
 def test_what_people_wrote_stays_when_the_page_is_made_anew(tmp_path):
@@ -103,6 +159,9 @@ def test_the_plot_is_a_drawing_with_every_method_and_higher_text_is_higher_up(re
     root = ElementTree.fromstring(scatter(marks_of(results), across="image", up="text"))
     words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"Perfusion, local lock", "Textual Inversion", "0.75"} <= set(words)
+    colours = [node.attrib["fill"] for node in root.iter("{http://www.w3.org/2000/svg}circle")]
+    assert len(set(colours)) == len(marks_of(results))  # each method its own, in the whole evaluation too:
+    assert len(COLOURS) >= 4 + sum(method.group == "baseline" for method in METHODS)
     (line,) = root.iter("{http://www.w3.org/2000/svg}polyline")
     spots = [tuple(map(float, spot.split(","))) for spot in line.attrib["points"].split()]
     assert [x for x, _ in spots] == sorted(

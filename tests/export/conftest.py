@@ -102,6 +102,15 @@ def exported(
 
 
 @pytest.fixture(scope="session")
+def int8_exported(
+    toy_model: Path, converted: dict[str, ir.Model], tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(bundle, "to_onnx", lambda graph, **_: converted[graph.name].clone())
+        return export_bundle(toy_model, tmp_path_factory.mktemp("int8") / "bundle", precision="int8")
+
+
+@pytest.fixture(scope="session")
 def open_session() -> OpenSession:
     def opened(path: Path) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()

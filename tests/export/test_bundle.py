@@ -239,3 +239,15 @@ def test_onnxruntime_refuses_a_linked_graph_without_its_weights(fast_export, toy
     shutil.rmtree(model / "unet")
     with pytest.raises(Exception, match="diffusion_pytorch_model"):
         onnxruntime.InferenceSession(model / "unet.onnx", providers=["CPUExecutionProvider"])
+
+
+def test_weights_that_are_links_are_not_linked_to(no_conversion, toy_model, tmp_path):
+    """As in the cache of a hub: ONNX Runtime would refuse the bundle's graphs."""
+    model = shutil.copytree(toy_model, tmp_path / "model")
+    weights = model / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(tmp_path / "blob")
+    weights.symlink_to(tmp_path / "blob")
+    before = snapshot(model)
+    with pytest.raises(ExportError, match=r"unet/diffusion_pytorch_model\.safetensors is a symbolic link"):
+        export_bundle(model, model, link_weights=True)
+    assert snapshot(model) == before

@@ -1,21 +1,27 @@
 """docs/graph.md is the contract: its tables must be what the exporter writes."""
 
+import copy
 import json
 import re
+import shutil
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
+import safetensors.numpy
 
+from perfusion.attention import install
 from perfusion.base import load_base
 from perfusion.export import PRECISIONS
-from perfusion.export.convert import OPSETS
+from perfusion.export.convert import OPSETS, to_onnx
 from perfusion.export.graphs import graphs_of
 from perfusion.export.half import KEPT
-from perfusion.export.manifest import SAMPLERS
+from perfusion.export.manifest import SAMPLERS, make_manifest
 from perfusion.export.parity import TOLERANCES
 from perfusion.export.probe import _LARGEST
-from perfusion.export.weights import _INLINE_LIMIT, FLOAT16_MAX
+from perfusion.export.weights import FLOAT16_MAX, INLINE_LIMIT
+from perfusion.runtime import read_bundle
 
 PAGE = (Path(__file__).parents[2] / "docs" / "graph.md").read_text(encoding="utf-8")
 
@@ -68,35 +74,50 @@ def in_half(rows):
     ]
 
 
-@pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
-def test_the_tables_of_a_graph_are_its_inputs_and_outputs(exported, manifest, name):
-    numbers = numbers_of(manifest)
-    graph = onnx.load(exported.folder / f"{name}.onnx").graph
+GRAPHS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("bundle", ["exported", "int8_exported"])
+def test_the_tables_of_a_graph_are_its_inputs_and_outputs(request, bundle, name):
+    made = request.getfixturevalue(bundle)
+    numbers = numbers_of(made.manifest)
+    graph = onnx.load(made.folder / f"{name}.onnx").graph
     page = tables(section(f"{name}.onnx"))
     assert documented(page["input"], numbers) == found(graph.input)
     assert documented(page["output"], numbers) == found(graph.output)
 
 
-@pytest.mark.parametrize("index, name", [(0, "text_encoder"), (1, "text_encoder_2")])
-def test_the_tables_of_two_text_encoders_are_their_inputs_and_outputs_in_half(xl_exported, index, name):
-    numbers = numbers_of(xl_exported.manifest, index)
+@pytest.mark.parametrize("name", [*GRAPHS, "text_encoder_2"])
+def test_the_tables_of_a_model_with_two_text_encoders_are_those_of_its_graphs_in_half(xl_exported, name):
+    numbers = numbers_of(xl_exported.manifest, int(name == "text_encoder_2"))
     graph = onnx.load(xl_exported.folder / f"{name}.onnx").graph
     page = tables(section(f"{name}.onnx"))
-    inputs = tables(section("text_encoder.onnx"))["input"]
+    inputs = page.get("input") or tables(section("text_encoder.onnx"))["input"]
+    if name == "unet":
+        inputs = [*inputs, *(row for row in page["condition"] if row[0] != "`timestep_cond`")]
+    outputs = page["of two" if name == "text_encoder" else "output"]
     assert in_half(documented(inputs, numbers)) == found(graph.input)
-    assert in_half(documented(page["output" if index else "of two"], numbers)) == found(graph.output)
+    assert in_half(documented(outputs, numbers)) == found(graph.output)
 
 
-def test_the_table_of_conditions_is_what_sdxl_and_lcm_take(xl_exported, consistency_model):
+def test_the_table_of_conditions_is_what_a_consistency_model_takes(consistency_model):
+    base = load_base(consistency_model)
+    install(base.unet)
+    graph = next(graph for graph in graphs_of(base) if graph.name == "unet")
+    inputs = ir.to_proto(to_onnx(graph)).graph.input
     page = tables(section("unet.onnx"))
-    numbers = numbers_of(xl_exported.manifest)
-    graph = onnx.load(xl_exported.folder / "unet.onnx").graph
-    of_lcm = "timestep_cond"
-    rows = [row for row in page["condition"] if row[0] != f"`{of_lcm}`"]
-    assert in_half(documented([*page["input"], *rows], numbers)) == found(graph.input)
-    inputs = next(graph for graph in graphs_of(load_base(consistency_model)) if graph.name == "unet").inputs
-    (row,) = [row for row in page["condition"] if row[0] == f"`{of_lcm}`"]
-    assert documented([row], {of_lcm: 12}) == [(inputs[-1].name, "float32", inputs[-1].dims)]
+    rows = [*page["input"], *(row for row in page["condition"] if row[0] == "`timestep_cond`")]
+    numbers = numbers_of(make_manifest(base, files={}, parity={}, precision="fp32"))
+    assert documented(rows, numbers) == found(inputs)
+
+
+def test_gates_and_targets_are_multiplied_in_the_type_of_the_graph(xl_exported):
+    assert "times the concepts' targets is computed in the graph's own type" in PAGE
+    nodes = onnx.load(xl_exported.folder / "unet.onnx").graph.node
+    for gate in ("key_gate", "value_gate"):
+        readers = {node.op_type for node in nodes if gate in node.input}
+        assert readers - {"Shape"} == {"MatMul"}, gate  # no Cast
 
 
 def shape_of(cell, numbers):
@@ -129,6 +150,67 @@ def test_the_table_of_the_manifest_names_what_is_inside_a_field(manifest, field)
     assert named == [*manifest[field], *(inner if field in deeper else ())]
 
 
+@pytest.mark.parametrize(
+    "field, inside",
+    [
+        ("files", ["bytes", "sha256"]),
+        ("text_encoders", None),
+        ("versions", ["opset"]),
+        ("precision", list(PRECISIONS)),
+    ],
+)
+def test_the_table_of_the_manifest_names_what_its_values_may_be(manifest, field, inside):
+    (row,) = [row for row in tables(section("bundle.json"))["field"] if row[0] == f"`{field}`"]
+    named = re.findall(r"`(\w+)`", row[1])
+    if field == "files":
+        assert all(list(entry) == named for entry in manifest["files"].values())
+    if field == "versions":
+        assert set(named) < set(manifest["versions"])
+    assert inside is None or named == inside
+
+
+def test_the_format_and_its_version_are_those_of_the_page(manifest):
+    row = next(row for row in tables(section("bundle.json"))["field"] if row[0].startswith("`format`"))
+    assert f'`"{manifest["format"]}"`, `{manifest["format_version"]}`' in row[1]
+
+
+def test_the_key_projections_have_the_shape_of_the_page(exported, manifest):
+    row = next(row for row in tables(section("Files"))["file"] if "key_projections" in row[0])
+    (dims,) = re.findall(r"`key_projections` \[(.*?)\]", row[1])
+    (keys,) = safetensors.numpy.load_file(exported.folder / "key_projections.safetensors").values()
+    assert shape_of(dims, numbers_of(manifest)) == keys.shape
+
+
+MEANINGS: dict[str, object] = {"nothing": [], "false": False, "none": {}, "10": 10.0, "50": 50}
+
+
+def test_a_field_that_is_missing_means_what_the_page_says(exported, manifest, tmp_path):
+    """Read without the fields, a bundle is what it is with the values that the page gives for them."""
+    (sentence,) = re.findall(r"These may be missing in older bundles: (.*?)\.\n\n", PAGE, re.DOTALL)
+    listed = re.findall(r"((?:`[\w.\[\]]+`(?: and\s+)?)+) \((?:then )?`?([\w ]+)`?\)", sentence)
+    without, explicit = copy.deepcopy(manifest), copy.deepcopy(manifest)
+    count, part = 0, ""
+    for names, meaning in listed:
+        for name in re.findall(r"`([\w.\[\]]+)`", names):
+            before, _, field = name.rpartition(".")
+            # sampler's neighbours are the scheduler's too
+            part = before or (part if field in manifest["scheduler"] else "")
+            for there, value in ((without, None), (explicit, MEANINGS.get(meaning, meaning))):
+                inner = there["text_encoders"][0] if part == "text_encoders[]" else there.get(part, there)
+                del inner[field]
+                if value is not None and meaning != "no preview":
+                    inner[field] = value
+            count += 1
+    assert count == 10
+    folder = shutil.copytree(exported.folder, tmp_path / "bundle")
+    read = []
+    for content in (without, explicit):
+        (folder / "bundle.json").write_text(json.dumps(content))
+        read.append(read_bundle(folder))
+    assert repr(read[0]) == repr(read[1])
+    assert read[0].decoder.latent_rgb is None
+
+
 def test_the_schedulers_fields_and_samplers_are_named(manifest):
     (row,) = [row for row in tables(section("bundle.json"))["field"] if row[0] == "`scheduler`"]
     named = re.findall(r"`(\w+)`", row[1])
@@ -146,7 +228,7 @@ def test_the_text_encoders_fields_are_named(manifest, xl_exported):
 
 
 def test_the_table_of_files_is_the_folder(exported, xl_exported):
-    named = {name for row in tables(section("Files"))["file"] for name in re.findall(r"`([^`<]+)`", row[0])}
+    named = {name for row in tables(section("Files"))["file"] for name in re.findall(r"`([^`</]+)`", row[0])}
     assert named == {path.name for path in xl_exported.folder.iterdir()}
     assert named - {"text_encoder_2.onnx"} == {path.name for path in exported.folder.iterdir()}
 
@@ -156,7 +238,7 @@ def test_the_opsets_the_tolerances_and_the_limits_are_the_real_ones(manifest):
     assert all(f"opset {opset}" in PAGE for opset in OPSETS)
     for precision, tolerance in TOLERANCES.items():
         assert f"{tolerance:.0e} in `{precision}`".replace("e-0", "e-") in " ".join(PAGE.split())
-    assert f"more than {_INLINE_LIMIT // 10**6} MB" in PAGE
+    assert f"more than {INLINE_LIMIT // 10**6} MB" in PAGE
     assert f"{FLOAT16_MAX:.0f}" in PAGE
     assert f"at most {_LARGEST} latents a side" in PAGE
     assert list(PRECISIONS) == [row[0].strip("`") for row in tables(section("Precisions"))["`precision`"]]
@@ -164,6 +246,7 @@ def test_the_opsets_the_tolerances_and_the_limits_are_the_real_ones(manifest):
 
 def test_what_is_kept_in_float32_is_what_the_page_says():
     text = section("Precisions")
-    assert [kept.place for kept in KEPT] == ["vae_decoder", "vae_encoder", "unet.attention"]
+    assert [kept.place for kept in KEPT] == ["vae_decoder", "vae_encoder", "vae_encoder", "unet.attention"]
     assert "SDXL's VAE" in text
+    assert "encoder of pocket's VAE" in " ".join(text.split())
     assert "`upcast_attention`" in text

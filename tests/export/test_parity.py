@@ -7,7 +7,7 @@ import torch
 
 from perfusion.errors import ExportError
 from perfusion.export.parity import TOLERANCE, check_parity
-from perfusion.export.trials import cases, relative_error
+from perfusion.export.trials import cases, make_trials, open_session, relative_error, run_session
 from perfusion.export.weights import save
 
 
@@ -82,3 +82,38 @@ def test_a_graph_that_does_not_open_is_an_error_with_its_name(graphs, base, tmp_
     (tmp_path / "graph.onnx").write_bytes(b"no graph")
     with pytest.raises(ExportError, match="unet: ONNX Runtime does not accept the graph"):
         check_parity(graphs["unet"], tmp_path / "graph.onnx", vocab_size=base.vocab_size)
+
+
+def test_a_graph_that_opens_and_does_not_run_is_an_error_with_its_name(graphs, base, converted, tmp_path):
+    """A channel too few: nothing notices before the call."""
+    model = converted["vae_encoder"].clone()
+    value = next(v for name, v in model.graph.initializers.items() if name.endswith("quant_conv.weight"))
+    assert value.const_value is not None
+    value.const_value = ir.tensor(value.const_value.numpy()[:, 1:].copy(), name=value.name)
+    save(model, tmp_path / "graph.onnx")
+    with pytest.raises(
+        ExportError, match=r"vae_encoder: ONNX Runtime (cannot run|does not accept) the graph: "
+    ):
+        check_parity(graphs["vae_encoder"], tmp_path / "graph.onnx", vocab_size=base.vocab_size)
+
+
+def test_a_call_that_fails_is_an_error_with_the_graphs_name(exported):
+    session = open_session("vae_encoder", exported.folder / "vae_encoder.onnx")
+    with pytest.raises(ExportError, match="vae_encoder: ONNX Runtime cannot run the graph: "):
+        run_session("vae_encoder", session, {"sample": np.zeros((1, 5, 32, 32), np.float32)})
+
+
+def test_a_model_with_damaged_weights_is_not_taken_for_a_bad_conversion(graphs, base):
+    """Also where some rows are sound: torch itself has no number to hold the graph against."""
+    weight = graphs["vae_encoder"].module.get_parameter("vae.quant_conv.bias")
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight[0] = float("nan")
+    try:
+        with pytest.raises(
+            ExportError, match=r"^vae_encoder: torch itself gets no finite .* weights are damaged$"
+        ):
+            make_trials(graphs["vae_encoder"], vocab_size=base.vocab_size)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)

@@ -1,5 +1,6 @@
 """The colours of latents before they are decoded, against a VAE that is linear and one that is not."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,12 +42,16 @@ def test_a_bundle_holds_a_row_for_each_latent_channel(exported):
     assert np.shape(fitted["bias"]) == (3,)
 
 
-def test_the_embedded_models_colours_are_most_of_its_pictures(tmp_path):
+def test_the_embedded_models_colours_are_in_its_bundle_and_most_of_its_pictures():
     """On smooth latents the map explains most of what decoding gives."""
     from perfusion.base import load_base
+    from perfusion.pocket import model_path
 
     vae = load_base(None).vae
     fitted = fit_latent_rgb(vae)
+    shipped = json.loads((model_path() / "bundle.json").read_text())["vae"]["latent_rgb"]
+    for name, numbers in fitted.items():
+        np.testing.assert_allclose(shipped[name], numbers, atol=2e-3, err_msg=name)
     generator = torch.Generator().manual_seed(7)
     coarse = torch.rand(1, 3, 4, 4, generator=generator) * 2 - 1
     picture = F.interpolate(coarse, (128, 128), mode="bilinear", align_corners=True)

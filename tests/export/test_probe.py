@@ -94,3 +94,20 @@ def test_the_largest_number_is_seen_where_onnxruntime_does_not_round_it(open_ses
     for x, largest in ((100, 1e5), (10, None)):
         _, overflow = first_overflow("trial", tmp_path / "graph.onnx", {"x": np.array([x], np.float16)})
         assert (overflow and overflow.largest) == largest
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_a_number_that_is_none_is_seen_wherever_it_stands(tmp_path, position):
+    """ONNX Runtime's largest of three numbers is a number where the second one is none."""
+    half = onnx.TensorProto.FLOAT16
+    ends = [onnx.helper.make_tensor_value_info(name, half, ["n"]) for name in ("x", "y")]
+    node = onnx.helper.make_node("Sub", ["x", "x"], ["y"])
+    graph = onnx.helper.make_graph([node], "main", ends[:1], ends[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "graph.onnx")
+    feed = np.ones(3, np.float16)
+    assert first_overflow("trial", tmp_path / "graph.onnx", {"x": feed})[1] is None
+    feed[position] = np.inf  # ∞ − ∞
+    _, overflow = first_overflow("trial", tmp_path / "graph.onnx", {"x": feed})
+    assert overflow is not None
+    assert np.isnan(overflow.largest)

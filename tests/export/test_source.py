@@ -4,13 +4,14 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.numpy
 import torch
 
 from perfusion.errors import ExportError
 from perfusion.export import export_bundle
-from perfusion.export.source import check_room, open_model, stored_dtype
+from perfusion.export.source import check_room, open_model, room_for, stored_dtype
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -51,3 +52,41 @@ def test_the_estimate_covers_the_bundle(exported, toy_model, monkeypatch, tmp_pa
         shutil, "disk_usage", lambda path: SimpleNamespace(total=10**12, free=2 * numbers + (70 << 20))
     )
     check_room(base, tmp_path / "bundle", "fp32")
+
+
+def test_the_estimate_of_a_half_bundle_counts_what_stays_in_float32(xl_model, xl_exported, monkeypatch):
+    """Of SDXL's VAE every weight has four bytes; the files have little besides weights."""
+    monkeypatch.setattr("perfusion.export.source._SPARE", 0)
+    monkeypatch.setattr("perfusion.export.source.INLINE_LIMIT", 0)
+    base = open_model(xl_model)
+    files = xl_exported.manifest["files"]
+    weights = sum(
+        len(tensor.raw_data)
+        for name in files
+        if name.endswith(".onnx")
+        for tensor in onnx.load(xl_exported.folder / name).graph.initializer
+        if tensor.name.endswith(("weight", "bias"))  # the others are the causal masks
+    )
+    weights += files["key_projections.safetensors"]["bytes"] - 200  # its header
+    kept = xl_exported.manifest["kept_fp32"]
+    assert weights <= room_for(base, "fp16", kept) < 1.1 * weights
+    unet = sum(weight.numel() for weight in base.unet.parameters())
+    assert room_for(base, "fp16", [*kept, "unet.mid_block"]) == room_for(base, "fp16", kept) + 2 * unet
+
+
+def test_the_estimate_of_a_half_bundle_has_room_for_the_copy_that_is_looked_into(toy_model, monkeypatch):
+    base = open_model(toy_model)
+    numbers = [sum(weight.numel() for weight in part.parameters()) for part in base.parts]
+    without = room_for(base, "fp32")  # in as many bytes, since float16 holds this model exactly
+    assert room_for(base, "fp16") == without + 2 * max(numbers)
+    monkeypatch.setattr(
+        "perfusion.export.source.INLINE_LIMIT", 1000
+    )  # larger weights lie in a file of their own
+    assert room_for(base, "fp16") == without + 1000
+
+
+def test_keys_that_float16_does_not_hold_are_counted_in_float32(toy_model, tmp_path):
+    base = open_model(toy_model)
+    before = room_for(base, "fp16")
+    base.unet.float()
+    assert room_for(base, "fp16") - before == 2 * base.layers[-1].key_slice.stop * base.text_dim

@@ -1,5 +1,9 @@
 """Storing weights as float16 and in other files: the numbers must not move by a bit."""
 
+import shutil
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -176,9 +180,27 @@ def test_weights_that_float16_cannot_hold_stay_float32(tmp_path):
 
 
 def test_weights_beyond_a_file_s_limit_go_beside_it(monkeypatch, open_session, tmp_path):
-    monkeypatch.setattr("perfusion.export.weights._INLINE_LIMIT", 1000)
+    monkeypatch.setattr("perfusion.export.weights.INLINE_LIMIT", 1000)
     weight = np.random.default_rng(0).normal(size=(32, 24)).astype(np.float32)
     save(small_model(weight), tmp_path / "graph.onnx")
     assert (tmp_path / "graph.onnx.data").stat().st_size == weight.nbytes
     found = open_session(tmp_path / "graph.onnx").run(None, {"x": np.eye(32, dtype=np.float32)})[0]
     np.testing.assert_array_equal(found, weight)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a file's size is Linux's here")
+@pytest.mark.parametrize("free, message", [(1000, "No space left on device"), (10**9, "Input/output error")])
+def test_a_weight_that_is_cut_short_beside_the_graph_says_why(monkeypatch, tmp_path, free, message):
+    """numpy tells how much was written and not why; whether the disk was full is for us to find."""
+    import resource
+
+    monkeypatch.setattr("perfusion.export.weights.INLINE_LIMIT", 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**12, free=free))
+    weight = np.random.default_rng(0).normal(size=(320, 24)).astype(np.float32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=message):
+            save(small_model(weight), tmp_path / "graph.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from perfusion import attention as module
 from perfusion.attention import (
@@ -185,6 +186,29 @@ def test_gates_and_targets_meet_in_float32_under_autocast(attention):
                 concept_values=torch.tensor([[1000.0], [-999.5]]).expand(2, 8),
             )
     assert torch.equal(out.float(), torch.full((1, 6, 8), 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_gates_and_targets_in_float16_as_a_graph_gets_them_meet_in_float16(attention, dtype):
+    """TensorRT for RTX has no product in float32 for sm75, and what was rounded before gains nothing by one."""
+    products = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+                products.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    attention.to(torch.float16).set_processor(ConceptAttnProcessor(slice(0, 8), slice(0, 8)))
+    edit = edit_of_layer(dtype)
+    with torch.no_grad(), Seen():
+        attention(torch.randn(2, 6, 8).half(), torch.randn(2, TOKENS, TEXT_DIM).half(), **edit)
+    assert (torch.float32 in products) is (dtype == torch.float32)
+
+
+def edit_of_layer(dtype):
+    gate, targets = torch.rand(2, TOKENS, 3).to(dtype), torch.randn(3, 8).to(dtype)
+    return {"key_gate": gate, "value_gate": gate, "concept_keys": targets, "concept_values": targets}
 
 
 def test_the_output_is_affine_in_the_values_and_its_gradient_is_the_slope(attention):

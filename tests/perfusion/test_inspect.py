@@ -222,6 +222,44 @@ def test_a_concept_is_held_against_a_bundle_layer_by_layer(capsys):
     assert whole == pytest.approx(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
 
 
+def test_the_strength_of_an_edit_is_how_far_its_values_are_off_the_superclasss(capsys):
+    """Against the base model's own projections in torch."""
+    import torch
+
+    from perfusion.attention import layer_table
+    from perfusion.base import load_base
+    from perfusion.pocket import bundle_path
+
+    sample = bundle_path() / "concepts" / "gold-hat.safetensors"
+    assert main([str(sample), "--bundle", str(bundle_path()), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["value_change"]
+    concept, unet = Concept.load(sample), load_base(None).unet
+    encoding = torch.from_numpy(np.array(concept.superclass_encoding))
+    for layer in layer_table(unet):
+        before = unet.get_submodule(layer.name).to_v(encoding).detach().numpy()
+        after = concept.target_values[:, layer.value_slice]
+        change = np.linalg.norm(after - before) / np.linalg.norm(before)
+        assert found[layer.name] == pytest.approx(change, rel=1e-3)
+    assert main([str(sample), "--bundle", str(bundle_path())]) == 0
+    assert "off a hat's mid.0.0" in capsys.readouterr().out
+
+
+def test_the_norms_of_a_concept_are_those_of_its_arrays(concept, capsys):
+    assert main([str(concept), "--json"]) == 0
+    facts, loaded = json.loads(capsys.readouterr().out), Concept.load(concept)
+    np.testing.assert_allclose(facts["direction_norm"], np.linalg.norm(loaded.direction, axis=1), rtol=1e-6)
+    for found, table in zip(facts["embedding_norms"], loaded.embeddings, strict=True):
+        np.testing.assert_allclose(found, np.linalg.norm(table, axis=1), rtol=1e-6)
+
+
+def test_an_empty_prompt_is_a_prompt(capsys):
+    from perfusion.pocket import bundle_path
+
+    sample = bundle_path() / "concepts" / "gold-hat.safetensors"
+    assert main([str(sample), "--prompt", ""]) == 0
+    assert "names no concept" in capsys.readouterr().out
+
+
 def test_a_concept_that_does_not_fit_a_bundle_says_why(concept, capsys):
     from perfusion.pocket import bundle_path
 
@@ -246,3 +284,13 @@ def test_the_gates_of_a_prompt_are_shown_and_drawn(tmp_path, capsys):
 def test_a_folder_has_no_gates(options, bundle, capsys):
     assert main([str(bundle), *options]) == 1
     assert "--" in capsys.readouterr().err
+
+
+def test_a_sample_is_shown_by_its_name(tmp_path, monkeypatch, capsys):
+    from perfusion.pocket import bundle_path
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["gold-hat", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(bundle_path() / "concepts" / "gold-hat.safetensors")
+    assert main(["silver-hat"]) == 1
+    assert "silver-hat is not there" in capsys.readouterr().err

@@ -113,7 +113,10 @@ def test_a_listed_path_out_of_the_folder_is_not_even_opened(bundle_copy):
     "path, value, message",
     [
         ("base", DELETE, "has no 'base'"),
-        ("base", "", "'base' is '', expected a text"),
+        ("base", "", "'base' is '', expected a text of 1 to 255 characters"),
+        ("base", "a" * 256, r"'base' is 'a{56}\.\.\., expected a text of 1 to 255 characters"),
+        ("scheduler/sampler", "a" * 5000, r"'sampler' is 'a{56}\.\.\., expected a text"),
+        ("scheduler/beta_schedule", "a" * 5000, r"'beta_schedule' is 'a{56}\.\.\., expected a text"),
         ("text_dim", "16", "'text_dim' is '16', expected a whole number from 1 on"),
         ("text_dim", True, "'text_dim' is True, expected a whole number"),
         ("text_dim", 32, r"gives 16 numbers a token and the UNet reads 32"),
@@ -127,6 +130,11 @@ def test_a_listed_path_out_of_the_folder_is_not_even_opened(bundle_copy):
         ("text_encoders", [{}, {}, {}], "has 3 text encoders"),
         ("text_encoders/0/eos_token_id", 840, "expected an id below 840"),
         ("scheduler/prediction_type", "sample", "prediction_type is 'sample'"),
+        (
+            "scheduler/prediction_type",
+            "flow_prediction",
+            "is 'flow_prediction', expected one of epsilon, v_prediction.* trained otherwise cannot be used",
+        ),
         ("scheduler/beta_start", DELETE, "has no 'beta_start'"),
         ("scheduler/thresholding", True, "'thresholding' is set"),
         ("scheduler/sampler", "unipc", "'sampler' is 'unipc', expected one of ddim, euler"),
@@ -265,3 +273,51 @@ def test_text_encoders_that_read_prompts_of_other_lengths_do_not_belong_together
     edit(bundle_copy, "text_encoders", [{**first, "hidden_size": 8}, other])
     with pytest.raises(BundleError, match="read prompts of 64 and 77 tokens"):
         read_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", ["unet.onnx", "tokenizer.json", "bundle.json"])
+def test_a_link_out_of_the_folder_is_refused_even_to_the_very_bytes(bundle_copy, tmp_path, name, verify):
+    outside = tmp_path / "outside"
+    (bundle_copy / name).rename(outside)
+    (bundle_copy / name).symlink_to(f"../{outside.name}")
+    with pytest.raises(BundleError, match=rf"{name} is a link that leads out of the bundle's folder.*cp -rL"):
+        read_bundle(bundle_copy, verify=verify)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "concepts", "engines/trt-sm87/unet-0.plan"])
+def test_nor_may_anything_else_in_it_be_such_a_link(bundle_copy, tmp_path, name):
+    """A graph may name weights that bundle.json does not list; samples and engines are found by their places."""
+    (bundle_copy / name).parent.mkdir(parents=True, exist_ok=True)
+    (bundle_copy / name).symlink_to(tmp_path)
+    with pytest.raises(BundleError, match=rf"{name} is a link that leads out"):
+        read_bundle(bundle_copy, verify=False)
+
+
+def test_links_within_a_bundle_and_to_a_bundle_are_followed(bundle_copy, tmp_path):
+    (bundle_copy / "unet.onnx").rename(bundle_copy / "graph.bin")
+    (bundle_copy / "unet.onnx").symlink_to("graph.bin")
+    (bundle_copy / "round").symlink_to("round")
+    (tmp_path / "linked").symlink_to(bundle_copy)
+    assert read_bundle(tmp_path / "linked").unet.file == tmp_path / "linked" / "unet.onnx"
+
+
+@pytest.mark.parametrize("scale, conditions, guided", [
+    (7.5, {}, True), (1.0001, {}, True), (1, {}, False), (0.5, {}, False), (0, {}, False),
+    (7.5, {"timestep_cond": 256}, False),
+])  # fmt: skip
+def test_drawing_planning_and_engines_agree_on_what_guidance_is(bundle_copy, scale, conditions, guided):
+    """One of 1 or less is none, as in diffusers; nor is that of a model which reads the scale itself."""
+    from perfusion.devices.memory import guided_by_default
+    from perfusion.runtime.request import make_request
+    from perfusion.tensorrt.bundle_facts import read_facts
+
+    edit(bundle_copy, "defaults/guidance_scale", scale)
+    edit(bundle_copy, "unet/conditions", conditions)
+    bundle = read_bundle(bundle_copy)
+    answers = (
+        make_request(bundle, "a cat", 0).guided,
+        guided_by_default(bundle),
+        read_facts(bundle_copy).guided,
+    )
+    assert answers == (guided,) * 3

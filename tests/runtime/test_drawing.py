@@ -186,6 +186,7 @@ def test_the_bundles_own_scheduler_is_the_default(runtime):
         ({"image": "nothing.png"}, r"nothing\.png cannot be read as a picture: no such file"),
         ({"image": __file__}, "cannot be read as a picture: cannot identify image file"),
         ({"image": 3}, "The picture is int, expected a PIL image or a file's path"),
+        ({"image": b"PNG"}, "The picture is bytes, expected a PIL image or a file's path"),
         ({"image": [picture(1)] * 2}, "2 images for 1 prompts"),
         ({"guidance_rescale": -1}, "guidance rescale is -1, expected a number from 0 to 1"),
         ({"guidance_rescale": "x"}, "guidance rescale is 'x'"),

@@ -26,16 +26,19 @@ def planner(monkeypatch):
     """A planner that counts pixels: all graphs stay open below 5000 bytes a picture, and 10000 are too many."""
     asked = []
 
-    def plan_memory(bundle, *, budget, width, height, batch, guided=True, concepts=4):
+    def plan_memory(bundle, *, budget, width, height, batch, guided=True, concepts=4, image=False):
         asked.append(
             {"budget": budget, "width": width, "batch": batch, "guided": guided, "concepts": concepts}
+            | {"image": image}
         )
         peak = width * height * batch
+        unused = frozenset() if image else {"vae_encoder"}
+        kept = SEQUENCE if peak > budget // 2 else dict.fromkeys(SEQUENCE, ALL)
         return SimpleNamespace(
             fits=peak <= budget,
             peak=peak,
             tile=6 if peak > budget // 2 else None,
-            resident=SEQUENCE if peak > budget // 2 else dict.fromkeys(SEQUENCE, ALL),
+            resident={stage: names - unused for stage, names in kept.items()},
             explain=lambda: (
                 f"{width} x {height} needs {peak} bytes, and {budget} are free; 64 x 64 would fit."
             ),
@@ -60,8 +63,10 @@ def test_an_unknown_kind_of_memory_is_refused_with_the_known_ones(bundle, memory
 @pytest.mark.parametrize("memory, budget", [("auto", 900), ("low", 900), (2, 2 * GIB), ("0.5", GIB // 2)])
 def test_the_budget_is_what_was_said_or_nine_tenths_of_what_is_free(bundle, planner, memory, budget):
     residence = Residence(bundle, memory, lambda: 1000)
-    residence.admit(width=16, height=16, batch=1, guided=False, concepts=2)
-    assert planner[-1] == {"budget": budget, "width": 16, "batch": 1, "guided": False, "concepts": 2}
+    residence.admit(width=16, height=16, batch=1, guided=False, concepts=2, image=True)
+    assert planner[-1] == {
+        "budget": budget, "width": 16, "batch": 1, "guided": False, "concepts": 2, "image": True,
+    }  # fmt: skip
 
 
 def test_with_room_everything_stays_open_from_the_start(bundle, planner, monkeypatch):
@@ -172,6 +177,18 @@ def test_a_request_is_planned_once(bundle, planner, monkeypatch):
     assert len([one for one in planner if one["batch"] == 2]) == 1
 
 
+def test_a_picture_to_draw_over_is_planned_with_the_graph_that_reads_it(bundle, planner):
+    """And that graph goes when the next request has no room planned for it."""
+    with Runtime(bundle.folder, provider="cpu", threads=1, memory=1e-5) as runtime:
+        beach = runtime.generate("a beach", num_inference_steps=1)
+        assert not planner[-1]["image"]
+        runtime.generate("a cat", image=beach, num_inference_steps=2)
+        assert planner[-1]["image"]
+        assert "vae_encoder" in runtime._graphs._opened
+        runtime.generate("a cat", num_inference_steps=1)
+        assert "vae_encoder" not in runtime._graphs._opened
+
+
 def test_a_machine_that_does_not_tell_its_memory_plans_nothing(bundle, planner, monkeypatch):
     graphs = graphs_with(bundle, "auto", None, monkeypatch)
     graphs.admit(width=16384, height=16384, batch=64, guided=True, concepts=0, tokens=77)
@@ -215,26 +232,31 @@ def test_a_closed_one_and_an_unknown_graph_are_sentences(bundle):
         graphs.run("vae_encoder", sample=np.zeros((1, 3, 32, 32), np.float32))
 
 
-def machine(root, available=8_000_000, limit="max", used=0, cached=0):
-    """The files in which Linux tells its memory; kB and bytes."""
-    (root / "proc").mkdir()
+TWO = ("", "memory.max", "memory.current", "inactive_file")
+ONE = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def machine(root, version, available=8_000_000, limit="max", used=0, cached=0):
+    """The files in which Linux tells its memory; kB and bytes. `version`: of the control groups."""
+    (root / "proc").mkdir(parents=True)
     (root / "proc/meminfo").write_text(
         f"MemTotal:  16000000 kB\nMemFree:  1000 kB\nMemAvailable:   {available} kB\n"
     )
-    (root / "sys/fs/cgroup").mkdir(parents=True)
-    for name, value in (
-        ("memory.max", limit), ("memory.current", used), ("memory.stat", f"anon 5\ninactive_file {cached}"),
-    ):  # fmt: skip
-        (root / "sys/fs/cgroup" / name).write_text(f"{value}\n")
+    group, *names, stat = version
+    folder = root / "sys/fs/cgroup" / group
+    folder.mkdir(parents=True)
+    values = (limit, used, f"anon 5\n{stat} {cached}")
+    for name, value in zip((*names, "memory.stat"), values, strict=True):
+        (folder / name).write_text(f"{value}\n")
     return root
 
 
-def test_free_memory_is_what_linux_and_a_container_leave(tmp_path):
-    for name in "abc":
-        (tmp_path / name).mkdir()
-    assert free_memory(machine(tmp_path / "a")) == 8_192_000_000
-    assert free_memory(machine(tmp_path / "b", limit=4 * 10**9, used=3 * 10**9, cached=10**9)) == 2 * 10**9
-    assert free_memory(machine(tmp_path / "c", limit=10**9, used=2 * 10**9)) == 0
+@pytest.mark.parametrize("version", [TWO, ONE])
+def test_free_memory_is_what_linux_and_a_container_leave(tmp_path, version):
+    limited = {"limit": 4 * 10**9, "used": 3 * 10**9, "cached": 10**9}
+    assert free_memory(machine(tmp_path / "a", version)) == 8_192_000_000
+    assert free_memory(machine(tmp_path / "b", version, **limited)) == 2 * 10**9
+    assert free_memory(machine(tmp_path / "c", version, limit=10**9, used=2 * 10**9)) == 0
     assert free_memory(tmp_path / "elsewhere") is None
 
 
@@ -249,10 +271,12 @@ def test_no_plan_needs_more_than_the_bound_that_spares_planning(toy_bundle, name
     found = read_bundle(toy_bundle if name == "toy" else bundle_path(), verify=False)
     residence = Residence(found, "auto", lambda: None)
     plan = perfusion.devices.plan_memory(
-        found, budget=1, width=width, height=height, batch=batch, guided=True
+        found, budget=1, width=width, height=height, batch=batch, guided=True, image=True
     )
     everything = plan.base + sum(need.opened + need.running for need in plan.needs.values())
-    whole = perfusion.devices.plan_memory(found, budget=10**15, width=width, height=height, batch=batch)
+    whole = perfusion.devices.plan_memory(
+        found, budget=10**15, width=width, height=height, batch=batch, image=True
+    )
     assert residence.at_most(width, height, batch) >= max(everything, whole.peak)
 
 

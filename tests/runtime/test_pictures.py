@@ -69,9 +69,35 @@ def test_a_photo_is_upright_as_its_camera_was_held(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter
     photo.save(tmp_path / "photo.png", exif=exif)
-    opened = open_picture(tmp_path / "photo.png")
-    assert opened.size == (8, 16)
-    assert opened.getpixel((4, 2)) == (0, 0, 0) and opened.getpixel((4, 14)) == (255, 255, 255)
+    with Image.open(tmp_path / "photo.png") as lazy:
+        for source in (tmp_path / "photo.png", lazy):
+            opened = open_picture(source)
+            assert opened.size == (8, 16)
+            assert opened.getpixel((4, 2)) == (0, 0, 0) and opened.getpixel((4, 14)) == (255, 255, 255)
+
+
+def test_a_picture_that_needs_no_turning_is_no_copy():
+    picture = Image.new("RGB", (4, 4))
+    assert open_picture(picture) is picture
+
+
+def test_a_file_that_was_cut_is_a_sentence_however_it_is_given(tmp_path):
+    noise((64, 64), "RGB").save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    with Image.open(tmp_path / "cut.png") as lazy:
+        for source in (tmp_path / "cut.png", lazy):
+            with pytest.raises(RequestError, match="cannot be read as a picture: image file is truncated"):
+                open_picture(source)
+    closed = Image.open(tmp_path / "whole.png")
+    closed.close()
+    with pytest.raises(RequestError, match="The picture cannot be read as a picture"):
+        open_picture(closed)
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(RequestError, match=r"has 0 × 5 pixels, expected some"):
+        open_picture(Image.new("RGB", (0, 5)))
 
 
 def test_grey_of_16_bits_is_the_same_grey_in_8():

@@ -272,3 +272,21 @@ def test_an_unknown_scheduler_is_refused_with_the_known_ones():
 def test_a_noise_model_that_is_none_of_ours_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         NoiseModel(**{**STABLE_DIFFUSION, **change})
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.2, 0.07, 1 / 49, 1 / 3])
+def test_the_steps_that_a_refused_image_strength_is_told_are_enough_and_no_fewer_are(strength):
+    model = NoiseModel(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012)
+    with pytest.raises(RequestError, match="leaves none of 2 steps") as caught:
+        make_schedule("ddim", model, 2).last_part(strength)
+    told = int(str(caught.value).split("Raise one of them: ")[1].split()[0])
+    assert len(make_schedule("ddim", model, told).last_part(strength)) == 1
+    with pytest.raises(RequestError):
+        make_schedule("ddim", model, told - 1).last_part(strength)
+
+
+@pytest.mark.parametrize("strength", [1e-4, 1e-17, 5e-324])
+def test_an_image_strength_that_no_number_of_steps_serves_is_to_be_raised(strength):
+    model = NoiseModel(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012)
+    with pytest.raises(RequestError, match=r"leaves none of 2 steps\. Raise it\.$"):
+        make_schedule("ddim", model, 2).last_part(strength)

@@ -53,7 +53,7 @@ class Driver:
 
     def __init__(self, memory=1 << 24):
         self.memory, self.live, self.queue, self.failing = memory, {}, [], {}
-        self.uploads = 0
+        self.uploads = self.retained = 0
         self.current = threading.local()
         for name, kinds in CALLS.items():
             call = ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(getattr(self, f"_{name}", lambda *_: 0))
@@ -82,6 +82,11 @@ class Driver:
 
     def _cuDevicePrimaryCtxRetain(self, context, device):
         ctypes.c_uint64.from_address(context).value = 77
+        self.retained += 1
+        return 0
+
+    def _cuDevicePrimaryCtxRelease_v2(self, device):
+        self.retained -= 1
         return 0
 
     def _cuCtxSetCurrent(self, context):
@@ -228,7 +233,7 @@ class IExecutionContext:
 
     def set_tensor_address(self, name, memory):
         self._addresses[name] = memory
-        return memory % 1 == 0
+        return memory in self._engine._driver.live
 
     def set_device_memory(self, memory, size):
         self._engine._driver.check(memory, size)
@@ -356,6 +361,7 @@ def open_graph(bundle, tmp_path, driver, cuda):
     arena.close()
     cuda.close()
     assert not driver.live, "memory that was never given back"
+    assert not driver.retained, "a context that was never given back"
 
 
 def batch(*sizes):
@@ -472,6 +478,15 @@ def test_what_rtx_compiled_is_kept_for_the_next_start(bundle, open_graph, tmp_pa
         assert (tmp_path / "unet.jit").read_bytes() == b"compiled"
 
 
+def test_what_rtx_compiled_for_a_further_profile_is_kept_too(open_graph, tmp_path, monkeypatch):
+    unet = open_graph("unet", batch(2), compiles=True)
+    unet.close()
+    monkeypatch.setattr(IRuntimeCache, "serialize", lambda self: b"compiled, and more")
+    unet = open_graph("unet", batch(2), compiles=True)
+    unet.close()
+    assert (tmp_path / "unet.jit").read_bytes() == b"compiled, and more"
+
+
 def test_what_rtx_compiled_for_another_gpu_is_replaced(open_graph, tmp_path):
     (tmp_path / "unet.jit").write_bytes(b"of another driver")
     unet = open_graph("unet", batch(2), compiles=True)
@@ -510,6 +525,66 @@ def test_a_gpu_without_room_says_how_much_was_asked_for(open_graph, driver, cuda
     with pytest.raises(PerfusionError, match=r'MB were asked of the GPU, which has 0 MB left.*memory="low"'):
         unet.run(**unet_feeds())
     unet.close()
+
+
+def test_a_buffer_that_could_not_grow_is_neither_used_nor_given_back_again(bundle, open_graph, driver):
+    unet = open_graph("unet", batch(1, 2, 4))
+    small, large = unet_feeds(1), unet_feeds(4)
+    unet.run(**small)
+    room, driver.memory = driver.memory, sum(map(len, driver.live.values()))
+    with pytest.raises(PerfusionError, match="were asked of the GPU"):
+        unet.run(**large)
+    driver.memory = room
+    for feeds in (small, large):
+        np.testing.assert_allclose(unet.run(**feeds)["out_sample"], expected(bundle, feeds), atol=2e-6)
+    unet.close()
+
+
+def test_after_a_failure_nothing_is_taken_for_copied(bundle, open_graph, driver):
+    unet, feeds = open_graph("unet", batch(2)), unet_feeds()
+    unet.run(**unet_feeds(seed=1))
+    driver.failing["cuStreamSynchronize"] = 700
+    with pytest.raises(PerfusionError, match="cuStreamSynchronize failed"):
+        unet.run(**feeds)
+    driver.queue.clear()  # what was asked for is never done
+    driver.failing.clear()
+    np.testing.assert_allclose(unet.run(**feeds)["out_sample"], expected(bundle, feeds), atol=2e-6)
+    unet.close()
+
+
+def test_inputs_that_are_not_the_engines_are_refused_by_name(open_graph):
+    unet, feeds = open_graph("unet", batch(2), batch(4)), unet_feeds(4)
+    unet.run(**feeds)
+    left = {name: array for name, array in feeds.items() if name != "key_gate"}
+    for wrong in (left, {**feeds, "gate": feeds["key_gate"]}):
+        with pytest.raises(PerfusionError, match=r"unet\.plan takes sample, .* and was given sample, "):
+            unet.run(**wrong)
+    with pytest.raises(
+        PerfusionError, match=r"not have equally many rows: sample \[4.*key_gate \[2, 77, 2\]"
+    ):
+        unet.run(**{**feeds, "key_gate": feeds["key_gate"][:2]})
+    unet.close()
+
+
+def test_a_context_without_room_for_a_stream_is_given_back():
+    driver = Driver()
+    driver.failing["cuStreamCreate"] = 2
+    with pytest.raises(PerfusionError, match="cuStreamCreate failed"):
+        Cuda(driver)
+    assert driver.retained == 0
+
+
+def test_a_runtime_that_tensorrt_does_not_give_is_a_sentence(driver):
+    def nothing(logger):
+        logger.log(Logger.ERROR, "CUDA driver version is insufficient")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    trt = pretended_trt(driver)
+    trt.Runtime = nothing
+    with pytest.raises(
+        DeviceError, match=r"10\.3\.0 does not go with .*: CUDA driver version is insufficient\."
+    ):
+        make_runtime(trt)
 
 
 def test_a_driver_without_a_gpu_is_a_sentence():
@@ -703,6 +778,22 @@ def test_auto_takes_engines_where_they_fit_and_says_so(equipped):
     graphs = Graphs(read_bundle(folder), "auto", 1)
     assert (graphs.provider, graphs.reason) == ("trt", "the bundle holds TensorRT engines for this machine")
     graphs.close()
+
+
+def test_auto_passes_over_a_tensorrt_that_does_not_go_with_the_driver(equipped, monkeypatch, caplog):
+    folder, driver = equipped
+    store(folder)
+
+    def nothing(logger):
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    trt = pretended_trt(driver)
+    trt.Runtime = nothing
+    monkeypatch.setattr(perfusion.runtime.engines, "import_tensorrt", lambda flavour: trt)
+    graphs = Graphs(read_bundle(folder), "auto", 1)
+    assert graphs.provider == "cpu"
+    assert "does not go with this machine's driver" in caplog.text
+    assert not driver.retained
 
 
 def test_auto_passes_over_engines_of_another_gpu_and_says_so(equipped, caplog):

@@ -94,6 +94,24 @@ def test_a_batch_is_stopped_between_the_decoding_of_its_pictures(runtime, monkey
     assert calls.count("vae_decoder") == 1
 
 
+def test_cancel_stops_the_decoding_of_a_step_that_is_under_way(runtime, monkeypatch):
+    calls = []
+    *_, step = runtime.denoise("a cat", count=3, num_inference_steps=1)
+    run = runtime._graphs.run
+
+    def counting(name, **feeds):
+        calls.append(name)
+        runtime.cancel()
+        return run(name, **feeds)
+
+    monkeypatch.setattr(runtime._graphs, "run", counting)
+    for decode in (step.preview, step.pictures):
+        calls.clear()
+        with pytest.raises(CancelledError):
+            decode()
+        assert calls == ["vae_decoder"]
+
+
 def test_what_was_reached_can_be_looked_at_after_a_cancel(runtime):
     steps = runtime.denoise("a cat")
     step = next(steps)
@@ -108,6 +126,98 @@ def test_cancel_ends_a_generator_that_is_under_way(runtime):
     with pytest.raises(CancelledError):
         next(steps)
     assert list(steps) == []
+
+
+def test_cancel_stops_a_generator_before_its_first_step(runtime):
+    steps = runtime.denoise("a cat")
+    runtime.cancel()
+    later = runtime.denoise("a cat", num_inference_steps=1)
+    with pytest.raises(CancelledError):
+        next(steps)
+    assert len(list(later)) == 1  # what is asked for after the cancel is drawn
+
+
+def test_cancel_after_the_last_step_is_not_taken_for_a_finished_drawing(runtime):
+    steps = runtime.denoise("a cat", num_inference_steps=1)
+    next(steps)
+    runtime.cancel()
+    with pytest.raises(CancelledError):
+        next(steps)
+
+
+def test_cancel_reaches_what_is_still_reading_its_prompts(runtime, monkeypatch):
+    """`denoise` has given no generator yet; it ends itself."""
+    calls = []
+    run = runtime._graphs.run
+
+    def counting(name, **feeds):
+        calls.append(name)
+        runtime.cancel()
+        return run(name, **feeds)
+
+    monkeypatch.setattr(runtime._graphs, "run", counting)
+    with pytest.raises(CancelledError):
+        runtime.denoise(["a cat", "a dog", "a house"], guidance_scale=1)
+    assert calls == ["text_encoder"]
+
+
+def test_cancel_reaches_what_is_still_reading_its_images(runtime, monkeypatch):
+    calls = []
+    beach, house = runtime.generate("a cat", seed=[0, 1], num_inference_steps=1)
+    run = runtime._graphs.run
+
+    def counting(name, **feeds):
+        calls.append(name)
+        if name == "vae_encoder":
+            runtime.cancel()
+        return run(name, **feeds)
+
+    monkeypatch.setattr(runtime._graphs, "run", counting)
+    with pytest.raises(CancelledError):
+        runtime.generate(["a cat", "a cat"], image=[beach, house])
+    assert calls.count("vae_encoder") == 1 and "unet" not in calls
+
+
+@pytest.mark.parametrize("ask", ["generate", "denoise"])
+def test_cancel_stops_what_waits_for_its_turn(runtime, ask):
+    """Another thread draws; what came after it has not begun."""
+    drawing, cancelled = threading.Event(), threading.Event()
+    ended: list[object] = []
+
+    def draw() -> None:
+        def wait(_: Step) -> None:
+            drawing.set()
+            cancelled.wait(30)
+
+        with pytest.raises(CancelledError):
+            runtime.generate("a cat", callback=wait)
+
+    def queue() -> None:
+        try:
+            getattr(runtime, ask)("a dog", num_inference_steps=1)
+        except CancelledError as error:
+            ended.append(error)
+
+    first = threading.Thread(target=draw)
+    first.start()
+    drawing.wait(30)
+    second = threading.Thread(target=queue)
+    second.start()
+    while len(runtime._stops) < 2:
+        second.join(0.001)
+        assert second.is_alive()
+    runtime.cancel()
+    cancelled.set()
+    first.join()
+    second.join()
+    assert len(ended) == 1
+
+
+def test_a_generator_that_never_began_is_not_under_way_once_it_is_dropped(runtime):
+    steps = runtime.denoise("a cat")
+    assert len(runtime._stops) == 1
+    del steps
+    assert not runtime._stops
 
 
 def test_a_generator_that_was_left_is_not_under_way_any_more(runtime):

@@ -101,11 +101,29 @@ def test_chosen_settings_go_into_a_card_and_leave_its_picture_and_storage(sweep,
         (["--bias", "0.4:x:3"], "no number"),
         (["--strength", "2"], "strength"),
         (["--choose", "1,2,3"], "expected BIAS"),
+        (["--choose", "0.7,-1"], "temperature is -1"),
+        (["--choose", "--images", str(IMAGES), "--strength", "0.5,1"], "no strength of its own"),
+        (["--masks", str(IMAGES / "masks")], "--images"),
+        (["--scorer", "anything"], "--images"),
         (["--count", "0"], "whole number"),
         (["--scorer", "nowhere", "--images", str(IMAGES)], "image.onnx"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(sweep, options, said, capsys):
-    assert sweep(*options) in (1, 2)
+def test_what_cannot_be_done_is_said_in_a_line(sweep, options, said, tmp_path, capsys, cache):
+    assert sweep("--grid", tmp_path / "grid.png", *options) in (1, 2)
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+    assert not cache.exists()  # nothing was drawn in vain
+
+
+def test_a_sweep_that_would_leave_nothing_is_not_drawn(sweep, capsys, cache):
+    assert sweep("--bias", "0.5") == 1
+    assert "Give --grid" in capsys.readouterr().err
+    assert not cache.exists()
+
+
+def test_nothing_is_written_into_the_samples_of_a_bundle(capsys, monkeypatch):
+    monkeypatch.setattr("perfusion.commands.sweep._write_defaults", lambda *given: pytest.fail("it would be"))
+    for name in ("gold-hat", str(bundle_path() / "concepts" / "gold-hat.safetensors")):
+        assert main(["--concept", name, "--prompt", PROMPT, "--choose", "0.7", "--quiet"]) == 1
+        assert "Copy" in capsys.readouterr().err

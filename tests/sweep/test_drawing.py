@@ -1,5 +1,6 @@
 """What a sweep draws, keeps and draws again, with a runtime that only notes what it was asked."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from perfusion.errors import RequestError
-from perfusion.sweep import Drawings, Job, Setting, all_settings, grid, plot, points_of, sweep
+from perfusion.sweep import Drawings, Job, Setting, all_settings, grid, plot, points_of, sweep, ticks
 
 PROMPT = "a <cat> at night"
 
@@ -121,6 +122,28 @@ def test_the_grid_holds_every_picture_at_its_place():
     assert {(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)} <= found
     counted = {colour: n for n, colour in sheet.getcolors(100_000) or ()}
     assert counted[(255, 0, 0)] == counted[(0, 0, 255)] == 1600
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [
+        (0.23, 0.61, [0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6]),
+        (0.474, 0.841, [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8]), (-0.05, 0.05, None), (0.7001, 0.7004, None),
+        (-0.37, 1.38, [-0.2, 0, 0.2, 0.4, 0.6, 0.8, 1, 1.2]), (-3, 1200, None),
+    ],
+)  # fmt: skip
+def test_the_ticks_of_an_axis_are_few_round_numbers_inside_it(low, high, expected):
+    found = ticks(low, high)
+    assert expected is None or found == pytest.approx(expected)
+    assert 3 <= len(found) <= 8 and low <= found[0] and found[-1] <= high
+    steps = {f"{b - a:.1g}" for a, b in itertools.pairwise(found)}
+    assert len(steps) == 1 and float(steps.pop().split("e")[0].strip("0.") or 1) in (1, 2, 5)
+
+
+def test_a_long_prompt_is_broken_into_lines_and_leaves_room_for_the_pictures():
+    label = "a photo of a <cat> " + "next to a house and " * 9
+    sheet = grid([(label, [Image.new("RGB", (128, 128))] * 2)], ["a", "b"])
+    assert sheet.width < 2 * 140 + 270
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -5,6 +5,7 @@ import pytest
 
 from perfusion.errors import RequestError
 from perfusion.sweep import Setting, pareto_front, points_of, similarities
+from perfusion.sweep.front import _falling
 
 
 def unit(rows):
@@ -51,6 +52,28 @@ def test_the_recommended_point_balances_both_on_the_front(judged):
     points = points_of({s: judged([a, a], [b, b]) for s, (a, b) in zip(settings, values, strict=True)})
     assert [point.on_front for point in points] == [True, True, True, False]
     assert [point.recommended for point in points] == [False, True, False, False]
+
+
+def test_a_likeness_that_rises_with_the_bias_recommends_nothing(judged):
+    """As it was once measured: at a bias of 1 the scorer liked what had lost its parts."""
+    measured = {
+        0.4: (0.523, 0.562), 0.5: (0.453, 0.639), 0.6: (0.396, 0.690), 0.7: (0.376, 0.719), 0.8: (0.338, 0.755),
+        0.9: (0.337, 0.789), 1.0: (0.429, 0.770),
+    }  # fmt: skip
+    found = points_of(
+        {Setting(bias=bias, temperature=0.1): judged([a, a], [b, b]) for bias, (a, b) in measured.items()}
+    )
+    assert [point.setting.bias for point in found if point.recommended] == [0.5]
+    assert found[-1].on_front and found[-1].image == 0.429  # what was measured is told as it was
+
+
+def test_only_what_rises_is_levelled_and_each_lock_by_itself(judged):
+    images = {("local", 0.4): 0.9, ("local", 0.6): 0.2, ("local", 0.8): 0.4, ("global", 0.5): 0.5}
+    points = points_of(
+        {Setting(bias=b, temperature=0.1, lock=lock): judged([x], [0]) for (lock, b), x in images.items()}
+    )
+    levelled = {(one.lock, one.bias): value for one, value in _falling(points).items()}
+    assert levelled == pytest.approx(images | {("local", 0.6): 0.3, ("local", 0.8): 0.3})
 
 
 def test_errors_are_those_of_a_mean(judged):

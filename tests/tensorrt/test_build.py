@@ -1,6 +1,8 @@
 """Real plans from real graphs, built by TensorRT for RTX, which needs no GPU for it."""
 
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from perfusion.tensorrt.build import BuildOptions, build_engine
 from perfusion.tensorrt.bundle_facts import read_facts
 from perfusion.tensorrt.driver import Driver
 from perfusion.tensorrt.engines import EngineSettings, build_engines, plan_jobs
+from perfusion.tensorrt.interrupts import held_interrupts
 from perfusion.tensorrt.profiles import ShapeOptions
 from perfusion.tensorrt.targets import TARGETS
 
@@ -83,7 +86,7 @@ def test_the_table_of_gpus_is_tensorrts_own(rtx):
 
 
 def test_turing_lacks_products_in_fp32_as_the_table_says(rtx, toy):
-    with pytest.raises(ExportError, match=r"Leave sm75 out: .* FP32 GEMM is not supported"):
+    with pytest.raises(ExportError, match=r"Leave sm75 out; .*engine 'trt'\. .*FP32 GEMM is not supported"):
         build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("sm75",))
 
 
@@ -155,6 +158,69 @@ def test_an_exception_in_the_progress_ends_the_build_and_comes_through(rtx, toy,
 
     with pytest.raises(kind):
         build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("portable",), progress=stop)
+
+
+def test_an_interrupt_that_comes_while_tensorrt_logs_ends_the_build(rtx, toy, monkeypatch):
+    """Python would raise it in the logger, whose exceptions TensorRT's bindings lose."""
+    came: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_):
+        if not came:
+            came.append(1)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("perfusion.tensorrt.logger._log.debug", interrupt)
+    phases = []
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(
+            rtx,
+            toy / "text_encoder.onnx",
+            profiles=TEXT,
+            targets=("portable",),
+            progress=lambda *seen: phases.append(seen),
+        )
+    assert came
+    assert signal.getsignal(signal.SIGINT) is handler
+    whole = []
+    build_engine(
+        rtx,
+        toy / "text_encoder.onnx",
+        profiles=TEXT,
+        targets=("portable",),
+        progress=lambda *seen: whole.append(seen),
+    )
+    assert len(phases) < len(whole) / 2
+
+
+def test_signals_that_python_does_not_handle_are_left_alone(monkeypatch):
+    with held_interrupts() as interrupted:
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert not interrupted()
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with held_interrupts() as interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def test_an_interrupt_is_raised_behind_the_block_and_none_is_held_in_another_thread():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), held_interrupts() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        reached.append(interrupted())
+    assert reached == [True]
+
+    def elsewhere():
+        with held_interrupts() as interrupted:
+            reached.append(interrupted())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert reached == [True, False]
 
 
 def test_a_graph_that_is_not_the_bundles_is_found_before_anything_is_built(rtx, toy, text_job, settings):

@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from perfusion.errors import PerfusionError
+from perfusion.files import writing
 from perfusion.locking import lock
+from perfusion.tensorrt import cache
 from perfusion.tensorrt.build import BuildOptions
 from perfusion.tensorrt.cache import Engine, building, engine_folder, find_engine, prune_engines, store_engine
 from perfusion.tensorrt.keys import EngineKey
@@ -142,6 +146,8 @@ def damage(engine: Engine, how: str) -> None:
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 2}))
     elif how == "description that is no object":
         manifest.write_text("[1, 2]")
+    elif how == "description with a size that is none":
+        manifest.write_text(manifest.read_text().replace(f'"bytes": {engine.bytes}', '"bytes": 1e999'))
 
 
 DAMAGES = {
@@ -152,6 +158,7 @@ DAMAGES = {
     "description of another engine": "another engine's",
     "description of the future": "format version",
     "description that is no object": "cannot be read",
+    "description with a size that is none": "cannot be read",
 }
 
 
@@ -163,6 +170,36 @@ def test_a_damaged_engine_is_not_taken_is_explained_and_can_be_written_again(tmp
     assert DAMAGES[how] in search.explain()
     store_engine(tmp_path, key, built, {})
     assert find_engine(tmp_path, "unet", key).engine is not None
+
+
+def test_a_plan_that_was_written_wrongly_is_found(tmp_path, key, built, monkeypatch):
+    @contextmanager
+    def flips_a_bit(path, mode="wb"):
+        with writing(path, mode) as file:
+            yield file
+        if path.suffix == ".plan":
+            content = path.read_bytes()
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+    monkeypatch.setattr(cache, "writing", flips_a_bit)
+    store_engine(tmp_path, key, built, {})
+    assert "does not have its checksum" in find_engine(tmp_path, "unet", key).explain()
+
+
+def test_no_garbled_description_is_more_than_a_reason(tmp_path, key, built):
+    manifest = store_engine(tmp_path, key, built, {}).plan.with_suffix(".json")
+    whole = manifest.read_bytes()
+    random = Random(0)
+    for _ in range(300):
+        garbled = bytearray(whole)
+        for _ in range(random.choice((1, 3, 30))):
+            at = random.randrange(len(garbled))
+            garbled[at : at + random.choice((0, 1, 5))] = random.choice(
+                (b"[", b"null", b"-9e999", b"{}", b"\xff")
+            )
+        manifest.write_bytes(garbled)
+        search = find_engine(tmp_path, "unet", key)
+        assert search.engine is not None or search.reasons
 
 
 def test_a_full_disk_leaves_no_engine_and_a_sentence(tmp_path, key, built, monkeypatch):

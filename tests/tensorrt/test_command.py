@@ -35,7 +35,7 @@ def builder(monkeypatch):
 
     module = SimpleNamespace(__version__="1.7.1")
     monkeypatch.setattr(engines, "build_engine", build)
-    monkeypatch.setattr("perfusion.tensorrt.flavour.import_tensorrt", lambda *_: module)
+    monkeypatch.setattr("perfusion.tensorrt.flavour.import_tensorrt", lambda *_, **__: module)
     return SimpleNamespace(asked=asked, module=module)
 
 
@@ -64,6 +64,10 @@ WRONG = {
         ["--output", "x", "--engine", "trt", "--batch", "1,x"],
         "'1,x' is not a number",
     ),
+    "pruning where nothing is built": (
+        ["--output", "x", "--engine", "trt", "--script", "--prune"],
+        "--prune: not with --script",
+    ),
     "a level there is not": (
         ["--output", "x", "--engine", "trt", "--optimization-level", "6"],
         "invalid choice",
@@ -90,7 +94,7 @@ FAILURES = {
     "no gpu": (["--engine", "trt"], "no NVIDIA GPU.*add --script"),
     "no tensorrt": (
         ["--engine", "trt", "--device", "orin-nano-8"],
-        "module tensorrt is not installed.*--script",
+        "module tensorrt is not installed.*--script.*'trt-rtx', which builds without a GPU",
     ),
     "a script for nothing": (["--engine", "trt", "--script"], "name it with --device or --target"),
     "an unknown device": (["--engine", "trt", "--device", "orin-nanu-8"], "Did you mean orin-nano-8"),
@@ -217,8 +221,8 @@ def test_a_script_is_written_where_nothing_can_be_built(toy, no_gpu, capsys):
     assert main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["target"] == "sm87"
-    assert result["script"] == str(toy / "build_engines_sm87.py")
-    compile((toy / "build_engines_sm87.py").read_text(), "script", "exec")
+    assert result["script"] == str(toy / "build_engines_trt-sm87.py")
+    compile((toy / "build_engines_trt-sm87.py").read_text(), "script", "exec")
 
 
 def test_on_the_device_itself_the_target_is_its_own_gpu(toy, builder, monkeypatch, capsys):

@@ -33,9 +33,9 @@ def missing(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def refusal(kind, root):
+def refusal(kind, root, **options):
     with pytest.raises(DeviceError) as refused:
-        import_tensorrt(kind, root)
+        import_tensorrt(kind, root, **options)
     return str(refused.value)
 
 
@@ -53,11 +53,19 @@ def test_on_a_desktop_with_a_gpu_it_comes_from_pip(missing, tmp_path, monkeypatc
     assert refusal("trt-rtx", tmp_path).endswith("Install it with pip install 'perfusion-edge[trt-rtx]'.")
 
 
-def test_without_a_gpu_the_script_and_the_other_flavour_are_offered(missing, tmp_path, monkeypatch):
+def test_without_a_gpu_what_the_caller_advises_is_offered_in_the_place_of_a_package(
+    missing, tmp_path, monkeypatch
+):
     monkeypatch.setattr(flavour, "driver_ready", lambda: False)
-    assert "--script" in refusal("trt", tmp_path)
-    assert "'trt-rtx', which builds without a GPU" in refusal("trt", tmp_path)
-    assert "Install it with" in refusal("trt-rtx", tmp_path)
+    assert refusal("trt", tmp_path).endswith("only on the kind of GPU that will run it.")
+    assert refusal("trt", tmp_path, advice=" Go home.").endswith("will run it. Go home.")
+    assert "Install it with" in refusal("trt-rtx", tmp_path, advice=" Go home.")
+
+
+def test_where_tensorrt_is_there_the_driver_is_not_asked(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setattr(flavour, "driver_ready", lambda: pytest.fail("asked"))
+    import_tensorrt("trt", tmp_path)
 
 
 def test_where_there_are_no_packages_it_says_where_there_are(missing, tmp_path, monkeypatch):
@@ -167,7 +175,7 @@ def test_several_targets_are_one_key_however_they_are_written():
             "does not build for sm87 .Jetson Orin.; it builds for sm75.*Use the engine 'trt'",
         ),
         ("trt-rtx", "sm99", "no target 'sm99', expected sm75.* or portable"),
-        ("trt-rtx", "portable,sm86", "no target 'portable'"),
+        ("trt-rtx", "portable,sm86", "cannot be for named ones as well"),
         ("trt", "portable", "no target 'portable', expected sm75"),
         ("trt", "sm86,sm89", "one kind of GPU, and sm86, sm89 were asked for"),
         ("trt", "", "no target ''"),

@@ -17,8 +17,23 @@ from perfusion.tensorrt.script import script_text, write_script
 ROOT = Path(__file__).parents[2]
 
 
-def run(path: Path) -> subprocess.CompletedProcess:
-    """Run a script where this package cannot be imported."""
+DEVICE = """
+import ctypes, types
+import tensorrt_rtx_bindings
+tensorrt_rtx_bindings.__version__ = "11.4.0"
+sys.modules["tensorrt"] = tensorrt_rtx_bindings
+def answer(value):
+    return lambda pointer, *_: ctypes.memmove(pointer, ctypes.byref(ctypes.c_int(value)), 4) and 0
+attribute = lambda pointer, which, _: answer(8 if which == 75 else 7)(pointer)
+ctypes.CDLL = lambda _: types.SimpleNamespace(
+    cuInit=lambda _: 0, cuDriverGetVersion=answer(12060), cuDeviceGet=answer(0), cuDeviceGetAttribute=attribute
+)
+"""
+"""An Orin with the full TensorRT, which is TensorRT for RTX."""
+
+
+def run(path: Path, machine: str = "") -> subprocess.CompletedProcess:
+    """Run a script where this package cannot be imported, after what `machine` pretends."""
     block = (
         "import sys, runpy\n"
         "class Block:\n"
@@ -26,6 +41,7 @@ def run(path: Path) -> subprocess.CompletedProcess:
         "        if name.partition('.')[0] in ('perfusion', 'numpy', 'torch', 'onnx'):\n"
         "            raise ImportError(name + ' is blocked')\n"
         "sys.meta_path.insert(0, Block())\n"
+        f"{machine}\n"
         f"sys.argv = [{str(path)!r}]\n"
         f"runpy.run_path({str(path)!r}, run_name='__main__')\n"
     )
@@ -51,6 +67,19 @@ def test_the_script_builds_the_very_engine_that_the_command_builds(rtx, toy, tmp
     assert "was there" in run(path).stdout
 
 
+@pytest.mark.trt_build
+def test_on_a_device_the_script_builds_for_it_by_the_full_tensorrt(rtx, toy, text_job, settings):
+    path = write_script(toy, [text_job], replace(settings, flavour="trt", target="sm87"))
+    done = run(path, DEVICE)
+    assert done.returncode == 0, done.stderr
+    engine = find_engine(toy, "text_encoder", {"target": "sm87", "version": "11.4.0", "driver": 12}).engine
+    assert engine is not None
+    assert str(engine.plan) in done.stdout
+    elsewhere = run(write_script(toy, [text_job], replace(settings, flavour="trt", target="sm110")), DEVICE)
+    assert (elsewhere.returncode, elsewhere.stdout) == (1, "")
+    assert "GPU is sm87 and the engines are to be for sm110" in elsewhere.stderr
+
+
 def test_on_a_machine_without_tensorrt_the_script_says_what_is_missing(toy, text_job, settings):
     path = write_script(toy, [text_job], replace(settings, flavour="trt", target="sm87"))
     done = run(path)
@@ -74,10 +103,12 @@ def test_the_script_imports_nothing_but_the_standard_library_and_tensorrt(text_j
     for module in script._MODULES:
         for node in ast.walk(ast.parse(script._source(f"perfusion.{module}"))):
             if isinstance(node, ast.Import):
-                names |= {alias.name.partition(".")[0] for alias in node.names}
+                names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                names.add((node.module or "").partition(".")[0])
-    assert names - {"perfusion"} <= set(sys.stdlib_module_names)
+                names.add(node.module or "")
+    own = {name for name in names if name.partition(".")[0] == "perfusion"}
+    assert own <= {"perfusion", *(f"perfusion.{module}" for module in script._MODULES)}
+    assert {name.partition(".")[0] for name in names - own} <= set(sys.stdlib_module_names)
 
 
 def test_the_script_carries_the_modules_word_for_word(text_job, settings):
@@ -89,6 +120,22 @@ def test_the_script_carries_the_modules_word_for_word(text_job, settings):
         if path.exists():
             assert source == path.read_text()
     assert EngineJob.from_json(json.loads(scope["RECIPE"])["jobs"][0]) == text_job
+
+
+def test_progress_is_a_line_for_a_graph_and_one_now_and_then(monkeypatch, capsys):
+    times = iter([0, 1, 9, 10, 11, 12])
+    monkeypatch.setattr("perfusion.tensorrt.script.time.monotonic", lambda: next(times))
+    shown = script._Shown()
+    for done in range(5):
+        shown("unet", "Timing", done, 5)
+    shown("vae_decoder", "Timing", 0, 7)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["unet: Timing 0/5", "unet: Timing 3/5", "vae_decoder: Timing 0/7"]
+
+
+def test_scripts_of_both_flavours_for_one_gpu_lie_side_by_side(toy, text_job, settings):
+    names = {write_script(toy, [text_job], replace(settings, flavour=one)).name for one in ("trt", "trt-rtx")}
+    assert names == {"build_engines_trt-sm89.py", "build_engines_trt-rtx-sm89.py"}
 
 
 @pytest.mark.parametrize("source", ["x = 'a'\n", "'''\n", "end \\", 'y = """b"""\n'])
