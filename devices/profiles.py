@@ -59,6 +59,15 @@ class DeviceProfile:
         return min(self.memory // 8, 4 * GIB)
 
     @property
+    def optimization_level(self) -> int | None:
+        """The builder's effort, 0 to 5; None: TensorRT's own, 3.
+
+        Boards whose 8 GB are the processor's too get 2, the last level that tests only the most promising kernels:
+        what a build takes there in time and memory, the machine is without. Not measured on one.
+        """
+        return 2 if self.unified and self.memory <= 8 * GIB and self.kind == "jetson" else None
+
+    @property
     def usable(self) -> int:
         """Bytes left for us on a machine that does nothing else."""
         return max(0, self.memory - _RESERVED[self.kind])

@@ -197,7 +197,9 @@ def _cover(spans: Mapping[str, _Span], size: int) -> None:
                 f"Tensor {name!r:.100} begins at byte {begin}, expected {reached}: gap or overlap. {_AGAIN}"
             )
         if end > size:
-            raise ConceptError(f"Tensor {name!r:.100} ends at byte {end} of {size}: the file is cut off. {_AGAIN}")
+            raise ConceptError(
+                f"Tensor {name!r:.100} ends at byte {end} of {size}: the file is cut off. {_AGAIN}"
+            )
         reached = end
     if reached != size:
         raise ConceptError(

@@ -189,7 +189,15 @@ def _profile_facts(profile: DeviceProfile) -> dict[str, Any]:
     from dataclasses import asdict
 
     speed = {"bandwidth": profile.bandwidth or None, "fp16_flops": profile.fp16_flops or None}
-    return asdict(profile) | speed | {"workspace": profile.workspace, "usable": profile.usable}
+    return (
+        asdict(profile)
+        | speed
+        | {
+            "workspace": profile.workspace,
+            "optimization_level": profile.optimization_level,
+            "usable": profile.usable,
+        }
+    )
 
 
 def _found_facts(found: Detected) -> dict[str, Any]:

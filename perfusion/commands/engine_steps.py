@@ -134,7 +134,10 @@ def plan(
             "the model again."
         )
     targets.check_precision(given.engine, target, facts.precision)
-    options = BuildOptions(workspace=_workspace(given, profile), optimization_level=given.optimization_level)
+    level = given.optimization_level
+    if level is None and profile is not None:
+        level = profile.optimization_level
+    options = BuildOptions(workspace=_workspace(given, profile), optimization_level=level)
     shapes = _shapes(given)
     plan_jobs(facts, shapes)  # refuses sizes before the graphs are read for the plan
     if profile is not None:

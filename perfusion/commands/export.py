@@ -103,7 +103,11 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         help="one engine for all batches, and for sides from half the resolution on: slower",
     )
     group.add_argument(
-        "--optimization-level", type=int, choices=range(6), metavar="0-5", help="the builder's effort"
+        "--optimization-level",
+        type=int,
+        choices=range(6),
+        metavar="0-5",
+        help="the builder's effort (default: the device's)",
     )
     group.add_argument(
         "--workspace", type=float, metavar="GB", help="scratch memory of an engine (default: the device's)"

@@ -188,6 +188,18 @@ def test_the_workspace_is_the_devices_where_none_is_given(toy, builder):
     assert builder.asked[0][1]["options"].workspace == find_profile("rtx-3060").workspace
 
 
+@pytest.mark.parametrize(
+    "device, asked, level", [("orin-nano-8", [], 2), ("orin-nx-16", [], None), ("orin-nano-8", ["4"], 4)]
+)
+def test_the_builders_effort_is_the_devices_where_none_is_given(toy, device, asked, level):
+    given = ["--bundle", str(toy), "--engine", "trt", "--device", device, "--quiet", "--script"]
+    given += ["--optimization-level", *asked] if asked else []
+    assert main(given) == 0
+    scope: dict = {"__name__": "script"}
+    exec((toy / "build_engines_trt-sm87.py").read_text(), scope)
+    assert json.loads(scope["RECIPE"])["settings"]["options"]["optimization_level"] == level
+
+
 def test_another_release_of_tensorrt_is_explained_and_pruned_on_request_only(toy, builder, capsys):
     arguments = ["--bundle", str(toy), "--engine", "trt-rtx", "--quiet"]
     assert main(arguments) == 0
