@@ -22,6 +22,7 @@ SAMPLES = ("gold-hat", "pink-cake", "school-bus")
 
 
 def main() -> int:
+    """Measure, print and record."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--short", action="store_true", help="two pairs of two steps, and no record")
     args = given.parse_args()

@@ -84,6 +84,7 @@ def first_pictures(python: Path, runs: int) -> tuple[list[float], dict[str, Any]
 
 
 def main() -> int:
+    """Measure, print and record."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--short", action="store_true", help="one process, and no record")
     args = given.parse_args()

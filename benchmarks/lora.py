@@ -109,6 +109,7 @@ def measure(base: str, count: int) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Measure, print and record."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--short", action="store_true", help="two swaps for the embedded model, and no record")
     args = given.parse_args()

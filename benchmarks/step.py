@@ -103,6 +103,7 @@ def feeds(unet: Any, side: int) -> dict[str, np.ndarray]:
 
 
 def main() -> int:
+    """Measure, print and record."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--short", action="store_true", help="a narrow UNet, two pairs, and no record")
     given.add_argument(

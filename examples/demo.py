@@ -19,6 +19,7 @@ SCENES = ("on a beach", "in the snow", "on grass", "in a forest", "on a red back
 
 
 def main() -> int:
+    """Train, export and draw; everything goes to the folder given, or build/demo."""
     output = Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parent / "build" / "demo")
     started = time.monotonic()
     config = TrainingConfig(superclass=SUPERCLASS, token=TOKEN, masks=SUBJECT / "masks", steps=300)

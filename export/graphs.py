@@ -127,6 +127,7 @@ class UNet(nn.Module):
         concept_values: Tensor,
         *conditions: Tensor,
     ) -> Tensor:
+        """The prediction, as large as ``sample``; shapes as in docs/graph.md, ``conditions`` in their own order."""
         edit = {
             "key_hidden_states": key_hidden_states,
             "key_gate": key_gate,
