@@ -291,6 +291,8 @@ def test_a_sample_is_shown_by_its_name(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     assert main(["gold-hat", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["path"] == str(bundle_path() / "concepts" / "gold-hat.safetensors")
+    assert json.loads(capsys.readouterr().out)["path"] == str(
+        bundle_path() / "concepts" / "gold-hat.safetensors"
+    )
     assert main(["silver-hat"]) == 1
     assert "silver-hat is not there" in capsys.readouterr().err
