@@ -20,10 +20,10 @@ from diffusers import UNet2DConditionModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
+from benchmarks.models.hollow import unet_graph
 from benchmarks.record import ROOT, peak_memory_mb, write_record
 from perfusion.attention import installed
 from perfusion.export.convert import to_onnx
-from perfusion.export.graphs import End, Graph, UNet
 from perfusion.export.weights import save
 from perfusion.runtime.sessions import Graph as OpenedGraph
 
@@ -53,24 +53,7 @@ def build_unet(settings: dict[str, Any]) -> Any:
 
 def export(unet: Any, path: Path) -> tuple[str, ...]:
     """Write our graph of the UNet; the names of its inputs."""
-    width, keys = unet.config.cross_attention_dim, sum_of_widths(unet)
-    latents = ("batch", 4, "height", "width")
-    graph = Graph(
-        name="unet",
-        module=UNet(unet),
-        inputs=(
-            End(name="sample", dims=latents),
-            End(name="timestep", dims=(1,)),
-            End(name="encoder_hidden_states", dims=("batch", "tokens", width)),
-            End(name="key_hidden_states", dims=("batch", "tokens", width)),
-            End(name="key_gate", dims=("batch", "tokens", "concepts")),
-            End(name="value_gate", dims=("batch", "tokens", "concepts")),
-            End(name="concept_keys", dims=("concepts", keys)),
-            End(name="concept_values", dims=("concepts", keys)),
-        ),
-        outputs=(End(name="out_sample", dims=latents),),
-        example={"batch": 2, "concepts": 3, "tokens": 5, "height": 16, "width": 24},
-    )
+    graph = unet_graph(unet, [])
     with installed(unet):
         save(to_onnx(graph), path)
     return tuple(end.name for end in graph.inputs)
