@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.models.hollow import unet_graph
 from benchmarks.record import ROOT, peak_memory_mb, write_record
-from perfusion.attention import installed
+from perfusion.attention import installed, layer_table
 from perfusion.export.convert import to_onnx
 from perfusion.export.weights import save
 from perfusion.runtime.sessions import Graph as OpenedGraph
@@ -59,15 +59,10 @@ def export(unet: Any, path: Path) -> tuple[str, ...]:
     return tuple(end.name for end in graph.inputs)
 
 
-def sum_of_widths(unet: Any) -> int:
-    layers = [part for name, part in unet.named_modules() if name.endswith("attn2")]
-    return sum(int(part.to_k.out_features) for part in layers)
-
-
 def feeds(unet: Any, side: int) -> dict[str, np.ndarray]:
     """Noise for every input, with one concept whose gate is closed: what is computed is then torch's own."""
     rng = np.random.default_rng(0)
-    widths = sum_of_widths(unet)
+    widths = layer_table(unet)[-1].key_slice.stop
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)

@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from benchmarks.models import CONFIGS, VAE
 from benchmarks.models.kept import EXPORTER, kept
-from perfusion.attention import installed
+from perfusion.attention import installed, layer_table
 from perfusion.export.convert import to_onnx
 from perfusion.export.graphs import (
     End,
@@ -99,8 +99,7 @@ def _text_encoder(settings: dict[str, Any], index: int, count: int) -> Graph:
 def unet_graph(unet: Any, encoders: list[dict[str, Any]]) -> Graph:
     """A UNet's graph; `encoders` are the settings of the text encoders, two of them for SDXL."""
     width = unet.config.cross_attention_dim
-    layers = [part for name, part in unet.named_modules() if name.endswith("attn2")]
-    keys = sum(part.to_k.out_features for part in layers)
+    keys = layer_table(unet)[-1].key_slice.stop
     conditions = {"text_embeds": encoders[1]["projection_dim"], "time_ids": 6} if len(encoders) == 2 else {}
     latents = ("batch", 4, "height", "width")
     return Graph(

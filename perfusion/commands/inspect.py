@@ -90,11 +90,13 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _sample(path: Path, folder: Path | None) -> Path:
     """The file of the sample of this name, in the bundle or the embedded one; any other path as it is."""
+    if path.exists() or len(path.parts) != 1:
+        return path
     from perfusion.pocket import bundle_path
     from perfusion.runtime.bundle import read_bundle
 
     folder = folder or bundle_path()
-    if path.exists() or len(path.parts) != 1 or not (folder / _MANIFEST).is_file():
+    if not (folder / _MANIFEST).is_file():
         return path
     return read_bundle(folder, verify=False).samples.get(str(path), path)
 
