@@ -37,6 +37,7 @@ class Settings:
     bias: float  # β: how much of a word's encoding must be the concept before it shows; .4 to 1
     temperature: float  # τ: how sharp that border is
     strength: float = 1.0  # from 0, the base model, to 1
+    start: float = 0.0  # the share of the noise levels, from pure noise on, at which its superclass is drawn
 
     def __post_init__(self) -> None:
         for name, least, most in (("bias", -math.inf, math.inf), ("temperature", 0.0, math.inf)):
@@ -46,6 +47,8 @@ class Settings:
                 raise RequestError(f"The {name} is {value!r}, expected a finite number{above}.")
         if not (_is_number(self.strength) and 0 <= self.strength <= 1):
             raise RequestError(f"The strength is {self.strength!r}, expected 0 (the base model) to 1.")
+        if not (_is_number(self.start) and 0 <= self.start < 1):
+            raise RequestError(f"The start is {self.start!r}, expected 0 (from the beginning) to below 1.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,8 +115,9 @@ class ConceptBank:
         bias: float | None = None,
         temperature: float | None = None,
         strength: float | None = None,
+        start: float | None = None,
     ) -> None:
-        """Make a concept's token a word. Settings that are left out are the file's own, and strength 1.
+        """Make a concept's token a word. Settings that are left out are the file's own, strength 1 and start 0.
 
         Raises:
             ConceptError: its token is taken, or it is not for this base model.
@@ -126,7 +130,7 @@ class ConceptBank:
             )
         _check_fits(concept, self._base)
         defaults = Settings(bias=concept.bias, temperature=concept.temperature)
-        settings = _changed(defaults, bias, temperature, strength)
+        settings = _changed(defaults, bias, temperature, strength, start)
         self._loaded[concept.token] = _Loaded(concept=concept, keys=self._keys(concept), settings=settings)
 
     def change(
@@ -136,6 +140,7 @@ class ConceptBank:
         bias: float | None = None,
         temperature: float | None = None,
         strength: float | None = None,
+        start: float | None = None,
     ) -> Settings:
         """Change what is given and keep the rest; returns the settings now in force.
 
@@ -143,7 +148,7 @@ class ConceptBank:
             RequestError: no such concept is loaded, or a setting is out of its range.
         """
         loaded = self._get(token)
-        settings = _changed(loaded.settings, bias, temperature, strength)
+        settings = _changed(loaded.settings, bias, temperature, strength, start)
         # every microsecond counts between two pictures, and `replace` takes three
         self._loaded[token] = _Loaded(concept=loaded.concept, keys=loaded.keys, settings=settings)
         return settings
@@ -161,6 +166,10 @@ class ConceptBank:
     def active(self, tokens: Iterable[str]) -> tuple[str, ...]:
         """Those of some concepts whose strength is not 0: the others are the base model's plain text."""
         return tuple(token for token in tokens if self._get(token).settings.strength > 0)
+
+    def starts(self, tokens: Iterable[str]) -> tuple[float, ...]:
+        """From where on, in order, other concepts of these are in force: 0 first, then every later start."""
+        return tuple(sorted({0.0, *(float(self._get(token).settings.start) for token in tokens)}))
 
     def readings(self, tokens: Iterable[str]) -> tuple[Reading, ...]:
         """The ways to read a prompt with some concepts at their strengths now; see `perfusion.readings`."""
@@ -285,12 +294,17 @@ def _other_checkpoint(concept: Concept, base: Base) -> str:
 
 
 def _changed(
-    settings: Settings, bias: float | None, temperature: float | None, strength: float | None
+    settings: Settings,
+    bias: float | None,
+    temperature: float | None,
+    strength: float | None,
+    start: float | None,
 ) -> Settings:
     return Settings(
         bias=settings.bias if bias is None else bias,
         temperature=settings.temperature if temperature is None else temperature,
         strength=settings.strength if strength is None else strength,
+        start=settings.start if start is None else start,
     )
 
 

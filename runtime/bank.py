@@ -24,7 +24,8 @@ __all__ = ["Bank", "Changes", "EditRows", "Settings"]
 Changes = Mapping[str, Mapping[str, float] | Settings]
 """By a concept's token: settings to be used in the place of the bank's, or some of them by name."""
 
-_SETTINGS = ("bias", "temperature", "strength")
+_SETTINGS = ("bias", "temperature", "strength", "start")
+_COLUMNS = ("bias", "temperature", "strength")  # what the edit reads of them
 _MOST_STACKED = 4 << 20  # bytes of several concepts' rows put together
 
 
@@ -57,9 +58,10 @@ class Bank(ConceptBank):
         bias: float | None = None,
         temperature: float | None = None,
         strength: float | None = None,
+        start: float | None = None,
     ) -> None:
         with self._changing:
-            super().load(concept, bias=bias, temperature=temperature, strength=strength)
+            super().load(concept, bias=bias, temperature=temperature, strength=strength, start=start)
 
     def change(
         self,
@@ -68,9 +70,10 @@ class Bank(ConceptBank):
         bias: float | None = None,
         temperature: float | None = None,
         strength: float | None = None,
+        start: float | None = None,
     ) -> Settings:
         with self._changing:
-            return super().change(token, bias=bias, temperature=temperature, strength=strength)
+            return super().change(token, bias=bias, temperature=temperature, strength=strength, start=start)
 
     def adjusted(self, changes: Changes | None = None) -> Bank:
         """The bank as it is now, with other settings for one picture; what happens to this one does not reach it.
@@ -91,6 +94,11 @@ class Bank(ConceptBank):
             other.change(token, **change)
         return other
 
+    def at(self, share: float) -> Bank:
+        """The bank at a share of the noise levels, from pure noise on: what starts later is off."""
+        later = [token for token, one in self._loaded.items() if one.settings.start > share]
+        return self.adjusted({token: {"strength": 0.0} for token in later}) if later else self
+
     def unload(self, token: str) -> None:
         """Raises RequestError when no such concept is loaded."""
         with self._changing:
@@ -106,7 +114,7 @@ class Bank(ConceptBank):
         kept = self._stacked.get(self.identity(tokens), lambda: super(Bank, self).rows(tokens))
         settings = [one.settings for one in map(self._get, tokens) for _ in range(one.concept.rows)]
         names: dict[str, Any] = {
-            name: np.array([getattr(one, name) for one in settings], np.float64) for name in _SETTINGS
+            name: np.array([getattr(one, name) for one in settings], np.float64) for name in _COLUMNS
         }
         return EditRows(**(vars(kept) | names))  # half the time of `replace`, between two pictures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +24,14 @@ from perfusion.runtime.schedulers import Schedule
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Drawn", "call_slices", "decode", "draw"]
+__all__ = ["Drawn", "Phases", "call_slices", "decode", "draw"]
 
 Array = NDArray[np.float32]
 _Group = tuple[slice, dict[str, Array]]
+
+Phases = Sequence[tuple[float, tuple[Row, ...]]]
+"""A picture's rows of the UNet's batch, and the share of the noise levels, from pure noise on, after which they are
+read: 0 of the first, later ones in order."""
 
 _NOT_FINITE = (
     "Lower the guidance scale; if that does not help and the bundle is of precision fp16, export it as fp32."
@@ -68,7 +73,7 @@ def draw(
     feeds: Feeds,
     request: Request,
     schedule: Schedule,
-    rows: Sequence[tuple[Row, ...]],
+    rows: Sequence[Phases],
     *,
     batch_size: int,
     check: Callable[[], None],
@@ -94,10 +99,13 @@ def draw(
         latents = noise * np.float32(schedule.initial_scale)
     else:
         latents = schedule.noised(0, over.latents, noise)
-    groups = _groups(feeds, request, rows, batch_size)
+    read, groups = list[tuple[Row, ...]](), list[_Group]()
     history: list[Parts] = []
     for index, timestep in enumerate(schedule.timesteps):
         graphs.stage("denoise")
+        now = [_at(phases, schedule.share(index)) for phases in rows]
+        if any(one is not other for one, other in zip_longest(now, read)):
+            read, groups = now, _groups(feeds, request, now, batch_size)
         parts = []
         for pictures, fed in groups:
             check()
@@ -141,6 +149,11 @@ def call_slices(tokens: Sequence[int], batch_size: int) -> list[slice]:
         slices.append(slice(start, end))
         start = end
     return slices
+
+
+def _at(phases: Phases, share: float) -> tuple[Row, ...]:
+    """The rows that are read at a share of the noise levels."""
+    return [rows for start, rows in phases if start <= share or start == 0][-1]
 
 
 def _groups(feeds: Feeds, request: Request, rows: Sequence[tuple[Row, ...]], batch_size: int) -> list[_Group]:

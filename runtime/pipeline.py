@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,11 @@ from perfusion.concept import Concept
 from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.bank import Bank, Changes, Settings
 from perfusion.runtime.bundle import Bundle, read_bundle
-from perfusion.runtime.drawing import call_slices, decode, draw
+from perfusion.runtime.drawing import Phases, call_slices, decode, draw
 from perfusion.runtime.explanation import Explanation, explain
 from perfusion.runtime.feeds import Feeds
 from perfusion.runtime.graphs import Graphs
-from perfusion.runtime.prompts import Asked, PromptEncoder, Row
+from perfusion.runtime.prompts import Asked, PromptEncoder
 from perfusion.runtime.request import Options, Request, make_request
 from perfusion.runtime.schedulers import Schedule, make_schedule
 from perfusion.runtime.step import Step
@@ -141,12 +141,13 @@ class Runtime:
         bias: float | None = None,
         temperature: float | None = None,
         strength: float | None = None,
+        start: float | None = None,
     ) -> Concept:
         """Make a concept's token a word in prompts; `token` gives it another one.
 
         A name that is no file's is looked for among the sample concepts that came with the bundle.
 
-        Settings are as in `set_concept`; unless given they are the file's own, and a strength of 1.
+        Settings are as in `set_concept`; unless given they are the file's own, a strength of 1 and a start of 0.
 
         Raises:
             ConceptError: the file is broken, the concept is for another base model, or its token is taken.
@@ -159,7 +160,7 @@ class Runtime:
             raise ConceptError(
                 f"{loaded.token} is a word of the base model's own. Load the concept under another token."
             )
-        self._bank.load(loaded, bias=bias, temperature=temperature, strength=strength)
+        self._bank.load(loaded, bias=bias, temperature=temperature, strength=strength, start=start)
         return loaded
 
     def set_concept(
@@ -169,17 +170,20 @@ class Runtime:
         bias: float | None = None,
         temperature: float | None = None,
         strength: float | None = None,
+        start: float | None = None,
     ) -> Settings:
         """Change how a loaded concept is used from the next picture on; returns the settings now in force.
 
         `bias` β: lower lets more of the concept through (.4 to 1 is useful). `temperature` τ: the sharpness
         of that border. `strength`: from 0, at which
-        the word is read as its superclass and the picture is the base model's, to 1.
+        the word is read as its superclass and the picture is the base model's, to 1. `start`: the share of the noise
+        levels, from 0 to below 1, at which the superclass is still drawn: the base model arranges the picture, and the
+        concept comes in afterwards (.15 to .45 where a prompt names several things).
 
         Raises:
             RequestError: no such concept is loaded, or a setting is out of its range.
         """
-        return self._bank.change(token, bias=bias, temperature=temperature, strength=strength)
+        return self._bank.change(token, bias=bias, temperature=temperature, strength=strength, start=start)
 
     def unload_concept(self, token: str) -> None:
         """Forget a concept; its token is plain text again. Raises RequestError when it is not loaded."""
@@ -316,12 +320,14 @@ class Runtime:
         if request.images:
             schedule.last_part(request.image_strength)  # what it refuses is refused before the first step
         asked = self._prompts.read(request)
+        for one in asked:
+            schedule.check_start(one.start)
         admit = self._admission(request, asked)
         admit()
-        rows = []
+        rows = list[Phases]()
         for one in asked:
             stop.check()
-            rows.append(self._prompts.encode(one, request))
+            rows.append([(phase.start, self._prompts.encode(phase, request)) for phase in one.phases])
         return self._steps(request, schedule, rows, stop, admit)
 
     def _admission(self, request: Request, asked: list[Asked]) -> Callable[[], None]:
@@ -337,7 +343,7 @@ class Runtime:
             batch=min(self._batch_size, len(asked)),
             guided=request.guided,
             concepts=max(sum(slots.values()) for slots in concepts),
-            tokens=max(one.tokens for one in asked),
+            tokens=max(phase.tokens for one in asked for phase in one.phases),
             image=bool(request.images),
         )
 
@@ -345,7 +351,7 @@ class Runtime:
         self,
         request: Request,
         schedule: Schedule,
-        rows: list[tuple[Row, ...]],
+        rows: Sequence[Phases],
         stop: Stop,
         admit: Callable[[], None],
     ) -> Iterator[Step]:

@@ -87,6 +87,13 @@ class Asked:
     active: tuple[str, ...]  # the concepts that its prompt names and that are not off
     bank: Bank  # with the settings of this picture
     tokens: int  # that cross-attention reads
+    start: float = 0.0  # the share of the noise levels, from pure noise on, after which this is asked for
+    before: Asked | None = None  # what is asked for until then
+
+    @property
+    def phases(self) -> tuple[Asked, ...]:
+        """What is asked for one after another, this the last."""
+        return (*self.before.phases, self) if self.before is not None else (self,)
 
     @property
     def slots(self) -> dict[str, int]:
@@ -140,22 +147,35 @@ class PromptEncoder:
             split, other = self._split(prompt, words), self._split(negative, words)
             _refuse_concepts(other, words)
             unknown |= dict.fromkeys(split.unknown + other.unknown)
-            parts, others = split.parts, other.parts
-            if request.guided and len(parts) != len(others):  # read side by side, the shorter one filled up
-                length = max(len(parts), len(others))
-                parts, others = (one + ("",) * (length - len(one)) for one in (parts, others))
-            asked.append(
-                Asked(
-                    parts=parts,
-                    negative_parts=others if request.guided else None,
-                    active=changed.active(split.named),
-                    bank=changed,
-                    tokens=len(parts) * self._context_length,
-                )
-            )
+            before: Asked | None = None
+            for start in changed.starts(changed.active(split.named)):
+                before = self._asked(prompt, negative, changed, start, before, request.guided)
+            assert before is not None
+            asked.append(before)
         for word in unknown:
             _log.warning("no concept named %s is loaded, so it is read as plain text", word)
         return asked
+
+    def _asked(
+        self, prompt: str, negative: str, bank: Bank, start: float, before: Asked | None, guided: bool
+    ) -> Asked:
+        """What a picture asks for from a start on, which comes after what was asked for before."""
+        bank = bank.at(start)
+        words = bank.words()
+        split, other = self._split(prompt, words), self._split(negative, words)
+        parts, others = split.parts, other.parts
+        if guided and len(parts) != len(others):  # read side by side, the shorter one filled up
+            length = max(len(parts), len(others))
+            parts, others = (one + ("",) * (length - len(one)) for one in (parts, others))
+        return Asked(
+            parts=parts,
+            negative_parts=others if guided else None,
+            active=bank.active(split.named),
+            bank=bank,
+            tokens=len(parts) * self._context_length,
+            start=start,
+            before=before,
+        )
 
     def encode(self, asked: Asked, request: Request) -> tuple[Row, ...]:
         """The UNet's rows of a picture: the unconditional one, when there is guidance, and its prompt's."""
@@ -165,7 +185,7 @@ class PromptEncoder:
         return self._negative(asked.negative_parts, asked.bank), conditional
 
     def rows(self, request: Request) -> list[tuple[Row, ...]]:
-        """The UNet's rows of each picture of a request. Raises as `read`."""
+        """The UNet's rows of each picture of a request, with all its concepts. Raises as `read`."""
         return [self.encode(one, request) for one in self.read(request)]
 
     def prepare(self, prompt: str, bank: Bank, lock: str | None, gates: str) -> Prepared | None:

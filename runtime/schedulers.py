@@ -41,6 +41,7 @@ class Schedule:
     initial_scale: float = 1.0  # what unit noise is multiplied by to be the first sample
     clip: float | None = None
     timestep_scaling: float = 10.0  # LCM's
+    train_timesteps: int = 1000  # of the base model
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -87,6 +88,19 @@ class Schedule:
         signal, spread = _amplitudes(self.alphas[index])
         return signal * clean + spread * noise
 
+    def share(self, index: int) -> float:
+        """How many of the base model's noise levels lie behind evaluation `index`, 0 to below 1, from pure noise on."""
+        return 1 - float(self.timesteps[index]) / self.train_timesteps
+
+    def check_start(self, start: float) -> None:
+        """Raise RequestError where no evaluation is left at or after a share of the noise levels."""
+        last = self.share(len(self) - 1)
+        if start > max(last, 0.0):
+            raise RequestError(
+                f"A concept's start is {start:g}, and the last of the steps stands at {last:.2f}: it would never come "
+                "in. Give a lower start, or more steps."
+            )
+
     def last_part(self, strength: float) -> Schedule:
         """The last of the steps, `strength` of them, as diffusers counts: for a picture that is drawn over.
 
@@ -125,7 +139,7 @@ def make_schedule(name: str, model: NoiseModel, steps: int) -> Schedule:
             f"The number of steps is {steps}; this model takes 1 to {model.num_train_timesteps}, "
             "and 20 to 50 are usual."
         )
-    schedule = SCHEDULERS[name](model, steps)
+    schedule = replace(SCHEDULERS[name](model, steps), train_timesteps=model.num_train_timesteps)
     if model.prediction_type == "epsilon" and not schedule.alphas.all():
         raise RequestError(
             f"With {name} this model begins at noise alone, of which its kind of prediction says nothing. "

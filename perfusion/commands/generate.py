@@ -28,7 +28,7 @@ _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is 
     "ddim", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "heun", "heun_karras", "lcm",
 )  # fmt: skip
 _PROVIDERS = ("auto", "cpu", "cuda", "trt", "trt-rtx")
-_NUMBERS = ("bias", "temperature", "strength")
+_NUMBERS = ("bias", "temperature", "strength", "start")
 
 # A setting's value holds no path separator, so that C:\cats\a=b.safetensors is a path and nothing else.
 _SPEC = re.compile(r"(?P<path>.+?):(?P<settings>\w+=[^,:/\\]*(?:,\w+=[^,:/\\]*)*)", re.DOTALL)
@@ -58,7 +58,7 @@ def _add_content(add: "Callable[..., object]") -> None:
         action="append",
         default=[],
         dest="concepts",
-        metavar="FILE[:bias=B,temperature=T,strength=S]",
+        metavar="FILE[:bias=B,temperature=T,strength=S,start=S]",
         help="a concept file, or the name of a sample (school-bus); its token is then a word; token=<dog> gives it "
         "another one (can be repeated)",
     )

@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 _NAME = "perfusion-sweep"
 _FIELDS = (
-    "bias", "temperature", "strength", "lock",
+    "bias", "temperature", "strength", "start", "lock",
     "image", "text", "image_error", "text_error", "cosine", "on_front", "recommended",
 )  # fmt: skip
 
@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     made = parser(
         _NAME,
-        "Draw the same prompts and seeds with every combination of bias, temperature, strength and lock: from the "
-        "pictures' look to the prompt's words, without training anything again. With pictures of the subject both "
-        "are measured, and the best settings can be written into the concept file.",
+        "Draw the same prompts and seeds with every combination of bias, temperature, strength, start and lock: "
+        "from the pictures' look to the prompt's words, without training anything again. With pictures of the subject "
+        "both are measured, and the best settings can be written into the concept file.",
     )
     add = made.add_argument
     add(
@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--temperature", type=_values, metavar="A:B:N", help="likewise (default: the first concept's own)")
     add("--strength", type=_values, default=(1.0,), metavar="A:B:N", help="likewise (default: 1)")
+    add(
+        "--start", type=_values, default=(0.0,), metavar="A:B:N",
+        help="likewise, the share of the noise levels that the superclass draws first (default: 0)",
+    )  # fmt: skip
     add("--lock", choices=["local", "global", "both"], help="(default: the first concept's own)")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
     add("--count", type=_at_least_one, default=2, metavar="N", help="seeds a prompt (default: %(default)s)")
@@ -130,11 +134,12 @@ def _check(args: argparse.Namespace) -> None:
         raise RequestError(
             "Nothing would be left of the pictures. Give --grid PNG, --images DIR to measure them, or --work DIR."
         )
-    if args.choose == "recommended" and set(args.strength) != {1.0}:
-        raise RequestError(
-            "A concept file has no strength of its own, so none can be chosen. Leave --strength out, or give --choose "
-            "BIAS,TEMPERATURE."
-        )
+    for name, usual in (("strength", 1.0), ("start", 0.0)):
+        if args.choose == "recommended" and set(getattr(args, name)) != {usual}:
+            raise RequestError(
+                f"A concept file has no {name} of its own, so none can be chosen. Leave --{name} out, or give --choose "
+                "BIAS,TEMPERATURE."
+            )
 
 
 def _own_file(runtime: "Runtime", name: str) -> Path:
@@ -183,6 +188,7 @@ def _settings(args: argparse.Namespace, first: "Concept") -> "tuple[Setting, ...
         biases=args.bias or BIASES,
         temperatures=args.temperature or (first.temperature,),
         strengths=args.strength,
+        starts=args.start,
         locks={"both": ("local", "global"), None: (first.lock,)}.get(args.lock, (args.lock,)),
     )
 
@@ -271,11 +277,11 @@ def _tell(args: argparse.Namespace, result: "Sweep", chosen: dict[str, Any] | No
         print(json.dumps(facts, indent=1))
         return
     if result.points:
-        print("  bias  temperature  strength    lock   image    text")
+        print("  bias  temperature  strength  start    lock   image    text")
     for point in result.points:
         one, marks = point.setting, "*" * point.on_front + " recommended" * point.recommended
         print(
-            f"{one.bias:6.3g}  {one.temperature:11.3g}  {one.strength:8.3g}  {one.lock:>6}  "
+            f"{one.bias:6.3g}  {one.temperature:11.3g}  {one.strength:8.3g}  {one.start:5.3g}  {one.lock:>6}  "
             f"{point.image:6.3f}  {point.text:6.3f} {marks}".rstrip()
         )
     for path in (args.grid, args.plot, args.csv):

@@ -121,8 +121,9 @@ def _falling(points: Sequence[Point]) -> dict[Setting, float]:
     return {point.setting: _mean_image(pool) for pool in pools for point in pool}
 
 
-def _but_the_bias(point: Point) -> tuple[str, float, float]:
-    return point.setting.lock, point.setting.strength, point.setting.temperature
+def _but_the_bias(point: Point) -> tuple[str, float, float, float]:
+    one = point.setting
+    return one.lock, one.start, one.strength, one.temperature
 
 
 def _mean_image(pool: Sequence[Point]) -> float:

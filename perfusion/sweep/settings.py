@@ -12,11 +12,14 @@ import numpy as np
 from perfusion.bank import Settings
 from perfusion.errors import RequestError
 
-__all__ = ["BIASES", "LOCKS", "Setting", "all_settings", "parse_values"]
+__all__ = ["BIASES", "FIELDS", "LOCKS", "Setting", "all_settings", "parse_values"]
 
 LOCKS = ("local", "global")
 BIASES = tuple(round(bias, 2) for bias in np.arange(0.4, 1.01, 0.1))
 """What is tried when nothing is said: from much of the concept to little of it (docs/method.md, section 4)."""
+
+FIELDS = ("bias", "temperature", "strength", "start", "lock")
+"""Of a setting, in the order that people read them in."""
 
 _MOST_VALUES = 100
 
@@ -28,6 +31,7 @@ class Setting:
     bias: float
     temperature: float
     strength: float = 1.0
+    start: float = 0.0
     lock: str = "local"
 
     def __post_init__(self) -> None:
@@ -37,12 +41,13 @@ class Setting:
 
     def of_concept(self) -> Settings:
         """Without the lock, as a runtime takes it for each concept."""
-        return Settings(bias=self.bias, temperature=self.temperature, strength=self.strength)
+        return Settings(
+            bias=self.bias, temperature=self.temperature, strength=self.strength, start=self.start
+        )
 
-    def label(self, fields: Collection[str] = ("bias", "temperature", "strength", "lock")) -> str:
+    def label(self, fields: Collection[str] = FIELDS) -> str:
         """The values of some fields for people: "bias 0.6, global"."""
-        values = {"bias": self.bias, "temperature": self.temperature, "strength": self.strength}
-        parts = [f"{name} {value:g}" for name, value in values.items() if name in fields]
+        parts = [f"{name} {getattr(self, name):g}" for name in FIELDS if name != "lock" and name in fields]
         return ", ".join([*parts, *([self.lock] if "lock" in fields else [])])
 
 
@@ -51,6 +56,7 @@ def all_settings(
     biases: Sequence[float],
     temperatures: Sequence[float],
     strengths: Sequence[float] = (1.0,),
+    starts: Sequence[float] = (0.0,),
     locks: Sequence[str] = ("local",),
 ) -> tuple[Setting, ...]:
     """Every combination once, the bias running fastest.
@@ -58,18 +64,17 @@ def all_settings(
     Raises:
         RequestError: a number out of its range, or an unknown lock.
     """
-    combined = itertools.product(locks, strengths, temperatures, biases)
+    combined = itertools.product(locks, starts, strengths, temperatures, biases)
     made = (
-        Setting(bias=bias, temperature=temperature, strength=strength, lock=lock)
-        for lock, strength, temperature, bias in combined
+        Setting(bias=bias, temperature=temperature, strength=strength, start=start, lock=lock)
+        for lock, start, strength, temperature, bias in combined
     )
     return tuple(dict.fromkeys(made))
 
 
 def varied(settings: Sequence[Setting]) -> tuple[str, ...]:
     """The fields in which some settings differ; the bias where they do not."""
-    fields = ("bias", "temperature", "strength", "lock")
-    found = tuple(name for name in fields if len({getattr(one, name) for one in settings}) > 1)
+    found = tuple(name for name in FIELDS if len({getattr(one, name) for one in settings}) > 1)
     return found or ("bias",)
 
 

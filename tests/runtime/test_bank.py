@@ -37,6 +37,7 @@ def test_settings_change_one_at_a_time(bundle, make_concept):
         ({"strength": -0.1}, "strength is -0.1, expected 0"),
         ({"strength": 1.5}, "strength is 1.5"),
         ({"strength": True}, "strength is True"),
+        ({"start": 1}, "start is 1, expected 0"),
     ],
 )
 def test_settings_out_of_their_range_are_refused_and_change_nothing(bundle, make_concept, change, message):

@@ -44,9 +44,9 @@ def test_one_picture_is_written_where_it_was_asked_for(generate, runtime, tmp_pa
 
 def test_every_option_reaches_the_picture(generate, runtime, make_concept):
     make_concept().save("cat.safetensors")
-    runtime.load_concept("cat.safetensors", bias=-0.5, temperature=0.2, strength=0.75)
+    runtime.load_concept("cat.safetensors", bias=-0.5, temperature=0.2, strength=0.75, start=0.3)
     assert generate(
-        "--concept", "cat.safetensors:bias=-0.5,temperature=0.2,strength=0.75", "--negative-prompt", "a dog",
+        "--concept", "cat.safetensors:bias=-0.5,temperature=0.2,strength=0.75,start=0.3", "--negative-prompt", "a dog",
         "--scheduler", "euler", "--steps", "3", "--guidance-scale", "2.5", "--seed", "9", "--width", "48",
         "--height", "24", "--lock", "global", "--provider", "cpu", "--threads", "1", prompt="a <cat>",
     ) == 0  # fmt: skip
@@ -127,7 +127,7 @@ def test_json_names_files_seeds_and_settings(generate, make_concept, capsys):
     assert err == ""
     facts = json.loads(out)
     assert facts["pictures"] == [{"path": "out-0.png", "seed": 0}, {"path": "out-1.png", "seed": 1}]
-    assert facts["concepts"] == {"<dog>": {"bias": 1.0, "temperature": 0.3, "strength": 1.0}}
+    assert facts["concepts"] == {"<dog>": {"bias": 1.0, "temperature": 0.3, "strength": 1.0, "start": 0.0}}
     assert facts["prompt"] == "a cat" and facts["provider"] == "cpu" and facts["seconds"] > 0
 
 
@@ -173,7 +173,7 @@ def test_a_concept_is_a_path_and_perhaps_settings(generate, monkeypatch, spec, p
     [
         (
             ["--concept", "cat:hue=3"],
-            "'hue' is no setting in 'cat:hue=3'; use bias, temperature, strength or token",
+            "'hue' is no setting in 'cat:hue=3'; use bias, temperature, strength, start or token",
         ),
         (["--concept", "cat:bias=1,bias=2"], "'bias' is given twice"),
         (["--concept", "cat:bias=high"], "bias is 'high', expected a number"),

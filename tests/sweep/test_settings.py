@@ -41,7 +41,7 @@ def test_a_single_setting_is_told_by_its_bias():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"bias": float("nan")}, {"temperature": 0.0}, {"strength": 1.5}, {"lock": "no"}]
+    "wrong", [{"bias": float("nan")}, {"temperature": 0.0}, {"strength": 1.5}, {"start": 1.0}, {"lock": "no"}]
 )
 def test_settings_out_of_their_range_are_refused(wrong):
     with pytest.raises(RequestError, match="expected"):
