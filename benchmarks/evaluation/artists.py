@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.evaluation.ablations import edited
+from benchmarks.evaluation.baselines import IDENTIFIER
 from benchmarks.evaluation.merging import merged_projections
 from benchmarks.evaluation.methods import Method, Setting
 from benchmarks.evaluation.models import base_model, drawing_runtime, own_copy, pipeline_of
@@ -66,7 +67,9 @@ def artist_for(method: Method | None, trained: Trained, settings: Sequence[Setti
         return GateArtist(method.name, subject, folder, steps)
     with _quietly():
         pipeline = _loaded(method, trained)
-    return LoraArtist(pipeline, steps) if method.scales else PipelineArtist(pipeline, steps)
+    if method.scales:
+        return LoraArtist(pipeline, steps, f"{IDENTIFIER} ")
+    return PipelineArtist(pipeline, steps)
 
 
 class RuntimeArtist:
@@ -80,7 +83,8 @@ class RuntimeArtist:
             assert method is not None
             for setting in settings:
                 token = method.word(subject, setting)
-                self.runtime.load_concept(folder / "concept.safetensors", token=token, bias=setting.bias)
+                path = folder / "concept.safetensors"
+                self.runtime.load_concept(path, token=token, bias=setting.bias, start=setting.start)
                 self.tokens.append(token)
 
     def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
@@ -122,15 +126,47 @@ class PipelineArtist:
 
 
 class LoraArtist(PipelineArtist):
-    """Adapters whose scale is turned, all of them alike."""
+    """Adapters whose scale is turned, all of them alike, and which may come in late, as diffusers' callback allows."""
+
+    def __init__(self, pipeline: Any, steps: int, learned: str) -> None:
+        super().__init__(pipeline, steps)
+        self.learned, self.names = learned, pipeline.get_active_adapters()
+        self.setting = Setting()
 
     def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
-        return _in_groups(jobs, lambda job: job.setting.scale, self._drawn)
+        return _in_groups(jobs, lambda job: job.setting, self._drawn)
 
     def _drawn(self, jobs: Sequence[Job]) -> list[Image.Image]:
-        names = self.pipeline.get_active_adapters()
-        self.pipeline.set_adapters(names, [jobs[0].setting.scale] * len(names))
+        self.setting = jobs[0].setting
         return super().draw(jobs)
+
+    def conditions(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Until its start the adapters are off and the prompt is in the base model's words."""
+        start, whole = self.setting.start, self._encoded(texts)
+        self._scaled(0.0 if start else self.setting.scale)
+        if not start:
+            return {"prompt_embeds": whole[0], "negative_prompt_embeds": whole[1]}
+        plain = self._encoded([text.replace(self.learned, "") for text in texts])
+
+        def after(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            levels, times = pipeline.scheduler.config.num_train_timesteps, pipeline.scheduler.timesteps
+            if index + 1 == len(times) or 1 - float(times[index + 1]) / levels < start:
+                return {}
+            self._scaled(self.setting.scale)
+            return {"prompt_embeds": torch.cat([whole[1], whole[0]])}
+
+        return {
+            "prompt_embeds": plain[0], "negative_prompt_embeds": plain[1], "callback_on_step_end": after,
+            "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
+        }  # fmt: skip
+
+    def _encoded(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Of the prompts and of as many empty ones."""
+        states, negative = self.pipeline.encode_prompt(list(texts), torch.device("cpu"), 1, True)
+        return states, negative
+
+    def _scaled(self, scale: float) -> None:
+        self.pipeline.set_adapters(self.names, [scale] * len(self.names))
 
 
 class GateArtist(PipelineArtist):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.evaluation.figures import Front, below, reach
 from benchmarks.evaluation.results import Point, Results
 
-__all__ = ["BYTES_FACTOR", "Verdict", "front_of", "verdicts"]
+__all__ = ["BYTES_FACTOR", "Verdict", "front_of", "sliders", "verdicts"]
 
 BYTES_FACTOR = 10
 """Baselines of up to so many times Perfusion's bytes are to lie below its front."""
@@ -36,18 +36,40 @@ class Verdict:
 
 
 def front_of(results: Results, subjects: Sequence[str] | None = None) -> list[list[tuple[float, float]]]:
-    """A line for each lock: image and text similarity of one Perfusion file from strength 0, which is the base model,
-    down the biases to the strongest."""
-    points = sorted(results.of(FRONT), key=lambda point: -point.setting.bias)
-    if not points:
+    """A line for each slider: image and text similarity of one Perfusion file from the base model to the strongest."""
+    lines = sliders(results)
+    if not lines:
         return []
-    names = list(points[0].figures) if subjects is None else list(subjects)
+    names = list(lines[0][1][0].figures) if subjects is None else list(subjects)
+    base = _mean(results.base, names)
+    return [[base, *(_mean(point.figures, names) for point in line)] for _, line in lines]
+
+
+def sliders(results: Results) -> list[tuple[str, list[Point]]]:
+    """What is turned of one Perfusion file, by its name, and the points along it, the base model not among them.
+
+    The bias under each lock, from strength 0, which is the base model, down to the lowest; and under a lock and a bias
+    the start, from 1, which is the base model too, down to 0.
+    """
+    points = results.of(FRONT)
+    settings = [point.setting for point in points]
+    lines = [
+        (
+            f"{lock} lock, by bias",
+            [point for point in points if point.setting.lock == lock and not point.setting.start],
+        )
+        for lock in dict.fromkeys(one.lock for one in settings if not one.start)
+    ]
+    lines += [
+        (
+            f"{lock} lock, bias {bias:g}, by start",
+            [point for point in points if (point.setting.lock, point.setting.bias) == (lock, bias)],
+        )
+        for lock, bias in dict.fromkeys((one.lock, one.bias) for one in settings if one.start)
+    ]
     return [
-        [
-            _mean(results.base, names),
-            *(_mean(point.figures, names) for point in points if point.setting.lock == lock),
-        ]
-        for lock in sorted({point.setting.lock for point in points})
+        (name, sorted(line, key=lambda point: (-point.setting.bias, -point.setting.start)))
+        for name, line in lines
     ]
 
 

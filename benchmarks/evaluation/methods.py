@@ -16,18 +16,21 @@ __all__ = ["METHODS", "Method", "Setting", "chosen_methods", "trainings"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a method's file is used in drawing: lock and bias of a concept, the scale of a LoRA; the rest has nothing to
-    turn."""
+    """How a method's file is used in drawing: lock and bias of a concept, the scale of a LoRA, and for both from where
+    on; the rest has nothing to turn."""
 
     lock: str = ""
     bias: float = 0.0
     scale: float = 1.0
+    start: float = 0.0
+    """The share of the noise levels at which the base model still draws the plain noun."""
 
     @property
     def label(self) -> str:
-        """ "local 0.75", "scale 0.5"; empty for a baseline as it was trained."""
+        """ "local 0.75", "scale 0.5", "global 0.5, start 0.3"; empty for a baseline as it was trained."""
         turned = f"scale {self.scale:g}" if self.scale != 1 else ""
-        return f"{self.lock} {self.bias:g}" if self.lock else turned
+        late = f"start {self.start:g}" if self.start else ""
+        return ", ".join(filter(None, (f"{self.lock} {self.bias:g}" if self.lock else turned, late)))
 
     def drew(self, row: Mapping[str, Any]) -> bool:
         """Whether a row of `Drawn` is of a picture with this setting."""
@@ -61,6 +64,8 @@ class Method:
     """Whether it is drawn with several biases, and not with the default one alone."""
     scales: tuple[float, ...] = ()
     """Of a LoRA, which it is drawn with besides the one that it was trained with."""
+    starts: tuple[tuple[float, float], ...] = ()
+    """Of a LoRA: scales and starts."""
 
     @property
     def source(self) -> str:
@@ -70,7 +75,8 @@ class Method:
     def settings(self, plan: Plan) -> tuple[Setting, ...]:
         """What it is drawn with, the default first."""
         if self.group == "baseline" or self.fixed_gate:
-            return tuple(Setting(scale=scale) for scale in (1.0, *self.scales))
+            late = (Setting(scale=scale, start=start) for scale, start in self.starts)
+            return (*(Setting(scale=scale) for scale in (1.0, *self.scales)), *late)
         if not self.slides:
             return (Setting(lock="local", bias=DEFAULT_BIAS),)
         local = [DEFAULT_BIAS, *(bias for bias in plan.biases if bias != DEFAULT_BIAS)]
@@ -78,11 +84,15 @@ class Method:
             return tuple(
                 Setting(lock="local", bias=bias) for bias in local if bias in (0.6, DEFAULT_BIAS, 0.9)
             )
-        return tuple(
+        early = (
             Setting(lock=lock, bias=bias)
             for lock, biases in (("local", local), ("global", plan.global_biases))
             for bias in biases
         )
+        late = (
+            Setting(lock=lock, bias=bias, start=start) for lock, bias in plan.late for start in plan.starts
+        )
+        return (*early, *late)
 
     def seeds(self, plan: Plan) -> int:
         """Drawings of each prompt."""
@@ -91,7 +101,7 @@ class Method:
     def word(self, subject: Subject, setting: Setting) -> str:
         """What stands for the subject in a prompt."""
         if self.artist == "runtime":
-            return f"<{subject.name}-{setting.lock}-{setting.bias:g}>"
+            return f"<{subject.name}-{setting.lock}-{setting.bias:g}-{setting.start:g}>"
         if self.name in ("textual-inversion", "own-position", "similarity-gate"):
             return subject.token
         if self.name == "custom-diffusion":
@@ -103,6 +113,7 @@ DEFAULT_BIAS = 0.75
 """Of a concept file as it is written."""
 _FACTORS = (0.33, 1.0, 3.0)
 _SCALES = (0.5, 0.75, 1.25)
+_STARTS = ((1.0, 0.15), (1.0, 0.3), (1.0, 0.45), (1.25, 0.3))
 
 
 def _ours(name: str, title: str, group: str = "ablation", **fields: object) -> Method:
@@ -123,9 +134,10 @@ METHODS = (
     Method(name="textual-inversion", title="Textual Inversion", group="baseline", rates=(0.002, 0.006, 0.02),
            seconds_per_step=0.34, combines="both words are loaded"),
     Method(name="lora-values-1", title="LoRA, rank 1, cross-attention values", group="baseline",
-           rates=(0.001, 0.003, 0.01), seconds_per_step=0.3, combines="both adapters are added", scales=_SCALES),
+           rates=(0.001, 0.003, 0.01), seconds_per_step=0.3, combines="both adapters are added", scales=_SCALES,
+           starts=_STARTS),
     Method(name="lora-4", title="LoRA, rank 4, all attention", group="baseline", rates=(0.0003, 0.001, 0.003),
-           seconds_per_step=0.45, combines="both adapters are added", scales=_SCALES),
+           seconds_per_step=0.45, combines="both adapters are added", scales=_SCALES, starts=_STARTS),
     Method(name="custom-diffusion", title="Custom Diffusion", group="baseline", rates=(0.0003, 0.001, 0.003),
            seconds_per_step=0.3, combines="its authors' merging in closed form"),
     Method(name="dreambooth", title="DreamBooth", group="baseline", rates=(0.00003, 0.0001, 0.0003),

@@ -181,7 +181,7 @@ def _measures(results: Results, plan: Plan) -> str:
         found=_over(results.truth, "image").text(), exact=_over(results.truth, "image_exact").text(),
         overlap=_over(results.truth, "overlap").text(), looks=looks, others=len(plan.prompts) - looks,
         engines=f"{results.engines:.0f}", selecting=len(POCKET_PROMPTS), shared=len(texts & set(POCKET_PROMPTS)),
-        settings=len(own.settings(plan)), scales=1 + max(len(method.scales) for method in METHODS),
+        settings=len(own.settings(plan)), scales=max(len(method.settings(plan)) for method in METHODS if method.scales),
     )  # fmt: skip
 
 

@@ -41,6 +41,9 @@ class Plan:
     num_inference_steps: int = 20
     biases: tuple[float, ...] = (0.5, 0.6, 0.75, 0.9, 1.05)
     global_biases: tuple[float, ...] = (0.4, 0.5, 0.6, 0.75, 0.9)
+    late: tuple[tuple[str, float], ...] = (("local", 0.6), ("global", 0.6))
+    """Locks and biases, each among those above, that are drawn with every one of `starts` too."""
+    starts: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6)
     prompts: tuple[Prompt, ...] = PROMPTS
     plain: tuple[Prompt, ...] = PLAIN
     tuning_prompts: tuple[Prompt, ...] = TUNING_PROMPTS
@@ -56,9 +59,9 @@ FULL = Plan()
 SMALL = Plan(
     subjects=("school-bus", "pink-cake"), steps=6, checkpoints=(3, 6), save_every=3, batch_size=4, crops=2,
     prior_pictures=4, seeds=1, ablation_seeds=1, tuning_seeds=1, num_inference_steps=4, biases=(0.6, 0.75),
-    global_biases=(0.6,), prompts=(PROMPTS[0], PROMPTS[2], PROMPTS[12]), plain=PLAIN[:1],
-    tuning_prompts=TUNING_PROMPTS[:1], pair_prompts=PAIR_PROMPTS[:1], pairs=(("school-bus", "pink-cake"),),
-    renders=2, leakage_levels=2,
+    global_biases=(0.6,), late=(("local", 0.6),), starts=(0.5,),
+    prompts=(PROMPTS[0], PROMPTS[2], PROMPTS[12]), plain=PLAIN[:1], tuning_prompts=TUNING_PROMPTS[:1],
+    pair_prompts=PAIR_PROMPTS[:1], pairs=(("school-bus", "pink-cake"),), renders=2, leakage_levels=2,
 )  # fmt: skip
 """The whole machinery in minutes; its numbers mean nothing."""
 

@@ -14,7 +14,7 @@ __all__ = ["Mark", "scatter"]
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 820, 480, 62, 270, 20, 52
 COLOURS = (
     "#9ca3af", "#c2410c", "#2563eb", "#15803d", "#7c3aed", "#0891b2", "#be185d", "#a16207", "#475569", "#65a30d",
-    "#111827",
+    "#111827", "#b45309", "#0d9488", "#9333ea", "#4d7c0f",
 )  # fmt: skip
 
 

@@ -16,9 +16,9 @@ TABLE = """## Table
 
 ![Image similarity against text similarity](pictures/evaluation.svg)
 
-*Each line is one set of files, drawn with several biases, of a LoRA with several scales. (0, 1) is the base model
-drawing the plain noun, (1, 0) the subject's own pictures held against the prompts. Bars are 95 % intervals over the
-subjects.*
+*Each line is one set of files, drawn with several biases or starts, of a LoRA with several scales. (0, 1) is the base
+model drawing the plain noun, (1, 0) the subject's own pictures held against the prompts. Bars are 95 % intervals over
+the subjects.*
 
 | method | saved bytes | core-seconds | image similarity | text similarity | harmonic mean | place | noun | \
 both things | other colour | drift of the superclass |
@@ -27,10 +27,10 @@ both things | other colour | drift of the superclass |
 
 FRONT = """## Against the front
 
-A baseline, with one of its settings, lies below the front if one Perfusion file, at some setting of its bias and lock,
-has at least its image similarity and more text similarity; between neighbouring settings the front is a straight line,
-and it begins at the base model, which is a Perfusion file at strength 0. *Sure* is the share of resamples of the
-subjects in which that holds.
+A baseline, with one of its settings, lies below the front if one Perfusion file, at some setting of its bias, lock and
+start, has at least its image similarity and more text similarity. Along a slider the front is a straight line from
+setting to setting, and it begins at the base model, which is a Perfusion file at strength 0 or started after the last
+step. *Sure* is the share of resamples of the subjects in which that holds.
 
 | baseline | times the bytes | below the front | sure | text similarity that the front has more |
 |---|---|---|---|---|
@@ -91,8 +91,10 @@ MEASURES = """## How it is measured
 - **What only Perfusion has**: as shipped it selects its step for each subject with the very scorer that measures here,
   on {selecting} prompts, {shared} of which are also among these, from other seeds. What that is worth is in the
   ablations; the row *tuned like the others* is without it.
-- **What is turned in drawing**: one Perfusion file has {settings} settings of lock and bias, one LoRA {scales} scales.
-  The other baselines have nothing to turn in diffusers.
+- **What is turned in drawing**: one Perfusion file has {settings} settings of lock, bias and start, one LoRA {scales}
+  of scale and start. Started late means that until then the base model draws the plain noun: a setting of ours, for
+  LoRA a callback that takes the adapters out of the pipeline and puts them in again. The others have nothing to turn in
+  diffusers.
 - **The baselines** are trained with AdamW as diffusers' examples are, LoRA by peft, and their error counts inside the
   object's mask as Perfusion's does. Half of each batch of Custom Diffusion and of DreamBooth with prior are the base
   model's own pictures of the superclass.

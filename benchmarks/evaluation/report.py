@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluation.figures import Interval, interval
-from benchmarks.evaluation.findings import verdicts
+from benchmarks.evaluation.findings import sliders, verdicts
 from benchmarks.evaluation.measuring import measuring_units
-from benchmarks.evaluation.methods import METHODS, Method
+from benchmarks.evaluation.methods import METHODS, Method, Setting
 from benchmarks.evaluation.models import scorer
 from benchmarks.evaluation.page import BY_HAND, page
 from benchmarks.evaluation.plot import Mark, scatter
@@ -76,23 +76,30 @@ def marks_of(results: Results) -> list[Mark]:
     """The two fronts of one Perfusion file, and the points of the base model and of everything else that was tuned."""
     base = tuple(interval([row[key] for row in results.base.values()]) for key in ("image", "text"))
     marks = [Mark(title="base model, plain noun", points=((base[0], base[1]),))]
-    for lock in ("local", "global"):
-        points = [point for point in results.of("perfusion") if point.setting.lock == lock]
-        points.sort(key=lambda point: point.setting.bias)
-        if points:
-            marks.append(
-                Mark(
-                    title=f"Perfusion, {lock} lock", points=tuple(_place(point) for point in points),
-                    labels=tuple(f"{point.setting.bias:g}" for point in points), dashed=lock == "global",
-                )
-            )  # fmt: skip
+    for name, line in sliders(results):
+        turned = "start" if name.endswith("start") else "bias"
+        marks.append(
+            Mark(
+                title=f"Perfusion, {name}", points=tuple(map(_place, line)),
+                labels=tuple(f"{getattr(point.setting, turned):g}" for point in line), dashed="global" in name,
+            )
+        )  # fmt: skip
     for method in METHODS:
         if method.group == "baseline" or method.name == "perfusion-tuned":
-            points = sorted(results.of(method.name), key=lambda point: point.setting.scale)
-            labels = tuple(f"×{point.setting.scale:g}" for point in points) if method.scales else ()
-            if points:
-                marks.append(Mark(title=method.title, points=tuple(map(_place, points)), labels=labels))
+            for late in (False, True):
+                points = [point for point in results.of(method.name) if bool(point.setting.start) is late]
+                points.sort(key=lambda point: (point.setting.scale, -point.setting.start))
+                labels = tuple(_turned(point.setting) for point in points) if method.scales else ()
+                title = method.title + (", started late" if late else "")
+                if points:
+                    marks.append(
+                        Mark(title=title, points=tuple(map(_place, points)), labels=labels, dashed=late)
+                    )
     return marks
+
+
+def _turned(setting: Setting) -> str:
+    return f"×{setting.scale:g}" + (f" {setting.start:g}" if setting.start else "")
 
 
 def record_rows(results: Results, chosen: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The variants and baselines: each is what it says it is, against a second way to compute it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,9 +237,18 @@ def test_the_words_of_a_method_are_those_it_was_trained_with():
     assert by_name["lora-4"].word(subject, Setting()) == "sks cat"
     assert by_name["custom-diffusion"].word(subject, Setting()) == "<tuxedo-cat> cat"
     words = {by_name["perfusion"].word(subject, setting) for setting in by_name["perfusion"].settings(FULL)}
-    assert len(words) == len(FULL.biases) + len(
-        FULL.global_biases
-    )  # one each, so that a batch may hold them all
+    # one each, so that a batch may hold them all
+    late = len(FULL.late) * len(FULL.starts)
+    assert len(words) == len(FULL.biases) + len(FULL.global_biases) + late
+
+
+def test_what_starts_late_is_drawn_at_once_too():
+    """A start is a slider that ends at the same lock and bias at once."""
+    settings = next(method for method in METHODS if method.name == "perfusion").settings(FULL)
+    assert all(replace(setting, start=0.0) in settings for setting in settings)
+    assert Setting(lock="global", bias=0.5, start=0.3).label == "global 0.5, start 0.3"
+    assert Setting(scale=1.25, start=0.3).label == "scale 1.25, start 0.3"
+    assert Setting(start=0.3).label == "start 0.3"
 
 
 def test_a_name_that_is_no_method_is_refused_with_those_that_are():

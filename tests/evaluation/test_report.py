@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evaluation.drawing import drawing_path
-from benchmarks.evaluation.findings import front_of, verdicts
+from benchmarks.evaluation.findings import front_of, sliders, verdicts
 from benchmarks.evaluation.measuring import Measured, _write
 from benchmarks.evaluation.methods import METHODS, Setting
 from benchmarks.evaluation.page import BY_HAND, page
@@ -66,10 +66,26 @@ def results():
 
 def test_the_front_of_one_file_begins_at_the_base_model(results):
     results.points.append(point("perfusion", 0.2, 0.9, Setting(lock="global", bias=0.6)))
-    globally, local = front_of(results)
+    local, globally = front_of(results)
     np.testing.assert_allclose(globally, [(0.0, 1.0), (0.2, 0.9)], atol=1e-9)
     down_the_biases = [(0.0, 1.0), (0.1, 0.97), (0.6, 0.8), (0.9, 0.4)]
     np.testing.assert_allclose(local, down_the_biases, atol=1e-9)
+
+
+def test_a_start_is_a_slider_of_its_own(results):
+    """Under one lock and bias: from the base model, which starts after the last step, to the same bias at once."""
+    late = [(0.3, 0.2, 0.99), (0.15, 0.4, 0.96)]
+    for start, image, text in late:
+        results.points.append(point("perfusion", image, text, Setting(lock="local", bias=0.75, start=start)))
+    by_bias, by_start = front_of(results)
+    assert len(by_bias) == 4 and [name for name, _ in sliders(results)] == [
+        "local lock, by bias", "local lock, bias 0.75, by start",
+    ]  # fmt: skip
+    at_once = next(one for one in results.of("perfusion") if one.setting == Setting(lock="local", bias=0.75))
+    expected = [(0.0, 1.0), (0.2, 0.99), (0.4, 0.96), (at_once.of("image").mean, at_once.of("text").mean)]
+    np.testing.assert_allclose(by_start, expected, atol=1e-9)
+    (mark,) = (mark for mark in marks_of(results) if mark.title.endswith("by start"))
+    assert mark.labels == ("0.3", "0.15", "0")
 
 
 def test_each_baseline_is_judged_by_its_own_place_and_size(results):
@@ -158,16 +174,18 @@ def test_what_people_wrote_stays_when_the_page_is_made_anew(tmp_path):
 def test_the_plot_is_a_drawing_with_every_method_and_higher_text_is_higher_up(results):
     root = ElementTree.fromstring(scatter(marks_of(results), across="image", up="text"))
     words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"Perfusion, local lock", "Textual Inversion", "0.75"} <= set(words)
+    assert {"Perfusion, local lock, by bias", "Textual Inversion", "0.75"} <= set(words)
     colours = [node.attrib["fill"] for node in root.iter("{http://www.w3.org/2000/svg}circle")]
     assert len(set(colours)) == len(marks_of(results))  # each method its own, in the whole evaluation too:
-    assert len(COLOURS) >= 4 + sum(method.group == "baseline" for method in METHODS)
+    # the base model, two sliders of bias and the late ones, the tuned row, and what starts late beside its method
+    baselines = [method for method in METHODS if method.group == "baseline"]
+    assert len(COLOURS) >= 4 + len(FULL.late) + len(baselines) + sum(
+        bool(method.starts) for method in baselines
+    )
     (line,) = root.iter("{http://www.w3.org/2000/svg}polyline")
     spots = [tuple(map(float, spot.split(","))) for spot in line.attrib["points"].split()]
-    assert [x for x, _ in spots] == sorted(
-        (x for x, _ in spots), reverse=True
-    )  # the bias rises, the likeness falls
-    assert [y for _, y in spots] == sorted((y for _, y in spots), reverse=True)
+    assert [x for x, _ in spots] == sorted(x for x, _ in spots)  # the bias falls, the likeness rises
+    assert [y for _, y in spots] == sorted(y for _, y in spots)
 
 
 def test_the_record_holds_every_subject_and_the_same_intervals(results):
