@@ -171,6 +171,10 @@ class ConceptBank:
         """From where on, in order, other concepts of these are in force: 0 first, then every later start."""
         return tuple(sorted({0.0, *(float(self._get(token).settings.start) for token in tokens)}))
 
+    def started(self, tokens: Iterable[str], share: float) -> tuple[str, ...]:
+        """Those of some concepts that are in force at a share of the noise levels, from pure noise on."""
+        return tuple(token for token in tokens if self._get(token).settings.start <= share)
+
     def readings(self, tokens: Iterable[str]) -> tuple[Reading, ...]:
         """The ways to read a prompt with some concepts at their strengths now; see `perfusion.readings`."""
         return readings({token: self._get(token).settings.strength for token in tokens})

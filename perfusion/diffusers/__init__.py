@@ -122,6 +122,7 @@ class Applied:
         bias: float | None = None,
         temperature: float | None = None,
         strength: float | None = None,
+        start: float | None = None,
     ) -> Concept:
         """One concept more; `token` gives it another word, settings are as in `set`.
 
@@ -138,7 +139,7 @@ class Applied:
             raise ConceptError(
                 f"{loaded.token} is a word of the pipeline's tokenizer already. Give the concept another token."
             )
-        self._bank.load(loaded, bias=bias, temperature=temperature, strength=strength)
+        self._bank.load(loaded, bias=bias, temperature=temperature, strength=strength, start=start)
         return loaded
 
     def unload(self, token: str) -> None:
@@ -153,18 +154,20 @@ class Applied:
         bias: float | None = None,
         temperature: float | None = None,
         strength: float | None = None,
+        start: float | None = None,
     ) -> Settings:
         """Change how a concept is used from the next encoding of a prompt on; returns the settings now in force.
 
         `bias` β: lower lets more of the concept through. `temperature` τ: the sharpness of that border. `strength`:
-        from 0, at which the word is read as its superclass and the picture is the base model's, to 1.
+        from 0, at which the word is read as its superclass and the picture is the base model's, to 1. `start`: the
+        share of the noise levels, from 0 to below 1, at which the superclass is still drawn.
 
         Raises:
             RequestError: no such concept, or a setting out of its range.
             ModelError: the concepts have been removed.
         """
         self._check_applied()
-        return self._bank.change(token, bias=bias, temperature=temperature, strength=strength)
+        return self._bank.change(token, bias=bias, temperature=temperature, strength=strength, start=start)
 
     def also(self, pipeline: Any) -> None:
         """Let a second pipeline around the same UNet and text encoders (image-to-image, inpainting) know the words.
@@ -220,14 +223,28 @@ class Applied:
         """Give the rows of the batch whose prompts hold concepts their edit."""
         first, given = args[:2], {**dict(zip(_UNET_ARGUMENTS, args[2:], strict=False)), **kwargs}
         states = given.get("encoder_hidden_states")
-        feeds = self._rows.feeds(states) if isinstance(states, torch.Tensor) else None
-        if feeds is None:
+        timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
+        found = (
+            self._rows.feeds(states, lambda: self._share(timestep))
+            if isinstance(states, torch.Tensor)
+            else None
+        )
+        if found is None:
             return None
         check_processors(unet, applied=True)
-        given["encoder_hidden_states"] = feeds["encoder_hidden_states"]
-        edit = {name: tensor for name, tensor in feeds.items() if name != "encoder_hidden_states"}
+        given["encoder_hidden_states"] = found.inputs["encoder_hidden_states"]
+        edit = {name: tensor for name, tensor in found.inputs.items() if name != "encoder_hidden_states"}
         given["cross_attention_kwargs"] = {**(given.get("cross_attention_kwargs") or {}), **edit}
+        if found.pooled:
+            conditions = dict(given["added_cond_kwargs"])
+            conditions["text_embeds"] = found.with_pooled(conditions["text_embeds"])
+            given["added_cond_kwargs"] = conditions
         return first, given
+
+    def _share(self, timestep: Any) -> float:
+        """How many of the noise levels lie behind a timestep, from pure noise on."""
+        levels = int(self._first.scheduler.config.num_train_timesteps)
+        return 1 - float(torch.as_tensor(timestep).max()) / levels
 
 
 _UNET_ARGUMENTS = (

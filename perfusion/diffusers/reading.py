@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from perfusion.bank import ConceptBank
 from perfusion.conditioning import conditioned
 from perfusion.diffusers.placeholders import Reader, reading_words
-from perfusion.diffusers.rows import PromptRows, Texts, prompt_rows
+from perfusion.diffusers.rows import Phase, PromptRows, Texts, prompt_rows
 from perfusion.prompt_tokens import TokenizedPrompt, Word, aligned, named, superclass_version, unknown
 from perfusion.readings import blended
 
@@ -48,23 +48,26 @@ class Call:
 
 
 class _Prompt:
-    """One prompt among those of a call, in all the ways that the strengths of its concepts ask for."""
+    """One prompt among those of a call, in all the ways that the strengths of its concepts ask for.
+
+    `tokens`: those of its concepts that are on; `off`: those that start later, and are their superclass.
+    """
 
     def __init__(
-        self, texts: Texts, tokens: tuple[str, ...], readers: Sequence[Reader], bank: ConceptBank,
+        self, texts: Texts, tokens: tuple[str, ...], off: frozenset[str], readers: Sequence[Reader], bank: ConceptBank,
         encoded: Mapping[frozenset[str], tuple[Any, ...]], place: tuple[int, int],
     ) -> None:  # fmt: skip
-        self.tokens = tokens
+        self.tokens, self.off = tokens, off
         self._side, self._row = place
         self._readers, self._encoded = readers, encoded
         readings = bank.readings(tokens)
         self.weights = [one.weight for one in readings]
         # the call as a whole may name more concepts than this prompt, so several of its readings may be alike here
         self._calls = [
-            next(made for on, made in encoded.items() if on.intersection(tokens) == one.active)
+            next(made for on, made in encoded.items() if on.intersection({*tokens, *off}) == one.active)
             for one in readings
         ]
-        whole = self._tokenized(texts, bank.words())
+        whole = self._tokenized(texts, bank.words(tokens))
         self._read = [self._tokenized(texts, bank.words(one.active)) for one in readings]
         # by the first text encoder for both, whose tokens stand side by side: they are of one text as a rule
         self._places = [aligned(whole[0], one[0]) for one in self._read]
@@ -118,20 +121,34 @@ class PromptReading:
                 if not (tokens := self._active(texts)):
                     continue
                 count = len(made[index]) // len(side)  # each prompt has its pictures in a row
-                prompt = _Prompt(texts, tokens, self._readers, self._bank, encoded, (index, row * count))
-                if len(prompt.weights) > 1:
+                starts, phases = self._bank.starts(tokens), list[Phase]()
+                for start in starts:
+                    on = self._bank.started(tokens, start)
+                    off = frozenset(tokens).difference(on)
+                    prompt = _Prompt(texts, on, off, self._readers, self._bank, encoded, (index, row * count))
+                    phases.append(
+                        self._phase(
+                            prompt, start, lock or self._bank.common_lock(tokens), gates, len(made) > 2
+                        )
+                    )
+                if len(prompt.weights) > 1:  # the last, with all of its concepts
                     _put(made, index, slice(row * count, (row + 1) * count), prompt)
-                self._keep(made[index][row * count], prompt, lock or self._bank.common_lock(tokens), gates)
+                self._rows.keep(made[index][row * count], phases)
         return tuple(made)
 
     def _readings(
         self, call: Call, tokens: Iterable[str], superclasses: bool
     ) -> dict[frozenset[str], tuple[Any, ...]]:
         """What the call gives with some concepts as words, by which they are; the most of them first."""
-        wanted = [one.active for one in self._bank.readings(tokens)]
-        if superclasses and frozenset() not in wanted:
+        tokens = tuple(dict.fromkeys(tokens))
+        wanted = [
+            one.active
+            for start in reversed(self._bank.starts(tokens))
+            for one in self._bank.readings(self._bank.started(tokens, start))
+        ]
+        if superclasses:
             wanted.append(frozenset())
-        return {active: self._read(call, active) for active in wanted}
+        return {active: self._read(call, active) for active in dict.fromkeys(wanted)}
 
     def _read(self, call: Call, active: Container[str]) -> tuple[Any, ...]:
         with ExitStack() as stack:
@@ -141,11 +158,15 @@ class PromptReading:
                 stack.enter_context(reading_words(call.pipeline, reader, words, table))
             return tuple(call.make())
 
-    def _keep(self, encodings: Any, prompt: _Prompt, lock: str, gates: str) -> None:
-        """Compute the edit of one prompt's encodings, (tokens, text_dim), and know them by it."""
+    def _phase(self, prompt: _Prompt, start: float, lock: str, gates: str, pooled: bool) -> Phase:
+        """The edit of one prompt's encodings with those of its concepts that have started."""
         rows = self._bank.rows(prompt.tokens)
         keys = prompt.superclass() if lock == "global" else None
-        self._rows.keep(encodings, conditioned(prompt.encodings(), rows, lock, keys, gates))
+        return Phase(
+            start=start,
+            state=conditioned(prompt.encodings(), rows, lock, keys, gates),
+            pooled=prompt.pooled() if pooled and prompt.off else None,
+        )
 
     def _active(self, texts: Texts) -> tuple[str, ...]:
         """The concepts in force in a prompt, which may say different things to two text encoders."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from perfusion.conditioning import PromptState, conditioned, unet_feeds
 from perfusion.errors import RequestError
 
-__all__ = ["PromptRows", "prompt_rows"]
+__all__ = ["Phase", "PromptRows", "prompt_rows"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,40 @@ def _side(first: Any, second: Any, encoders: int, count: int) -> list[Texts]:
     return [tuple(texts) for texts in zip(*lists, strict=True)]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Phase:
+    """What a prompt's row reads from a share of the noise levels on."""
+
+    start: float
+    state: PromptState
+    pooled: np.ndarray | None = None  # (pooled_dim,), where it is not what the pipeline gives
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Feeds:
+    """What the UNet reads in one call."""
+
+    inputs: dict[str, Tensor]  # as `perfusion.conditioning.unet_feeds` names them
+    pooled: dict[int, np.ndarray]  # of the rows whose pooled state is not what the pipeline gives
+
+    def with_pooled(self, states: Tensor) -> Tensor:
+        """(batch, pooled_dim) with the rows' own in their places."""
+        changed = states.clone()
+        for row, pooled in self.pooled.items():
+            changed[row] = torch.from_numpy(pooled).to(states)
+        return changed
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Seen:
+    """A pipeline's encodings, and the phases of its rows; what was made of them by the phases' starts."""
+
+    states: Tensor
+    version: int
+    rows: list[tuple[Phase, ...] | None] | None  # None: all the base model's
+    made: dict[tuple[float | None, ...], Feeds]
+
+
 class PromptRows:
     """The edits of the prompts that were encoded last, found again by their encodings."""
 
@@ -64,15 +99,19 @@ class PromptRows:
 
     def clear(self) -> None:
         """Know nothing."""
-        self._states: OrderedDict[bytes, PromptState] = OrderedDict()
+        self._states: OrderedDict[bytes, tuple[Phase, ...]] = OrderedDict()
         self._forgotten: set[bytes] = set()
         self._awaited = False  # a prompt with a concept was encoded, and no row of the UNet's was it yet
-        self._seen: tuple[Tensor, int, dict[str, Tensor] | None] | None = None
+        self._seen: _Seen | None = None
 
-    def keep(self, encodings: Tensor, state: PromptState) -> None:
-        """Know the rows with these encodings (tokens, text_dim) from now on; the state kept last for them counts."""
+    def keep(self, encodings: Tensor, phases: Sequence[Phase]) -> None:
+        """Know the rows with these encodings (tokens, text_dim) from now on; what was kept last for them counts.
+
+        Args:
+            phases: in the order of their starts, the first of which is 0.
+        """
         (digest,) = _digests(encodings[None])
-        self._states[digest] = state
+        self._states[digest] = tuple(phases)
         self._states.move_to_end(digest)
         self._forgotten.discard(digest)
         while len(self._states) > _MOST_KEPT:
@@ -80,21 +119,37 @@ class PromptRows:
             self._forgotten.add(forgotten)
         self._awaited, self._seen = True, None
 
-    def feeds(self, states: Tensor) -> dict[str, Tensor] | None:
-        """What the UNet's attention reads for a batch of encodings (batch, tokens, text_dim), on their device.
+    def feeds(self, states: Tensor, share: Callable[[], float]) -> Feeds | None:
+        """What the UNet reads for a batch of encodings (batch, tokens, text_dim), on their device.
 
-        As `perfusion.conditioning.unet_feeds` names it; None where no row is known, which is then the base model's.
+        None where no row is known, which is then the base model's.
+
+        Args:
+            share: of the noise levels, how many lie behind; asked where a concept starts late, since reading it waits
+                for the device.
 
         Raises:
             RequestError: a row of a prompt that was encoded too long ago.
         """
         version = -1 if states.is_inference() else states._version
-        if self._seen is None or self._seen[0] is not states or self._seen[1] != version:
+        seen = self._seen
+        if seen is None or seen.states is not states or seen.version != version:
             # found once a picture: a pipeline hands the same tensor to the UNet in every step
-            self._seen = (states, version, self._found(states))
-        return self._seen[2]
+            seen = self._seen = _Seen(states=states, version=version, rows=self._found(states), made={})
+        if seen.rows is None:
+            return None
+        late = any(phases is not None and len(phases) > 1 for phases in seen.rows)
+        now = max(share(), 0.0) if late else 0.0
+        chosen = [
+            None if phases is None else [phase for phase in phases if phase.start <= now][-1]
+            for phases in seen.rows
+        ]
+        key = tuple(None if phase is None else phase.start for phase in chosen)
+        if key not in seen.made:
+            seen.made[key] = _made(states, chosen)
+        return seen.made[key]
 
-    def _found(self, states: Tensor) -> dict[str, Tensor] | None:
+    def _found(self, states: Tensor) -> list[tuple[Phase, ...] | None] | None:
         digests = _digests(states) if self._states and states.ndim == 3 else []
         if any(digest in self._forgotten for digest in digests):
             raise RequestError(
@@ -111,11 +166,23 @@ class PromptRows:
             self._awaited = False
             return None
         self._awaited = False
-        without = next(one.rows for one in known if one is not None).none()
-        pairs = zip(_numbers(states), known, strict=True)
-        rows = [conditioned(row, without) if one is None else one for row, one in pairs]
-        made = {name: torch.from_numpy(array).to(states.device) for name, array in unet_feeds(rows).items()}
-        return {name: one.to(states.dtype) if "hidden" in name else one for name, one in made.items()}
+        return known
+
+
+def _made(states: Tensor, chosen: Sequence[Phase | None]) -> Feeds:
+    """The UNet's inputs of a batch whose rows stand in these phases; None: the base model's row."""
+    without = next(phase.state.rows for phase in chosen if phase is not None).none()
+    pairs = zip(_numbers(states), chosen, strict=True)
+    rows = [conditioned(row, without) if phase is None else phase.state for row, phase in pairs]
+    made = {name: torch.from_numpy(array).to(states.device) for name, array in unet_feeds(rows).items()}
+    return Feeds(
+        inputs={name: one.to(states.dtype) if "hidden" in name else one for name, one in made.items()},
+        pooled={
+            row: phase.pooled
+            for row, phase in enumerate(chosen)
+            if phase is not None and phase.pooled is not None
+        },
+    )
 
 
 def _digests(states: Tensor) -> list[bytes]:

@@ -126,6 +126,62 @@ def test_the_picture_is_our_runtimes(pocket, prompt, options):
     assert decibels(found, plain) < 30, "a concept that hardly shows would prove nothing"
 
 
+@pytest.mark.parametrize("lock", ["local", "global"])
+def test_concepts_that_start_late_are_our_runtimes_too(pocket, lock):
+    """Each at its own step of five, which stand at about 0, 0.2, 0.4, 0.6 and 0.8."""
+    prompt, starts = "a <pink-cake> and a <school-bus>", {"<school-bus>": 0.3, "<pink-cake>": 0.5}
+    call: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 3.0}
+    files = [SAMPLES / f"{name}.safetensors" for name in ("school-bus", "pink-cake")]
+    with perfusion.diffusers.apply(pocket, files, lock=lock) as handle:
+        at_once = pocket(prompt, generator=torch.Generator().manual_seed(5), **call).images[0]
+        for token, start in starts.items():
+            assert handle.set(token, start=start).start == start
+        found = pocket(prompt, generator=torch.Generator().manual_seed(5), **call).images[0]
+    settings = {token: {"start": start} for token, start in starts.items()}
+    expected = runtime().generate(prompt, seed=5, lock=lock, concept_settings=settings, **call)
+    assert decibels(found, expected) >= 40
+    assert decibels(found, at_once) < 30, "a start that hardly shows would prove nothing"
+
+
+def each_step(pipeline, prompt=PROMPT, steps=5, **call) -> list[torch.Tensor]:
+    """The latents after every step."""
+    seen = []
+
+    def after(_, index, timestep, tensors):
+        seen.append(tensors["latents"].clone())
+        return {}
+
+    drawn(pipeline, prompt, num_inference_steps=steps, callback_on_step_end=after, **call)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "xl"])
+@pytest.mark.parametrize("lock", ["local", "global"])
+@pytest.mark.parametrize("superclass", ["cat", "teddy bear"])
+def test_until_its_start_the_superclass_is_drawn(request, kind, lock, superclass):
+    pipeline = request.getfixturevalue(kind)
+    base = each_step(pipeline, PROMPT.replace("<cat>", superclass))
+    with perfusion.diffusers.apply(pipeline, make(pipeline, superclass=superclass), lock=lock) as handle:
+        handle.set("<cat>", start=0.5)
+        found = each_step(pipeline)
+        handle.set("<cat>", start=0)
+        at_once = each_step(pipeline)
+    near = [distance(one, other) < 1e-6 for one, other in zip(found, base, strict=True)]
+    assert near[0] and not near[-1] and near == sorted(near, reverse=True)
+    assert distance(at_once[0], base[0]) > 1e-4 and distance(at_once[-1], found[-1]) > 1e-4
+
+
+def test_the_prompts_of_a_batch_keep_their_own_starts(pipeline):
+    concepts = [make(pipeline), make(pipeline, 1, token="<dog>", superclass="dog")]
+    prompts = ["a <cat> at night", "a <dog> and a <cat>", "a dog at night"]
+    with perfusion.diffusers.apply(pipeline, concepts) as handle:
+        handle.set("<cat>", start=0.5)
+        handle.set("<dog>", start=0.3)
+        together = each_step(pipeline, prompts)[-1]
+        for row, prompt in enumerate(prompts):
+            assert distance(together[row : row + 1], each_step(pipeline, prompt)[-1]) < 1e-5
+
+
 @pytest.mark.parametrize("superclass", ["cat", "teddy bear"])
 @pytest.mark.parametrize("lock", ["local", "global"])
 def test_strength_0_is_the_picture_of_the_superclass(pipeline, superclass, lock):
