@@ -84,7 +84,9 @@ class RuntimeArtist:
             for setting in settings:
                 token = method.word(subject, setting)
                 path = folder / "concept.safetensors"
-                self.runtime.load_concept(path, token=token, bias=setting.bias, start=setting.start)
+                self.runtime.load_concept(
+                    path, token=token, bias=setting.bias, strength=setting.scale, start=setting.start
+                )
                 self.tokens.append(token)
 
     def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:

@@ -51,7 +51,7 @@ def sliders(results: Results) -> list[tuple[str, list[Point]]]:
     The bias under each lock, from strength 0, which is the base model, down to the lowest; and under a lock and a bias
     the start, from 1, which is the base model too, down to 0.
     """
-    points = results.of(FRONT)
+    points = [point for point in results.of(FRONT) if point.setting.scale == 1]
     settings = [point.setting for point in points]
     lines = [
         (

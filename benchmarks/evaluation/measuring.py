@@ -24,7 +24,7 @@ from benchmarks.evaluation.models import judge
 from benchmarks.evaluation.plan import Plan, pictures_of, subject_named
 from benchmarks.evaluation.units import Context, Unit
 from perfusion.files import writing
-from perfusion.pocket.sprites import held_out_atlas
+from perfusion.pocket.sprites import Atlas, held_out_atlas
 from perfusion.pocket.subjects import Subject, only
 from perfusion.pocket.world import Taste, World
 
@@ -33,7 +33,9 @@ __all__ = [
     "measure_pictures",
     "measuring_units",
     "own_embeddings",
+    "pair_path",
     "read_measured",
+    "render_pair",
     "render_subject",
     "target_path",
 ]
@@ -73,6 +75,8 @@ def measuring_units(methods: Sequence[Method], subjects: Sequence[str], plan: Pl
         Unit(path=target_path(name), cost=5 + 0.3 * plan.renders, call=measure_subject, arguments=(name,))
         for name in subjects
     ]
+    for pair in (pair for pair in plan.pairs if set(pair) <= set(subjects)):
+        units.append(Unit(path=pair_path(*pair), cost=5, call=measure_pair, arguments=pair))
     for unit in drawing_units(methods, subjects, plan):
         whom, kind, _ = unit.path.name.split(".")
         path = Path("measure") / unit.path.relative_to("draw")
@@ -84,6 +88,11 @@ def measuring_units(methods: Sequence[Method], subjects: Sequence[str], plan: Pl
 def target_path(subject: str) -> Path:
     """Of what is known of a subject's own pictures, relative to the work folder."""
     return Path("measure") / "subjects" / f"{subject}.npz"
+
+
+def pair_path(first: str, second: str) -> Path:
+    """Of what is seen in true pictures of two subjects, relative to the work folder."""
+    return Path("measure") / "pairs" / f"{first}+{second}.npz"
 
 
 def measure_pictures(
@@ -158,17 +167,39 @@ def own_embeddings(context: Context, subject: Subject) -> tuple[Array, Array]:
     return objects, judge()([Image.fromarray(one) for one in own]).embeddings
 
 
+def measure_pair(context: Context, first: str, second: str) -> None:
+    """True pictures of two subjects side by side: how many the probe can recognise at all."""
+    pictures, rows = render_pair([subject_named(first), subject_named(second)], context.plan)
+    _write(context.work / pair_path(first, second), measure_pictures(pictures, rows, []))
+
+
+def render_pair(subjects: Sequence[Subject], plan: Plan) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """True pictures of two subjects in the places of the pair prompts, as the world paints pairs; and their places."""
+    parts = [only(held_out_atlas(), subject.noun, subject.style) for subject in subjects]
+    both = Atlas(
+        pixels=np.concatenate([part.pixels for part in parts]), nouns=sum((part.nouns for part in parts), ()),
+        styles=sum((part.styles for part in parts), ()),
+    )  # fmt: skip
+    places = [prompt.place for prompt in plan.pair_prompts]
+    pictures, _, rows = _rendered(both, Taste(pairs=1.0, recoloured=0.0), None, places, plan.renders)
+    return pictures, rows
+
+
 def render_subject(subject: Subject, plan: Plan) -> tuple[NDArray[np.uint8], Array, list[dict[str, Any]]]:
     """True pictures of a subject in the places of the prompts, their masks (n, height, width), and what they show."""
-    rng, size = random.Random(RENDER_SEED), 128
     places = [prompt.place for prompt in plan.prompts if prompt.kind in ("scene", "background")]
-    world = World(
-        only(held_out_atlas(), subject.noun, subject.style), size=size, backdrops=4, seed=RENDER_SEED
-    )
+    alone = only(held_out_atlas(), subject.noun, subject.style)
     taste = Taste(size=(0.6, 0.85), spread=0.08, recoloured=0.0)
+    return _rendered(alone, taste, subject.noun, places, plan.renders)
+
+
+def _rendered(
+    atlas: Atlas, taste: Taste, noun: str | None, places: Sequence[str], count: int
+) -> tuple[NDArray[np.uint8], Array, list[dict[str, Any]]]:
+    rng, size = random.Random(RENDER_SEED), 128
+    world = World(atlas, size=size, backdrops=4, seed=RENDER_SEED)
     scenes = [
-        world.sample(rng, taste, noun=subject.noun, place=places[number % len(places)])
-        for number in range(plan.renders)
+        world.sample(rng, taste, noun=noun, place=places[number % len(places)]) for number in range(count)
     ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RENDER_SEED)

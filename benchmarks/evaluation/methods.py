@@ -16,8 +16,8 @@ __all__ = ["METHODS", "Method", "Setting", "chosen_methods", "trainings"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a method's file is used in drawing: lock and bias of a concept, the scale of a LoRA, and for both from where
-    on; the rest has nothing to turn."""
+    """How a method's file is used in drawing: lock and bias of a concept, the strength of a concept or scale of a LoRA,
+    and for both from where on; the rest has nothing to turn."""
 
     lock: str = ""
     bias: float = 0.0
@@ -28,9 +28,10 @@ class Setting:
     @property
     def label(self) -> str:
         """ "local 0.75", "scale 0.5", "global 0.5, start 0.3"; empty for a baseline as it was trained."""
-        turned = f"scale {self.scale:g}" if self.scale != 1 else ""
+        own = f"{self.lock} {self.bias:g}" if self.lock else ""
+        turned = f"{'strength' if self.lock else 'scale'} {self.scale:g}" if self.scale != 1 else ""
         late = f"start {self.start:g}" if self.start else ""
-        return ", ".join(filter(None, (f"{self.lock} {self.bias:g}" if self.lock else turned, late)))
+        return ", ".join(filter(None, (own, turned, late)))
 
     def drew(self, row: Mapping[str, Any]) -> bool:
         """Whether a row of `Drawn` is of a picture with this setting."""
@@ -92,7 +93,7 @@ class Method:
         late = (
             Setting(lock=lock, bias=bias, start=start) for lock, bias in plan.late for start in plan.starts
         )
-        return (*early, *late)
+        return (*early, *late, FOR_PAIRS)
 
     def seeds(self, plan: Plan) -> int:
         """Drawings of each prompt."""
@@ -101,7 +102,8 @@ class Method:
     def word(self, subject: Subject, setting: Setting) -> str:
         """What stands for the subject in a prompt."""
         if self.artist == "runtime":
-            return f"<{subject.name}-{setting.lock}-{setting.bias:g}-{setting.start:g}>"
+            numbers = "-".join(f"{value:g}" for value in (setting.bias, setting.scale, setting.start))
+            return f"<{subject.name}-{setting.lock}-{numbers}>"
         if self.name in ("textual-inversion", "own-position", "similarity-gate"):
             return subject.token
         if self.name == "custom-diffusion":
@@ -111,6 +113,8 @@ class Method:
 
 DEFAULT_BIAS = 0.75
 """Of a concept file as it is written."""
+FOR_PAIRS = Setting(lock="local", bias=DEFAULT_BIAS, scale=0.8, start=0.15)
+"""What draws two concepts in one picture best, of some thirty settings tried on pairs of four other subjects."""
 _FACTORS = (0.33, 1.0, 3.0)
 _SCALES = (0.5, 0.75, 1.25)
 _STARTS = ((1.0, 0.15), (1.0, 0.3), (1.0, 0.45), (1.25, 0.3))

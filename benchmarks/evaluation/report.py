@@ -133,7 +133,7 @@ def record_rows(results: Results, chosen: Mapping[str, Any]) -> list[dict[str, A
         *rows,
         {"what": "trainings", **results.facts}, {"what": "tuning", **tuned}, {"what": "leakage", **results.leakage},
         {"what": "base", **results.base}, {"what": "base pairs", **results.base_pairs},
-        {"what": "truth", **results.truth},
+        {"what": "truth", **results.truth}, {"what": "truth pairs", **results.truth_pairs},
         {"what": "engines", "least_decibels": round(results.engines, 1)},
     ]  # fmt: skip
 

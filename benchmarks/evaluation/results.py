@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.evaluation.drawing import BASES, drawing_path, read_drawn
 from benchmarks.evaluation.figures import Interval, along, harmonic, interval, paired, scaled_text
-from benchmarks.evaluation.measuring import Measured, read_measured, target_path
+from benchmarks.evaluation.measuring import Measured, pair_path, read_measured, target_path
 from benchmarks.evaluation.methods import METHODS, Method, Setting
 from benchmarks.evaluation.plan import Plan, subject_named
 from benchmarks.evaluation.prompts import plain_text
@@ -66,6 +66,8 @@ class Results:
     """By method: `bytes`, `core_seconds`, `rate`, `steps`, means over the subjects."""
     base: dict[str, Figures] = field(default_factory=dict)
     base_pairs: dict[str, Figures] = field(default_factory=dict)
+    truth_pairs: dict[str, float] = field(default_factory=dict)
+    """In what share of true pictures of two subjects side by side both nouns are seen."""
     truth: dict[str, Figures] = field(default_factory=dict)
     """Of true pictures of each subject: `image`, `noun`, and `overlap` of the found masks with the true ones."""
     selected: Point | None = None
@@ -104,6 +106,10 @@ def collect(context: Context, methods: Sequence[Method], subjects: Sequence[str]
     pairs = [pair for pair in plan.pairs if set(pair) <= set(subjects)]
     for pair in pairs:
         nouns = [anchors[name].noun for name in pair]
+        shown, _ = read_measured(context.work / pair_path(*pair))
+        results.truth_pairs["+".join(pair)] = _share(
+            [set(shown.seen(row, 2)) == set(nouns) for row in range(len(shown.rows))]
+        )
         base, _ = _read(context, "base-runtime", "+".join(nouns), "pairs")
         results.base_pairs["+".join(pair)] = pair_figures(
             base, range(len(base.rows)), [anchors[name] for name in pair]

@@ -13,9 +13,10 @@ from benchmarks.evaluation.artists import PipelineArtist, artist_for
 from benchmarks.evaluation.baselines import CROSS, LEARNERS
 from benchmarks.evaluation.drawing import FIRST_SEEDS
 from benchmarks.evaluation.leakage import outside_share
+from benchmarks.evaluation.measuring import render_pair
 from benchmarks.evaluation.merging import merged
-from benchmarks.evaluation.methods import METHODS, Setting, chosen_methods, trainings
-from benchmarks.evaluation.plan import FULL, TUNING_SUBJECTS
+from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Setting, chosen_methods, trainings
+from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS
 from benchmarks.evaluation.prompts import PAIRS, PROMPTS, TUNING_PROMPTS, plain_text
 from perfusion.attention import layer_table
 from perfusion.edit import edited_projection
@@ -239,13 +240,14 @@ def test_the_words_of_a_method_are_those_it_was_trained_with():
     words = {by_name["perfusion"].word(subject, setting) for setting in by_name["perfusion"].settings(FULL)}
     # one each, so that a batch may hold them all
     late = len(FULL.late) * len(FULL.starts)
-    assert len(words) == len(FULL.biases) + len(FULL.global_biases) + late
+    assert len(words) == len(FULL.biases) + len(FULL.global_biases) + late + 1
 
 
 def test_what_starts_late_is_drawn_at_once_too():
     """A start is a slider that ends at the same lock and bias at once."""
     settings = next(method for method in METHODS if method.name == "perfusion").settings(FULL)
-    assert all(replace(setting, start=0.0) in settings for setting in settings)
+    assert all(replace(setting, start=0.0) in settings for setting in settings if setting != FOR_PAIRS)
+    assert FOR_PAIRS.label == "local 0.75, strength 0.8, start 0.15"
     assert Setting(lock="global", bias=0.5, start=0.3).label == "global 0.5, start 0.3"
     assert Setting(scale=1.25, start=0.3).label == "scale 1.25, start 0.3"
     assert Setting(start=0.3).label == "start 0.3"
@@ -263,3 +265,15 @@ def test_the_three_sets_of_files_have_names_that_tell_them_apart():
     units = drawing_units(METHODS, FULL.subjects, FULL)
     assert len({unit.path for unit in units}) == len(units)
     assert all(len(Path(unit.path).name.split(".")) == 3 for unit in units)
+
+
+def test_a_true_picture_of_a_pair_holds_both_subjects_and_no_other_look():
+    bus, mushroom = (
+        next(one for one in SUBJECTS if one.name == name) for name in ("school-bus", "pink-mushroom")
+    )
+    pictures, rows = render_pair([bus, mushroom], SMALL)
+    assert pictures.shape == (SMALL.renders, 128, 128, 3)
+    assert all("bus" in row["caption"] and "mushroom" in row["caption"] for row in rows)
+    yellow = (pictures[..., 0] > 200) & (pictures[..., 1] > 140) & (pictures[..., 2] < 90)
+    pink = (pictures[..., 0] > 200) & (pictures[..., 1] < 120) & (pictures[..., 2] > 100)
+    assert (yellow.mean((1, 2)) > 0.01).all() and (pink.mean((1, 2)) > 0.01).all()

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.evaluation.drawing import drawing_path
 from benchmarks.evaluation.findings import front_of, sliders, verdicts
 from benchmarks.evaluation.measuring import Measured, _write
-from benchmarks.evaluation.methods import METHODS, Setting
+from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Setting
 from benchmarks.evaluation.page import BY_HAND, page
 from benchmarks.evaluation.plan import FULL
 from benchmarks.evaluation.plot import COLOURS, scatter
@@ -45,7 +45,12 @@ def results():
     made.points.append(point("textual-inversion", 0.4, 0.5, drift=0.0))
     made.points.append(point("lora-values-1", 0.5, 0.95, drift=4.0))
     made.points.append(point("dreambooth", 1.2, 0.1, drift=30.0))
-    made.pairs = [point("perfusion", 0.4, 0.9, Setting(lock="local", bias=0.75), both=0.7, lesser=0.3)]
+    made.pairs = [
+        point("perfusion", 0.4, 0.9, Setting(lock="local", bias=0.75), both=0.3, lesser=0.3),
+        point("perfusion", 0.2, 0.9, Setting(lock="local", bias=0.9), both=0.9, lesser=0.3),
+        point("perfusion", 0.3, 0.9, FOR_PAIRS, both=0.7, lesser=0.3),
+    ]
+    made.truth_pairs = dict.fromkeys(NAMES, 0.875)
     made.base = figures(0.0, 1.0, drift=0.0)
     made.base_pairs = figures(0.0, 1.0, both=0.85)
     made.truth = {name: {"image": 0.9, "image_exact": 0.95, "noun": 0.5, "overlap": 0.8} for name in NAMES}
@@ -107,6 +112,7 @@ def test_the_page_says_what_the_verdicts_say(results):
     assert "above or beyond it, with some setting: LoRA, rank 1, cross-attention values." in text
     assert "bit for bit as without it" in text
     assert "both recognised in 70% of the pictures" in text and "The aim of 60% is reached." in text
+    assert "true pictures of the two in 88%" in text and text.count("| both files are loaded |") == 3
     assert "| Textual Inversion | 0.044 | yes |" in text and "| DreamBooth | 2,933 | no |" in text
     assert "nan" not in text
 
