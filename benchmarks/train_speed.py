@@ -161,6 +161,7 @@ class Loop:
         self.optimiser.zero_grad()
 
     def step(self) -> None:
+        """As diffusers' examples train: the pictures through the VAE and the prompts through the encoder every time."""
         pixels = self.pixels[torch.randint(len(self.pixels), (self.batch_size,), device=self.device)]
         ids = self.prompts[torch.randint(len(self.prompts), (self.batch_size,), device=self.device)]
         with autocast(self.device, self.dtype):
@@ -211,6 +212,7 @@ class DreamBoothLora(Loop):
         return as_tensors([input_ids(base, "a photo of my {}", [word])], torch.device("cpu"))[0]
 
     def prepare(self, base: BaseModel) -> list[nn.Parameter]:
+        """Adapters of rank RANK by peft, or where it is missing by hand."""
         if importlib.util.find_spec("peft"):
             config = importlib.import_module("peft").LoraConfig
             self.unet.add_adapter(

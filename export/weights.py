@@ -91,6 +91,7 @@ def _read_later(name: str, source: Tensor, dtype: torch.dtype, *, transposed: bo
     dtype = dtype if source.is_floating_point() else source.dtype
 
     def read() -> ir.TensorProtocol:
+        """The numbers as they are now; raises `ExportError` where float16 cannot hold them."""
         tensor = source.detach()
         if dtype == torch.float16 and tensor.dtype != dtype and tensor.numel():
             largest = float(tensor.abs().max())

@@ -60,6 +60,7 @@ class Bank(ConceptBank):
         strength: float | None = None,
         start: float | None = None,
     ) -> None:
+        """As `ConceptBank.load`, one thread after another."""
         with self._changing:
             super().load(concept, bias=bias, temperature=temperature, strength=strength, start=start)
 
@@ -72,6 +73,7 @@ class Bank(ConceptBank):
         strength: float | None = None,
         start: float | None = None,
     ) -> Settings:
+        """As `ConceptBank.change`, one thread after another."""
         with self._changing:
             return super().change(token, bias=bias, temperature=temperature, strength=strength, start=start)
 

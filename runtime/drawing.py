@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,7 +103,7 @@ def draw(
     for index, timestep in enumerate(schedule.timesteps):
         graphs.stage("denoise")
         now = [_at(phases, schedule.share(index)) for phases in rows]
-        if any(one is not other for one, other in zip_longest(now, read)):
+        if now != read:
             read, groups = now, _groups(feeds, request, now, batch_size)
         parts = []
         for pictures, fed in groups:
@@ -153,7 +152,7 @@ def call_slices(tokens: Sequence[int], batch_size: int) -> list[slice]:
 
 def _at(phases: Phases, share: float) -> tuple[Row, ...]:
     """The rows that are read at a share of the noise levels."""
-    return [rows for start, rows in phases if start <= share or start == 0][-1]
+    return [rows for start, rows in phases if start <= share][-1]
 
 
 def _groups(feeds: Feeds, request: Request, rows: Sequence[tuple[Row, ...]], batch_size: int) -> list[_Group]:

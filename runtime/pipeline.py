@@ -320,8 +320,7 @@ class Runtime:
         if request.images:
             schedule.last_part(request.image_strength)  # what it refuses is refused before the first step
         asked = self._prompts.read(request)
-        for one in asked:
-            schedule.check_start(one.start)
+        schedule.check_start(max(one.start for one in asked))
         admit = self._admission(request, asked)
         admit()
         rows = list[Phases]()

@@ -88,12 +88,12 @@ class Asked:
     bank: Bank  # with the settings of this picture
     tokens: int  # that cross-attention reads
     start: float = 0.0  # the share of the noise levels, from pure noise on, after which this is asked for
-    before: Asked | None = None  # what is asked for until then
+    earlier: tuple[Asked, ...] = ()  # what is asked for until then, by their starts
 
     @property
     def phases(self) -> tuple[Asked, ...]:
         """What is asked for one after another, this the last."""
-        return (*self.before.phases, self) if self.before is not None else (self,)
+        return (*self.earlier, self)
 
     @property
     def slots(self) -> dict[str, int]:
@@ -147,34 +147,36 @@ class PromptEncoder:
             split, other = self._split(prompt, words), self._split(negative, words)
             _refuse_concepts(other, words)
             unknown |= dict.fromkeys(split.unknown + other.unknown)
-            before: Asked | None = None
-            for start in changed.starts(changed.active(split.named)):
-                before = self._asked(prompt, negative, changed, start, before, request.guided)
-            assert before is not None
-            asked.append(before)
+            others = other.parts if request.guided else None
+            *before, last = changed.starts(changed.active(split.named))
+            earlier = tuple(self._asked_at(start, prompt, others, changed) for start in before)
+            asked.append(self._asked(split, others, changed, last, earlier))
         for word in unknown:
             _log.warning("no concept named %s is loaded, so it is read as plain text", word)
         return asked
 
+    def _asked_at(self, start: float, prompt: str, others: tuple[str, ...] | None, bank: Bank) -> Asked:
+        """What a picture asks for from a start on at which some of its concepts are still off."""
+        now = bank.at(start)
+        return self._asked(self._split(prompt, now.words()), others, now, start)
+
     def _asked(
-        self, prompt: str, negative: str, bank: Bank, start: float, before: Asked | None, guided: bool
-    ) -> Asked:
-        """What a picture asks for from a start on, which comes after what was asked for before."""
-        bank = bank.at(start)
-        words = bank.words()
-        split, other = self._split(prompt, words), self._split(negative, words)
-        parts, others = split.parts, other.parts
-        if guided and len(parts) != len(others):  # read side by side, the shorter one filled up
+        self, split: _Split, others: tuple[str, ...] | None, bank: Bank, start: float,
+        earlier: tuple[Asked, ...] = (),
+    ) -> Asked:  # fmt: skip
+        """What a picture asks for from a start on; `others` the parts of the negative prompt, None without guidance."""
+        parts = split.parts
+        if others is not None and len(parts) != len(others):  # read side by side, the shorter one filled up
             length = max(len(parts), len(others))
             parts, others = (one + ("",) * (length - len(one)) for one in (parts, others))
         return Asked(
             parts=parts,
-            negative_parts=others if guided else None,
+            negative_parts=others,
             active=bank.active(split.named),
             bank=bank,
             tokens=len(parts) * self._context_length,
             start=start,
-            before=before,
+            earlier=earlier,
         )
 
     def encode(self, asked: Asked, request: Request) -> tuple[Row, ...]:

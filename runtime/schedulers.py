@@ -89,13 +89,13 @@ class Schedule:
         return signal * clean + spread * noise
 
     def share(self, index: int) -> float:
-        """How many of the base model's noise levels lie behind evaluation `index`, 0 to below 1, from pure noise on."""
-        return 1 - float(self.timesteps[index]) / self.train_timesteps
+        """How many of the base model's noise levels lie behind evaluation `index`, 0 to 1, from pure noise on."""
+        return max(0.0, 1 - float(self.timesteps[index]) / self.train_timesteps)
 
     def check_start(self, start: float) -> None:
         """Raise RequestError where no evaluation is left at or after a share of the noise levels."""
         last = self.share(len(self) - 1)
-        if start > max(last, 0.0):
+        if start > last:
             raise RequestError(
                 f"A concept's start is {start:g}, and the last of the steps stands at {last:.2f}: it would never come "
                 "in. Give a lower start, or more steps."

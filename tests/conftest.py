@@ -1,6 +1,7 @@
 """What all tests share: no network, makers of concepts and of the spaces they live in, and `--require-gpu`."""
 
 import os
+import signal
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from perfusion.edit import edited_projection
 
 # Set before any test imports a hub client: nothing here may be fetched, and a try should fail at once.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+# A shell lets its background jobs ignore Ctrl-C, and every process that they start; the tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -67,9 +67,7 @@ def artist_for(method: Method | None, trained: Trained, settings: Sequence[Setti
         return GateArtist(method.name, subject, folder, steps)
     with _quietly():
         pipeline = _loaded(method, trained)
-    if method.scales:
-        return LoraArtist(pipeline, steps, f"{IDENTIFIER} ")
-    return PipelineArtist(pipeline, steps)
+    return LoraArtist(pipeline, steps) if method.scales else PipelineArtist(pipeline, steps)
 
 
 class RuntimeArtist:
@@ -130,10 +128,9 @@ class PipelineArtist:
 class LoraArtist(PipelineArtist):
     """Adapters whose scale is turned, all of them alike, and which may come in late, as diffusers' callback allows."""
 
-    def __init__(self, pipeline: Any, steps: int, learned: str) -> None:
+    def __init__(self, pipeline: Any, steps: int) -> None:
         super().__init__(pipeline, steps)
-        self.learned, self.names = learned, pipeline.get_active_adapters()
-        self.setting = Setting()
+        self.names, self.setting = pipeline.get_active_adapters(), Setting()
 
     def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
         return _in_groups(jobs, lambda job: job.setting, self._drawn)
@@ -148,7 +145,7 @@ class LoraArtist(PipelineArtist):
         self._scaled(0.0 if start else self.setting.scale)
         if not start:
             return {"prompt_embeds": whole[0], "negative_prompt_embeds": whole[1]}
-        plain = self._encoded([text.replace(self.learned, "") for text in texts])
+        plain = self._encoded([text.replace(f"{IDENTIFIER} ", "") for text in texts])
 
         def after(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             levels, times = pipeline.scheduler.config.num_train_timesteps, pipeline.scheduler.timesteps

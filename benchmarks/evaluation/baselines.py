@@ -1,8 +1,8 @@
 """What others train, on the same pictures, noise and prompts, in the same number of steps.
 
 The optimiser is diffusers' examples' own (AdamW with its decay, gradients cut to a length of 1), and so is what each
-method saves. The error counts inside the object's mask for every method, as Perfusion has it, though their papers do
-without: none is to be judged by the backgrounds that it has learned.
+method saves. The error counts inside the object's mask for every method, as Perfusion has it, unless its tuning found
+that it does better without, as in their papers.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Lora(Learner):
     targets: str | tuple[str, ...] = ATTENTION
 
     def prepare(self) -> list[nn.Parameter]:
+        """Adapters in `targets`. Raises `TrainingError` without peft."""
         try:
             from peft import LoraConfig
         except ImportError as error:
@@ -178,11 +179,13 @@ LEARNERS: dict[str, type[Learner]] = {
 
 
 def train_baseline(
-    plan: Plan, work: Path, subject: Subject, name: str, rate: float, steps: int, keep: Keep, seed: int = 0
-) -> None:
+    plan: Plan, work: Path, subject: Subject, name: str, rate: float, steps: int, keep: Keep, masks: bool = True,
+    seed: int = 0,
+) -> None:  # fmt: skip
     """Train one method on one subject; `keep` gets the step and what saves the state, at each checkpoint."""
     base = base_model()
     samples = samples_of(plan, work, subject)
+    weights = samples.masks if masks else torch.ones_like(samples.masks)
     learner = LEARNERS[name](base, subject)
     own = plan.batch_size // 2 if learner.prior else plan.batch_size
     prior = prior_latents(plan, work, subject.noun) if learner.prior else samples.latents[:0]
@@ -194,7 +197,7 @@ def train_baseline(
             picked = [rng.randrange(len(samples.latents)) for _ in range(own)]
             others = [rng.randrange(len(prior)) for _ in range(plan.batch_size - own)]
             latents = torch.cat([samples.latents[picked], prior[others]])
-            masks = torch.cat([samples.masks[picked], torch.ones(len(others), *samples.masks.shape[1:])])
+            counted = torch.cat([weights[picked], torch.ones(len(others), *weights.shape[1:])])
             chosen = [rng.randrange(len(TEMPLATES)) for _ in range(plan.batch_size)]
             noise = torch.randn(latents.shape, generator=generator)
             count = noising.scheduler.config.num_train_timesteps
@@ -205,7 +208,7 @@ def train_baseline(
                 states = torch.cat([states, learner.encode(chosen[own:], prior=True)])
             with autocasting(torch.device("cpu"), dtype):
                 output = learner.unet(noisy, timesteps, states).sample.float()
-            loss = masked_error(output[:own], target[:own], masks[:own])
+            loss = masked_error(output[:own], target[:own], counted[:own])
             if others:
                 loss = loss + (output[own:] - target[own:]).square().mean()
             loss.backward()

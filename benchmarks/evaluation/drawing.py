@@ -58,7 +58,7 @@ def drawing_units(methods: Sequence[Method], subjects: Sequence[str], plan: Plan
     """The base model's pictures first: everything else is compared with them."""
     units = []
     nouns = sorted({subject_named(name).noun for name in subjects})
-    pairs = [pair for pair in plan.pairs if set(pair) <= set(subjects)]
+    pairs = plan.pairs_among(subjects)
     for base, engine in BASES.items():
         cost = SECONDS[engine] * plan.seeds
         for noun in nouns:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.evaluation.figures import Front, below, reach
 from benchmarks.evaluation.results import Point, Results
 
-__all__ = ["BYTES_FACTOR", "Verdict", "front_of", "sliders", "verdicts"]
+__all__ = ["BYTES_FACTOR", "Slider", "Verdict", "front_of", "sliders", "verdicts"]
 
 BYTES_FACTOR = 10
 """Baselines of up to so many times Perfusion's bytes are to lie below its front."""
@@ -35,41 +35,55 @@ class Verdict:
         return self.times_bytes <= BYTES_FACTOR
 
 
+@dataclass(frozen=True, kw_only=True)
+class Slider:
+    """What is turned of one Perfusion file, and the points along it, the base model not among them.
+
+    The bias under a lock, from strength 0, which is the base model, down to the lowest; or the start under a lock and a
+    bias, from 1, which is the base model too, down to 0.
+    """
+
+    lock: str
+    turned: str
+    """`bias` or `start`."""
+    points: tuple[Point, ...]
+
+    @property
+    def title(self) -> str:
+        """ "local lock, by bias", "global lock, bias 0.6, by start"."""
+        fixed = "" if self.turned == "bias" else f" bias {self.points[0].setting.bias:g},"
+        return f"{self.lock} lock,{fixed} by {self.turned}"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The value that is turned, of each point."""
+        return tuple(f"{getattr(point.setting, self.turned):g}" for point in self.points)
+
+
 def front_of(results: Results, subjects: Sequence[str] | None = None) -> list[list[tuple[float, float]]]:
     """A line for each slider: image and text similarity of one Perfusion file from the base model to the strongest."""
     lines = sliders(results)
     if not lines:
         return []
-    names = list(lines[0][1][0].figures) if subjects is None else list(subjects)
+    names = list(lines[0].points[0].figures) if subjects is None else list(subjects)
     base = _mean(results.base, names)
-    return [[base, *(_mean(point.figures, names) for point in line)] for _, line in lines]
+    return [[base, *(_mean(point.figures, names) for point in line.points)] for line in lines]
 
 
-def sliders(results: Results) -> list[tuple[str, list[Point]]]:
-    """What is turned of one Perfusion file, by its name, and the points along it, the base model not among them.
-
-    The bias under each lock, from strength 0, which is the base model, down to the lowest; and under a lock and a bias
-    the start, from 1, which is the base model too, down to 0.
-    """
-    points = [point for point in results.of(FRONT) if point.setting.scale == 1]
-    settings = [point.setting for point in points]
-    lines = [
-        (
-            f"{lock} lock, by bias",
-            [point for point in points if point.setting.lock == lock and not point.setting.start],
-        )
-        for lock in dict.fromkeys(one.lock for one in settings if not one.start)
-    ]
-    lines += [
-        (
-            f"{lock} lock, bias {bias:g}, by start",
-            [point for point in points if (point.setting.lock, point.setting.bias) == (lock, bias)],
-        )
-        for lock, bias in dict.fromkeys((one.lock, one.bias) for one in settings if one.start)
-    ]
+def sliders(results: Results) -> list[Slider]:
+    """Those of one Perfusion file, at full strength."""
+    lines: dict[tuple[str, str, float], list[Point]] = {}
+    full = [point for point in results.of(FRONT) if point.setting.scale == 1]
+    late = {(point.setting.lock, point.setting.bias) for point in full if point.setting.start}
+    for point in sorted(full, key=lambda point: (-point.setting.bias, -point.setting.start)):
+        one = point.setting
+        if not one.start:
+            lines.setdefault(("bias", one.lock, 0.0), []).append(point)
+        if (one.lock, one.bias) in late:
+            lines.setdefault(("start", one.lock, one.bias), []).append(point)
     return [
-        (name, sorted(line, key=lambda point: (-point.setting.bias, -point.setting.start)))
-        for name, line in lines
+        Slider(lock=lock, turned=turned, points=tuple(lines[turned, lock, bias]))
+        for turned, lock, bias in sorted(lines, key=lambda key: (key[0], key[1] == "global", key[2]))
     ]
 
 

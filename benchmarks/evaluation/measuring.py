@@ -75,7 +75,7 @@ def measuring_units(methods: Sequence[Method], subjects: Sequence[str], plan: Pl
         Unit(path=target_path(name), cost=5 + 0.3 * plan.renders, call=measure_subject, arguments=(name,))
         for name in subjects
     ]
-    for pair in (pair for pair in plan.pairs if set(pair) <= set(subjects)):
+    for pair in plan.pairs_among(subjects):
         units.append(Unit(path=pair_path(*pair), cost=5, call=measure_pair, arguments=pair))
     for unit in drawing_units(methods, subjects, plan):
         whom, kind, _ = unit.path.name.split(".")

@@ -11,7 +11,7 @@ from benchmarks.evaluation.plan import Plan
 from perfusion.errors import RequestError
 from perfusion.pocket.subjects import Subject
 
-__all__ = ["METHODS", "Method", "Setting", "chosen_methods", "trainings"]
+__all__ = ["FOR_PAIRS", "METHODS", "Method", "Setting", "chosen_methods", "trainings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,8 @@ class Method:
 DEFAULT_BIAS = 0.75
 """Of a concept file as it is written."""
 FOR_PAIRS = Setting(lock="local", bias=DEFAULT_BIAS, scale=0.8, start=0.15)
-"""What draws two concepts in one picture best, of some thirty settings tried on pairs of four other subjects."""
+"""For two concepts in one picture: of some thirty settings tried on pairs of four other subjects the strongest of those
+that show both nouns oftenest, in 56 % of the pictures. Strength 0.5 alone does so in 66 %, and leaves no likeness."""
 _FACTORS = (0.33, 1.0, 3.0)
 _SCALES = (0.5, 0.75, 1.25)
 _STARTS = ((1.0, 0.15), (1.0, 0.3), (1.0, 0.45), (1.25, 0.3))

@@ -195,7 +195,9 @@ def _tuning(plan: Plan, chosen: Chosen) -> str:
         found = chosen[method.name]
         rates = ", ".join(f"{rate:g}" for rate in sorted({entry["rate"] for entry in found["grid"]}))
         lines.append(
-            f"| {method.title} | {rates} | {found['rate']:g} | {found['steps']} | {_yes(found['at_edge'])} |"
+            f"| {method.title} | {rates} | {found['rate']:g} | {found['steps']} | {_yes(found['at_edge'])} | "
+            + " | ".join(_best_score(found, masks) for masks in (True, False))
+            + " |"
         )
     steps = ", ".join(map(str, plan.checkpoints))
     return (
@@ -209,6 +211,12 @@ def _pictures(methods: Sequence[Method]) -> str:
     return PICTURES + "\n".join(
         f"- [{method.title}](pictures/evaluation-{method.name}.png)" for method in methods
     )
+
+
+def _best_score(found: Chosen, masks: bool) -> str:
+    """Of the tuning, with or without masks; bold where it was taken."""
+    score = max((entry["score"] for entry in found["grid"] if entry["masks"] is masks), default=math.nan)
+    return f"**{score:.2f}**" if found["masks"] is masks else f"{score:.2f}"
 
 
 def _best_pair(results: Results, name: str) -> Point | None:

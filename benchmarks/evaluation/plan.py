@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,6 +54,10 @@ class Plan:
     """True pictures of each subject that nothing was trained on: what a perfect method would draw."""
     leakage_levels: int = 10
     """Noise levels at which the attention is read."""
+
+    def pairs_among(self, subjects: Sequence[str]) -> list[tuple[str, str]]:
+        """The pairs of which both are there."""
+        return [pair for pair in self.pairs if set(pair) <= set(subjects)]
 
 
 FULL = Plan()

@@ -73,15 +73,14 @@ def report(
 
 
 def marks_of(results: Results) -> list[Mark]:
-    """The two fronts of one Perfusion file, and the points of the base model and of everything else that was tuned."""
+    """The sliders of one Perfusion file, and the points of the base model and of everything else that was tuned."""
     base = tuple(interval([row[key] for row in results.base.values()]) for key in ("image", "text"))
     marks = [Mark(title="base model, plain noun", points=((base[0], base[1]),))]
-    for name, line in sliders(results):
-        turned = "start" if name.endswith("start") else "bias"
+    for line in sliders(results):
         marks.append(
             Mark(
-                title=f"Perfusion, {name}", points=tuple(map(_place, line)),
-                labels=tuple(f"{getattr(point.setting, turned):g}" for point in line), dashed="global" in name,
+                title=f"Perfusion, {line.title}", points=tuple(map(_place, line.points)), labels=line.labels,
+                dashed=line.lock == "global",
             )
         )  # fmt: skip
     for method in METHODS:
@@ -127,7 +126,8 @@ def record_rows(results: Results, chosen: Mapping[str, Any]) -> list[dict[str, A
             }
         )  # fmt: skip
     tuned = {
-        name: {key: found[key] for key in ("rate", "steps", "at_edge")} for name, found in chosen.items()
+        name: {key: found[key] for key in ("rate", "masks", "steps", "at_edge")}
+        for name, found in chosen.items()
     }
     return [
         *rows,

@@ -103,7 +103,7 @@ def collect(context: Context, methods: Sequence[Method], subjects: Sequence[str]
         }
         base, _ = _read(context, "base-runtime", anchor.noun, "prompts")
         results.base[name] = figures_of(base, range(len(base.rows)), anchor, plan)
-    pairs = [pair for pair in plan.pairs if set(pair) <= set(subjects)]
+    pairs = plan.pairs_among(subjects)
     for pair in pairs:
         nouns = [anchors[name].noun for name in pair]
         shown, _ = read_measured(context.work / pair_path(*pair))

@@ -13,7 +13,7 @@ from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, Plan, open_
 from benchmarks.evaluation.prior import prior_units
 from benchmarks.evaluation.report import measured, report
 from benchmarks.evaluation.training import training_units
-from benchmarks.evaluation.tuning import tuning_units, widening_units
+from benchmarks.evaluation.tuning import tuning_units, unmasking_units, widening_units
 from benchmarks.evaluation.units import Context, Unit, duration, run_units
 from benchmarks.record import ROOT
 
@@ -44,13 +44,15 @@ def run(
                 there = measured(context, wanted, named)
                 whole = there == wanted and not partial
                 page = docs or (ROOT / "docs" if whole else folder / "docs")
-                report(context, there, named, page, record=whole)
+                beside = not small and page.resolve() == (ROOT / "docs").resolve()
+                report(context, there, named, page, record=beside)
             continue
         for title, units in units_of(stage, wanted, named, plan):
             _do(title, units, context, processes, estimate)
         if stage == "tune" and not estimate:
             while units := widening_units(wanted, context):
                 _do("tuning beyond the grid", units, context, processes, estimate)
+            _do("tuning without masks", unmasking_units(wanted, context), context, processes, estimate)
 
 
 def _do(title: str, units: Sequence[Unit], context: Context, processes: int, estimate: bool) -> None:

@@ -53,10 +53,10 @@ def train_unit(context: Context, name: str, subject_name: str) -> None:
     method = next(one for one in METHODS if one.name == name)
     folder = context.work / trained_folder(method, subject_name)
     folder.mkdir(parents=True, exist_ok=True)
-    rate, steps = DEFAULT_FACTOR, context.plan.steps
+    rate, steps, masks = DEFAULT_FACTOR, context.plan.steps, True
     if method.tuned:
         found = json.loads((context.work / CHOSEN).read_text("utf-8"))[name]
-        rate, steps = found["rate"], found["steps"]
+        rate, steps, masks = found["rate"], found["steps"], found["masks"]
     began, busy = time.perf_counter(), time.process_time()
     if method.name == "perfusion":
         _train_as_shipped(context, subject_name, folder)
@@ -66,9 +66,9 @@ def train_unit(context: Context, name: str, subject_name: str) -> None:
             if step == steps:
                 save(folder)
 
-        train_method(context, method, subject_name, rate, steps, keep)
+        train_method(context, method, subject_name, rate, steps, keep, masks)
     facts = {
-        "rate": rate, "steps": steps, "seconds": round(time.perf_counter() - began, 1),
+        "rate": rate, "steps": steps, "masks": masks, "seconds": round(time.perf_counter() - began, 1),
         "core_seconds": round(time.process_time() - busy, 1), "bytes": saved_bytes(folder),
     }  # fmt: skip
     with writing(folder / "facts.json", "w") as file:
@@ -82,13 +82,15 @@ def train_method(
     rate: float,
     steps: int,
     keep: Callable[[int, Save], None],
+    masks: bool = True,
 ) -> None:
-    """Train one method on one subject; `keep` is called at every checkpoint."""
+    """Train one method on one subject; `keep` is called at every checkpoint. Without `masks` the error counts in the
+    whole picture."""
     subject, plan = subject_named(subject_name), context.plan
     if method.name in LEARNERS:
-        train_baseline(plan, context.work, subject, method.name, rate, steps, keep)
+        train_baseline(plan, context.work, subject, method.name, rate, steps, keep, masks)
         return
-    options = dict(method.options)
+    options = dict(method.options) if masks else {"masks": "none"}
     config = config_of(
         plan, subject, pictures_of(context.work, subject), select="last", **options | {"steps": steps}
     )

@@ -23,11 +23,12 @@ from benchmarks.evaluation.units import Context, Unit
 from perfusion.files import writing
 from perfusion.pocket.subjects import Subject
 
-__all__ = ["MORE_RATES", "choose", "tuning_units", "widening_units"]
+__all__ = ["MORE_RATES", "choose", "tuning_units", "unmasking_units", "widening_units"]
 
 FIRST_SEED = 40_000
 MORE_RATES = 2
 """So many rates are tried beyond a method's grid while the best is at its edge."""
+UNMASKED = "-unmasked"
 Save = Callable[[Path], None]
 
 
@@ -54,7 +55,18 @@ def widening_units(methods: Sequence[Method], context: Context) -> list[Unit]:
     return units
 
 
-def tune_unit(context: Context, name: str, subject_name: str, rate: float) -> None:
+def unmasking_units(methods: Sequence[Method], context: Context) -> list[Unit]:
+    """Every method's best rate once more, with an error that counts in the whole picture."""
+    found = choose(methods, context)
+    return [
+        unit
+        for method in methods
+        if method.tuned
+        for unit in _units(method, found[method.name]["rate"], context.plan, masks=False)
+    ]
+
+
+def tune_unit(context: Context, name: str, subject_name: str, rate: float, masks: bool) -> None:
     """Train once, draw and score at every checkpoint; the weights are not kept."""
     method, subject = next(one for one in METHODS if one.name == name), subject_named(subject_name)
     scores: dict[int, dict[str, float]] = {}
@@ -64,8 +76,8 @@ def tune_unit(context: Context, name: str, subject_name: str, rate: float) -> No
             save(Path(folder))
             scores[step] = score(context, method, subject, Path(folder))
 
-    train_method(context, method, subject_name, rate, context.plan.steps, keep)
-    with writing(context.work / _path(name, subject_name, rate), "w") as file:
+    train_method(context, method, subject_name, rate, context.plan.steps, keep, masks)
+    with writing(context.work / _path(name, subject_name, rate, masks), "w") as file:
         file.write(json.dumps({"rate": rate, "scores": scores}))
 
 
@@ -92,40 +104,42 @@ def score(context: Context, method: Method, subject: Subject, weights: Path) -> 
 
 
 def choose(methods: Sequence[Method], context: Context) -> dict[str, Any]:
-    """Each method's best rate and step by the mean score of the tuning subjects; written beside what it rests on."""
+    """Each method's best rate, step and use of masks by the mean score of the tuning subjects; written beside what it
+    rests on."""
     found: dict[str, Any] = {}
     path = context.work / CHOSEN
     if path.exists():
         found = json.loads(path.read_text("utf-8"))
     for method in (method for method in methods if method.tuned):
         grid, rates = [], _tried(method, context)
-        for rate in rates:
-            parts = [
-                json.loads((context.work / _path(method.name, subject.name, rate)).read_text("utf-8"))[
-                    "scores"
-                ]
-                for subject in TUNING_SUBJECTS
+        for rate, masks in ((rate, masks) for masks in (True, False) for rate in rates):
+            paths = [
+                context.work / _path(method.name, subject.name, rate, masks) for subject in TUNING_SUBJECTS
             ]
+            if not all(path.exists() for path in paths):
+                continue
+            parts = [json.loads(path.read_text("utf-8"))["scores"] for path in paths]
             for step in parts[0]:
                 means = {key: float(np.mean([part[step][key] for part in parts])) for key in parts[0][step]}
-                grid.append({"rate": rate, "steps": int(step), **means})
+                grid.append({"rate": rate, "masks": masks, "steps": int(step), **means})
         best = max(grid, key=lambda entry: entry["score"])
         at_edge = len(rates) > 1 and best["rate"] in (rates[0], rates[-1])
-        found[method.name] = {"rate": best["rate"], "steps": best["steps"], "at_edge": at_edge, "grid": grid}
+        taken = {key: best[key] for key in ("rate", "masks", "steps")}
+        found[method.name] = taken | {"at_edge": at_edge, "grid": grid}
     with writing(path, "w") as file:
         file.write(json.dumps(found, indent=1))
     return found
 
 
-def _units(method: Method, rate: float, plan: Plan) -> list[Unit]:
+def _units(method: Method, rate: float, plan: Plan, masks: bool = True) -> list[Unit]:
     """One rate on every tuning subject."""
     pictures = len(plan.checkpoints) * plan.tuning_seeds * len(plan.tuning_prompts)
     return [
         Unit(
-            path=_path(method.name, subject.name, rate),
+            path=_path(method.name, subject.name, rate, masks),
             cost=method.seconds_per_step * plan.steps + 0.7 * pictures,
             call=tune_unit,
-            arguments=(method.name, subject.name, rate),
+            arguments=(method.name, subject.name, rate, masks),
         )
         for subject in TUNING_SUBJECTS
     ]
@@ -134,8 +148,9 @@ def _units(method: Method, rate: float, plan: Plan) -> list[Unit]:
 def _tried(method: Method, context: Context) -> list[float]:
     """The rates that were tried on every tuning subject, rising."""
     folders = [(context.work / _path(method.name, subject.name, 1)).parent for subject in TUNING_SUBJECTS]
-    return sorted(set.intersection(*({float(path.stem) for path in one.glob("*.json")} for one in folders)))
+    named = ([path.stem for path in one.glob("*.json")] for one in folders)
+    return sorted(set.intersection(*({float(stem) for stem in one if UNMASKED not in stem} for one in named)))
 
 
-def _path(method: str, subject: str, rate: float) -> Path:
-    return Path("tune") / method / subject / f"{rate:g}.json"
+def _path(method: str, subject: str, rate: float, masks: bool = True) -> Path:
+    return Path("tune") / method / subject / f"{rate:g}{'' if masks else UNMASKED}.json"

@@ -189,15 +189,8 @@ def _profile_facts(profile: DeviceProfile) -> dict[str, Any]:
     from dataclasses import asdict
 
     speed = {"bandwidth": profile.bandwidth or None, "fp16_flops": profile.fp16_flops or None}
-    return (
-        asdict(profile)
-        | speed
-        | {
-            "workspace": profile.workspace,
-            "optimization_level": profile.optimization_level,
-            "usable": profile.usable,
-        }
-    )
+    derived = ("workspace", "optimization_level", "usable")
+    return asdict(profile) | speed | {name: getattr(profile, name) for name in derived}
 
 
 def _found_facts(found: Detected) -> dict[str, Any]:

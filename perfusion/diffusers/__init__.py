@@ -244,7 +244,7 @@ class Applied:
     def _share(self, timestep: Any) -> float:
         """How many of the noise levels lie behind a timestep, from pure noise on."""
         levels = int(self._first.scheduler.config.num_train_timesteps)
-        return 1 - float(torch.as_tensor(timestep).max()) / levels
+        return max(0.0, 1 - float(torch.as_tensor(timestep).max()) / levels)
 
 
 _UNET_ARGUMENTS = (

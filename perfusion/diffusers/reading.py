@@ -121,16 +121,12 @@ class PromptReading:
                 if not (tokens := self._active(texts)):
                     continue
                 count = len(made[index]) // len(side)  # each prompt has its pictures in a row
-                starts, phases = self._bank.starts(tokens), list[Phase]()
-                for start in starts:
+                mode, phases = lock or self._bank.common_lock(tokens), list[Phase]()
+                for start in self._bank.starts(tokens):
                     on = self._bank.started(tokens, start)
                     off = frozenset(tokens).difference(on)
                     prompt = _Prompt(texts, on, off, self._readers, self._bank, encoded, (index, row * count))
-                    phases.append(
-                        self._phase(
-                            prompt, start, lock or self._bank.common_lock(tokens), gates, len(made) > 2
-                        )
-                    )
+                    phases.append(self._phase(prompt, start, mode, gates, len(made) > 2))
                 if len(prompt.weights) > 1:  # the last, with all of its concepts
                     _put(made, index, slice(row * count, (row + 1) * count), prompt)
                 self._rows.keep(made[index][row * count], phases)

@@ -71,13 +71,13 @@ class Feeds:
     """What the UNet reads in one call."""
 
     inputs: dict[str, Tensor]  # as `perfusion.conditioning.unet_feeds` names them
-    pooled: dict[int, np.ndarray]  # of the rows whose pooled state is not what the pipeline gives
+    pooled: dict[int, Tensor]  # of the rows whose pooled state is not what the pipeline gives
 
     def with_pooled(self, states: Tensor) -> Tensor:
         """(batch, pooled_dim) with the rows' own in their places."""
         changed = states.clone()
         for row, pooled in self.pooled.items():
-            changed[row] = torch.from_numpy(pooled).to(states)
+            changed[row] = pooled.to(states)
         return changed
 
 
@@ -139,7 +139,7 @@ class PromptRows:
         if seen.rows is None:
             return None
         late = any(phases is not None and len(phases) > 1 for phases in seen.rows)
-        now = max(share(), 0.0) if late else 0.0
+        now = share() if late else 0.0
         chosen = [
             None if phases is None else [phase for phase in phases if phase.start <= now][-1]
             for phases in seen.rows
@@ -178,7 +178,7 @@ def _made(states: Tensor, chosen: Sequence[Phase | None]) -> Feeds:
     return Feeds(
         inputs={name: one.to(states.dtype) if "hidden" in name else one for name, one in made.items()},
         pooled={
-            row: phase.pooled
+            row: torch.from_numpy(phase.pooled).to(states.device)
             for row, phase in enumerate(chosen)
             if phase is not None and phase.pooled is not None
         },

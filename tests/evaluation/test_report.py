@@ -83,7 +83,7 @@ def test_a_start_is_a_slider_of_its_own(results):
     for start, image, text in late:
         results.points.append(point("perfusion", image, text, Setting(lock="local", bias=0.75, start=start)))
     by_bias, by_start = front_of(results)
-    assert len(by_bias) == 4 and [name for name, _ in sliders(results)] == [
+    assert len(by_bias) == 4 and [line.title for line in sliders(results)] == [
         "local lock, by bias", "local lock, bias 0.75, by start",
     ]  # fmt: skip
     at_once = next(one for one in results.of("perfusion") if one.setting == Setting(lock="local", bias=0.75))
@@ -115,6 +115,18 @@ def test_the_page_says_what_the_verdicts_say(results):
     assert "true pictures of the two in 88%" in text and text.count("| both files are loaded |") == 3
     assert "| Textual Inversion | 0.044 | yes |" in text and "| DreamBooth | 2,933 | no |" in text
     assert "nan" not in text
+
+
+def test_the_table_of_the_tuning_marks_what_was_taken(results):
+    entry = {"rate": 0.003, "masks": True, "steps": 300, "score": 0.411}
+    grid = [
+        entry,
+        entry | {"rate": 0.001, "score": 0.3},
+        entry | {"masks": False, "steps": 200, "score": 0.52},
+    ]
+    taken = {"rate": 0.003, "masks": False, "steps": 200, "at_edge": True}
+    text = page(results, FULL, {"lora-4": taken | {"grid": grid}}, [])
+    assert "| LoRA, rank 4, all attention | 0.001, 0.003 | 0.003 | 200 | yes | 0.41 | **0.52** |" in text
 
 
 def test_a_baseline_is_below_only_if_all_its_settings_are(results):

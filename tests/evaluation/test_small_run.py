@@ -141,7 +141,8 @@ def test_a_small_evaluation_runs_through_and_a_second_run_only_reports(tmp_path,
     chosen = json.loads((tmp_path / "tune" / "chosen.json").read_text())
     for found in chosen.values():
         rates, wider = divmod(len(found["grid"]), len(SMALL.checkpoints))
-        assert 3 <= rates <= 3 + MORE_RATES and wider == 0
+        assert 3 + 1 <= rates <= 3 + MORE_RATES + 1 and wider == 0
+        assert {entry["masks"] for entry in found["grid"]} == {True, False}
 
     check_trained(tmp_path)
 

@@ -13,7 +13,7 @@ from benchmarks.evaluation.methods import chosen_methods
 from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, open_work, subject_named
 from benchmarks.evaluation.report import measured
 from benchmarks.evaluation.training import CHOSEN
-from benchmarks.evaluation.tuning import MORE_RATES, widening_units
+from benchmarks.evaluation.tuning import MORE_RATES, choose, unmasking_units, widening_units
 from benchmarks.evaluation.units import Context, Unit, duration, run_units
 from benchmarks.record import ROOT
 from perfusion.errors import RequestError
@@ -116,14 +116,33 @@ def test_a_grid_is_widened_beyond_its_edge_while_the_best_is_there_and_not_for_e
     best = rates[side] * step**9
     asked = tuned(best, *rates)
     for _ in range(MORE_RATES):
-        assert [subject for _, subject, _ in asked] == [one.name for one in TUNING_SUBJECTS]
-        (beyond,) = {rate for _, _, rate in asked}
+        assert [subject for _, subject, _, _ in asked] == [one.name for one in TUNING_SUBJECTS]
+        (beyond,) = {rate for _, _, rate, masks in asked if masks}
         assert beyond == pytest.approx(rates[side] * step, rel=0.1)
         rates = sorted([*rates, beyond])
         asked = tuned(best, *rates)
     assert asked == []
     found = json.loads((tmp_path / CHOSEN).read_text())[METHOD.name]
     assert (found["rate"], found["at_edge"]) == (rates[side], True)
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_the_best_rate_is_tried_without_masks_and_the_better_way_taken(better, tuned, tmp_path):
+    _, middle, _ = METHOD.rates
+    tuned(middle, *METHOD.rates)
+    context = Context(plan=FULL, work=tmp_path)
+    units = unmasking_units([METHOD], context)
+    assert [unit.arguments for unit in units] == [
+        (METHOD.name, subject.name, middle, False) for subject in TUNING_SUBJECTS
+    ]
+    score = {"image": 0.5, "text": 0.5, "score": 0.1 if better else -0.1}
+    for unit in units:
+        (tmp_path / unit.path).write_text(json.dumps({"rate": middle, "scores": {"200": score}}))
+    found = choose([METHOD], context)[METHOD.name]
+    assert (found["rate"], found["masks"], found["at_edge"]) == (middle, not better, False)
+    assert found["steps"] == (200 if better else 100)
+    assert widening_units([METHOD], context) == []
+    assert unmasking_units([METHOD], context)[0].path == units[0].path
 
 
 def test_a_report_shows_what_is_measured_and_asks_for_the_base_model_at_least(tmp_path):
