@@ -13,7 +13,7 @@ from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, Plan, open_
 from benchmarks.evaluation.prior import prior_units
 from benchmarks.evaluation.report import measured, report
 from benchmarks.evaluation.training import training_units
-from benchmarks.evaluation.tuning import tuning_units, unmasking_units, widening_units
+from benchmarks.evaluation.tuning import choose, tuning_units, unmasking_units, widening_units
 from benchmarks.evaluation.units import Context, Unit, duration, run_units
 from benchmarks.record import ROOT
 
@@ -53,6 +53,7 @@ def run(
             while units := widening_units(wanted, context):
                 _do("tuning beyond the grid", units, context, processes, estimate)
             _do("tuning without masks", unmasking_units(wanted, context), context, processes, estimate)
+            choose(wanted, context)
 
 
 def _do(title: str, units: Sequence[Unit], context: Context, processes: int, estimate: bool) -> None:
