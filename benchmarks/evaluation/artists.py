@@ -31,6 +31,8 @@ from perfusion.training.prompts import as_tensors, input_ids
 __all__ = ["Artist", "Job", "PipelineArtist", "RuntimeArtist", "artist_for"]
 
 BATCH = 8
+CLOSE = 1e-6
+"""A start that is missed by less is met: 1 − 0.8 is not quite 0.2."""
 Trained = Mapping[Subject, Path]
 
 
@@ -67,7 +69,12 @@ def artist_for(method: Method | None, trained: Trained, settings: Sequence[Setti
         return GateArtist(method.name, subject, folder, steps)
     with _quietly():
         pipeline = _loaded(method, trained)
-    return LoraArtist(pipeline, steps) if method.scales else PipelineArtist(pipeline, steps)
+    if not method.starts:
+        return PipelineArtist(pipeline, steps)
+    plain = (
+        dict.fromkeys([f"{IDENTIFIER} "], "") if method.scales else {one.token: one.noun for one in trained}
+    )
+    return TurningArtist(pipeline, steps, plain)
 
 
 class RuntimeArtist:
@@ -125,12 +132,18 @@ class PipelineArtist:
         pass
 
 
-class LoraArtist(PipelineArtist):
-    """Adapters whose scale is turned, all of them alike, and which may come in late, as diffusers' callback allows."""
+class TurningArtist(PipelineArtist):
+    """Adapters whose scale is turned, all of them alike, and they or a learned word coming in late, as diffusers'
+    callback allows.
 
-    def __init__(self, pipeline: Any, steps: int) -> None:
+    Args:
+        plain: what stands in the base model's own words for what was learned.
+    """
+
+    def __init__(self, pipeline: Any, steps: int, plain: Mapping[str, str]) -> None:
         super().__init__(pipeline, steps)
-        self.names, self.setting = pipeline.get_active_adapters(), Setting()
+        self.plain, self.setting = plain, Setting()
+        self.names = list(getattr(pipeline.unet, "peft_config", ()))
 
     def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
         return _in_groups(jobs, lambda job: job.setting, self._drawn)
@@ -145,11 +158,11 @@ class LoraArtist(PipelineArtist):
         self._scaled(0.0 if start else self.setting.scale)
         if not start:
             return {"prompt_embeds": whole[0], "negative_prompt_embeds": whole[1]}
-        plain = self._encoded([text.replace(f"{IDENTIFIER} ", "") for text in texts])
+        plain = self._encoded([self._in_plain_words(text) for text in texts])
 
         def after(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             levels, times = pipeline.scheduler.config.num_train_timesteps, pipeline.scheduler.timesteps
-            if index + 1 == len(times) or 1 - float(times[index + 1]) / levels < start:
+            if index + 1 == len(times) or 1 - float(times[index + 1]) / levels < start - CLOSE:
                 return {}
             self._scaled(self.setting.scale)
             return {"prompt_embeds": torch.cat([whole[1], whole[0]])}
@@ -159,13 +172,19 @@ class LoraArtist(PipelineArtist):
             "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
         }  # fmt: skip
 
+    def _in_plain_words(self, text: str) -> str:
+        for learned, plain in self.plain.items():
+            text = text.replace(learned, plain)
+        return text
+
     def _encoded(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Of the prompts and of as many empty ones."""
         states, negative = self.pipeline.encode_prompt(list(texts), torch.device("cpu"), 1, True)
         return states, negative
 
     def _scaled(self, scale: float) -> None:
-        self.pipeline.set_adapters(self.names, [scale] * len(self.names))
+        if self.names:
+            self.pipeline.set_adapters(self.names, [scale] * len(self.names))
 
 
 class GateArtist(PipelineArtist):

@@ -66,7 +66,7 @@ def measure_leakage(context: Context, subject_name: str) -> None:
     places = {prompt.place: prompt for prompt in plan.prompts if prompt.kind in ("scene", "background")}
     prompts = [places[row["place"]] for row in rows]
     share = float(1 - masks.mean())
-    found: dict[str, Any] = {"background": share, "renders": {}, "drawings": {}}
+    found: dict[str, Any] = {"background": share, "renders": {}, "drawings": {}, "left_out": {}}
     plain = _reading(None, prompts, subject.noun)
     found["renders"]["base"] = outside_shares(encoded(pictures), masks, plain, plan)
     for name in CONTENDERS:
@@ -84,7 +84,12 @@ def measure_leakage(context: Context, subject_name: str) -> None:
         ]
         own, shown = drawn.pictures[chosen], [plan.prompts[drawn.rows[at]["prompt"]] for at in chosen]
         seen = object_masks(own, subject.noun)
-        found["drawings"][name] = outside_shares(encoded(own), seen, _reading(concept, shown, ""), plan)
+        # where no object was found the mask is all of the picture, and nothing would be outside
+        kept = [at for at, mask in enumerate(seen) if (mask < 1).any()]
+        found["left_out"][name] = len(own) - len(kept)
+        if kept:
+            reading = _reading(concept, [shown[at] for at in kept], "")
+            found["drawings"][name] = outside_shares(encoded(own[kept]), seen[kept], reading, plan)
     with writing(context.work / leakage_path(subject_name), "w") as file:
         file.write(json.dumps(found))
 

@@ -66,7 +66,9 @@ class Method:
     scales: tuple[float, ...] = ()
     """Of a LoRA, which it is drawn with besides the one that it was trained with."""
     starts: tuple[tuple[float, float], ...] = ()
-    """Of a LoRA: scales and starts."""
+    """Of a baseline, which it is drawn with too: scales, 1 where there is none, and starts."""
+    factor: float = 1.0
+    """Of Perfusion's own two rates, where it is not tuned."""
 
     @property
     def source(self) -> str:
@@ -136,8 +138,10 @@ METHODS = (
     _ours("own-position", "no gate: only the concept's own token is edited", fixed_gate=True, artist="pipeline"),
     _ours("similarity-gate", "ROME's gate: the similarity itself", fixed_gate=True, artist="pipeline"),
     _ours("two-rows", "two rows", options=(("rows", 2),)),
+    _ours("thrice", "three times the learning rates", factor=3.0, slides=True),
     Method(name="textual-inversion", title="Textual Inversion", group="baseline", rates=(0.002, 0.006, 0.02),
-           seconds_per_step=0.34, combines="both words are loaded"),
+           seconds_per_step=0.34, combines="both words are loaded",
+           starts=((1.0, 0.15), (1.0, 0.3), (1.0, 0.45))),
     Method(name="lora-values-1", title="LoRA, rank 1, cross-attention values", group="baseline",
            rates=(0.001, 0.003, 0.01), seconds_per_step=0.3, combines="both adapters are added", scales=_SCALES,
            starts=_STARTS),

@@ -165,8 +165,9 @@ def _leakage(results: Results) -> str:
         return ""
     rows, lines = list(results.leakage.values()), list[str]()
     for kind, title in (("renders", "true pictures, true masks"), ("drawings", "own drawings, found masks")):
-        locked, trained = ([row[kind][name] for row in rows] for name in ("unselected", "trained-keys"))
-        plain = [row[kind]["base"] for row in rows if "base" in row[kind]]
+        both = [row[kind] for row in rows if {"unselected", "trained-keys"} <= row[kind].keys()]
+        locked, trained = ([row[name] for row in both] for name in ("unselected", "trained-keys"))
+        plain = [row["base"] for row in both if "base" in row]
         gap = interval([100 * (b - a) for a, b in zip(locked, trained, strict=True)])
         word = f"{interval(plain).mean:.1%}" if plain else ""
         lines.append(

@@ -44,7 +44,7 @@ class Plan:
     global_biases: tuple[float, ...] = (0.4, 0.5, 0.6, 0.75, 0.9)
     late: tuple[tuple[str, float], ...] = (("local", 0.6), ("global", 0.6))
     """Locks and biases, each among those above, that are drawn with every one of `starts` too."""
-    starts: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6)
+    starts: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
     prompts: tuple[Prompt, ...] = PROMPTS
     plain: tuple[Prompt, ...] = PLAIN
     tuning_prompts: tuple[Prompt, ...] = TUNING_PROMPTS

@@ -26,7 +26,6 @@ CHOSEN = Path("tune") / "chosen.json"
 """For each method its best rate and step."""
 
 Save = Callable[[Path], None]
-DEFAULT_FACTOR = 1.0
 
 
 def training_units(methods: Sequence[Method], subjects: Sequence[str], plan: Plan) -> list[Unit]:
@@ -53,7 +52,7 @@ def train_unit(context: Context, name: str, subject_name: str) -> None:
     method = next(one for one in METHODS if one.name == name)
     folder = context.work / trained_folder(method, subject_name)
     folder.mkdir(parents=True, exist_ok=True)
-    rate, steps, masks = DEFAULT_FACTOR, context.plan.steps, True
+    rate, steps, masks = method.factor, context.plan.steps, True
     if method.tuned:
         found = json.loads((context.work / CHOSEN).read_text("utf-8"))[name]
         rate, steps, masks = found["rate"], found["steps"], found["masks"]

@@ -106,15 +106,19 @@ def test_a_lora_at_a_scale_of_nothing_draws_the_base_models_picture_and_at_one_i
     assert decibels(full, base) < decibels(half, base) < 40
 
 
-def test_a_lora_that_starts_late_draws_the_noun_first_and_leaves_nothing_behind(tmp_path):
-    pytest.importorskip("peft", reason="the LoRA baselines are peft's")
+@pytest.mark.parametrize(
+    ("name", "word", "rate"), [("lora-4", "sks bus", 0.1), ("textual-inversion", "<school-bus>", 0.3)]
+)
+def test_what_starts_late_draws_the_noun_first_and_leaves_nothing_behind(name, word, rate, tmp_path):
+    if name.startswith("lora"):
+        pytest.importorskip("peft", reason="the LoRA baselines are peft's")
     subject, plan = subject_named("school-bus"), replace(TINY, checkpoints=(2,), batch_size=2, crops=1)
-    train_baseline(plan, tmp_path, subject, "lora-4", 0.1, 2, lambda step, save: save(tmp_path / "weights"))
+    train_baseline(plan, tmp_path, subject, name, rate, 2, lambda step, save: save(tmp_path / "weights"))
     steps = 8
-    method, folders = BY_NAME["lora-4"], {subject: tmp_path / "weights"}
+    method, folders = BY_NAME[name], {subject: tmp_path / "weights"}
     artist = artist_for(method, folders, (Setting(),), replace(plan, num_inference_steps=steps))
     jobs = [
-        Job(text="a photo of a sks bus at night", seed=3, setting=Setting(start=start))
+        Job(text=f"a photo of a {word} at night", seed=3, setting=Setting(start=start))
         for start in (0.0, 0.4, 0.7)
     ]
     at_once, late, later = artist.draw(jobs)
