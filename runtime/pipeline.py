@@ -331,9 +331,11 @@ class Runtime:
 
     def _admission(self, request: Request, asked: list[Asked]) -> Callable[[], None]:
         """What makes the graphs ready for a request, or refuses it; again where another one came between."""
+        starts = {phase.start for one in asked for phase in one.phases}
         concepts = [
-            {token: rows for one in asked[group] for token, rows in one.slots.items()}
-            for group in call_slices([one.tokens for one in asked], self._batch_size)
+            {token: rows for one in now[group] for token, rows in one.slots.items()}
+            for now in ([one.at(start) for one in asked] for start in starts)
+            for group in call_slices([one.tokens for one in now], self._batch_size)
         ]
         return partial(
             self._graphs.admit,

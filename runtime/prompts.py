@@ -95,6 +95,10 @@ class Asked:
         """What is asked for one after another, this the last."""
         return (*self.earlier, self)
 
+    def at(self, share: float) -> Asked:
+        """What is asked for at a share of the noise levels."""
+        return [phase for phase in self.phases if phase.start <= share][-1]
+
     @property
     def slots(self) -> dict[str, int]:
         """How many rows each of its concepts has."""

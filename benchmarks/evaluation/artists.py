@@ -31,8 +31,6 @@ from perfusion.training.prompts import as_tensors, input_ids
 __all__ = ["Artist", "Job", "PipelineArtist", "RuntimeArtist", "artist_for"]
 
 BATCH = 8
-CLOSE = 1e-6
-"""A start that is missed by less is met: 1 − 0.8 is not quite 0.2."""
 Trained = Mapping[Subject, Path]
 
 
@@ -162,7 +160,7 @@ class TurningArtist(PipelineArtist):
 
         def after(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             levels, times = pipeline.scheduler.config.num_train_timesteps, pipeline.scheduler.timesteps
-            if index + 1 == len(times) or 1 - float(times[index + 1]) / levels < start - CLOSE:
+            if index + 1 == len(times) or round(1 - float(times[index + 1]) / levels, 6) < start:
                 return {}
             self._scaled(self.setting.scale)
             return {"prompt_embeds": torch.cat([whole[1], whole[0]])}

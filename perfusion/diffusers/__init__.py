@@ -242,9 +242,9 @@ class Applied:
         return first, given
 
     def _share(self, timestep: Any) -> float:
-        """How many of the noise levels lie behind a timestep, from pure noise on."""
+        """How many of the noise levels lie behind a timestep, from pure noise on; rounded as in `Schedule.share`."""
         levels = int(self._first.scheduler.config.num_train_timesteps)
-        return max(0.0, 1 - float(torch.as_tensor(timestep).max()) / levels)
+        return max(0.0, round(1 - float(torch.as_tensor(timestep).max()) / levels, 6))
 
 
 _UNET_ARGUMENTS = (

@@ -57,7 +57,8 @@ class Drawings:
             report(there)
         # one call has one lock
         for _, group in itertools.groupby(missing, key=lambda job: job.setting and job.setting.lock):
-            waiting = list(group)
+            # the latest start first: one that no step meets is refused before much is drawn
+            waiting = sorted(group, key=lambda job: -job.setting.start if job.setting else 0.0)
             for start in range(0, len(waiting), self._batch_size):
                 batch = waiting[start : start + self._batch_size]
                 for job, picture in zip(batch, self._generate(batch), strict=True):

@@ -7,6 +7,8 @@ import pytest
 
 from perfusion.errors import RequestError
 from perfusion.runtime import Runtime
+from perfusion.runtime.noise_model import NoiseModel
+from perfusion.runtime.schedulers import make_schedule
 
 PROMPT = "a photo of <cat> on a beach"
 STEPS = 10  # DDIM's evenly spaced ones: evaluation i stands at a share of about i / 10
@@ -119,3 +121,33 @@ def test_a_picture_that_is_drawn_over_begins_where_its_noise_does(cat):
     # half of the noise levels lie behind the first step that is left
     assert all(same(latents(cat, **over, **at(0.35)), latents(cat, **over)))
     assert not all(same(latents(cat, **over, **at(0.65)), latents(cat, **over)))
+
+
+@pytest.mark.parametrize("start", [0.1, 0.2, 0.3, 0.45, 0.6, 0.7])
+def test_a_start_at_the_level_of_a_step_comes_in_with_it(start):
+    """1 − 0.8 is not quite 0.2."""
+    model = NoiseModel(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02)
+    schedule = make_schedule("ddim", model, 20)
+    (at_its_level,) = np.flatnonzero(schedule.timesteps == round(1000 * (1 - start)))
+    assert schedule.share(int(at_its_level)) == start
+
+
+def test_graphs_are_made_ready_for_the_rows_of_every_phase(runtime, make_concept):
+    """Prompts that are equally long only until a concept comes in are read in one call until then."""
+    length = runtime.bundle.text_encoder.context_length - 2
+    prompts = ["a <dog>", "<cat> " + "a " * (length - 4) + "<bear>"]  # one part, and one until <bear> comes in
+    asked: list[int] = []
+    with Runtime(runtime.bundle.folder, provider="cpu", threads=1, batch_size=2) as pairs:
+        pairs.load_concept(make_concept(rows=3))
+        pairs.load_concept(make_concept(1, rows=3, token="<dog>", superclass="dog"))
+        pairs.load_concept(make_concept(2, rows=2, token="<bear>", superclass="bear"))
+        admit = pairs._graphs.admit
+
+        def noting(**sizes: Any) -> None:
+            asked.append(sizes["concepts"])
+            admit(**sizes)
+
+        pairs._graphs.admit = noting  # type: ignore[method-assign]
+        latents(pairs, prompts, seed=[1, 2])
+        latents(pairs, prompts, seed=[1, 2], **at(0.35, "<bear>"))
+    assert list(dict.fromkeys(asked)) == [5, 6]

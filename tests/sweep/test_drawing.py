@@ -59,6 +59,14 @@ def test_settings_of_one_lock_share_a_call_and_each_picture_has_its_own(folder, 
     assert [one["<cat>"].bias for one in given] == [0.4, 0.4, 0.6, 0.6]
 
 
+def test_the_latest_start_comes_first_for_one_that_no_step_meets_is_refused(folder, make_concept):
+    runtime = NotingRuntime(folder, make_concept())
+    late = all_settings(biases=(0.4, 0.6), temperatures=(0.1,), locks=("local",), starts=(0.0, 0.3, 0.9))
+    assert Drawings(folder / "work", runtime, {}, batch_size=4).draw(jobs(late)) == 14
+    started = [one["<cat>"].start for *_, given, _ in runtime.calls[1:] for one in given]
+    assert started == [0.9] * 4 + [0.3] * 4 + [0.0] * 4
+
+
 def test_the_base_draws_the_superclass_in_its_own_words(folder, make_concept, settings):
     runtime = NotingRuntime(folder, make_concept())
     Drawings(folder / "work", runtime, {}).draw(jobs(settings))
