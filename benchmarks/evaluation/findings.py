@@ -39,8 +39,7 @@ class Verdict:
 class Slider:
     """What is turned of one Perfusion file, and the points along it, the base model not among them.
 
-    The bias under a lock, from strength 0, which is the base model, down to the lowest; or the start under a lock and a
-    bias, from 1, which is the base model too, down to 0.
+    The bias under a lock, from the highest down to the lowest; or the start under a lock and a bias, down to 0.
     """
 
     lock: str
@@ -61,13 +60,17 @@ class Slider:
 
 
 def front_of(results: Results, subjects: Sequence[str] | None = None) -> list[list[tuple[float, float]]]:
-    """A line for each slider: image and text similarity of one Perfusion file from the base model to the strongest."""
+    """A line for each slider, of image and text similarities of one Perfusion file. A start slides from the base model,
+    which is drawn where the concept never comes in; a bias, however high, does not lead there."""
     lines = sliders(results)
     if not lines:
         return []
     names = list(lines[0].points[0].figures) if subjects is None else list(subjects)
     base = _mean(results.base, names)
-    return [[base, *(_mean(point.figures, names) for point in line.points)] for line in lines]
+    return [
+        [*([base] if line.turned == "start" else []), *(_mean(point.figures, names) for point in line.points)]
+        for line in lines
+    ]
 
 
 def sliders(results: Results) -> list[Slider]:

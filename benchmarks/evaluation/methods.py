@@ -11,7 +11,7 @@ from benchmarks.evaluation.plan import Plan
 from perfusion.errors import RequestError
 from perfusion.pocket.subjects import Subject
 
-__all__ = ["FOR_PAIRS", "METHODS", "Method", "Setting", "chosen_methods", "trainings"]
+__all__ = ["DEFAULT_BIAS", "FOR_PAIRS", "METHODS", "Method", "Setting", "chosen_methods", "trainings"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Method
 from benchmarks.evaluation.plan import Plan
 from benchmarks.evaluation.prose import (
     ABLATIONS,
+    ANSWER,
     FRONT,
     INTRODUCTION,
     LEAKAGE,
@@ -23,6 +24,7 @@ from benchmarks.evaluation.prose import (
 )
 from benchmarks.evaluation.results import Point, Results, difference
 from benchmarks.evaluation.tuning import MORE_RATES
+from perfusion.training import TrainingConfig
 from perfusion.training.judging import POCKET_PROMPTS
 
 __all__ = ["BY_HAND", "page"]
@@ -56,20 +58,22 @@ def _interim(results: Results, plan: Plan) -> str:
 def _answer(results: Results) -> str:
     lines, found = list[str](), verdicts(results)
     counting, larger = (_titles(one for one in found if one.counts is small) for small in (True, False))
-    above = _titles(one for one in found if not one.is_below)
-    if counting:
-        others = [title for title in counting if title in above]
-        lines.append(
-            f"- {len(counting) - len(others)} of the {len(counting)} baselines of at most {BYTES_FACTOR} times its "
-            "bytes lie below the front of one Perfusion file"
-            + (f"; above or beyond it, with some setting: {', '.join(others)}." if others else ".")
-        )
-    if larger:
-        under = [title for title in larger if title not in above]
-        names = f": {', '.join(under)}" if under else ""
-        lines.append(f"- {len(under)} of the {len(larger)} larger ones lie below it{names}.")
+    beyond = _titles(one for one in found if math.isinf(one.margin))
+    above = _titles(one for one in found if not one.is_below and not math.isinf(one.margin))
+    for titles, whose in (
+        (counting, f"baselines of at most {BYTES_FACTOR} times its bytes lie"),
+        (larger, "larger ones lie"),
+    ):
+        if titles:
+            under = [title for title in titles if title not in above and title not in beyond]
+            parts = [f"- {len(under)} of the {len(titles)} {whose} below the front of one Perfusion file"]
+            for those, how in ((above, "above it"), (beyond, "beyond its end, where it is most alike")):
+                if named := ", ".join(title for title in titles if title in those):
+                    parts.append(f"{how} with some setting: {named}")
+            lines.append("; ".join(parts) + ".")
     own = results.default("perfusion")
     if own:
+        lines.append(_both_things(results, own))
         same = all(row["drift"] == 0 for row in own.figures.values())
         how = f"{own.of('drift').mean:.2f} of 255 levels away from the base model's"
         how = "bit for bit as without it" if same else how
@@ -83,9 +87,29 @@ def _answer(results: Results) -> str:
             f"- Two concepts in one picture are both recognised in {share.mean:.0%} of the pictures "
             f"({share.low:.0%}–{share.high:.0%}) at {pair.setting.label}, which was chosen on other subjects; the base "
             f"model's pairs of plain nouns in {base.mean:.0%}, true pictures of the two in {shown.mean:.0%}. "
-            f"The aim of {PAIRS_BAR:.0%} is {reached}."
+            f"The aim of {PAIRS_BAR:.0%} is {reached}"
+            + (
+                "; by this measure pictures that are perfect would not reach it either."
+                if shown.mean < PAIRS_BAR
+                else "."
+            )
         )
-    return "## Answer\n\n" + "\n".join(lines) if lines else ""
+    return ANSWER + "\n".join(lines) if lines else ""
+
+
+def _both_things(results: Results, own: Point) -> str:
+    """What the table's clearest loss is, and what a late start makes of it."""
+    late = _best([one for one in results.of("perfusion") if one.setting.start], "both", own)
+    first = max(
+        (one for one in map(results.default, results.facts) if one and one.method.group == "baseline"),
+        key=lambda point: point.of("both").mean, default=None,
+    )  # fmt: skip
+    line = f"- Where a prompt asks for a second thing, both are seen in {own.of('both').mean:.0%} of its pictures"
+    if late:
+        line += f", at {late.setting.label} in {late.of('both').mean:.0%}"
+    if first:
+        line += f"; {first.method.title} has the most of the baselines, {first.of('both').mean:.0%}"
+    return f"{line}; the base model has {_over(results.base, 'both').mean:.0%}."
 
 
 def _table(results: Results) -> str:
@@ -95,8 +119,12 @@ def _table(results: Results) -> str:
     lines = [_row(results, point) for point in shown if point is not None]
     base = {key: _over(results.base, key) for key in ("place", "noun", "both", "colour")}
     lines.append(f"| *the base model, plain noun* | | | 0 | 1 | | {_cells(base)} | 0 |")
-    image, noun = _over(results.truth, "image"), _over(results.truth, "noun")
-    lines.append(f"| *true pictures of the subject* | | | {image.text()} | | | | {_percent(noun)} | | | |")
+    image, text, place, noun = (_over(results.truth, key) for key in ("image", "text", "place", "noun"))
+    lines.append(
+        f"| *true pictures of the subject* | | | {image.text()} | {text.text()} | | {_percent(place)} | "
+        f"{_percent(noun)} | | | |"
+    )
+    lines.append(f"| *the base model, another seed* | | | | | | | | | | {results.other_seed:.0f} |")
     return TABLE + "\n".join(lines)
 
 
@@ -113,7 +141,7 @@ def _row(results: Results, point: Point) -> str:
 def _front(results: Results) -> str:
     lines = []
     for verdict in verdicts(results):
-        margin = "the front ends before it" if math.isinf(verdict.margin) else f"{verdict.margin:+.2f}"
+        margin = "the front ends before it" if math.isinf(verdict.margin) else _change(verdict.margin)
         lines.append(
             f"| {_title(verdict.point)} | {_times(verdict.times_bytes)} | {_yes(verdict.is_below)} | "
             f"{verdict.confidence:.0%} | {margin} |"
@@ -126,7 +154,9 @@ def _pairs(results: Results) -> str:
         return ""
     lines, seen = list[str](), set[str]()
     for point in results.pairs:
-        known, best = point.method.name in seen, _best_pair(results, point.method.name)
+        known = point.method.name in seen
+        own = [one for one in results.pairs if one.method.name == point.method.name]
+        best = _best(own, "both", own[0])
         if known and point is not best and point.setting != FOR_PAIRS:
             continue
         seen.add(point.method.name)
@@ -175,7 +205,8 @@ def _leakage(results: Results) -> str:
             f"{gap.mean:+.1f} ({gap.low:+.1f} to {gap.high:+.1f}) points |"
         )
     evenly = interval([row["background"] for row in rows]).mean
-    return LEAKAGE.format(evenly=f"{evenly:.0%}") + "\n".join(lines)
+    left = [sum(row["left_out"][name] for row in rows) for name in ("unselected", "trained-keys")]
+    return LEAKAGE.format(evenly=f"{evenly:.0%}", locked=left[0], trained=left[1]) + "\n".join(lines)
 
 
 def _measures(results: Results, plan: Plan) -> str:
@@ -187,6 +218,8 @@ def _measures(results: Results, plan: Plan) -> str:
         overlap=_over(results.truth, "overlap").text(), looks=looks, others=len(plan.prompts) - looks,
         engines=f"{results.engines:.0f}", selecting=len(POCKET_PROMPTS), shared=len(texts & set(POCKET_PROMPTS)),
         settings=len(own.settings(plan)), scales=max(len(method.settings(plan)) for method in METHODS if method.scales),
+        words=max(len(one.settings(plan)) for one in METHODS if one.starts and not one.scales), steps=plan.steps,
+        shipped=TrainingConfig.__dataclass_fields__["steps"].default,
     )  # fmt: skip
 
 
@@ -220,9 +253,12 @@ def _best_score(found: Chosen, masks: bool) -> str:
     return f"**{score:.2f}**" if found["masks"] is masks else f"{score:.2f}"
 
 
-def _best_pair(results: Results, name: str) -> Point | None:
-    points = [point for point in results.pairs if point.method.name == name]
-    return max(points, key=lambda point: point.of("both").mean, default=None)
+def _best(points: Iterable[Point], key: str, default: Point) -> Point | None:
+    """Of the points that are at least half as alike as the default one, the one with the most of a figure: settings
+    that draw nothing but the base model are none."""
+    least = default.of("image").mean / 2
+    alike = [point for point in points if point.of("image").mean >= least]
+    return max(alike, key=lambda point: point.of(key).mean, default=None)
 
 
 def _over(figures: Mapping[str, Mapping[str, float]], key: str) -> Interval:
@@ -247,7 +283,13 @@ def _percent(found: Interval) -> str:
 
 
 def _signed(found: Interval) -> str:
-    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+    return f"{_change(found.mean)} ({_change(found.low)} to {_change(found.high)})"
+
+
+def _change(value: float) -> str:
+    """ "+0.05", "−0.01", "0.00"."""
+    text = f"{value:+.2f}".replace("-", "−")
+    return text[1:] if float(text[1:]) == 0 else text
 
 
 def _times(factor: float) -> str:

@@ -28,10 +28,14 @@ class Mark:
     labels: tuple[str, ...] = ()
     """Beside the points, such as biases."""
     dashed: bool = False
+    barred: int = 0
+    """The point with bars; none where there is no such point."""
+    like: str = ""
+    """The title of the mark whose colour it has; empty: its own."""
 
 
 def scatter(marks: Sequence[Mark], *, across: str, up: str) -> str:
-    """The whole file. Bars through single points are 95 % intervals over the subjects."""
+    """The whole file. Bars are 95 % intervals over the subjects."""
     xs = [x for mark in marks for x, _ in mark.points]
     ys = [y for mark in marks for _, y in mark.points]
     low_x, high_x = _range([v for i in xs for v in (i.mean, i.low, i.high)])
@@ -50,8 +54,9 @@ def scatter(marks: Sequence[Mark], *, across: str, up: str) -> str:
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         *_axes(low_x, high_x, low_y, high_y, place, across, up),
     ]
+    colours = [mark.title for mark in marks if not mark.like]
     for number, mark in enumerate(marks):
-        colour = COLOURS[number % len(COLOURS)]
+        colour = COLOURS[colours.index(mark.like or mark.title) % len(COLOURS)]
         parts += _drawn(mark, colour, place)
         top = TOP + 14 + 19 * number
         parts.append(f'<circle cx="{WIDTH - RIGHT + 16}" cy="{top - 4}" r="4.5" fill="{colour}"/>')
@@ -66,8 +71,8 @@ def _drawn(mark: Mark, colour: str, place: object) -> list[str]:
         line = " ".join(f"{x},{y}" for x, y in spots)
         dash = ' stroke-dasharray="5 4"' if mark.dashed else ""
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>')
-    else:
-        ((x, y),) = mark.points
+    if 0 <= mark.barred < len(spots):
+        x, y = mark.points[mark.barred]
         for start, end in (
             ((x.low, y.mean), (x.high, y.mean)),
             ((x.mean, y.low), (x.mean, y.high)),

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluation.figures import Interval, interval
 from benchmarks.evaluation.findings import sliders, verdicts
 from benchmarks.evaluation.measuring import measuring_units
-from benchmarks.evaluation.methods import METHODS, Method, Setting
+from benchmarks.evaluation.methods import DEFAULT_BIAS, METHODS, Method, Setting
 from benchmarks.evaluation.models import scorer
 from benchmarks.evaluation.page import BY_HAND, page
 from benchmarks.evaluation.plot import Mark, scatter
 from benchmarks.evaluation.results import Point, Results, collect
 from benchmarks.evaluation.sheets import method_sheet, overview_sheet, save_sheet
-from benchmarks.evaluation.training import CHOSEN
+from benchmarks.evaluation.training import CHOSEN, trained_folder
 from benchmarks.evaluation.units import Context
 from benchmarks.record import write_record
 from perfusion.errors import RequestError
@@ -53,8 +54,9 @@ def report(
         docs: the folder of evaluation.md and of pictures/.
         record: not for a small run, whose numbers mean nothing.
     """
-    results = collect(context, methods, subjects, lambda texts: scorer().embed_texts(texts))
     chosen = _chosen(context)
+    _check_trained(context, methods, subjects, chosen)
+    results = collect(context, methods, subjects, lambda texts: scorer().embed_texts(texts))
     pictures = docs / "pictures"
     with writing(pictures / "evaluation.svg", "w") as file:
         file.write(scatter(marks_of(results), across="image similarity", up="text similarity"))
@@ -74,37 +76,57 @@ def report(
 
 def marks_of(results: Results) -> list[Mark]:
     """The sliders of one Perfusion file, and the points of the base model and of everything else that was tuned."""
-    base = tuple(interval([row[key] for row in results.base.values()]) for key in ("image", "text"))
-    marks = [Mark(title="base model, plain noun", points=((base[0], base[1]),))]
+    base, truth = (
+        (interval([row["image"] for row in rows.values()]), interval([row["text"] for row in rows.values()]))
+        for rows in (results.base, results.truth)
+    )
+    marks = [
+        Mark(title="base model, plain noun", points=(base,)),
+        Mark(title="true pictures of the subject", points=(truth,)),
+    ]
     for line in sliders(results):
+        points, labels = tuple(map(_place, line.points)), line.labels
+        default = [at for at, one in enumerate(line.points) if one.setting.bias == DEFAULT_BIAS]
+        if line.turned == "start":  # it slides from the base model
+            points, labels, default = (base, *points), ("", *labels), []
         marks.append(
             Mark(
-                title=f"Perfusion, {line.title}", points=tuple(map(_place, line.points)), labels=line.labels,
-                dashed=line.lock == "global",
+                title=f"Perfusion, {line.title}", points=points, labels=labels, dashed=line.lock == "global",
+                barred=default[0] if default else -1,
             )
         )  # fmt: skip
     for method in METHODS:
         if method.group == "baseline" or method.name == "perfusion-tuned":
-            for late in (False, True):
-                points = [point for point in results.of(method.name) if bool(point.setting.start) is late]
-                points.sort(key=lambda point: (point.setting.scale, -point.setting.start))
-                labels = tuple(_turned(point.setting) for point in points) if method.scales else ()
-                title = method.title + (", started late" if late else "")
-                if points:
-                    marks.append(
-                        Mark(title=title, points=tuple(map(_place, points)), labels=labels, dashed=late)
-                    )
+            marks += _marks_of(results.of(method.name), method)
     return marks
 
 
-def _turned(setting: Setting) -> str:
-    return f"×{setting.scale:g}" + (f" {setting.start:g}" if setting.start else "")
+def _marks_of(points: Sequence[Point], method: Method) -> Iterator[Mark]:
+    """A method's points: by scale, and for each scale those that start late."""
+    at_once = sorted((one for one in points if not one.setting.start), key=lambda one: one.setting.scale)
+    if at_once:
+        labels = tuple(f"×{one.setting.scale:g}" for one in at_once) if method.scales else ()
+        default = next((at for at, one in enumerate(at_once) if one.setting == Setting()), 0)
+        yield Mark(title=method.title, points=tuple(map(_place, at_once)), labels=labels, barred=default)
+    late = [one for one in points if one.setting.start]
+    for scale in sorted({one.setting.scale for one in late}):
+        group = sorted(
+            (one for one in late if one.setting.scale == scale), key=lambda one: -one.setting.start
+        )
+        yield Mark(
+            title=f"{method.title}{f' ×{scale:g}' if scale != 1 else ''}, by start",
+            points=tuple(map(_place, group)), labels=tuple(f"{one.setting.start:g}" for one in group), dashed=True,
+            barred=-1, like=method.title,
+        )  # fmt: skip
 
 
 def record_rows(results: Results, chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every figure with its interval, for programs."""
     rows: list[dict[str, Any]] = []
-    for kind, points in (("prompts", results.points), ("pairs", results.pairs)):
+    kinds = [("prompts", results.points), ("pairs", results.pairs)]
+    if results.selected is not None:
+        kinds.append(("prompts, with the seeds of the ablations", [results.selected]))
+    for kind, points in kinds:
         for point in points:
             keys = list(dict.fromkeys(key for figures in point.figures.values() for key in figures))
             rows.append(
@@ -121,20 +143,18 @@ def record_rows(results: Results, chosen: Mapping[str, Any]) -> list[dict[str, A
         rows.append(
             {
                 "what": "front", "method": verdict.point.method.name, "setting": verdict.point.setting.label,
-                "times_bytes": round(verdict.times_bytes, 2),
-                "counts": verdict.counts, "is_below": verdict.is_below, "confidence": round(verdict.confidence, 3),
+                "times_bytes": round(verdict.times_bytes, 2), "counts": verdict.counts, "is_below": verdict.is_below,
+                "confidence": round(verdict.confidence, 3),
+                "margin": None if math.isinf(verdict.margin) else round(verdict.margin, 4),
             }
         )  # fmt: skip
-    tuned = {
-        name: {key: found[key] for key in ("rate", "masks", "steps", "at_edge")}
-        for name, found in chosen.items()
-    }
     return [
         *rows,
-        {"what": "trainings", **results.facts}, {"what": "tuning", **tuned}, {"what": "leakage", **results.leakage},
+        {"what": "trainings", **results.facts}, {"what": "tuning", **chosen}, {"what": "leakage", **results.leakage},
         {"what": "base", **results.base}, {"what": "base pairs", **results.base_pairs},
         {"what": "truth", **results.truth}, {"what": "truth pairs", **results.truth_pairs},
         {"what": "engines", "least_decibels": round(results.engines, 1)},
+        {"what": "another seed", "levels": round(results.other_seed, 2)},
     ]  # fmt: skip
 
 
@@ -144,6 +164,24 @@ def _place(point: Point) -> tuple[Interval, Interval]:
 
 def _numbers(found: Interval) -> list[float]:
     return [round(value, 4) for value in (found.mean, found.low, found.high)]
+
+
+def _check_trained(
+    context: Context, methods: Sequence[Method], subjects: Sequence[str], chosen: Mapping[str, Any]
+) -> None:
+    """Refuse weights that were trained before the tuning chose otherwise."""
+    for method in (method for method in methods if method.tuned):
+        for subject in subjects:
+            folder = trained_folder(method, subject)
+            facts = json.loads((context.work / folder / "facts.json").read_text("utf-8"))
+            for key in ("rate", "masks", "steps"):
+                # there were masks before there was a choice
+                used, wanted = facts.get(key, True), chosen[method.name][key]
+                if used != wanted:
+                    raise RequestError(
+                        f"{folder} was trained with {key} {used}, and the tuning has chosen {wanted} since; delete "
+                        f"{method.name} in train, draw and measure, and run these stages again"
+                    )
 
 
 def _chosen(context: Context) -> dict[str, Any]:

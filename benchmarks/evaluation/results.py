@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from benchmarks.evaluation.plan import Plan, subject_named
 from benchmarks.evaluation.prompts import plain_text
 from benchmarks.evaluation.training import trained_folder
 from benchmarks.evaluation.units import Context
+from perfusion.errors import RequestError
 
 __all__ = ["Anchors", "Point", "Results", "collect", "difference"]
 
@@ -69,7 +71,9 @@ class Results:
     truth_pairs: dict[str, float] = field(default_factory=dict)
     """In what share of true pictures of two subjects side by side both nouns are seen."""
     truth: dict[str, Figures] = field(default_factory=dict)
-    """Of true pictures of each subject: `image`, `noun`, and `overlap` of the found masks with the true ones."""
+    """Of true pictures of each subject: `image`, `text`, `place`, `noun`; `overlap`, of found with true masks."""
+    other_seed: float = float("nan")
+    """How far two of the base model's pictures of one prompt are from each other: a scale for the drift."""
     selected: Point | None = None
     """Perfusion as shipped, on those of its pictures that the ablations, which have fewer seeds, have as well."""
     leakage: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +104,7 @@ def collect(context: Context, methods: Sequence[Method], subjects: Sequence[str]
             "image_exact": float(along(extra["exact"], anchor.start, anchor.target).mean()),
             "noun": _share([measured.seen(row)[0] == anchor.noun for row in range(len(measured.nouns))]),
             "overlap": float(extra["overlap"].mean()),
+            **_followed(measured, anchor, plan),
         }
         base, _ = _read(context, "base-runtime", anchor.noun, "prompts")
         results.base[name] = figures_of(base, range(len(base.rows)), anchor, plan)
@@ -126,7 +131,8 @@ def collect(context: Context, methods: Sequence[Method], subjects: Sequence[str]
         for name in subjects
         if (path := context.work / "measure" / "leakage" / f"{name}.json").exists()
     }
-    results.engines = _engines(context, {anchor.noun for anchor in anchors.values()})
+    every = {anchor.noun for anchor in anchors.values()}
+    results.engines, results.other_seed = _engines(context, every), _other_seed(context, every)
     return results
 
 
@@ -255,7 +261,41 @@ def _as_few(context: Context, name: str, other: str, anchors: Mapping[str, Ancho
 
 
 def _rows_of(found: Measured, setting: Setting) -> list[int]:
-    return [at for at, row in enumerate(found.rows) if setting.drew(row)]
+    rows = [at for at, row in enumerate(found.rows) if setting.drew(row)]
+    if not rows:
+        raise RequestError(
+            f"nothing was drawn with {setting.label or 'the default setting'} of what was measured before the settings "
+            "changed; delete that method's folders in draw and measure, and run these stages again"
+        )
+    return rows
+
+
+def _followed(found: Measured, anchor: Anchors, plan: Plan) -> Figures:
+    """Text similarity and place of true pictures, each held against the prompt of its place."""
+    numbers = {
+        prompt.place: number
+        for number, prompt in enumerate(plan.prompts)
+        if prompt.kind in ("scene", "background")
+    }
+    wanted = [numbers[row["place"]] for row in found.rows]
+    cosines = (found.whole * anchor.texts[wanted]).sum(-1)
+    places = [seen == row["place"] for seen, row in zip(found.places, found.rows, strict=True)]
+    text = scaled_text(cosines, anchor.floor[wanted].mean(), anchor.ceiling[wanted].mean()).mean()
+    return {"text": float(text), "place": _share(places)}
+
+
+def _other_seed(context: Context, nouns: set[str]) -> float:
+    """See `Results.other_seed`."""
+    far = list[float]()
+    for noun in nouns:
+        drawn = read_drawn(context.work / drawing_path("base-pipeline", noun, "plain"))
+        pictures = drawn.pictures.astype(np.float64)
+        far += [
+            float(np.sqrt(np.square(pictures[a] - pictures[b]).mean()))
+            for (a, one), (b, other) in itertools.combinations(enumerate(drawn.rows), 2)
+            if one["prompt"] == other["prompt"]
+        ]
+    return float(np.mean(far)) if far else float("nan")
 
 
 def _facts(context: Context, method: Method, subjects: Sequence[str]) -> dict[str, float]:

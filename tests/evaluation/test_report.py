@@ -1,5 +1,6 @@
 """The page, the plot and the verdicts, from figures made up for the purpose."""
 
+import json
 from dataclasses import asdict, replace
 from xml.etree import ElementTree
 
@@ -10,12 +11,14 @@ from benchmarks.evaluation.drawing import drawing_path
 from benchmarks.evaluation.findings import front_of, sliders, verdicts
 from benchmarks.evaluation.measuring import Measured, _write
 from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Setting
-from benchmarks.evaluation.page import BY_HAND, page
+from benchmarks.evaluation.page import BY_HAND, _change, page
 from benchmarks.evaluation.plan import FULL
 from benchmarks.evaluation.plot import COLOURS, scatter
-from benchmarks.evaluation.report import _kept, marks_of, record_rows
-from benchmarks.evaluation.results import Anchors, Point, Results, _as_few
+from benchmarks.evaluation.report import _check_trained, _kept, marks_of, record_rows
+from benchmarks.evaluation.results import Anchors, Point, Results, _as_few, _rows_of
+from benchmarks.evaluation.training import trained_folder
 from benchmarks.evaluation.units import Context
+from perfusion.errors import RequestError
 
 BY_NAME = {method.name: method for method in METHODS}
 NAMES = tuple(f"subject {number}" for number in range(12))
@@ -26,8 +29,7 @@ def figures(image, text, **more):
     spread = np.linspace(-0.05, 0.05, len(NAMES))
     known = {"place": 1.0, "noun": 0.9, "both": 0.8, "colour": 0.7, "drift": 0.0, "harmonic": 0.5} | more
     return {
-        name: {"image": image + by, "text": text - by, **known}
-        for name, by in zip(NAMES, spread, strict=True)
+        name: {"image": image + by, "text": text - by} | known for name, by in zip(NAMES, spread, strict=True)
     }
 
 
@@ -53,7 +55,8 @@ def results():
     made.truth_pairs = dict.fromkeys(NAMES, 0.875)
     made.base = figures(0.0, 1.0, drift=0.0)
     made.base_pairs = figures(0.0, 1.0, both=0.85)
-    made.truth = {name: {"image": 0.9, "image_exact": 0.95, "noun": 0.5, "overlap": 0.8} for name in NAMES}
+    made.truth = figures(0.9, 0.85, image_exact=0.95, noun=0.5, overlap=0.8)
+    made.other_seed = 81.0
     sizes = {
         "perfusion": 7500,
         "perfusion-tuned": 7500,
@@ -69,12 +72,11 @@ def results():
     return made
 
 
-def test_the_front_of_one_file_begins_at_the_base_model(results):
+def test_the_front_of_one_file_has_a_line_for_each_lock_down_the_biases(results):
     results.points.append(point("perfusion", 0.2, 0.9, Setting(lock="global", bias=0.6)))
     local, globally = front_of(results)
-    np.testing.assert_allclose(globally, [(0.0, 1.0), (0.2, 0.9)], atol=1e-9)
-    down_the_biases = [(0.0, 1.0), (0.1, 0.97), (0.6, 0.8), (0.9, 0.4)]
-    np.testing.assert_allclose(local, down_the_biases, atol=1e-9)
+    np.testing.assert_allclose(globally, [(0.2, 0.9)], atol=1e-9)
+    np.testing.assert_allclose(local, [(0.1, 0.97), (0.6, 0.8), (0.9, 0.4)], atol=1e-9)
 
 
 def test_a_start_is_a_slider_of_its_own(results):
@@ -83,14 +85,14 @@ def test_a_start_is_a_slider_of_its_own(results):
     for start, image, text in late:
         results.points.append(point("perfusion", image, text, Setting(lock="local", bias=0.75, start=start)))
     by_bias, by_start = front_of(results)
-    assert len(by_bias) == 4 and [line.title for line in sliders(results)] == [
+    assert len(by_bias) == 3 and [line.title for line in sliders(results)] == [
         "local lock, by bias", "local lock, bias 0.75, by start",
     ]  # fmt: skip
     at_once = next(one for one in results.of("perfusion") if one.setting == Setting(lock="local", bias=0.75))
     expected = [(0.0, 1.0), (0.2, 0.99), (0.4, 0.96), (at_once.of("image").mean, at_once.of("text").mean)]
     np.testing.assert_allclose(by_start, expected, atol=1e-9)
     (mark,) = (mark for mark in marks_of(results) if mark.title.endswith("by start"))
-    assert mark.labels == ("0.3", "0.15", "0")
+    assert mark.labels == ("", "0.3", "0.15", "0")
 
 
 def test_each_baseline_is_judged_by_its_own_place_and_size(results):
@@ -109,10 +111,17 @@ def test_each_baseline_is_judged_by_its_own_place_and_size(results):
 def test_the_page_says_what_the_verdicts_say(results):
     text = page(results, FULL, {}, [BY_NAME["perfusion"]])
     assert "1 of the 2 baselines of at most 10 times its bytes lie below" in text
-    assert "above or beyond it, with some setting: LoRA, rank 1, cross-attention values." in text
+    assert "one Perfusion file; above it with some setting: LoRA, rank 1, cross-attention values." in text
+    assert "beyond its end, where it is most alike with some setting: DreamBooth." in text
+    assert (
+        "| *true pictures of the subject* | | | 0.90 (0.88–0.92) | 0.85 (0.83–0.87) | | 100 % | 50 % | | | |"
+        in text
+    )
+    assert "another seed* | | | | | | | | | | 81 |" in text
     assert "bit for bit as without it" in text
     assert "both recognised in 70% of the pictures" in text and "The aim of 60% is reached." in text
-    assert "true pictures of the two in 88%" in text and text.count("| both files are loaded |") == 3
+    assert "true pictures of the two in 88%" in text and "perfect would not reach it" not in text
+    assert text.count("| both files are loaded |") == 3
     assert "| Textual Inversion | 0.044 | yes |" in text and "| DreamBooth | 2,933 | no |" in text
     assert "nan" not in text
 
@@ -146,6 +155,64 @@ def test_drift_that_is_there_is_not_called_none(results):
     results.points[0].figures[NAMES[3]]["drift"] = 1.2
     assert "bit for bit" not in page(results, FULL, {}, [])
     assert "0.10 of 255 levels" in page(results, FULL, {}, [])
+
+
+def test_an_aim_that_true_pictures_miss_is_said_to_be_out_of_reach(results):
+    results.truth_pairs = dict.fromkeys(NAMES, 0.46)
+    assert "by this measure pictures that are perfect would not reach it either." in page(
+        results, FULL, {}, []
+    )
+
+
+def test_the_best_pair_is_not_a_setting_that_draws_the_base_model(results):
+    lora = [
+        point("lora-4", image, 0.9, Setting(scale=scale), both=both, lesser=0.0)
+        for scale, image, both in ((1.0, 0.4, 0.1), (0.75, 0.2, 0.3), (0.5, 0.05, 0.9))
+    ]
+    results.pairs += lora
+    results.facts["lora-4"] = results.facts["dreambooth"]
+    table = page(results, FULL, {}, []).partition("## Two subjects")[2].partition("\n## ")[0]
+    assert "(scale 0.75)" in table and "(scale 0.5)" not in table
+
+
+def test_second_things_are_in_the_answer_with_what_a_late_start_makes_of_them(results):
+    at = {"lock": "local", "bias": 0.75}
+    results.points[0] = point("perfusion", 0.6, 0.8, Setting(**at), both=0.21)
+    results.points.append(point("perfusion", 0.4, 0.9, Setting(**at, start=0.45), both=0.38))
+    results.points.append(point("perfusion", 0.2, 0.9, Setting(**at, start=0.6), both=0.6))
+    line = "seen in 21% of its pictures, at local 0.75, start 0.45 in 38%; Textual Inversion has the most"
+    assert line in page(results, FULL, {}, [])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.051, "+0.05"), (-0.012, "−0.01"), (-0.004, "0.00"), (0.004, "0.00")]
+)
+def test_a_change_has_its_sign_unless_it_is_none(value, text):
+    assert _change(value) == text
+
+
+def test_weights_of_another_tuning_are_refused(tmp_path):
+    method, context = BY_NAME["lora-4"], Context(plan=FULL, work=tmp_path)
+    facts = tmp_path / trained_folder(method, "pug") / "facts.json"
+    facts.parent.mkdir(parents=True)
+    facts.write_text(json.dumps({"rate": 0.001, "steps": 300}))
+    chosen = {"lora-4": {"rate": 0.001, "masks": True, "steps": 300}}
+    _check_trained(context, [method, BY_NAME["no-mask"]], ["pug"], chosen)
+    with pytest.raises(
+        RequestError, match=r"lora-4/pug was trained with masks True, and the tuning has chosen False"
+    ):
+        _check_trained(context, [method], ["pug"], {"lora-4": chosen["lora-4"] | {"masks": False}})
+
+
+def test_a_setting_that_nothing_was_drawn_with_is_refused():
+    drawn = [{"prompt": 0, "seed": 0, **asdict(Setting())}]
+    made = Measured(
+        rows=tuple(drawn), whole=np.zeros((1, 2)), objects=np.zeros((1, 1, 2)), nouns=np.zeros((1, 24)),
+        places=("beach",), colours=("red",), distance=np.zeros(1),
+    )  # fmt: skip
+    assert _rows_of(made, Setting()) == [0]
+    with pytest.raises(RequestError, match=r"nothing was drawn with scale 0\.5"):
+        _rows_of(made, Setting(scale=0.5))
 
 
 def test_a_page_of_a_part_says_what_is_missing(results):
@@ -195,11 +262,9 @@ def test_the_plot_is_a_drawing_with_every_method_and_higher_text_is_higher_up(re
     assert {"Perfusion, local lock, by bias", "Textual Inversion", "0.75"} <= set(words)
     colours = [node.attrib["fill"] for node in root.iter("{http://www.w3.org/2000/svg}circle")]
     assert len(set(colours)) == len(marks_of(results))  # each method its own, in the whole evaluation too:
-    # the base model, two sliders of bias and the late ones, the tuned row, and what starts late beside its method
+    # the base model, true pictures, two sliders of bias and the late ones, the tuned row, and the baselines
     baselines = [method for method in METHODS if method.group == "baseline"]
-    assert len(COLOURS) >= 4 + len(FULL.late) + len(baselines) + sum(
-        bool(method.starts) for method in baselines
-    )
+    assert len(COLOURS) >= 5 + len(FULL.late) + len(baselines)
     (line,) = root.iter("{http://www.w3.org/2000/svg}polyline")
     spots = [tuple(map(float, spot.split(","))) for spot in line.attrib["points"].split()]
     assert [x for x, _ in spots] == sorted(x for x, _ in spots)  # the bias falls, the likeness rises
