@@ -106,6 +106,30 @@ def test_shares_that_the_readme_and_the_model_page_give_are_those_of_the_records
     assert f"**{takes} of {len(subjects)} do**" in page
 
 
+def test_the_comparison_of_the_readme_is_that_of_the_record() -> None:
+    from benchmarks.evaluation.methods import METHODS
+
+    (path,) = (ROOT / "benchmarks" / "records").glob("evaluation-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    (trainings,) = (row for row in rows if row["what"] == "trainings")
+    names = {method.title: method.name for method in METHODS}
+    section = README.split("## Compared")[1].split("\n## ")[0]
+    cells = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(cells) == len(METHODS) - sum(method.group == "ablation" for method in METHODS) - 1
+    assert "no setting of a method of up to ten times its bytes lies above it" in " ".join(section.split())
+    small = [row for row in rows if row["what"] == "front" and row["counts"]]
+    assert small and all(row["is_below"] or row["margin"] is None for row in small)
+    for title, *written in cells:
+        first = next(row for row in rows if row["what"] == "prompts" and row["method"] == names[title])
+        assert written == [
+            f"{trainings[names[title]]['bytes']:,.0f}", f"{first['image'][0]:.2f}", f"{first['text'][0]:.2f}",
+            f"{100 * first['both'][0]:.0f} %", f"{first['drift'][0]:.0f}",
+        ]  # fmt: skip
+        assert {"twelve": 12, "eight": 8}[section.split(" held-out subjects")[0].split()[-1].lower()] == len(
+            first["subjects"]
+        )
+
+
 def test_file_sizes_of_the_format_page_are_those_that_were_written() -> None:
     (path,) = (ROOT / "benchmarks" / "records").glob("concept_files-*.json")
     written = {row["bytes"] for row in json.loads(path.read_text())["rows"]}

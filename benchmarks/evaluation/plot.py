@@ -11,10 +11,10 @@ from perfusion.sweep import ticks
 
 __all__ = ["Mark", "scatter"]
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 820, 480, 62, 270, 20, 52
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 930, 480, 62, 360, 20, 52
 COLOURS = (
-    "#9ca3af", "#c2410c", "#2563eb", "#15803d", "#7c3aed", "#0891b2", "#be185d", "#a16207", "#475569", "#65a30d",
-    "#111827", "#b45309", "#0d9488", "#9333ea", "#4d7c0f",
+    "#9ca3af", "#111827", "#2563eb", "#15803d", "#7c3aed", "#0891b2", "#be185d", "#a16207", "#475569", "#65a30d",
+    "#c2410c", "#dc2626", "#0d9488", "#9333ea", "#4d7c0f",
 )  # fmt: skip
 
 
