@@ -19,22 +19,27 @@ from perfusion.runtime.prompts import Row
 from perfusion.runtime.request import Request
 from perfusion.runtime.samplers import Parts
 from perfusion.runtime.schedulers import Schedule
+from perfusion.starts import in_force
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Drawn", "Phases", "call_slices", "decode", "draw"]
+__all__ = ["Drawn", "Phase", "call_slices", "decode", "draw"]
 
 Array = NDArray[np.float32]
 _Group = tuple[slice, dict[str, Array]]
 
-Phases = Sequence[tuple[float, tuple[Row, ...]]]
-"""A picture's rows of the UNet's batch, and the share of the noise levels, from pure noise on, after which they are
-read: 0 of the first, later ones in order."""
-
 _NOT_FINITE = (
     "Lower the guidance scale; if that does not help and the bundle is of precision fp16, export it as fp32."
 )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Phase:
+    """A picture's rows of the UNet's batch from a share of the noise levels on."""
+
+    start: float
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,12 +77,16 @@ def draw(
     feeds: Feeds,
     request: Request,
     schedule: Schedule,
-    rows: Sequence[Phases],
+    phases: Sequence[Sequence[Phase]],
     *,
     batch_size: int,
     check: Callable[[], None],
 ) -> Iterator[Drawn]:
-    """One `Drawn` after each evaluation; `rows` of each picture, `check` raises where the work is to stop.
+    """One `Drawn` after each evaluation.
+
+    Args:
+        phases: of each picture, in the order of their starts, the first of which is 0.
+        check: raises where the work is to stop.
 
     Raises:
         RequestError: the image strength leaves no step.
@@ -102,7 +111,7 @@ def draw(
     history: list[Parts] = []
     for index, timestep in enumerate(schedule.timesteps):
         graphs.stage("denoise")
-        now = [_at(phases, schedule.share(index)) for phases in rows]
+        now = [in_force(one, schedule.share(index)).rows for one in phases]
         if now != read:
             read, groups = now, _groups(feeds, request, now, batch_size)
         parts = []
@@ -148,11 +157,6 @@ def call_slices(tokens: Sequence[int], batch_size: int) -> list[slice]:
         slices.append(slice(start, end))
         start = end
     return slices
-
-
-def _at(phases: Phases, share: float) -> tuple[Row, ...]:
-    """The rows that are read at a share of the noise levels."""
-    return [rows for start, rows in phases if start <= share][-1]
 
 
 def _groups(feeds: Feeds, request: Request, rows: Sequence[tuple[Row, ...]], batch_size: int) -> list[_Group]:

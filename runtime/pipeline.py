@@ -17,7 +17,7 @@ from perfusion.concept import Concept
 from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.bank import Bank, Changes, Settings
 from perfusion.runtime.bundle import Bundle, read_bundle
-from perfusion.runtime.drawing import Phases, call_slices, decode, draw
+from perfusion.runtime.drawing import Phase, call_slices, decode, draw
 from perfusion.runtime.explanation import Explanation, explain
 from perfusion.runtime.feeds import Feeds
 from perfusion.runtime.graphs import Graphs
@@ -323,11 +323,13 @@ class Runtime:
         schedule.check_start(max(one.start for one in asked))
         admit = self._admission(request, asked)
         admit()
-        rows = list[Phases]()
+        phases = list[list[Phase]]()
         for one in asked:
             stop.check()
-            rows.append([(phase.start, self._prompts.encode(phase, request)) for phase in one.phases])
-        return self._steps(request, schedule, rows, stop, admit)
+            phases.append(
+                [Phase(start=part.start, rows=self._prompts.encode(part, request)) for part in one.phases]
+            )
+        return self._steps(request, schedule, phases, stop, admit)
 
     def _admission(self, request: Request, asked: list[Asked]) -> Callable[[], None]:
         """What makes the graphs ready for a request, or refuses it; again where another one came between."""
@@ -352,12 +354,12 @@ class Runtime:
         self,
         request: Request,
         schedule: Schedule,
-        rows: Sequence[Phases],
+        phases: Sequence[Sequence[Phase]],
         stop: Stop,
         admit: Callable[[], None],
     ) -> Iterator[Step]:
         drawn = draw(
-            self.bundle, self._graphs, self._feeds, request, schedule, rows,
+            self.bundle, self._graphs, self._feeds, request, schedule, phases,
             batch_size=self._batch_size, check=stop.check,
         )  # fmt: skip
         decode = partial(self._decode, admit=admit)

@@ -20,6 +20,7 @@ from perfusion.runtime.cache import Cache
 from perfusion.runtime.encoder import Encoding, Text, TextReader, blend, joined
 from perfusion.runtime.graphs import Graphs
 from perfusion.runtime.request import Request
+from perfusion.starts import in_force
 
 __all__ = ["Asked", "Prepared", "PromptEncoder", "Row"]
 
@@ -97,7 +98,7 @@ class Asked:
 
     def at(self, share: float) -> Asked:
         """What is asked for at a share of the noise levels."""
-        return [phase for phase in self.phases if phase.start <= share][-1]
+        return in_force(self.phases, share)
 
     @property
     def slots(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from perfusion.errors import RequestError
 from perfusion.runtime import samplers
 from perfusion.runtime.noise_model import Floats, NoiseModel
 from perfusion.runtime.samplers import Draw, Parts, Sampler
+from perfusion.starts import noise_share
 
 __all__ = ["SAMPLERS", "SCHEDULERS", "TAKE_KARRAS", "NoiseModel", "Schedule", "make_schedule"]
 
@@ -89,9 +90,8 @@ class Schedule:
         return signal * clean + spread * noise
 
     def share(self, index: int) -> float:
-        """How many of the base model's noise levels lie behind evaluation `index`, 0 to 1, from pure noise on. Rounded,
-        for it is compared with starts, and 1 − 0.8 is not quite 0.2."""
-        return max(0.0, round(1 - float(self.timesteps[index]) / self.train_timesteps, 6))
+        """How many of the base model's noise levels lie behind evaluation `index`, 0 to 1, from pure noise on."""
+        return noise_share(float(self.timesteps[index]), self.train_timesteps)
 
     def check_start(self, start: float) -> None:
         """Raise RequestError where no evaluation is left at or after a share of the noise levels."""

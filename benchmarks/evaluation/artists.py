@@ -26,6 +26,7 @@ from perfusion.concept import Concept
 from perfusion.errors import RequestError
 from perfusion.pocket.subjects import Subject
 from perfusion.runtime.latents import initial_noise
+from perfusion.starts import noise_share
 from perfusion.training.prompts import as_tensors, input_ids
 
 __all__ = ["Artist", "Job", "PipelineArtist", "RuntimeArtist", "artist_for"]
@@ -69,9 +70,7 @@ def artist_for(method: Method | None, trained: Trained, settings: Sequence[Setti
         pipeline = _loaded(method, trained)
     if not method.starts:
         return PipelineArtist(pipeline, steps)
-    plain = (
-        dict.fromkeys([f"{IDENTIFIER} "], "") if method.scales else {one.token: one.noun for one in trained}
-    )
+    plain = {f"{IDENTIFIER} ": ""} if method.scales else {one.token: one.noun for one in trained}
     return TurningArtist(pipeline, steps, plain)
 
 
@@ -160,7 +159,7 @@ class TurningArtist(PipelineArtist):
 
         def after(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             levels, times = pipeline.scheduler.config.num_train_timesteps, pipeline.scheduler.timesteps
-            if index + 1 == len(times) or round(1 - float(times[index + 1]) / levels, 6) < start:
+            if index + 1 == len(times) or noise_share(float(times[index + 1]), levels) < start:
                 return {}
             self._scaled(self.setting.scale)
             return {"prompt_embeds": torch.cat([whole[1], whole[0]])}

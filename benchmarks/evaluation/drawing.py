@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.evaluation.artists import Job, PipelineArtist, RuntimeArtist, artist_for
-from benchmarks.evaluation.methods import METHODS, Method, Setting
+from benchmarks.evaluation.methods import Method, Setting, method_named
 from benchmarks.evaluation.models import base_model, pipeline_of
 from benchmarks.evaluation.plan import Plan, subject_named
 from benchmarks.evaluation.prompts import Prompt, plain_text
@@ -24,6 +24,7 @@ __all__ = [
     "BASES",
     "FIRST_SEEDS",
     "Drawn",
+    "base_drawn_by",
     "draw_set",
     "drawing_path",
     "drawing_units",
@@ -86,6 +87,11 @@ def drawing_units(methods: Sequence[Method], subjects: Sequence[str], plan: Plan
     return list({unit.path: unit for unit in units}.values())
 
 
+def base_drawn_by(artist: str) -> str:
+    """The one of `BASES` to hold against what this artist draws."""
+    return next(base for base, engine in BASES.items() if engine == artist)
+
+
 def prompts_of(plan: Plan, kind: str) -> tuple[Prompt, ...]:
     """The prompts of one of the three sets."""
     return {"prompts": plan.prompts, "plain": plan.plain, "pairs": plan.pair_prompts}[kind]
@@ -128,7 +134,7 @@ def draw_base(context: Context, base: str, nouns: tuple[str, ...], kind: str) ->
 
 def draw_method(context: Context, name: str, names: tuple[str, ...], kind: str) -> None:
     """One method's pictures of a subject or a pair, with every setting."""
-    method = next(one for one in METHODS if one.name == name)
+    method = method_named(name)
     folders = {one: context.work / trained_folder(method, one) for one in names}
     pictures, rows = draw_set(context.plan, method, folders, kind)
     write_drawn(context.work / drawing_path(name, "+".join(names), kind), pictures, rows)

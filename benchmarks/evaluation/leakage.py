@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.evaluation.cutting import encoded, object_masks
 from benchmarks.evaluation.drawing import drawing_path, read_drawn
 from benchmarks.evaluation.measuring import render_subject
-from benchmarks.evaluation.methods import METHODS, Method
+from benchmarks.evaluation.methods import Method, method_named
 from benchmarks.evaluation.models import base_model
 from benchmarks.evaluation.plan import Plan, subject_named
 from benchmarks.evaluation.prompts import Prompt
@@ -63,14 +63,13 @@ def measure_leakage(context: Context, subject_name: str) -> None:
     """Both contenders and the base model's own word, on true pictures; the contenders on their drawings too."""
     plan, subject = context.plan, subject_named(subject_name)
     pictures, masks, rows = render_subject(subject, plan)
-    places = {prompt.place: prompt for prompt in plan.prompts if prompt.kind in ("scene", "background")}
-    prompts = [places[row["place"]] for row in rows]
+    prompts = [plan.prompts[plan.numbers_by_place[row["place"]]] for row in rows]
     share = float(1 - masks.mean())
     found: dict[str, Any] = {"background": share, "renders": {}, "drawings": {}, "left_out": {}}
     plain = _reading(None, prompts, subject.noun)
     found["renders"]["base"] = outside_shares(encoded(pictures), masks, plain, plan)
     for name in CONTENDERS:
-        method = next(one for one in METHODS if one.name == name)
+        method = method_named(name)
         concept = Concept.load(context.work / trained_folder(method, subject_name) / "concept.safetensors")
         found["renders"][name] = outside_shares(
             encoded(pictures), masks, _reading(concept, prompts, ""), plan

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.evaluation.cutting import as_array, cut, object_masks, overlap
-from benchmarks.evaluation.drawing import BASES, drawing_path, drawing_units, read_drawn
-from benchmarks.evaluation.methods import METHODS, Method
+from benchmarks.evaluation.drawing import BASES, base_drawn_by, drawing_path, drawing_units, read_drawn
+from benchmarks.evaluation.methods import Method, method_named
 from benchmarks.evaluation.models import judge
 from benchmarks.evaluation.plan import Plan, pictures_of, subject_named
 from benchmarks.evaluation.units import Context, Unit
@@ -131,8 +131,7 @@ def measure_drawn(context: Context, name: str, whom: str, kind: str) -> None:
     else:
         nouns = [subject_named(one).noun for one in whom.split("+")]
     if kind == "plain" and name not in BASES:
-        artist = next(method.artist for method in METHODS if method.name == name)
-        base = next(base for base, engine in BASES.items() if engine == artist)
+        base = base_drawn_by(method_named(name).artist)
         original = read_drawn(context.work / drawing_path(base, nouns[0], "plain"))
         known = {(row["prompt"], row["seed"]): at for at, row in enumerate(original.rows)}
         before = original.pictures[[known[row["prompt"], row["seed"]] for row in drawn.rows]]
@@ -187,10 +186,9 @@ def render_pair(subjects: Sequence[Subject], plan: Plan) -> tuple[NDArray[np.uin
 
 def render_subject(subject: Subject, plan: Plan) -> tuple[NDArray[np.uint8], Array, list[dict[str, Any]]]:
     """True pictures of a subject in the places of the prompts, their masks (n, height, width), and what they show."""
-    places = [prompt.place for prompt in plan.prompts if prompt.kind in ("scene", "background")]
     alone = only(held_out_atlas(), subject.noun, subject.style)
     taste = Taste(size=(0.6, 0.85), spread=0.08, recoloured=0.0)
-    return _rendered(alone, taste, subject.noun, places, plan.renders)
+    return _rendered(alone, taste, subject.noun, list(plan.numbers_by_place), plan.renders)
 
 
 def _rendered(

@@ -11,7 +11,16 @@ from benchmarks.evaluation.plan import Plan
 from perfusion.errors import RequestError
 from perfusion.pocket.subjects import Subject
 
-__all__ = ["DEFAULT_BIAS", "FOR_PAIRS", "METHODS", "Method", "Setting", "chosen_methods", "trainings"]
+__all__ = [
+    "DEFAULT_BIAS",
+    "FOR_PAIRS",
+    "METHODS",
+    "Method",
+    "Setting",
+    "chosen_methods",
+    "method_named",
+    "trainings",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +176,12 @@ def chosen_methods(names: Iterable[str] | None) -> tuple[Method, ...]:
     return tuple(method for method in METHODS if method.name in wanted)
 
 
+def method_named(name: str) -> Method:
+    """The one of this name. Raises `RequestError` where there is none."""
+    (method,) = chosen_methods([name])
+    return method
+
+
 def trainings(methods: Iterable[Method]) -> tuple[Method, ...]:
     """The methods whose weights the given ones need, each once."""
-    by_name = {method.name: method for method in METHODS}
-    return tuple(dict.fromkeys(by_name[method.source] for method in methods))
+    return tuple(dict.fromkeys(method_named(method.source) for method in methods))

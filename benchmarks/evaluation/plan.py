@@ -55,6 +55,11 @@ class Plan:
     leakage_levels: int = 10
     """Noise levels at which the attention is read."""
 
+    @property
+    def numbers_by_place(self) -> dict[str, int]:
+        """For every place the number of the prompt that asks for it and nothing else: what true pictures stand for."""
+        return {prompt.place: number for number, prompt in enumerate(self.prompts) if prompt.only_place}
+
     def pairs_among(self, subjects: Sequence[str]) -> list[tuple[str, str]]:
         """The pairs of which both are there."""
         return [pair for pair in self.pairs if set(pair) <= set(subjects)]

@@ -28,6 +28,11 @@ class Prompt:
         """Whether a picture that obeys may look like the subject: not if it asks for another colour."""
         return self.kind != "colour"
 
+    @property
+    def only_place(self) -> bool:
+        """Whether it asks for the subject in a place and for nothing else."""
+        return self.kind in ("scene", "background")
+
 
 PROMPTS = (
     Prompt(kind="scene", text="a photo of a {} on a beach", place="beach"),

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.evaluation.drawing import BASES, drawing_path, read_drawn
+from benchmarks.evaluation.drawing import BASES, base_drawn_by, drawing_path, read_drawn
 from benchmarks.evaluation.figures import Interval, along, harmonic, interval, paired, scaled_text
 from benchmarks.evaluation.measuring import Measured, pair_path, read_measured, target_path
-from benchmarks.evaluation.methods import METHODS, Method, Setting
+from benchmarks.evaluation.methods import Method, Setting, method_named
 from benchmarks.evaluation.plan import Plan, subject_named
 from benchmarks.evaluation.prompts import plain_text
 from benchmarks.evaluation.training import trained_folder
@@ -155,7 +155,7 @@ def figures_of(found: Measured, rows: Sequence[int], anchor: Anchors, plan: Plan
     asked: dict[str, list[bool]] = {}
     for row, number in zip(rows, numbers, strict=True):
         prompt = plan.prompts[number]
-        if prompt.kind in ("scene", "background"):
+        if prompt.only_place:
             asked.setdefault("noun", []).append(found.seen(row)[0] == anchor.noun)
         elif prompt.kind == "relation":
             asked.setdefault("both", []).append(set(found.seen(row, 2)) == {anchor.noun, prompt.other})
@@ -215,8 +215,7 @@ def _points(context: Context, method: Method, anchors: Mapping[str, Anchors]) ->
 
 def _drift(context: Context, method: Method, plain: Measured, anchor: Anchors) -> Figures:
     """How far the plain superclass has moved: in levels of 255, and towards the subject."""
-    base = next(base for base, engine in BASES.items() if engine == method.artist)
-    before, _ = _read(context, base, anchor.noun, "plain")
+    before, _ = _read(context, base_drawn_by(method.artist), anchor.noun, "plain")
     known = {(row["prompt"], row["seed"]): at for at, row in enumerate(before.rows)}
     same = [known[row["prompt"], row["seed"]] for row in plain.rows]
     moved = along(plain.objects[:, 0], anchor.start, anchor.target)
@@ -246,7 +245,7 @@ def _pair_points(
 
 def _as_few(context: Context, name: str, other: str, anchors: Mapping[str, Anchors]) -> Point:
     """A method with its default setting, on the prompts and seeds that another one was drawn with."""
-    method = next(one for one in METHODS if one.name == name)
+    method = method_named(name)
     setting, figures = method.settings(context.plan)[0], {}
     for subject, anchor in anchors.items():
         found, fewer = (_read(context, one, subject, "prompts")[0] for one in (name, other))
@@ -272,12 +271,7 @@ def _rows_of(found: Measured, setting: Setting) -> list[int]:
 
 def _followed(found: Measured, anchor: Anchors, plan: Plan) -> Figures:
     """Text similarity and place of true pictures, each held against the prompt of its place."""
-    numbers = {
-        prompt.place: number
-        for number, prompt in enumerate(plan.prompts)
-        if prompt.kind in ("scene", "background")
-    }
-    wanted = [numbers[row["place"]] for row in found.rows]
+    wanted = [plan.numbers_by_place[row["place"]] for row in found.rows]
     cosines = (found.whole * anchor.texts[wanted]).sum(-1)
     places = [seen == row["place"] for seen, row in zip(found.places, found.rows, strict=True)]
     text = scaled_text(cosines, anchor.floor[wanted].mean(), anchor.ceiling[wanted].mean()).mean()
@@ -299,7 +293,7 @@ def _other_seed(context: Context, nouns: set[str]) -> float:
 
 
 def _facts(context: Context, method: Method, subjects: Sequence[str]) -> dict[str, float]:
-    source = next(one for one in METHODS if one.name == method.source)
+    source = method_named(method.source)
     rows = [
         json.loads((context.work / trained_folder(source, name) / "facts.json").read_text("utf-8"))
         for name in subjects

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.evaluation.ablations import train_variant
 from benchmarks.evaluation.baselines import LEARNERS, train_baseline
-from benchmarks.evaluation.methods import METHODS, Method
+from benchmarks.evaluation.methods import Method, method_named
 from benchmarks.evaluation.models import base_model, config_of
 from benchmarks.evaluation.plan import Plan, pictures_of, subject_named
 from benchmarks.evaluation.units import Context, Unit
@@ -49,7 +49,7 @@ def trained_folder(method: Method, subject: str) -> Path:
 
 def train_unit(context: Context, name: str, subject_name: str) -> None:
     """Train, and keep what its users would keep; facts.json comes last and says that all is there."""
-    method = next(one for one in METHODS if one.name == name)
+    method = method_named(name)
     folder = context.work / trained_folder(method, subject_name)
     folder.mkdir(parents=True, exist_ok=True)
     rate, steps, masks = method.factor, context.plan.steps, True
@@ -89,10 +89,8 @@ def train_method(
     if method.name in LEARNERS:
         train_baseline(plan, context.work, subject, method.name, rate, steps, keep, masks)
         return
-    options = dict(method.options) if masks else {"masks": "none"}
-    config = config_of(
-        plan, subject, pictures_of(context.work, subject), select="last", **options | {"steps": steps}
-    )
+    options = dict(method.options) | ({} if masks else {"masks": "none"}) | {"steps": steps}
+    config = config_of(plan, subject, pictures_of(context.work, subject), select="last", **options)
     config = replace(config, lr_embedding=config.lr_embedding * rate, lr_values=config.lr_values * rate)
     train_variant(plan, context.work, subject, config, method.name, keep)
 

@@ -14,7 +14,7 @@ from benchmarks.evaluation.cutting import as_array
 from benchmarks.evaluation.drawing import draw_set
 from benchmarks.evaluation.figures import along, harmonic, scaled_text
 from benchmarks.evaluation.measuring import measure_pictures, own_embeddings
-from benchmarks.evaluation.methods import METHODS, Method
+from benchmarks.evaluation.methods import Method, method_named
 from benchmarks.evaluation.models import drawing_runtime, scorer
 from benchmarks.evaluation.plan import TUNING_SUBJECTS, Plan, subject_named
 from benchmarks.evaluation.prompts import plain_text
@@ -68,7 +68,7 @@ def unmasking_units(methods: Sequence[Method], context: Context) -> list[Unit]:
 
 def tune_unit(context: Context, name: str, subject_name: str, rate: float, masks: bool) -> None:
     """Train once, draw and score at every checkpoint; the weights are not kept."""
-    method, subject = next(one for one in METHODS if one.name == name), subject_named(subject_name)
+    method, subject = method_named(name), subject_named(subject_name)
     scores: dict[int, dict[str, float]] = {}
 
     def keep(step: int, save: Save) -> None:

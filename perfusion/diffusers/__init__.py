@@ -30,6 +30,7 @@ from perfusion.diffusers.reading import Call, PromptReading
 from perfusion.diffusers.rows import PromptRows
 from perfusion.edit import GATES
 from perfusion.errors import ConceptError, ModelError, RequestError
+from perfusion.starts import noise_share
 
 __all__ = ["Applied", "apply"]
 
@@ -242,9 +243,9 @@ class Applied:
         return first, given
 
     def _share(self, timestep: Any) -> float:
-        """How many of the noise levels lie behind a timestep, from pure noise on; rounded as in `Schedule.share`."""
+        """How many of the noise levels lie behind a timestep, from pure noise on."""
         levels = int(self._first.scheduler.config.num_train_timesteps)
-        return max(0.0, round(1 - float(torch.as_tensor(timestep).max()) / levels, 6))
+        return noise_share(float(torch.as_tensor(timestep).max()), levels)
 
 
 _UNET_ARGUMENTS = (

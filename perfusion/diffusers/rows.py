@@ -15,6 +15,7 @@ from torch import Tensor
 
 from perfusion.conditioning import PromptState, conditioned, unet_feeds
 from perfusion.errors import RequestError
+from perfusion.starts import in_force
 
 __all__ = ["Phase", "PromptRows", "prompt_rows"]
 
@@ -140,10 +141,7 @@ class PromptRows:
             return None
         late = any(phases is not None and len(phases) > 1 for phases in seen.rows)
         now = share() if late else 0.0
-        chosen = [
-            None if phases is None else [phase for phase in phases if phase.start <= now][-1]
-            for phases in seen.rows
-        ]
+        chosen = [None if phases is None else in_force(phases, now) for phases in seen.rows]
         key = tuple(None if phase is None else phase.start for phase in chosen)
         if key not in seen.made:
             seen.made[key] = _made(states, chosen)

@@ -1,0 +1,1 @@
+"""Training loops that users of other projects run, to time our own against."""
