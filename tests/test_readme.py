@@ -118,7 +118,7 @@ def test_the_comparison_of_the_readme_is_that_of_the_record() -> None:
     assert len(cells) == len(METHODS) - sum(method.group == "ablation" for method in METHODS) - 1
     assert "no setting of a method of up to ten times its bytes lies above it" in " ".join(section.split())
     small = [row for row in rows if row["what"] == "front" and row["counts"]]
-    assert small and all(row["is_below"] or row["margin"] is None for row in small)
+    assert small and "above" not in {row["stands"] for row in small}
     for title, *written in cells:
         first = next(row for row in rows if row["what"] == "prompts" and row["method"] == names[title])
         assert written == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ __all__ = ["BYTES_FACTOR", "Slider", "Verdict", "front_of", "sliders", "verdicts
 BYTES_FACTOR = 10
 """Baselines of up to so many times Perfusion's bytes are to lie below its front."""
 FRONT = "perfusion"
+LEAST = 0.005
+"""A baseline that is above by less lies on the front: measuring the same pictures again moves a figure as much, since
+the masks are found with noise that depends on a picture's neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +38,27 @@ class Verdict:
     def counts(self) -> bool:
         return self.times_bytes <= BYTES_FACTOR
 
+    @property
+    def stands(self) -> str:
+        """`below` the front, `on` it, `above` it, or `beyond` its end."""
+        if math.isinf(self.margin):
+            return "beyond"
+        if self.is_below:
+            return "below"
+        return "on" if self.margin > -LEAST else "above"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slider:
     """What is turned of one Perfusion file, and the points along it, the base model not among them.
 
-    The bias under a lock, from the highest down to the lowest; or the start under a lock and a bias, down to 0.
+    The bias under a lock, from the highest down to the lowest; or under a lock and a bias the strength up to 1, or the
+    start down to 0.
     """
 
     lock: str
     turned: str
-    """`bias` or `start`."""
+    """`bias`, `strength` or `start`."""
     points: tuple[Point, ...]
 
     @property
@@ -56,34 +70,43 @@ class Slider:
     @property
     def labels(self) -> tuple[str, ...]:
         """The value that is turned, of each point."""
-        return tuple(f"{getattr(point.setting, self.turned):g}" for point in self.points)
+        name = "scale" if self.turned == "strength" else self.turned
+        return tuple(f"{getattr(point.setting, name):g}" for point in self.points)
+
+    @property
+    def from_base(self) -> bool:
+        """Whether it slides from the base model, which is drawn at strength 0 and where the concept never comes in; a
+        bias, however high, does not lead there."""
+        return self.turned != "bias"
 
 
 def front_of(results: Results, subjects: Sequence[str] | None = None) -> list[list[tuple[float, float]]]:
-    """A line for each slider, of image and text similarities of one Perfusion file. A start slides from the base model,
-    which is drawn where the concept never comes in; a bias, however high, does not lead there."""
+    """A line for each slider, of image and text similarities of one Perfusion file."""
     lines = sliders(results)
     if not lines:
         return []
     names = list(lines[0].points[0].figures) if subjects is None else list(subjects)
     base = _mean(results.base, names)
     return [
-        [*([base] if line.turned == "start" else []), *(_mean(point.figures, names) for point in line.points)]
+        [*([base] if line.from_base else []), *(_mean(point.figures, names) for point in line.points)]
         for line in lines
     ]
 
 
 def sliders(results: Results) -> list[Slider]:
-    """Those of one Perfusion file, at full strength."""
+    """Those of one Perfusion file; what is weaker and starts late as well lies on none."""
     lines: dict[tuple[str, str, float], list[Point]] = {}
-    full = [point for point in results.of(FRONT) if point.setting.scale == 1]
-    late = {(point.setting.lock, point.setting.bias) for point in full if point.setting.start}
-    for point in sorted(full, key=lambda point: (-point.setting.bias, -point.setting.start)):
+    points = [point for point in results.of(FRONT) if point.setting.scale == 1 or not point.setting.start]
+    late = {(point.setting.lock, point.setting.bias) for point in points if point.setting.start}
+    weaker = {(point.setting.lock, point.setting.bias) for point in points if point.setting.scale != 1}
+    for point in sorted(points, key=lambda one: (-one.setting.bias, -one.setting.start, one.setting.scale)):
         one = point.setting
-        if not one.start:
+        if one.scale == 1 and not one.start:
             lines.setdefault(("bias", one.lock, 0.0), []).append(point)
-        if (one.lock, one.bias) in late:
+        if one.scale == 1 and (one.lock, one.bias) in late:
             lines.setdefault(("start", one.lock, one.bias), []).append(point)
+        if not one.start and (one.lock, one.bias) in weaker:
+            lines.setdefault(("strength", one.lock, one.bias), []).append(point)
     return [
         Slider(lock=lock, turned=turned, points=tuple(lines[turned, lock, bias]))
         for turned, lock, bias in sorted(lines, key=lambda key: (key[0], key[1] == "global", key[2]))

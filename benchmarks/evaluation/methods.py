@@ -73,7 +73,7 @@ class Method:
     slides: bool = False
     """Whether it is drawn with several biases, and not with the default one alone."""
     scales: tuple[float, ...] = ()
-    """Of a LoRA, which it is drawn with besides the one that it was trained with."""
+    """Of a LoRA, or strengths of a concept at its default bias, which it is drawn with besides 1."""
     starts: tuple[tuple[float, float], ...] = ()
     """Of a baseline, which it is drawn with too: scales, 1 where there is none, and starts."""
     factor: float = 1.0
@@ -101,10 +101,11 @@ class Method:
             for lock, biases in (("local", local), ("global", plan.global_biases))
             for bias in biases
         )
+        weaker = (Setting(lock="local", bias=DEFAULT_BIAS, scale=scale) for scale in self.scales)
         late = (
             Setting(lock=lock, bias=bias, start=start) for lock, bias in plan.late for start in plan.starts
         )
-        return (*early, *late, FOR_PAIRS)
+        return (*early, *weaker, *late, FOR_PAIRS)
 
     def seeds(self, plan: Plan) -> int:
         """Drawings of each prompt."""
@@ -128,7 +129,8 @@ FOR_PAIRS = Setting(lock="local", bias=DEFAULT_BIAS, scale=0.8, start=0.15)
 """For two concepts in one picture: of some thirty settings tried on pairs of four other subjects the strongest of those
 that show both nouns oftenest, in 56 % of the pictures. Strength 0.5 alone does so in 66 %, and leaves no likeness."""
 _FACTORS = (0.33, 1.0, 3.0)
-_SCALES = (0.5, 0.75, 1.25)
+_STRENGTHS = (0.5, 0.75)
+_SCALES = (*_STRENGTHS, 1.25)
 _STARTS = ((1.0, 0.15), (1.0, 0.3), (1.0, 0.45), (1.25, 0.3))
 
 
@@ -138,7 +140,8 @@ def _ours(name: str, title: str, group: str = "ablation", **fields: object) -> M
 
 
 METHODS = (
-    _ours("perfusion", "Perfusion, as shipped", "perfusion", combines="both files are loaded", slides=True),
+    _ours("perfusion", "Perfusion, as shipped", "perfusion", combines="both files are loaded", slides=True,
+          scales=_STRENGTHS),
     _ours("perfusion-tuned", "Perfusion, tuned like the others", "perfusion", rates=_FACTORS, tuned=True,
           combines="both files are loaded"),
     _ours("unselected", "Perfusion without selection", training="perfusion", slides=True),

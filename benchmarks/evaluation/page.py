@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.evaluation.figures import Interval, interval
-from benchmarks.evaluation.findings import BYTES_FACTOR, Verdict, verdicts
+from benchmarks.evaluation.findings import BYTES_FACTOR, LEAST, Verdict, verdicts
 from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Method
 from benchmarks.evaluation.plan import Plan
 from benchmarks.evaluation.prose import (
@@ -58,16 +58,19 @@ def _interim(results: Results, plan: Plan) -> str:
 def _answer(results: Results) -> str:
     lines, found = list[str](), verdicts(results)
     counting, larger = (_titles(one for one in found if one.counts is small) for small in (True, False))
-    beyond = _titles(one for one in found if math.isinf(one.margin))
-    above = _titles(one for one in found if not one.is_below and not math.isinf(one.margin))
+    elsewhere = {
+        "above it": _titles(one for one in found if one.stands == "above"),
+        f"on it, less than {LEAST:g} above,": _titles(one for one in found if one.stands == "on"),
+        "beyond its end, where it is most alike": _titles(one for one in found if one.stands == "beyond"),
+    }
     for titles, whose in (
         (counting, f"baselines of at most {BYTES_FACTOR} times its bytes lie"),
         (larger, "larger ones lie"),
     ):
         if titles:
-            under = [title for title in titles if title not in above and title not in beyond]
+            under = [title for title in titles if not any(title in those for those in elsewhere.values())]
             parts = [f"- {len(under)} of the {len(titles)} {whose} below the front of one Perfusion file"]
-            for those, how in ((above, "above it"), (beyond, "beyond its end, where it is most alike")):
+            for how, those in elsewhere.items():
                 if named := ", ".join(title for title in titles if title in those):
                     parts.append(f"{how} with some setting: {named}")
             lines.append("; ".join(parts) + ".")
@@ -141,12 +144,13 @@ def _row(results: Results, point: Point) -> str:
 def _front(results: Results) -> str:
     lines = []
     for verdict in verdicts(results):
-        margin = "the front ends before it" if math.isinf(verdict.margin) else _change(verdict.margin)
+        margin = "the front ends before it" if verdict.stands == "beyond" else _change(verdict.margin)
+        stands = {"below": "yes", "on": "on it"}.get(verdict.stands, "no")
         lines.append(
-            f"| {_title(verdict.point)} | {_times(verdict.times_bytes)} | {_yes(verdict.is_below)} | "
+            f"| {_title(verdict.point)} | {_times(verdict.times_bytes)} | {stands} | "
             f"{verdict.confidence:.0%} | {margin} |"
         )
-    return FRONT + "\n".join(lines) if lines else ""
+    return FRONT.format(least=LEAST) + "\n".join(lines) if lines else ""
 
 
 def _pairs(results: Results) -> str:
@@ -213,12 +217,16 @@ def _measures(results: Results, plan: Plan) -> str:
     looks = sum(prompt.keeps_look for prompt in plan.prompts)
     texts = {prompt.text for prompt in plan.prompts}
     own = next(method for method in METHODS if method.slides)
+    turned = [method for method in METHODS if method.starts]
+    scales, words = (
+        max(len(one.settings(plan)) for one in turned if bool(one.scales) is scaled)
+        for scaled in (True, False)
+    )
     return MEASURES.format(
         found=_over(results.truth, "image").text(), exact=_over(results.truth, "image_exact").text(),
         overlap=_over(results.truth, "overlap").text(), looks=looks, others=len(plan.prompts) - looks,
         engines=f"{results.engines:.0f}", selecting=len(POCKET_PROMPTS), shared=len(texts & set(POCKET_PROMPTS)),
-        settings=len(own.settings(plan)), scales=max(len(method.settings(plan)) for method in METHODS if method.scales),
-        words=max(len(one.settings(plan)) for one in METHODS if one.starts and not one.scales), steps=plan.steps,
+        settings=len(own.settings(plan)), scales=scales, words=words, steps=plan.steps,
         shipped=TrainingConfig.__dataclass_fields__["steps"].default,
     )  # fmt: skip
 

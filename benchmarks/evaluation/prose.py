@@ -29,10 +29,10 @@ TABLE = """## Table
 
 ![Image similarity against text similarity](pictures/evaluation.svg)
 
-*Each line is one set of files, drawn with several biases or starts, of a LoRA with several scales. (0, 1) is the base
-model drawing the plain noun, (1, 0) the subject's own pictures held against the prompts. True pictures of the subject
-in the prompts' places, which nobody has learned from, say where a perfect method would be. Bars, at the settings of
-the table, are 95 % intervals over the subjects.*
+*Each line is one set of files, drawn with several biases, strengths or starts, of a LoRA with several scales. (0, 1)
+is the base model drawing the plain noun, (1, 0) the subject's own pictures held against the prompts. True pictures of
+the subject in the prompts' places, which nobody has learned from, say where a perfect method would be. Bars, at the
+settings of the table, are 95 % intervals over the subjects.*
 
 | method | saved bytes | core-seconds | image similarity | text similarity | harmonic mean | place | noun | \
 both things | other colour | drift of the superclass |
@@ -41,10 +41,11 @@ both things | other colour | drift of the superclass |
 
 FRONT = """## Against the front
 
-A baseline, with one of its settings, lies below the front if one Perfusion file, at some setting of its bias, lock and
-start, has at least its image similarity and more text similarity. Along a slider the front is a straight line from
-setting to setting; those of the start begin at the base model, which is a concept that never comes in. *Sure* is the
-share of resamples of the subjects in which that holds; a margin of a hundredth or two is none.
+A baseline, with one of its settings, lies below the front if one Perfusion file, at some setting of its bias, lock,
+strength and start, has at least its image similarity and more text similarity. Along a slider the front is a straight
+line from setting to setting; those of strength and start begin at the base model, which is a concept of strength 0, or
+one that never comes in. *On it* is what lies above by less than {least}, which measuring anew may change. *Sure* is the
+share of resamples of the subjects in which a baseline lies below; a margin of a hundredth or two is none.
 
 | baseline | times the bytes | below the front | sure | text similarity that the front has more |
 |---|---|---|---|---|
@@ -115,8 +116,9 @@ MEASURES = """## How it is measured
   LoRA {scales} of scale and start, one learned word {words} of start. Started late means that until then the base
   model draws the plain noun: a setting of ours, for LoRA a callback that takes the adapters out of the pipeline and
   puts them in again, for Textual Inversion one that exchanges the prompt. It was added when first results of four of
-  these subjects had shown that second things get lost; its values are an even grid. Whole weights have nothing to
-  turn.
+  these subjects had shown that second things get lost; its values are an even grid. Perfusion's strengths below 1, at
+  the scales of a LoRA below 1, were added when all subjects had been evaluated without: only the LoRAs had been turned
+  down until then. Whole weights have nothing to turn.
 - **The baselines** are trained with AdamW as diffusers' examples are, LoRA by peft. Their error counts inside the
   object's mask as Perfusion's does, unless the tuning found that they do better without, as in their papers. Half of
   each batch of Custom Diffusion and of DreamBooth with prior are the base model's own pictures of the superclass.

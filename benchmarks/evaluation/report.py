@@ -87,7 +87,7 @@ def marks_of(results: Results) -> list[Mark]:
     for line in sliders(results):
         points, labels = tuple(map(_place, line.points)), line.labels
         default = [at for at, one in enumerate(line.points) if one.setting.bias == DEFAULT_BIAS]
-        if line.turned == "start":  # it slides from the base model
+        if line.from_base:
             points, labels, default = (base, *points), ("", *labels), []
         marks.append(
             Mark(
@@ -143,7 +143,8 @@ def record_rows(results: Results, chosen: Mapping[str, Any]) -> list[dict[str, A
         rows.append(
             {
                 "what": "front", "method": verdict.point.method.name, "setting": verdict.point.setting.label,
-                "times_bytes": round(verdict.times_bytes, 2), "counts": verdict.counts, "is_below": verdict.is_below,
+                "times_bytes": round(verdict.times_bytes, 2), "counts": verdict.counts,
+                "is_below": verdict.is_below, "stands": verdict.stands,
                 "confidence": round(verdict.confidence, 3),
                 "margin": None if math.isinf(verdict.margin) else round(verdict.margin, 4),
             }

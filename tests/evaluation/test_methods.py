@@ -239,14 +239,15 @@ def test_the_words_of_a_method_are_those_it_was_trained_with():
     assert by_name["custom-diffusion"].word(subject, Setting()) == "<tuxedo-cat> cat"
     words = {by_name["perfusion"].word(subject, setting) for setting in by_name["perfusion"].settings(FULL)}
     # one each, so that a batch may hold them all
-    late = len(FULL.late) * len(FULL.starts)
-    assert len(words) == len(FULL.biases) + len(FULL.global_biases) + late + 1
+    late, weaker = len(FULL.late) * len(FULL.starts), len(by_name["perfusion"].scales)
+    assert len(words) == len(FULL.biases) + len(FULL.global_biases) + late + weaker + 1
 
 
-def test_what_starts_late_is_drawn_at_once_too():
-    """A start is a slider that ends at the same lock and bias at once."""
+def test_what_starts_late_is_drawn_at_once_too_and_what_is_weaker_at_full_strength():
+    """A start or a strength is a slider that ends at the same lock and bias at once, in full."""
     settings = next(method for method in METHODS if method.name == "perfusion").settings(FULL)
     assert all(replace(setting, start=0.0) in settings for setting in settings if setting != FOR_PAIRS)
+    assert all(replace(setting, scale=1.0) in settings for setting in settings if setting != FOR_PAIRS)
     assert FOR_PAIRS.label == "local 0.75, strength 0.8, start 0.15"
     assert Setting(lock="global", bias=0.5, start=0.3).label == "global 0.5, start 0.3"
     assert Setting(scale=1.25, start=0.3).label == "scale 1.25, start 0.3"

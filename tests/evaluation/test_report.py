@@ -95,6 +95,20 @@ def test_a_start_is_a_slider_of_its_own(results):
     assert mark.labels == ("", "0.3", "0.15", "0")
 
 
+def test_a_strength_is_a_slider_from_the_base_model_up(results):
+    """What is weaker and late as well, as for pairs, lies on no slider."""
+    weaker = [(0.75, 0.45, 0.93), (0.5, 0.25, 0.98)]
+    for strength, image, text in weaker:
+        setting = Setting(lock="local", bias=0.75, scale=strength)
+        results.points.append(point("perfusion", image, text, setting))
+    by_bias, by_strength = front_of(results)
+    titles = [line.title for line in sliders(results)]
+    assert titles == ["local lock, by bias", "local lock, bias 0.75, by strength"] and len(by_bias) == 3
+    np.testing.assert_allclose(by_strength, [(0.0, 1.0), (0.25, 0.98), (0.45, 0.93), (0.6, 0.8)], atol=1e-9)
+    (mark,) = (mark for mark in marks_of(results) if mark.title.endswith("by strength"))
+    assert mark.labels == ("", "0.5", "0.75", "1")
+
+
 def test_each_baseline_is_judged_by_its_own_place_and_size(results):
     found = {verdict.point.method.name: verdict for verdict in verdicts(results)}
     assert found["textual-inversion"].is_below and found["textual-inversion"].confidence == 1
@@ -106,6 +120,18 @@ def test_each_baseline_is_judged_by_its_own_place_and_size(results):
         "textual-inversion",
         "lora-values-1",
     ]
+
+
+def test_what_is_above_by_less_than_can_be_told_lies_on_the_front(results):
+    """Between the settings at 0.6 and 0.9 it falls from 0.8 to 0.4."""
+    for above, stands, said in ((-0.001, "below", "yes"), (0.004, "on", "on it"), (0.006, "above", "no")):
+        results.points = [one for one in results.points if one.method.name != "lora-values-1"]
+        results.points.append(point("lora-values-1", 0.75, 0.6 + above))
+        (found,) = (one for one in verdicts(results) if one.point.method.name == "lora-values-1")
+        assert found.stands == stands and found.margin == pytest.approx(-above)
+        text = page(results, FULL, {}, [BY_NAME["perfusion"]])
+        assert ("; on it, less than 0.005 above, with some setting: LoRA, rank 1" in text) == (stands == "on")
+        assert f"| 1.1 | {said} |" in text
 
 
 def test_the_page_says_what_the_verdicts_say(results):
@@ -262,9 +288,9 @@ def test_the_plot_is_a_drawing_with_every_method_and_higher_text_is_higher_up(re
     assert {"Perfusion, local lock, by bias", "Textual Inversion", "0.75"} <= set(words)
     colours = [node.attrib["fill"] for node in root.iter("{http://www.w3.org/2000/svg}circle")]
     assert len(set(colours)) == len(marks_of(results))  # each method its own, in the whole evaluation too:
-    # the base model, true pictures, two sliders of bias and the late ones, the tuned row, and the baselines
+    # the base model, true pictures, sliders of bias, strength and the late ones, the tuned row, and the baselines
     baselines = [method for method in METHODS if method.group == "baseline"]
-    assert len(COLOURS) >= 5 + len(FULL.late) + len(baselines)
+    assert len(COLOURS) >= 6 + len(FULL.late) + len(baselines)
     (line,) = root.iter("{http://www.w3.org/2000/svg}polyline")
     spots = [tuple(map(float, spot.split(","))) for spot in line.attrib["points"].split()]
     assert [x for x, _ in spots] == sorted(x for x, _ in spots)  # the bias falls, the likeness rises
