@@ -18,8 +18,8 @@ Phase = TypeVar("Phase", bound=_Starting)
 
 
 def noise_share(timestep: float, levels: int) -> float:
-    """How many of `levels` noise levels lie behind a timestep, 0 to 1, from pure noise on. Rounded, for it is compared
-    with starts, and 1 − 0.8 is not quite 0.2."""
+    """The share of `levels` noise levels that lies behind a timestep, 0 to 1, from pure noise on. Rounded, for it is
+    compared with starts, and 1 − 0.8 is not quite 0.2."""
     return max(0.0, round(1 - timestep / levels, 6))
 
 

@@ -18,8 +18,8 @@ BYTES_FACTOR = 10
 """Baselines of up to so many times Perfusion's bytes are to lie below its front."""
 FRONT = "perfusion"
 LEAST = 0.005
-"""A baseline that is above by less lies on the front: measuring the same pictures again moves a figure as much, since
-the masks are found with noise that depends on a picture's neighbours."""
+"""A baseline that is nearer to the front lies on it: measuring the same pictures among others moves a figure as much,
+since the masks are found with noise that depends on a picture's neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Verdict:
         """`below` the front, `on` it, `above` it, or `beyond` its end."""
         if math.isinf(self.margin):
             return "beyond"
-        if self.is_below:
-            return "below"
-        return "on" if self.margin > -LEAST else "above"
+        if abs(self.margin) < LEAST:
+            return "on"
+        return "below" if self.is_below else "above"
 
 
 @dataclass(frozen=True, kw_only=True)

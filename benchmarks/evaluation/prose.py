@@ -31,8 +31,8 @@ TABLE = """## Table
 
 *Each line is one set of files, drawn with several biases, strengths or starts, of a LoRA with several scales. (0, 1)
 is the base model drawing the plain noun, (1, 0) the subject's own pictures held against the prompts. True pictures of
-the subject in the prompts' places, which nobody has learned from, say where a perfect method would be. Bars, at the
-settings of the table, are 95 % intervals over the subjects.*
+the subject in the prompts' places, which nobody has learned from, say where a perfect method would be. Bars, at a
+bias of 0.75 and at what the baselines were trained with, are 95 % intervals over the subjects.*
 
 | method | saved bytes | core-seconds | image similarity | text similarity | harmonic mean | place | noun | \
 both things | other colour | drift of the superclass |
@@ -44,8 +44,8 @@ FRONT = """## Against the front
 A baseline, with one of its settings, lies below the front if one Perfusion file, at some setting of its bias, lock,
 strength and start, has at least its image similarity and more text similarity. Along a slider the front is a straight
 line from setting to setting; those of strength and start begin at the base model, which is a concept of strength 0, or
-one that never comes in. *On it* is what lies above by less than {least}, which measuring anew may change. *Sure* is the
-share of resamples of the subjects in which a baseline lies below; a margin of a hundredth or two is none.
+one that never comes in. *On it* is what is nearer to it than {least}, which measuring anew may change; the bound was
+set when the results were known. *Sure* is the share of resamples of the subjects in which a baseline lies below.
 
 | baseline | times the bytes | below the front | sure | text similarity that the front has more |
 |---|---|---|---|---|
