@@ -14,7 +14,7 @@ class _Starting(Protocol):
     def start(self) -> float: ...
 
 
-Phase = TypeVar("Phase", bound=_Starting)
+T = TypeVar("T", bound=_Starting)
 
 
 def noise_share(timestep: float, levels: int) -> float:
@@ -23,6 +23,6 @@ def noise_share(timestep: float, levels: int) -> float:
     return max(0.0, round(1 - timestep / levels, 6))
 
 
-def in_force(phases: Sequence[Phase], share: float) -> Phase:
+def in_force(phases: Sequence[T], share: float) -> T:
     """The last of some phases that has begun at a share of the noise levels; their starts rise, the first is 0."""
     return next(phase for phase in reversed(phases) if phase.start <= share)

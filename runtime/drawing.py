@@ -111,7 +111,8 @@ def draw(
     history: list[Parts] = []
     for index, timestep in enumerate(schedule.timesteps):
         graphs.stage("denoise")
-        now = [in_force(one, schedule.share(index)).rows for one in phases]
+        share = schedule.share(index)
+        now = [in_force(one, share).rows for one in phases]
         if now != read:
             read, groups = now, _groups(feeds, request, now, batch_size)
         parts = []

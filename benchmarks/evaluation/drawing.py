@@ -31,6 +31,7 @@ __all__ = [
     "jobs_of",
     "prompts_of",
     "read_drawn",
+    "same_drawings",
     "write_drawn",
 ]
 
@@ -186,6 +187,12 @@ def read_drawn(path: Path) -> Drawn:
     """What `write_drawn` wrote."""
     with np.load(path) as arrays:
         return Drawn(pictures=arrays["pictures"], rows=tuple(json.loads(str(arrays["rows"]))))
+
+
+def same_drawings(rows: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]) -> list[int]:
+    """For each row of `Drawn` the place, among those of another, of the picture of the same prompt and seed."""
+    known = {(row["prompt"], row["seed"]): at for at, row in enumerate(among)}
+    return [known[row["prompt"], row["seed"]] for row in rows]
 
 
 def _unit(name: str, whom: str, kind: str, cost: float, call: Any, arguments: tuple[Any, ...]) -> Unit:

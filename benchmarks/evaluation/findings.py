@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.evaluation.figures import Front, below, reach
 from benchmarks.evaluation.results import Point, Results
 
-__all__ = ["BYTES_FACTOR", "Slider", "Verdict", "front_of", "sliders", "verdicts"]
+__all__ = ["BYTES_FACTOR", "LEAST", "Slider", "Verdict", "front_of", "sliders", "verdicts"]
 
 BYTES_FACTOR = 10
 """Baselines of up to so many times Perfusion's bytes are to lie below its front."""

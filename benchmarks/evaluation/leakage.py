@@ -63,7 +63,8 @@ def measure_leakage(context: Context, subject_name: str) -> None:
     """Both contenders and the base model's own word, on true pictures; the contenders on their drawings too."""
     plan, subject = context.plan, subject_named(subject_name)
     pictures, masks, rows = render_subject(subject, plan)
-    prompts = [plan.prompts[plan.numbers_by_place[row["place"]]] for row in rows]
+    numbers = plan.numbers_by_place
+    prompts = [plan.prompts[numbers[row["place"]]] for row in rows]
     share = float(1 - masks.mean())
     found: dict[str, Any] = {"background": share, "renders": {}, "drawings": {}, "left_out": {}}
     plain = _reading(None, prompts, subject.noun)

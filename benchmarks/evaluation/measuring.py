@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.evaluation.cutting import as_array, cut, object_masks, overlap
-from benchmarks.evaluation.drawing import BASES, base_drawn_by, drawing_path, drawing_units, read_drawn
+from benchmarks.evaluation.drawing import (
+    BASES,
+    base_drawn_by,
+    drawing_path,
+    drawing_units,
+    read_drawn,
+    same_drawings,
+)
 from benchmarks.evaluation.methods import Method, method_named
 from benchmarks.evaluation.models import judge
 from benchmarks.evaluation.plan import Plan, pictures_of, subject_named
@@ -133,8 +140,7 @@ def measure_drawn(context: Context, name: str, whom: str, kind: str) -> None:
     if kind == "plain" and name not in BASES:
         base = base_drawn_by(method_named(name).artist)
         original = read_drawn(context.work / drawing_path(base, nouns[0], "plain"))
-        known = {(row["prompt"], row["seed"]): at for at, row in enumerate(original.rows)}
-        before = original.pictures[[known[row["prompt"], row["seed"]] for row in drawn.rows]]
+        before = original.pictures[same_drawings(drawn.rows, original.rows)]
     found = measure_pictures(drawn.pictures, drawn.rows, nouns, before)
     _write(context.work / drawing_path(name, whom, kind, "measure"), found)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.evaluation.figures import Interval, interval
 from benchmarks.evaluation.findings import BYTES_FACTOR, LEAST, Verdict, verdicts
-from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Method
+from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Method, method_named
 from benchmarks.evaluation.plan import Plan
 from benchmarks.evaluation.prose import (
     ABLATIONS,
@@ -58,11 +58,12 @@ def _interim(results: Results, plan: Plan) -> str:
 def _answer(results: Results) -> str:
     lines, found = list[str](), verdicts(results)
     counting, larger = (_titles(one for one in found if one.counts is small) for small in (True, False))
-    elsewhere = {
-        "above it": _titles(one for one in found if one.stands == "above"),
-        f"on it, to less than {LEAST:g},": _titles(one for one in found if one.stands == "on"),
-        "beyond its end, where it is most alike": _titles(one for one in found if one.stands == "beyond"),
+    said = {
+        "above": "above it",
+        "on": f"on it, to less than {LEAST:g},",
+        "beyond": "beyond its end, where it is most alike",
     }
+    elsewhere = {how: _titles(one for one in found if one.stands == stands) for stands, how in said.items()}
     for titles, whose in (
         (counting, f"baselines of at most {BYTES_FACTOR} times its bytes lie"),
         (larger, "larger ones lie"),
@@ -210,17 +211,14 @@ def _leakage(results: Results) -> str:
 def _measures(results: Results, plan: Plan) -> str:
     looks = sum(prompt.keeps_look for prompt in plan.prompts)
     texts = {prompt.text for prompt in plan.prompts}
-    own = next(method for method in METHODS if method.slides)
-    turned = [method for method in METHODS if method.starts]
-    scales, words = (
-        max(len(one.settings(plan)) for one in turned if bool(one.scales) is scaled)
-        for scaled in (True, False)
+    settings, scales, words = (
+        len(method_named(name).settings(plan)) for name in ("perfusion", "lora-4", "textual-inversion")
     )
     return MEASURES.format(
         found=_over(results.truth, "image").text(), exact=_over(results.truth, "image_exact").text(),
         overlap=_over(results.truth, "overlap").text(), looks=looks, others=len(plan.prompts) - looks,
         engines=math.floor(results.engines), selecting=len(POCKET_PROMPTS), shared=len(texts & set(POCKET_PROMPTS)),
-        settings=len(own.settings(plan)), scales=scales, words=words, steps=plan.steps,
+        settings=settings, scales=scales, words=words, steps=plan.steps,
         shipped=TrainingConfig.__dataclass_fields__["steps"].default,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.evaluation.drawing import BASES, base_drawn_by, drawing_path, read_drawn
+from benchmarks.evaluation.drawing import BASES, base_drawn_by, drawing_path, read_drawn, same_drawings
 from benchmarks.evaluation.figures import Interval, along, harmonic, interval, paired, scaled_text
 from benchmarks.evaluation.measuring import Measured, pair_path, read_measured, target_path
 from benchmarks.evaluation.methods import Method, Setting, method_named
@@ -216,8 +216,7 @@ def _points(context: Context, method: Method, anchors: Mapping[str, Anchors]) ->
 def _drift(context: Context, method: Method, plain: Measured, anchor: Anchors) -> Figures:
     """How far the plain superclass has moved: in levels of 255, and towards the subject."""
     before, _ = _read(context, base_drawn_by(method.artist), anchor.noun, "plain")
-    known = {(row["prompt"], row["seed"]): at for at, row in enumerate(before.rows)}
-    same = [known[row["prompt"], row["seed"]] for row in plain.rows]
+    same = same_drawings(plain.rows, before.rows)
     moved = along(plain.objects[:, 0], anchor.start, anchor.target)
     stood = along(before.objects[same, 0], anchor.start, anchor.target)
     return {"drift": float(plain.distance.mean()), "drift_image": float((moved - stood).mean())}
@@ -271,7 +270,8 @@ def _rows_of(found: Measured, setting: Setting) -> list[int]:
 
 def _followed(found: Measured, anchor: Anchors, plan: Plan) -> Figures:
     """Text similarity and place of true pictures, each held against the prompt of its place."""
-    wanted = [plan.numbers_by_place[row["place"]] for row in found.rows]
+    numbers = plan.numbers_by_place
+    wanted = [numbers[row["place"]] for row in found.rows]
     cosines = (found.whole * anchor.texts[wanted]).sum(-1)
     places = [seen == row["place"] for seen, row in zip(found.places, found.rows, strict=True)]
     text = scaled_text(cosines, anchor.floor[wanted].mean(), anchor.ceiling[wanted].mean()).mean()

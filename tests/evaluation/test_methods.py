@@ -15,7 +15,7 @@ from benchmarks.evaluation.drawing import FIRST_SEEDS
 from benchmarks.evaluation.leakage import outside_share
 from benchmarks.evaluation.measuring import render_pair
 from benchmarks.evaluation.merging import merged
-from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Setting, chosen_methods, trainings
+from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Setting, chosen_methods, method_named, trainings
 from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS
 from benchmarks.evaluation.prompts import PAIRS, PROMPTS, TUNING_PROMPTS, plain_text
 from perfusion.attention import layer_table
@@ -193,7 +193,7 @@ def test_a_word_before_its_first_step_is_read_as_the_word_it_began_as(name, word
 
 def test_two_full_models_are_not_put_into_one_picture():
     trained = {subject: Path("nowhere") for subject in SUBJECTS[:2]}
-    method = next(method for method in METHODS if method.name == "dreambooth")
+    method = method_named("dreambooth")
     with pytest.raises(RequestError, match="cannot put two separately trained subjects"):
         artist_for(method, trained, (Setting(),), FULL)
 
@@ -233,19 +233,19 @@ def test_a_plain_prompt_has_the_article_its_noun_wants():
 
 
 def test_the_words_of_a_method_are_those_it_was_trained_with():
-    by_name = {method.name: method for method in METHODS}
     subject = SUBJECTS[0]
-    assert by_name["lora-4"].word(subject, Setting()) == "sks cat"
-    assert by_name["custom-diffusion"].word(subject, Setting()) == "<tuxedo-cat> cat"
-    words = {by_name["perfusion"].word(subject, setting) for setting in by_name["perfusion"].settings(FULL)}
+    assert method_named("lora-4").word(subject, Setting()) == "sks cat"
+    assert method_named("custom-diffusion").word(subject, Setting()) == "<tuxedo-cat> cat"
+    own = method_named("perfusion")
+    words = {own.word(subject, setting) for setting in own.settings(FULL)}
     # one each, so that a batch may hold them all
-    late, weaker = len(FULL.late) * len(FULL.starts), len(by_name["perfusion"].scales)
+    late, weaker = len(FULL.late) * len(FULL.starts), len(own.scales)
     assert len(words) == len(FULL.biases) + len(FULL.global_biases) + late + weaker + 1
 
 
 def test_what_starts_late_is_drawn_at_once_too_and_what_is_weaker_at_full_strength():
     """A start or a strength is a slider that ends at the same lock and bias at once, in full."""
-    settings = next(method for method in METHODS if method.name == "perfusion").settings(FULL)
+    settings = method_named("perfusion").settings(FULL)
     assert all(replace(setting, start=0.0) in settings for setting in settings if setting != FOR_PAIRS)
     assert all(replace(setting, scale=1.0) in settings for setting in settings if setting != FOR_PAIRS)
     assert FOR_PAIRS.label == "local 0.75, strength 0.8, start 0.15"
