@@ -11,6 +11,7 @@ import re
 
 import torch
 
+from perfusion.pocket.optim import mixed_precision
 from perfusion.pocket.pool import encode_scenes, tokenise
 from perfusion.pocket.schedule import alphas, noised, velocity
 from perfusion.pocket.world import Taste, World
@@ -36,7 +37,7 @@ def wrong_noun_gap(
     alpha = alphas(world.device)[steps]
     errors = []
     for input_ids in (batch.input_ids, tokenise(tokenizer, wrong).to(world.device)):
-        with torch.autocast(world.device.type, torch.bfloat16):
+        with mixed_precision(world.device):
             hidden = text_encoder(input_ids).last_hidden_state
             output = unet(noised(batch.latents, noise, alpha), steps, hidden).sample.float()
         errors.append(float((output - velocity(batch.latents, noise, alpha)).square().mean()))

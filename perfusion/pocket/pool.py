@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from perfusion.pocket.optim import mixed_precision
 from perfusion.pocket.world import Scene, World
 
 
@@ -29,7 +30,7 @@ class Batch:
 def encode_scenes(world: World, vae: torch.nn.Module, tokenizer: object, scenes: Sequence[Scene]) -> Batch:
     """Compose, encode and tokenise scenes."""
     pictures, masks = world.render(scenes)
-    with torch.autocast(pictures.device.type, torch.bfloat16):
+    with mixed_precision(pictures.device):
         latents = vae.encode(pictures * 2 - 1).latent_dist.mode()  # type: ignore[operator]
     latents = latents.float() * vae.config.scaling_factor  # type: ignore[union-attr]
     return Batch(

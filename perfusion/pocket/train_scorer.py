@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perfusion.pocket.judge import MAX_COUNT, NOUN_NAMES, PLACE_NAMES
-from perfusion.pocket.optim import Average, Muon, load_checkpoint, rate, save_checkpoint, set_rate
+from perfusion.pocket.optim import (
+    Average,
+    Muon,
+    load_checkpoint,
+    mixed_precision,
+    rate,
+    save_checkpoint,
+    set_rate,
+)
 from perfusion.pocket.pool import tokenise
 from perfusion.pocket.scorer import Judgement, Scorer
 from perfusion.pocket.world import Scene, Taste, World
@@ -202,7 +210,7 @@ def scorer_step(
     nothing = texture(config.textures, world.size, rng, pictures)
     input_ids = tokenise(tokenizer, [scene.caption for scene in scenes]).to(world.device)
     labels = label(scenes)
-    with torch.autocast(world.device.type, torch.bfloat16):
+    with mixed_precision(world.device):
         judged, text = scorer.judge(torch.cat([pictures, nothing])), scorer.embed_text(input_ids)
     on_device = Labels(**{name: value.to(world.device) for name, value in vars(labels).items()})
     return loss_of(scorer, judged, text, on_device, len(scenes))

@@ -19,7 +19,15 @@ from typing import Any
 import torch
 
 from perfusion.pocket.gauge import wrong_noun_gap
-from perfusion.pocket.optim import Average, Muon, load_checkpoint, rate, save_checkpoint, set_rate
+from perfusion.pocket.optim import (
+    Average,
+    Muon,
+    load_checkpoint,
+    mixed_precision,
+    rate,
+    save_checkpoint,
+    set_rate,
+)
 from perfusion.pocket.pool import Batch, Pool, encode_scenes
 from perfusion.pocket.schedule import alphas, noised, velocity
 from perfusion.pocket.world import Taste, World
@@ -67,7 +75,7 @@ def loss_of(
         torch.rand(count, device=device) < 0.8, noisy, torch.randint(0, 1000, (count,), device=device)
     )
     alpha, noise = alphas(device)[steps], torch.randn_like(batch.latents)
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         hidden = text_encoder(batch.input_ids).last_hidden_state
         output = unet(noised(batch.latents, noise, alpha), steps, hidden).sample.float()
     error = (output - velocity(batch.latents, noise, alpha)).square()

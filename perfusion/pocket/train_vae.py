@@ -14,7 +14,15 @@ from pathlib import Path
 
 import torch
 
-from perfusion.pocket.optim import Average, Muon, load_checkpoint, rate, save_checkpoint, set_rate
+from perfusion.pocket.optim import (
+    Average,
+    Muon,
+    load_checkpoint,
+    mixed_precision,
+    rate,
+    save_checkpoint,
+    set_rate,
+)
 from perfusion.pocket.world import Taste, World
 
 logger = logging.getLogger(__name__)
@@ -71,7 +79,7 @@ def loss_of(
     vae: torch.nn.Module, crops: torch.Tensor, config: VaeConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The training loss and, for the log, the mean absolute error."""
-    with torch.autocast(crops.device.type, torch.bfloat16):
+    with mixed_precision(crops.device):
         latent = vae.encode(crops).latent_dist  # type: ignore[operator]
         mean, logvar = latent.mean.float(), latent.logvar.float()
         output = vae.decode(mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)).sample.float()  # type: ignore[operator]
@@ -141,7 +149,7 @@ def train_vae(
             save_checkpoint(
                 checkpoint, {"live": vae.state_dict(), "average": average.state}, optimisers, rng, facts
             )
-            with average.applied(), torch.autocast(held_out.device.type, torch.bfloat16):
+            with average.applied(), mixed_precision(held_out.device):
                 quality = psnr(reconstruct(vae, held_out).float(), held_out)
             speed = (step - first) / (saved - started)
             logger.info("step %d of %d, %.1f steps/s, %.0f min left, error %.4f, %.2f dB", step, config.steps, speed,
