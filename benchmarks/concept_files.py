@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.record import write_record
 from perfusion import Concept
-from perfusion.storage import STORAGES
+from perfusion.concept.storage import STORAGES
 
 RANK = 4  # of the LoRA: diffusers' own default
 LOAD_TARGET_MS = {"sd15": 1.0, "sdxl": 5.0}

@@ -14,7 +14,7 @@ from perfusion.devices.profiles import DeviceProfile
 from perfusion.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
-    from perfusion.runtime.model import Bundle
+    from perfusion.bundle.description import Bundle
     from perfusion.tensorrt.cache import EngineSearch
 
 __all__ = ["examine_bundle"]
@@ -28,8 +28,8 @@ def examine_bundle(folder: Path, found: Detected, python: Environment) -> Iterat
         found: the machine.
         python: the Python that would draw; engines belong to one release of TensorRT.
     """
+    from perfusion.bundle.reader import read_bundle
     from perfusion.devices.device_plan import engine_for
-    from perfusion.runtime.bundle import read_bundle
 
     try:
         bundle = read_bundle(folder, verify=False)
@@ -79,7 +79,7 @@ def _engines(folder: Path, found: Detected, python: Environment) -> Iterator[Fin
         return
     if found.jetpack is not None and not found.jetpack.has_engines:
         return  # which the machine's own findings say
-    from perfusion.tensorrt.bundle_facts import read_facts
+    from perfusion.bundle.facts import read_facts
     from perfusion.tensorrt.cache import find_engine
 
     facts = read_facts(folder)

@@ -13,7 +13,7 @@ from perfusion.devices.memory import MemoryPlan, graph_files, guided_by_default,
 from perfusion.devices.profiles import DeviceProfile
 
 if TYPE_CHECKING:
-    from perfusion.runtime.model import Bundle
+    from perfusion.bundle.description import Bundle
     from perfusion.tensorrt.build import Profile
 
 __all__ = ["DevicePlan", "engine_for", "fitting_batches", "plan_device"]
@@ -70,7 +70,7 @@ def plan_device(
     """Plan a bundle on a device.
 
     Args:
-        bundle: as `perfusion.runtime.bundle.read_bundle` gives it.
+        bundle: as `perfusion.bundle.reader.read_bundle` gives it.
         profile: the device, which does nothing else.
         side: width and height in pixels; None is the bundle's own.
         batch: pictures in one call of the UNet.
@@ -148,7 +148,7 @@ def fitting_batches(
 
 def _shapes(bundle: Bundle, side: int | None, memory: MemoryPlan) -> dict[str, tuple[Profile, ...]]:
     """The profiles of every graph of the bundle, since the export builds them all."""
-    from perfusion.tensorrt.bundle_facts import read_facts
+    from perfusion.bundle.facts import read_facts
     from perfusion.tensorrt.profiles import ShapeOptions, profiles_of
 
     facts = read_facts(bundle.folder)

@@ -22,7 +22,7 @@ from perfusion.devices.shapes import trace
 from perfusion.errors import RequestError
 
 if TYPE_CHECKING:
-    from perfusion.runtime.model import Bundle
+    from perfusion.bundle.description import Bundle
 
 __all__ = [
     "LIBRARY",
@@ -138,7 +138,7 @@ def plan_memory(
     """Plan what of a bundle is in memory when, so that a request fits into a budget.
 
     Args:
-        bundle: as `perfusion.runtime.bundle.read_bundle` gives it.
+        bundle: as `perfusion.bundle.reader.read_bundle` gives it.
         budget: bytes that the graphs may take together, or a device that does nothing else.
         width, height: of a picture, in pixels.
         batch: pictures in one call of the UNet; `guided` doubles its rows.

@@ -18,12 +18,13 @@ import safetensors.numpy
 
 from perfusion.attention import install, key_projections
 from perfusion.base import BaseModel
+from perfusion.bundle.names import KEY_PROJECTIONS, MANIFEST, TOKENIZER
 from perfusion.errors import ExportError
 from perfusion.export.convert import OPSET, check_opset, to_onnx
 from perfusion.export.engines import keep_engines
 from perfusion.export.graphs import Graph, graphs_of
 from perfusion.export.half import check_places, in_half, kept_places
-from perfusion.export.manifest import KEY_PROJECTIONS, MANIFEST, TOKENIZER, file_table, make_manifest
+from perfusion.export.manifest import file_table, make_manifest
 from perfusion.export.parity import TOLERANCES, DivergenceError, compare, explain
 from perfusion.export.preview import fit_latent_rgb
 from perfusion.export.probe import Probe, make_probe, probe

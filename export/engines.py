@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from perfusion.tensorrt.bundle_facts import read_facts
+from perfusion.bundle.facts import read_facts
 from perfusion.tensorrt.cache import ENGINES, find_engines
 
 __all__ = ["keep_engines"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from perfusion import __version__
 from perfusion.base import BaseModel
+from perfusion.bundle.names import FORMAT, FORMAT_VERSION, KEY_PROJECTIONS, TOKENIZER
 from perfusion.errors import ModelError
 from perfusion.export.convert import OPSET
 from perfusion.export.graphs import conditions_of, downscale, size_multiple
@@ -17,20 +18,11 @@ from perfusion.files import sha256_of
 from perfusion.loading import read_index, read_json
 
 __all__ = [
-    "FORMAT_VERSION",
-    "KEY_PROJECTIONS",
-    "MANIFEST",
-    "SAMPLERS",
-    "TOKENIZER",
+    "SAMPLER_OF_CLASS",
     "file_table",
     "make_manifest",
     "scheduler_settings",
 ]
-
-FORMAT_VERSION = 1
-MANIFEST = "bundle.json"
-TOKENIZER = "tokenizer.json"
-KEY_PROJECTIONS = "key_projections.safetensors"
 
 _SCHEDULER_SETTINGS: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -59,7 +51,7 @@ _KNOWN = {
 _REFUSED = ("trained_betas", "thresholding", "use_flow_sigmas")
 """Settings that no runtime here follows: a schedule without a name, one that latent models do not use, and flow."""
 
-SAMPLERS = {
+SAMPLER_OF_CLASS = {
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
@@ -81,7 +73,7 @@ def make_manifest(
 ) -> dict[str, Any]:
     """The content of bundle.json (docs/graph.md). Raises `ModelError` for settings that no runtime knows."""
     return {
-        "format": "perfusion-bundle",
+        "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "base": base.family,
         "base_fingerprint": base.fingerprint,
@@ -126,7 +118,7 @@ def scheduler_settings(base: BaseModel) -> dict[str, Any]:
             raise ModelError(
                 f"{base.folder}: its scheduler's {name} is {settings[name]!r}, expected {' or '.join(known)}"
             )
-    return {"sampler": SAMPLERS.get(_scheduler_class(base), "ddim"), **settings}
+    return {"sampler": SAMPLER_OF_CLASS.get(_scheduler_class(base), "ddim"), **settings}
 
 
 def _scheduler_class(base: BaseModel) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from perfusion.errors import PerfusionError
 
 if TYPE_CHECKING:
-    from perfusion.concept import Concept
+    from perfusion.concept.concept_file import Concept
 
 __version__ = "0.1.0"
 __all__ = ["Concept", "PerfusionError", "__version__"]
@@ -23,7 +23,7 @@ __all__ = ["Concept", "PerfusionError", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import numpy with the first use of `Concept`, so that `--help` of a command does not."""
     if name == "Concept":
-        from perfusion.concept import Concept
+        from perfusion.concept.concept_file import Concept
 
         return Concept
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

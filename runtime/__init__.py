@@ -7,8 +7,9 @@ runtime.load_concept("cat.safetensors")               # its token is now a word
 picture = runtime.generate("a photo of <cat> on a beach", seed=0)
 """
 
+from perfusion.bundle.description import Bundle
+from perfusion.bundle.reader import read_bundle
 from perfusion.runtime.bank import Settings
-from perfusion.runtime.bundle import Bundle, read_bundle
 from perfusion.runtime.explanation import Explanation
 from perfusion.runtime.pipeline import Runtime
 from perfusion.runtime.schedulers import SCHEDULERS

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.description import Bundle
+from perfusion.bundle.graph_io import GraphIO, graph_io_of
 from perfusion.errors import RequestError
-from perfusion.runtime.bundle import Bundle
-from perfusion.runtime.ends import Ends, graph_ends
 from perfusion.runtime.memory import free_device_memory, free_memory
 from perfusion.runtime.sessions import Graph, available_providers, require_provider
 from perfusion.tensorrt.flavour import FLAVOURS
@@ -66,7 +66,7 @@ class OnnxBackend:
     planned = True
 
     def __init__(
-        self, ends: Mapping[str, Ends], provider: str, threads: int | None, *, capture: bool = False
+        self, ends: Mapping[str, GraphIO], provider: str, threads: int | None, *, capture: bool = False
     ) -> None:
         """`capture`: record the UNet's calls as CUDA graphs.
 
@@ -114,8 +114,8 @@ def make_backend(
         if provider == flavour:
             from perfusion.runtime.engines import TensorRTBackend
 
-            return TensorRTBackend(bundle.folder, graph_ends(bundle), flavour)
-    return OnnxBackend(graph_ends(bundle), provider, threads, capture=cuda_graph)
+            return TensorRTBackend(bundle.folder, graph_io_of(bundle), flavour)
+    return OnnxBackend(graph_io_of(bundle), provider, threads, capture=cuda_graph)
 
 
 def offers(bundle: Bundle) -> Iterator[tuple[str, str]]:

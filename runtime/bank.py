@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.bank import Base, ConceptBank, EditRows, Settings
-from perfusion.concept import Concept
+from perfusion.bundle.description import Bundle
+from perfusion.concept.bank import Base, ConceptBank, EditRows, Settings
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import BundleError, RequestError
-from perfusion.runtime.bundle import Bundle
 from perfusion.runtime.cache import Cache
 
 __all__ = ["Bank", "Changes", "EditRows", "Settings"]

@@ -6,8 +6,8 @@ import itertools
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 
+from perfusion.concept.words import Encode, Word, check_text, pieces
 from perfusion.errors import RequestError
-from perfusion.prompt_tokens import Encode, Word, check_text, pieces
 
 __all__ = ["MOST_CHUNKS", "split_prompt"]
 

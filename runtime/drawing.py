@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.description import Bundle
+from perfusion.concept.phases import in_force
 from perfusion.errors import PerfusionError
-from perfusion.runtime.bundle import Bundle
 from perfusion.runtime.feeds import Feeds
 from perfusion.runtime.graphs import Graphs
 from perfusion.runtime.latents import NoiseStream
@@ -19,7 +20,6 @@ from perfusion.runtime.prompts import Row
 from perfusion.runtime.request import Request
 from perfusion.runtime.samplers import Parts
 from perfusion.runtime.schedulers import Schedule
-from perfusion.starts import in_force
 
 if TYPE_CHECKING:
     from PIL.Image import Image

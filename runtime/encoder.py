@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.concept import Concept
-from perfusion.readings import blended
+from perfusion.bundle.description import Bundle
+from perfusion.concept.blending import blended
+from perfusion.concept.concept_file import Concept
 from perfusion.runtime.bank import Bank
-from perfusion.runtime.bundle import Bundle
 from perfusion.runtime.cache import Cache
 from perfusion.runtime.graphs import Graphs
 from perfusion.runtime.tokenizer import PromptTokenizer, TokenizedPrompt, Word

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.facts import BundleFacts, read_facts
+from perfusion.bundle.graph_io import GraphIO
 from perfusion.errors import DeviceError, RequestError
 from perfusion.runtime.binding import CHANGING
-from perfusion.runtime.ends import Ends
 from perfusion.runtime.memory import free_memory
-from perfusion.tensorrt.bundle_facts import BundleFacts, read_facts
 from perfusion.tensorrt.cache import Engine, engine_damage, find_engines
 from perfusion.tensorrt.cuda import Cuda
 from perfusion.tensorrt.driver import query_driver
@@ -49,7 +49,7 @@ class TensorRTBackend:
 
     planned = False
 
-    def __init__(self, folder: Path, ends: Mapping[str, Ends], flavour: Flavour) -> None:
+    def __init__(self, folder: Path, ends: Mapping[str, GraphIO], flavour: Flavour) -> None:
         """Find the library, the device and the engines.
 
         Raises:

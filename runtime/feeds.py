@@ -11,8 +11,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.conditioning import unet_feeds
-from perfusion.runtime.bundle import Bundle
+from perfusion.bundle.description import Bundle
+from perfusion.concept.conditioning import unet_feeds
 from perfusion.runtime.cache import Cache
 from perfusion.runtime.prompts import Row
 from perfusion.runtime.request import Request

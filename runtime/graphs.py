@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.description import Bundle
+from perfusion.bundle.graph_io import graph_io_of
 from perfusion.errors import BundleError, DeviceError, PerfusionError, RequestError
 from perfusion.runtime.backends import Backend, Opened, make_backend, offers
-from perfusion.runtime.bundle import Bundle
-from perfusion.runtime.ends import graph_ends
 from perfusion.runtime.memory import STAGES, Residence
 from perfusion.runtime.tiles import decode_in_tiles
 
@@ -54,7 +54,7 @@ class Graphs:
         """
         _check_name(bundle.folder)
         self._bundle = bundle
-        self._known = tuple(graph_ends(bundle))
+        self._known = tuple(graph_io_of(bundle))
         self._memory = memory
         self._opened: dict[str, Opened] = {}
         self._backend: Backend | None = None

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perfusion.bundle.description import Bundle
+from perfusion.bundle.graph_io import graph_io_of
 from perfusion.errors import DeviceError, RequestError
-from perfusion.runtime.bundle import Bundle
-from perfusion.runtime.ends import graph_ends
 
 if TYPE_CHECKING:
     from perfusion.devices import MemoryPlan
@@ -61,7 +61,7 @@ class Residence:
         self._low = memory == "low"
         self._budget = _budget(memory, free_memory if free is None else free)
         self._refuses = refuses
-        self._names = tuple(graph_ends(bundle))
+        self._names = tuple(graph_io_of(bundle))
         self._needed = _needed(self._names)
         self._stored = sum(path.stat().st_size for path in _model_files(bundle.folder))
         self._plans: dict[_Planned, MemoryPlan] = {}

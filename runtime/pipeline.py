@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.concept import Concept
+from perfusion.bundle.description import Bundle
+from perfusion.bundle.reader import read_bundle
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.bank import Bank, Changes, Settings
-from perfusion.runtime.bundle import Bundle, read_bundle
 from perfusion.runtime.drawing import Phase, call_slices, decode, draw
 from perfusion.runtime.explanation import Explanation, explain
 from perfusion.runtime.feeds import Feeds

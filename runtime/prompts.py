@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.bank import EditRows
-from perfusion.concept import Concept
-from perfusion.conditioning import PromptState, conditioned
-from perfusion.edit import Conditioning, coordinates, gate, similarity
+from perfusion.bundle.description import Bundle
+from perfusion.concept.bank import EditRows
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.conditioning import PromptState, conditioned
+from perfusion.concept.edit import Conditioning, coordinates, gate, similarity
+from perfusion.concept.phases import in_force
+from perfusion.concept.words import Word, aligned, check_text, named
 from perfusion.errors import RequestError
-from perfusion.prompt_tokens import Word, aligned, check_text, named
 from perfusion.runtime.bank import Bank
-from perfusion.runtime.bundle import Bundle
 from perfusion.runtime.cache import Cache
 from perfusion.runtime.encoder import Encoding, Text, TextReader, blend, joined
 from perfusion.runtime.graphs import Graphs
 from perfusion.runtime.request import Request
-from perfusion.starts import in_force
 
 __all__ = ["Asked", "Prepared", "PromptEncoder", "Row"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from perfusion.edit import GATES
+from perfusion.concept.edit import GATES
 from perfusion.errors import RequestError
 from perfusion.runtime.bank import Changes
 from perfusion.runtime.pictures import open_picture
@@ -17,7 +17,7 @@ from perfusion.runtime.pictures import open_picture
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from perfusion.runtime.bundle import Bundle
+    from perfusion.bundle.description import Bundle
 
 __all__ = ["LOCKS", "Options", "Request", "make_request"]
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.noise_model import Floats, NoiseModel
+from perfusion.concept.phases import noise_share
 from perfusion.errors import RequestError
 from perfusion.runtime import samplers
-from perfusion.runtime.noise_model import Floats, NoiseModel
 from perfusion.runtime.samplers import Draw, Parts, Sampler
-from perfusion.starts import noise_share
 
-__all__ = ["SAMPLERS", "SCHEDULERS", "TAKE_KARRAS", "NoiseModel", "Schedule", "make_schedule"]
+__all__ = ["SCHEDULERS", "NoiseModel", "Schedule", "make_schedule"]
 
 Array = NDArray[np.float32]
 
@@ -251,9 +251,6 @@ SCHEDULERS: Mapping[str, Callable[[NoiseModel, int], Schedule]] = {
     "heun_karras": _along_sigma(samplers.heun, karras=True),
     "lcm": _lcm,
 }
-
-SAMPLERS = tuple(name for name in SCHEDULERS if not name.endswith("_karras"))
-TAKE_KARRAS = tuple(name for name in SAMPLERS if f"{name}_karras" in SCHEDULERS)
 
 
 def _spaced(model: NoiseModel, steps: int, *, last_too: bool = True) -> Floats:

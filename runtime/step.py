@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.description import LatentRGB
 from perfusion.errors import RequestError
-from perfusion.runtime.bundle import LatentRGB
 from perfusion.runtime.pictures import as_pictures
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""Prompts to token ids with a bundle's tokenizer; how concepts become words is in `perfusion.prompt_tokens`."""
+"""Prompts to token ids with a bundle's tokenizer; how concepts become words is in `perfusion.concept.words`."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from perfusion.errors import BundleError
-from perfusion.prompt_tokens import (
+from perfusion.bundle.description import TextEncoder
+from perfusion.concept.words import (
     Frame,
     Ids,
     TokenizedPrompt,
@@ -13,7 +13,7 @@ from perfusion.prompt_tokens import (
     tokenize,
     unknown,
 )
-from perfusion.runtime.bundle import TextEncoder
+from perfusion.errors import BundleError
 from perfusion.runtime.chunks import split_prompt
 
 __all__ = ["PromptTokenizer", "TokenizedPrompt", "Word"]
@@ -81,7 +81,7 @@ class PromptTokenizer:
     def superclass_version(self, prompt: TokenizedPrompt) -> tuple[Ids, Ids]:
         """The prompt with each superclass in its concept's place, and where each token has its counterpart.
 
-        Ids and positions, both (context_length,); see `perfusion.prompt_tokens.superclass_version`.
+        Ids and positions, both (context_length,); see `perfusion.concept.words.superclass_version`.
 
         Raises:
             RequestError: the superclasses make the prompt longer than the text encoder reads.

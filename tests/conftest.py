@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from perfusion.concept import Concept
-from perfusion.edit import edited_projection
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.edit import edited_projection
 
 # Set before any test imports a hub client: nothing here may be fetched, and a try should fail at once.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")

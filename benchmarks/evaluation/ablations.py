@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.evaluation.models import base_model, samples_of
 from perfusion.attention import installed
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.pocket.subjects import Subject
 from perfusion.training import TrainingConfig, loop
 from perfusion.training.loop import Run, optimise

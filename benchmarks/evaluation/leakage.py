@@ -31,8 +31,8 @@ from benchmarks.evaluation.prompts import Prompt
 from benchmarks.evaluation.training import trained_folder
 from benchmarks.evaluation.units import Context, Unit
 from perfusion.attention import ConceptAttnProcessor, install
-from perfusion.concept import Concept
-from perfusion.edit import condition
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.edit import condition
 from perfusion.files import writing
 from perfusion.pocket.vocabulary import article
 from perfusion.training.objective import Noising

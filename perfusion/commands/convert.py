@@ -14,7 +14,7 @@ from perfusion.errors import RequestError
 from perfusion.files import check_writable
 
 if TYPE_CHECKING:
-    from perfusion.concept import Concept
+    from perfusion.concept.concept_file import Concept
 
 NAME = "perfusion-convert"
 
@@ -103,7 +103,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace) -> Concept:
     """The concept of `--concept`."""
-    from perfusion.concept import Concept
+    from perfusion.concept.concept_file import Concept
 
     _refuse(args, _FOREIGN, "is for files of other programs; a concept file says all that itself.")
     return Concept.load(args.concept)

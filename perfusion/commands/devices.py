@@ -131,10 +131,10 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from perfusion.bundle.reader import read_bundle
     from perfusion.devices import detect, find_profile
     from perfusion.devices.device_plan import plan_device
     from perfusion.errors import DeviceError
-    from perfusion.runtime.bundle import read_bundle
 
     here = detect().profile
     profile = here if args.device is None else find_profile(args.device)

@@ -13,8 +13,8 @@ from perfusion.commands import Progress
 from perfusion.errors import DeviceError, ExportError, RequestError
 
 if TYPE_CHECKING:
+    from perfusion.bundle.description import Bundle
     from perfusion.devices import DeviceProfile
-    from perfusion.runtime.bundle import Bundle
     from perfusion.tensorrt.engines import EngineJob, EngineOutcome, EngineSettings
     from perfusion.tensorrt.profiles import ShapeOptions
 
@@ -120,10 +120,10 @@ def plan(
     given: argparse.Namespace, folder: Path, target: str, profile: DeviceProfile | None
 ) -> tuple[tuple[EngineJob, ...], EngineSettings]:
     """What is to be built for a bundle that is there."""
-    from perfusion.runtime.bundle import read_bundle
+    from perfusion.bundle.facts import read_facts
+    from perfusion.bundle.reader import read_bundle
     from perfusion.tensorrt import targets
     from perfusion.tensorrt.build import BuildOptions
-    from perfusion.tensorrt.bundle_facts import read_facts
     from perfusion.tensorrt.engines import EngineSettings, plan_jobs
 
     bundle = read_bundle(folder, verify=False)  # the files that are built from are verified there
@@ -149,8 +149,8 @@ def plan(
 
 def check_memory(given: argparse.Namespace, folder: Path, profile: DeviceProfile) -> None:
     """Say where a device has too little memory for a bundle's pictures, drawn by onnxruntime."""
+    from perfusion.bundle.reader import read_bundle
     from perfusion.devices.device_plan import fitting_batches
-    from perfusion.runtime.bundle import read_bundle
 
     bundle = read_bundle(folder, verify=False)
     memory = fitting_batches(bundle, profile, (1,), side=given.resolution, concepts=4)[1]

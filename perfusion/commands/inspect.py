@@ -92,8 +92,8 @@ def _sample(path: Path, folder: Path | None) -> Path:
     """The file of the sample of this name, in the bundle or the embedded one; any other path as it is."""
     if path.exists() or len(path.parts) != 1:
         return path
+    from perfusion.bundle.reader import read_bundle
     from perfusion.pocket import bundle_path
-    from perfusion.runtime.bundle import read_bundle
 
     folder = folder or bundle_path()
     if not (folder / _MANIFEST).is_file():
@@ -110,10 +110,10 @@ def _table(facts: dict[str, Any], lines: dict[str, str]) -> str:
 
 def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The facts of a concept file for a program, and for a reader."""
-    from perfusion.card import extract, is_card
-    from perfusion.concept import FORMAT_VERSION, Concept
-    from perfusion.container import unpack
-    from perfusion.storage import stored_as
+    from perfusion.concept.card import extract, is_card
+    from perfusion.concept.concept_file import FORMAT_VERSION, Concept
+    from perfusion.concept.container import unpack
+    from perfusion.concept.storage import stored_as
 
     concept = Concept.load(path)  # checks all of it
     data = path.read_bytes()
@@ -172,9 +172,9 @@ def _held_against(path: Path, folder: Path) -> tuple[dict[str, Any], dict[str, s
     """
     import numpy as np
 
-    from perfusion.concept import Concept
+    from perfusion.bundle.reader import read_bundle
+    from perfusion.concept.concept_file import Concept
     from perfusion.runtime.bank import Bank
-    from perfusion.runtime.bundle import read_bundle
 
     concept, bundle = Concept.load(path), read_bundle(folder, verify=False)
     Bank(bundle).load(concept)  # says why not, and warns where it is another checkpoint of the family
@@ -205,7 +205,7 @@ def _superclass_values(folder: Path, layers: Sequence[str], encoding: Any) -> "l
     concept's values began. None where a bundle does not hold its UNet's weights by their names."""
     from safetensors import safe_open
 
-    from perfusion.edit import locked_keys  # the same product, W ē, with the other projection
+    from perfusion.concept.edit import locked_keys  # the same product, W ē, with the other projection
 
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():
@@ -251,7 +251,7 @@ def _short(layer: str) -> str:
 
 def _extract(path: Path, target: Path) -> None:
     """Write the concept file in a card, byte for byte."""
-    from perfusion.card import extract, is_card
+    from perfusion.concept.card import extract, is_card
     from perfusion.files import writing
 
     data = path.read_bytes()
@@ -265,7 +265,7 @@ def _extract(path: Path, target: Path) -> None:
 
 def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The facts of a bundle for a program, and for a reader."""
-    from perfusion.runtime.bundle import read_bundle
+    from perfusion.bundle.reader import read_bundle
 
     bundle = read_bundle(folder, verify=True)
     manifest = json.loads((folder / _MANIFEST).read_bytes())  # read_bundle has just found it sound

@@ -18,7 +18,7 @@ from perfusion.files import cache_folder, writing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from perfusion.concept import Concept
+    from perfusion.concept.concept_file import Concept
     from perfusion.runtime import Runtime
     from perfusion.scoring import Scorer
     from perfusion.sweep import Setting, Sweep
@@ -297,10 +297,10 @@ def _write_defaults(path: Path, chosen: dict[str, Any]) -> None:
     """The same file, storage and all, with other defaults."""
     from PIL import Image
 
-    from perfusion.card import extract, is_card
-    from perfusion.concept import Concept
-    from perfusion.container import unpack
-    from perfusion.storage import stored_as
+    from perfusion.concept.card import extract, is_card
+    from perfusion.concept.concept_file import Concept
+    from perfusion.concept.container import unpack
+    from perfusion.concept.storage import stored_as
 
     concept, data = Concept.load(path), path.read_bytes()
     card = is_card(data)
@@ -322,7 +322,7 @@ def _chosen(text: str | None) -> dict[str, Any] | None:
         raise RequestError(f"--choose: {error}.") from error
     if len(values) > 2:
         raise RequestError(f"--choose {text}: expected BIAS or BIAS,TEMPERATURE, such as 0.7,0.15.")
-    from perfusion.bank import Settings
+    from perfusion.concept.bank import Settings
 
     chosen = dict(zip(("bias", "temperature"), values, strict=False))
     replace(Settings(bias=0.0, temperature=1.0, strength=1.0), **chosen)  # refuses numbers out of their range

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 
 from perfusion.attention import install, uninstall
-from perfusion.bank import ConceptBank, Settings
-from perfusion.concept import Concept
+from perfusion.concept.bank import ConceptBank, Settings
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.edit import GATES
+from perfusion.concept.phases import noise_share
 from perfusion.diffusers.parts import base_of, check_processors, check_same_parts, readers_of, unet_of
 from perfusion.diffusers.reading import Call, PromptReading
 from perfusion.diffusers.rows import PromptRows
-from perfusion.edit import GATES
 from perfusion.errors import ConceptError, ModelError, RequestError
-from perfusion.starts import noise_share
 
 __all__ = ["Applied", "apply"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfusion.attention import ConceptAttnProcessor, key_projections, layer_table
-from perfusion.bank import Base
 from perfusion.base import FAMILY_FILE, fingerprint
+from perfusion.concept.bank import Base
 from perfusion.diffusers.placeholders import Reader
 from perfusion.encoding import token_embedding
 from perfusion.errors import ModelError

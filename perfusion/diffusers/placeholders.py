@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perfusion.encoding import token_embedding
-from perfusion.prompt_tokens import (
+from perfusion.concept.words import (
     Encode,
     Frame,
     TokenizedPrompt,
@@ -23,6 +22,7 @@ from perfusion.prompt_tokens import (
     named,
     tokenize,
 )
+from perfusion.encoding import token_embedding
 
 __all__ = ["Reader", "reading_words"]
 
@@ -51,7 +51,7 @@ class Reader:
         return word in self.tokenizer.get_vocab()
 
     def tokenize(self, prompt: str, words: Mapping[str, Word]) -> TokenizedPrompt:
-        """See `perfusion.prompt_tokens.tokenize`."""
+        """See `perfusion.concept.words.tokenize`."""
         return tokenize(prompt, words, _encode_with(self.tokenizer), self.frame, self.knows)
 
     def numbered(self, words: Mapping[str, Word]) -> dict[str, Word]:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perfusion.bank import ConceptBank
-from perfusion.conditioning import conditioned
+from perfusion.concept.bank import ConceptBank
+from perfusion.concept.blending import blended
+from perfusion.concept.conditioning import conditioned
+from perfusion.concept.words import TokenizedPrompt, Word, aligned, named, superclass_version, unknown
 from perfusion.diffusers.placeholders import Reader, reading_words
 from perfusion.diffusers.rows import Phase, PromptRows, Texts, prompt_rows
-from perfusion.prompt_tokens import TokenizedPrompt, Word, aligned, named, superclass_version, unknown
-from perfusion.readings import blended
 
 __all__ = ["Call", "PromptReading"]
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perfusion.conditioning import PromptState, conditioned, unet_feeds
+from perfusion.concept.conditioning import PromptState, conditioned, unet_feeds
+from perfusion.concept.phases import in_force
 from perfusion.errors import RequestError
-from perfusion.starts import in_force
 
 __all__ = ["Phase", "PromptRows", "prompt_rows"]
 
@@ -71,7 +71,7 @@ class Phase:
 class Feeds:
     """What the UNet reads in one call."""
 
-    inputs: dict[str, Tensor]  # as `perfusion.conditioning.unet_feeds` names them
+    inputs: dict[str, Tensor]  # as `perfusion.concept.conditioning.unet_feeds` names them
     pooled: dict[int, Tensor]  # of the rows whose pooled state is not what the pipeline gives
 
     def with_pooled(self, states: Tensor) -> Tensor:

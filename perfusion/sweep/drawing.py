@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.files import writing
 from perfusion.sweep.settings import Setting
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfusion.bank import Settings
+from perfusion.concept.bank import Settings
 from perfusion.errors import RequestError
 
 __all__ = ["BIASES", "FIELDS", "LOCKS", "Setting", "all_settings", "parse_values"]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from perfusion import __version__
+from perfusion.bundle.facts import BundleFacts, GraphFacts
 from perfusion.errors import BundleError, DeviceError, ExportError, PerfusionError
 from perfusion.files import sha256_of, writing
 from perfusion.tensorrt.build import BuildOptions, Built, Phase, Profile, build_engine
-from perfusion.tensorrt.bundle_facts import BundleFacts, GraphFacts
 from perfusion.tensorrt.cache import Engine, building, engine_folder, find_engine, store_engine
 from perfusion.tensorrt.driver import query_driver
 from perfusion.tensorrt.keys import EngineKey, folder_name

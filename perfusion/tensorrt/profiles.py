@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from perfusion.bundle.facts import BundleFacts
 from perfusion.errors import RequestError
 from perfusion.tensorrt.build import Profile
-from perfusion.tensorrt.bundle_facts import BundleFacts
 
 __all__ = ["ShapeOptions", "check_counts", "check_shapes", "profiles_of"]
 

@@ -1,8 +1,8 @@
 """Pictures of a concept that is being trained, drawn by the base model itself.
 
-The algebra of `perfusion.edit`, diffusers' DDIM (for LCM models their own sampler), and the UNet that is in memory
-anyway: for choosing among snapshots and for a concept's card. Drawing for its own sake is the runtime's work, or
-`perfusion.diffusers`'.
+The algebra of `perfusion.concept.edit`, diffusers' DDIM (for LCM models their own sampler), and the UNet that is in
+memory anyway: for choosing among snapshots and for a concept's card. Drawing for its own sake is the runtime's work,
+or `perfusion.diffusers`'.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from perfusion.attention import installed, key_projections
 from perfusion.base import BaseModel
-from perfusion.concept import Concept
-from perfusion.edit import condition, locked_keys
+from perfusion.bundle.guidance import is_guided
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.edit import condition, locked_keys
 from perfusion.errors import TrainingError
-from perfusion.guidance import is_guided
 from perfusion.training.placing import autocasting, placed
 from perfusion.training.prompts import as_tensors, input_ids
 

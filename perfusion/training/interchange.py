@@ -17,8 +17,8 @@ from torch import Tensor
 from perfusion import __version__
 from perfusion.attention import key_projections, value_projections
 from perfusion.base import BaseModel
-from perfusion.concept import Concept
-from perfusion.edit import gate, project, similarity
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.edit import gate, project, similarity
 from perfusion.errors import ConceptError
 from perfusion.training.covariance import RIDGE, cached_second_moment, inverse, load_captions
 from perfusion.training.foreign import Checkpoint, read_checkpoint, read_textual_inversion

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from perfusion.base import BaseModel
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import DeviceError, ModelError
 from perfusion.scoring import OnnxScorer, Scorer
 from perfusion.training.config import TrainingConfig

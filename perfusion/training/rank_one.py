@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from perfusion.edit import SAME_DIRECTION
+from perfusion.concept.edit import SAME_DIRECTION
 
 __all__ = ["Edit", "RankOneEdit"]
 
@@ -93,8 +93,8 @@ class RankOneEdit(nn.Module):
     def _shares(self, encodings: Tensor, direction: Tensor) -> Tensor:
         """G⁻¹ (n ∘ W e), (batch, tokens, rows) float64: how much of each direction is in the encodings' part to go.
 
-        With n_k w_k = C⁻¹ i_k and G_jk = ⟨i_j, i_k⟩, both divided by √n on every side as in `perfusion.edit`, whose
-        threshold this is too: rows that agree are taken out once, in training as when drawing.
+        With n_k w_k = C⁻¹ i_k and G_jk = ⟨i_j, i_k⟩, both divided by √n on every side as in `perfusion.concept.edit`,
+        whose threshold this is too: rows that agree are taken out once, in training as when drawing.
         """
         raised = direction.double() @ self.inverse_moment
         gram = direction.double() @ raised.T

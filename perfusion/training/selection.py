@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
 from perfusion.scoring import Scorer
 

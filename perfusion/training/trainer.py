@@ -17,7 +17,7 @@ from torch import Tensor
 from perfusion import __version__
 from perfusion.attention import installed
 from perfusion.base import BaseModel
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
 from perfusion.scoring import Scorer
 from perfusion.training.config import TrainingConfig

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import PerfusionError, TrainingError
 from perfusion.locking import HeldError, lock
 from perfusion.training.state import Checkpoint, check_identity, read_checkpoint, write_checkpoint

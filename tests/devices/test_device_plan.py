@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from perfusion.bundle.reader import read_bundle
 from perfusion.commands import engine_steps
 from perfusion.commands.export import _arguments
 from perfusion.devices import PROFILES, find_profile
 from perfusion.devices.device_plan import fitting_batches, plan_device
 from perfusion.errors import RequestError
 from perfusion.pocket import bundle_path
-from perfusion.runtime.bundle import read_bundle
 
 GIB = 1 << 30
 

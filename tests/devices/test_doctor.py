@@ -238,7 +238,7 @@ def store(bundle, graph, sha256, **changes):
 @pytest.fixture
 def bundle(tmp_path):
     """A copy of the embedded bundle, and the checksums of the graphs a picture needs."""
-    from perfusion.tensorrt.bundle_facts import read_facts
+    from perfusion.bundle.facts import read_facts
 
     folder = tmp_path / "bundle"
     shutil.copytree(bundle_path(), folder)
@@ -338,8 +338,8 @@ def test_on_a_card_the_release_of_tensorrt_for_rtx_counts_and_not_the_driver(
 
 
 def test_the_bound_is_the_runtimes_own(make_root, environment):
+    from perfusion.bundle.reader import read_bundle
     from perfusion.devices import plan_memory
-    from perfusion.runtime.bundle import read_bundle
     from perfusion.runtime.memory import AUTO_SHARE
 
     bundle = read_bundle(bundle_path(), verify=False)

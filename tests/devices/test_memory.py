@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from perfusion.bundle.reader import read_bundle
 from perfusion.devices import PROFILES, plan_memory
 from perfusion.devices.half import kept_places
 from perfusion.devices.latency import estimate_latency
 from perfusion.devices.memory import STAGES, Smaller, graph_files, request_of
 from perfusion.errors import BundleError, RequestError
 from perfusion.pocket import bundle_path
-from perfusion.runtime.bundle import read_bundle
 
 MIB, GIB = 1 << 20, 1 << 30
 LARGE = {"width": 512, "height": 512}
@@ -209,7 +209,7 @@ import sys
 import numpy as np
 from perfusion.onnx_runtime import import_onnxruntime
 from perfusion.runtime.graphs import Graphs
-from perfusion.runtime.bundle import read_bundle
+from perfusion.bundle.reader import read_bundle
 from perfusion.pocket import bundle_path
 
 def peak():

@@ -19,7 +19,7 @@ from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Setting, chosen_me
 from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS
 from benchmarks.evaluation.prompts import PAIRS, PROMPTS, TUNING_PROMPTS, plain_text
 from perfusion.attention import layer_table
-from perfusion.edit import edited_projection
+from perfusion.concept.edit import edited_projection
 from perfusion.errors import RequestError
 from perfusion.pocket.subjects import SUBJECTS
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES

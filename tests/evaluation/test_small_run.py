@@ -16,7 +16,7 @@ from benchmarks.evaluation.tuning import MORE_RATES
 from benchmarks.evaluation.units import Context
 from perfusion import Concept
 from perfusion.attention import key_projections
-from perfusion.edit import locked_keys
+from perfusion.concept.edit import locked_keys
 
 STEPS = 3
 TINY = replace(SMALL, num_inference_steps=STEPS)

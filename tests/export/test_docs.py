@@ -17,7 +17,7 @@ from perfusion.export import PRECISIONS
 from perfusion.export.convert import OPSETS, to_onnx
 from perfusion.export.graphs import graphs_of
 from perfusion.export.half import KEPT
-from perfusion.export.manifest import SAMPLERS, make_manifest
+from perfusion.export.manifest import SAMPLER_OF_CLASS, make_manifest
 from perfusion.export.parity import TOLERANCES
 from perfusion.export.probe import _LARGEST
 from perfusion.export.weights import FLOAT16_MAX, INLINE_LIMIT
@@ -215,7 +215,7 @@ def test_the_schedulers_fields_and_samplers_are_named(manifest):
     (row,) = [row for row in tables(section("bundle.json"))["field"] if row[0] == "`scheduler`"]
     named = re.findall(r"`(\w+)`", row[1])
     samplers = named[1 : named.index("num_train_timesteps")]
-    assert set(samplers) == {"ddim", *SAMPLERS.values()}
+    assert set(samplers) == {"ddim", *SAMPLER_OF_CLASS.values()}
     assert [named[0], *named[1 + len(samplers) :]] == list(manifest["scheduler"])
 
 

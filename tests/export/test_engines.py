@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 import pytest
 
+from perfusion.bundle.facts import read_facts
 from perfusion.errors import ExportError
 from perfusion.export import export_bundle
 from perfusion.export.engines import keep_engines
 from perfusion.tensorrt.build import BuildOptions, Built
-from perfusion.tensorrt.bundle_facts import read_facts
 from perfusion.tensorrt.cache import find_engine, store_engine
 from perfusion.tensorrt.keys import EngineKey
 

@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from perfusion.attention import ConceptAttnProcessor, install, installed, uninstall
-from perfusion.edit import condition, edited_projection
+from perfusion.concept.edit import condition, edited_projection
 from perfusion.export.convert import to_onnx
 from perfusion.export.graphs import End, Graph, plain_graphs_of
 from perfusion.export.weights import save

@@ -19,7 +19,7 @@ from perfusion.attention import (
     uninstall,
     value_projections,
 )
-from perfusion.edit import condition, edited_projection
+from perfusion.concept.edit import condition, edited_projection
 from perfusion.errors import ModelError
 
 TEXT_DIM, TOKENS = 12, 7

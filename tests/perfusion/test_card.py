@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perfusion.card import CHUNK, MAX_CARD_BYTES, embed, extract
-from perfusion.concept import Concept
+from perfusion.concept.card import CHUNK, MAX_CARD_BYTES, embed, extract
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import ConceptError
 
 

@@ -13,11 +13,11 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from perfusion.concept import Concept
-from perfusion.container import unpack
-from perfusion.edit import edited_projection
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.container import unpack
+from perfusion.concept.edit import edited_projection
+from perfusion.concept.storage import STORAGES
 from perfusion.errors import ConceptError
-from perfusion.storage import STORAGES
 
 FORMAT_PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 TENSORS = (

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import ConceptError
 
 TENSORS = (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perfusion.edit import condition, edited_projection, locked_keys
+from perfusion.concept.edit import condition, edited_projection, locked_keys
 from perfusion.errors import RequestError
 
 TEXT_DIM = 24

@@ -14,8 +14,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttn
 import perfusion.diffusers
 from perfusion.attention import layer_table
 from perfusion.base import fingerprint
-from perfusion.concept import Concept
-from perfusion.edit import edited_projection, locked_keys
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.edit import edited_projection, locked_keys
 from perfusion.encoding import encode_prompts
 from perfusion.errors import ConceptError, ModelError, PerfusionError, RequestError
 from perfusion.pocket import model_path

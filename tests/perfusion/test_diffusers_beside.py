@@ -10,7 +10,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 import perfusion.diffusers
 from perfusion.attention import layer_table
 from perfusion.base import fingerprint
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import ModelError
 from perfusion.pocket.architecture import build_pipeline
 from perfusion.runtime.latents import initial_noise

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from perfusion.base import load_base
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.draw import draw
 

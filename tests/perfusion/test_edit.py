@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from perfusion.edit import (
+from perfusion.concept.edit import (
     coordinates,
     edited_projection,
     gate,

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from perfusion.attention import key_projections, value_projections
 from perfusion.commands.convert import main
-from perfusion.concept import Concept
-from perfusion.edit import condition, edited_projection, project
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.edit import condition, edited_projection, project
 from perfusion.errors import ConceptError
 from perfusion.training.covariance import cached_second_moment, inverse, load_captions
 from perfusion.training.foreign import read_checkpoint, read_textual_inversion

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from perfusion import edit as algebra
+from perfusion.concept import edit as algebra
 from perfusion.training.rank_one import RankOneEdit
 
 DIM, KEYS, VALUES = 12, 10, 14

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from perfusion.prompt_tokens import Frame, Word, aligned, tokenize
-from perfusion.readings import blended, readings
+from perfusion.concept.blending import blended, readings
+from perfusion.concept.words import Frame, Word, aligned, tokenize
 
 FRAME = Frame(vocab_size=1000, context_length=16, bos_token_id=0, eos_token_id=1, pad_token_id=2)
 IDS = {"a": 10, "teddy": 11, "bear": 12, "on": 13, "cat": 14}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from perfusion.base import load_base
 from perfusion.commands import train as command
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import ModelError, TrainingError
 from perfusion.training import TrainingConfig, train
 from perfusion.training.parallel import World

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
 from perfusion.training.selection import PROMPTS, cut_to_mask, score_snapshots, select
 

@@ -259,7 +259,7 @@ def test_opening_a_checkpoint_says_nothing(checkpoint, settings, capfd, caplog):
 def test_the_train_command_takes_a_checkpoint_and_its_settings(checkpoint, settings, tiny_model, tmp_path):
     from PIL import Image
 
-    from perfusion.concept import Concept
+    from perfusion.concept.concept_file import Concept
 
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "pictures/1.png")

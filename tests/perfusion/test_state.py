@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import ConceptError, PerfusionError, TrainingError
 from perfusion.training.state import (
     check_identity,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from perfusion.concept import Concept
-from perfusion.container import unpack
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.container import unpack
+from perfusion.concept.storage import STORAGES, narrow, stored_as, widen
 from perfusion.errors import ConceptError
-from perfusion.storage import STORAGES, narrow, stored_as, widen
 
 FORMAT_PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 INT8 = ("superclass_encoding", "embeddings.0", "embeddings.1", "target_values", "target_keys")
@@ -119,7 +119,7 @@ def test_an_int8_file_of_the_first_writers_has_a_dual_in_float32_and_is_read(con
 
 
 def test_similarities_do_not_change_with_the_storage_and_the_projection_hardly(make_concept):
-    from perfusion.edit import project, similarity
+    from perfusion.concept.edit import project, similarity
 
     concept = make_concept(text_dim=64)
     encodings = np.random.default_rng(1).normal(size=(50, 64)) + 1

@@ -11,7 +11,7 @@ import torch
 from perfusion.attention import key_projections, value_projections
 from perfusion.base import BaseModel, load_base, token_embedding
 from perfusion.commands import train as command
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import DeviceError, TrainingError
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.objective import Noising, masked_error

@@ -14,7 +14,7 @@ from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionMode
 
 from perfusion.attention import installed, key_projections
 from perfusion.base import BaseModel, guidance_embedding, load_base, token_embedding
-from perfusion.concept import Concept
+from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.draw import draw

@@ -8,11 +8,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from perfusion.bundle.graph_io import graph_io_of
 from perfusion.errors import BundleError, RequestError
 from perfusion.runtime import Runtime
 from perfusion.runtime.backends import OnnxBackend, make_backend, offers
 from perfusion.runtime.binding import CHANGING
-from perfusion.runtime.ends import graph_ends
 from perfusion.runtime.sessions import Graph
 
 
@@ -35,7 +35,7 @@ def unet_feeds(rows=2, concepts=2, side=8, seed=0):
 
 
 def open_unet(bundle, **options):
-    ends = graph_ends(bundle)["unet"]
+    ends = graph_io_of(bundle)["unet"]
     return Graph(ends.file, ends.inputs, ends.outputs, "cpu", threads=1, **options)
 
 
@@ -180,7 +180,7 @@ def cuda(monkeypatch, counting):
 
 
 def test_a_cuda_graph_is_recorded_for_each_set_of_shapes_after_a_first_run_without(bundle, plain, cuda):
-    unet = OnnxBackend(graph_ends(bundle), "cuda", None, capture=True).open("unet")
+    unet = OnnxBackend(graph_io_of(bundle), "cuda", None, capture=True).open("unet")
     small, large = unet_feeds(rows=1), unet_feeds(rows=2)
     for feeds in (small, small, small, large, large, small):
         np.testing.assert_array_equal(unet.run(**feeds)["out_sample"], plain(**feeds))
@@ -189,7 +189,7 @@ def test_a_cuda_graph_is_recorded_for_each_set_of_shapes_after_a_first_run_witho
 
 
 def test_no_more_cuda_graphs_are_recorded_than_their_buffers_can_be_kept_for(bundle, plain, cuda):
-    unet = OnnxBackend(graph_ends(bundle), "cuda", None, capture=True).open("unet")
+    unet = OnnxBackend(graph_io_of(bundle), "cuda", None, capture=True).open("unet")
     for _ in range(2):
         for rows in range(1, 11):
             feeds = unet_feeds(rows=rows, concepts=1)
@@ -198,7 +198,7 @@ def test_no_more_cuda_graphs_are_recorded_than_their_buffers_can_be_kept_for(bun
 
 
 def test_without_capture_a_cuda_session_records_nothing(bundle, cuda):
-    unet = OnnxBackend(graph_ends(bundle), "cuda", None).open("unet")
+    unet = OnnxBackend(graph_io_of(bundle), "cuda", None).open("unet")
     unet.run(**unet_feeds())
     assert "enable_cuda_graph" not in cuda.settings
     assert cuda.numbers == [None]
@@ -244,7 +244,7 @@ def test_engines_are_offered_by_the_name_of_their_folder(bundle_copy, folder, of
 
 
 def test_every_graph_of_the_bundle_has_the_ends_that_are_expected(bundle):
-    for name, ends in graph_ends(bundle).items():
+    for name, ends in graph_io_of(bundle).items():
         session = onnxruntime.InferenceSession(ends.file, providers=["CPUExecutionProvider"])
         assert sorted(end.name for end in session.get_inputs()) == sorted(ends.inputs), name
         assert [end.name for end in session.get_outputs()] == list(ends.outputs), name

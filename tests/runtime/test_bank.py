@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from perfusion.bank import Base, ConceptBank
+from perfusion.concept.bank import Base, ConceptBank
 from perfusion.errors import BundleError, ConceptError, RequestError
 from perfusion.runtime.bank import Bank, Settings
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from perfusion.conditioning import PromptState, conditioned, unet_feeds
-from perfusion.edit import Conditioning, condition
+from perfusion.concept.conditioning import PromptState, conditioned, unet_feeds
+from perfusion.concept.edit import Conditioning, condition
 from perfusion.errors import RequestError
 from perfusion.runtime.bank import Bank
 

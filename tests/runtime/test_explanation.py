@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perfusion.edit import coordinates, gate, similarity
+from perfusion.concept.edit import coordinates, gate, similarity
 from perfusion.errors import RequestError
 
 PROMPT = "a <cat> on a <dog>"

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from perfusion import Concept
-from perfusion.card import embed
+from perfusion.concept.card import embed
 from perfusion.errors import BundleError, PerfusionError
 from perfusion.runtime import Runtime, read_bundle
 from perfusion.runtime.sessions import Graph

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from perfusion.bundle.graph_io import graph_io_of
 from perfusion.pocket import bundle_path
 from perfusion.runtime import read_bundle
-from perfusion.runtime.ends import graph_ends
 from perfusion.runtime.sessions import Graph
 from perfusion.runtime.tiles import decode_in_tiles
 
@@ -76,7 +76,7 @@ def test_a_decoder_that_sees_a_few_neighbours_is_whole_but_at_the_seams(reach):
 
 def test_the_decoder_that_ships_makes_nearly_the_same_picture_in_tiles():
     bundle = read_bundle(bundle_path(), verify=False)
-    ends = graph_ends(bundle)["vae_decoder"]
+    ends = graph_io_of(bundle)["vae_decoder"]
     graph = Graph(ends.file, ends.inputs, ends.outputs, "cpu", 1)
     coarse = normal(1, 4, 8, 8, seed=1)
     latents = np.repeat(np.repeat(coarse, 6, axis=2), 6, axis=3) + 0.1 * normal(1, 4, 48, 48)  # 384 pixels

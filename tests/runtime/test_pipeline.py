@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perfusion.edit import locked_keys
+from perfusion.concept.edit import locked_keys
 from perfusion.errors import ConceptError, PerfusionError, RequestError
 from perfusion.runtime import Runtime
 

@@ -10,9 +10,9 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from perfusion import Concept
-from perfusion.edit import edited_projection
+from perfusion.bundle.description import Layer
+from perfusion.concept.edit import edited_projection
 from perfusion.runtime import Runtime
-from perfusion.runtime.bundle import Layer
 from perfusion.runtime.latents import initial_noise
 
 PROMPT = "a photo of <cat> on a beach"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perfusion.edit import condition
+from perfusion.concept.edit import condition
 from perfusion.errors import RequestError
 from perfusion.runtime import Runtime, Settings
 from perfusion.runtime.bank import Bank

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from perfusion.bundle.noise_model import NoiseModel
 from perfusion.errors import RequestError
 from perfusion.runtime import Runtime
-from perfusion.runtime.noise_model import NoiseModel
 from perfusion.runtime.schedulers import make_schedule
 
 PROMPT = "a photo of <cat> on a beach"

@@ -19,14 +19,14 @@ import pytest
 
 import perfusion.runtime.engines
 import perfusion.tensorrt.cuda
+from perfusion.bundle.facts import read_facts
+from perfusion.bundle.graph_io import graph_io_of
+from perfusion.bundle.reader import read_bundle
 from perfusion.errors import BundleError, DeviceError, PerfusionError, RequestError
 from perfusion.runtime import Runtime as DrawingRuntime
-from perfusion.runtime.bundle import read_bundle
-from perfusion.runtime.ends import graph_ends
 from perfusion.runtime.graphs import Graphs
 from perfusion.runtime.tiles import decode_in_tiles
 from perfusion.tensorrt.build import Built
-from perfusion.tensorrt.bundle_facts import read_facts
 from perfusion.tensorrt.cache import store_engine
 from perfusion.tensorrt.cuda import CALLS, Cuda
 from perfusion.tensorrt.driver import Driver as DriverFacts
@@ -349,7 +349,7 @@ def open_graph(bundle, tmp_path, driver, cuda):
     arena = Arena(cuda)
 
     def opened(name, *profiles, **options):
-        ends = graph_ends(bundle)[name]
+        ends = graph_io_of(bundle)[name]
         plan = tmp_path / f"{name}.plan"
         plan.write_text(
             json.dumps({"onnx": str(ends.file), "profiles": [{**SIZES, **profile} for profile in profiles]})

@@ -301,7 +301,7 @@ def test_closing_waits_for_the_picture_that_is_drawn(toy_bundle):
 def test_a_sketch_is_the_linear_map_of_what_the_model_believes(runtime):
     from dataclasses import replace
 
-    from perfusion.runtime.bundle import LatentRGB
+    from perfusion.bundle.description import LatentRGB
 
     *_, plain = runtime.denoise("a cat")
     if runtime.bundle.decoder.latent_rgb is None:

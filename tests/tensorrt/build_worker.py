@@ -12,10 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+from perfusion.bundle.facts import read_facts
 from perfusion.files import writing
 from perfusion.tensorrt import cache, engines
 from perfusion.tensorrt.build import BuildOptions, Built
-from perfusion.tensorrt.bundle_facts import read_facts
 from perfusion.tensorrt.profiles import ShapeOptions
 
 bundle = Path(sys.argv[1])

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from perfusion.bundle.facts import read_facts
 from perfusion.tensorrt.build import BuildOptions, Built
-from perfusion.tensorrt.bundle_facts import read_facts
 from perfusion.tensorrt.engines import EngineJob, EngineSettings, plan_jobs
 from perfusion.tensorrt.flavour import import_tensorrt
 from perfusion.tensorrt.keys import EngineKey

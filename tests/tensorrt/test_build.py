@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import perfusion.pocket
+from perfusion.bundle.facts import read_facts
 from perfusion.errors import BundleError, DeviceError, ExportError
 from perfusion.tensorrt import engines
 from perfusion.tensorrt.build import BuildOptions, build_engine
-from perfusion.tensorrt.bundle_facts import read_facts
 from perfusion.tensorrt.driver import Driver
 from perfusion.tensorrt.engines import EngineSettings, build_engines, plan_jobs
 from perfusion.tensorrt.interrupts import held_interrupts

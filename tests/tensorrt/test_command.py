@@ -269,8 +269,8 @@ LARGE = ("--engine", "trt-rtx", "--device", "rtx-4070", "--resolution", "512", "
 
 def needs(toy, budget, batch=1):
     """The bytes that pictures of 512 pixels need of a device or of a number of bytes."""
+    from perfusion.bundle.reader import read_bundle
     from perfusion.devices import plan_memory
-    from perfusion.runtime.bundle import read_bundle
 
     return plan_memory(read_bundle(toy), budget=budget, width=512, height=512, batch=batch).peak
 

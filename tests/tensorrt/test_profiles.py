@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from perfusion.bundle.facts import read_facts
 from perfusion.errors import ExportError, RequestError
-from perfusion.tensorrt.bundle_facts import read_facts
 from perfusion.tensorrt.engines import plan_jobs
 from perfusion.tensorrt.profiles import ShapeOptions, profiles_of
 

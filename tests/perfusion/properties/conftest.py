@@ -39,10 +39,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from perfusion.attention import installed
-from perfusion.bank import EditRows
 from perfusion.base import BaseModel, load_base
-from perfusion.concept import Concept
-from perfusion.conditioning import unet_feeds
+from perfusion.concept.bank import EditRows
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.conditioning import unet_feeds
 from perfusion.pocket.architecture import build_pipeline
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.covariance import load_captions, second_moment

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from perfusion.bank import EditRows
-from perfusion.concept import Concept
-from perfusion.conditioning import conditioned
+from perfusion.concept.bank import EditRows
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.conditioning import conditioned
 from perfusion.training.prompts import as_tensors
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.start import concept_prompt

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from perfusion.conditioning import conditioned
-from perfusion.edit import project
+from perfusion.concept.conditioning import conditioned
+from perfusion.concept.edit import project
 
 # 1
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.concept import Concept
-from perfusion.edit import locked_keys
+from perfusion.concept.blending import Reading, readings
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.edit import locked_keys
+from perfusion.concept.words import Word
 from perfusion.errors import ConceptError, RequestError
-from perfusion.prompt_tokens import Word
-from perfusion.readings import Reading, readings
 
 __all__ = ["Base", "ConceptBank", "EditRows", "Settings"]
 
@@ -176,7 +176,7 @@ class ConceptBank:
         return tuple(token for token in tokens if self._get(token).settings.start <= share)
 
     def readings(self, tokens: Iterable[str]) -> tuple[Reading, ...]:
-        """The ways to read a prompt with some concepts at their strengths now; see `perfusion.readings`."""
+        """The ways to read a prompt with some concepts at their strengths now; see `perfusion.concept.blending`."""
         return readings({token: self._get(token).settings.strength for token in tokens})
 
     def words(self, active: Container[str] | None = None) -> dict[str, Word]:

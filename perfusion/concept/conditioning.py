@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.bank import EditRows
-from perfusion.edit import Conditioning, condition
+from perfusion.concept.bank import EditRows
+from perfusion.concept.edit import Conditioning, condition
 
 __all__ = ["PromptState", "conditioned", "unet_feeds"]
 

@@ -2,7 +2,7 @@
 
 The file is safetensors with named tensors and string metadata; docs/format.md describes it for those who
 write a reader of their own. A file called *.png is a card: a picture that carries such a file
-(perfusion/card.py). Everything is checked when a concept is made, so one that exists is usable.
+(perfusion/concept/card.py). Everything is checked when a concept is made, so one that exists is usable.
 """
 
 import os
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from perfusion import card
-from perfusion.container import pack, unpack
+from perfusion.concept import card
+from perfusion.concept.container import pack, unpack
+from perfusion.concept.storage import narrow, widen
 from perfusion.errors import ConceptError
 from perfusion.files import writing
-from perfusion.storage import narrow, widen
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,18 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfusion.runtime.bundle import Bundle
+from perfusion.bundle.description import Bundle
+from perfusion.bundle.names import UNET_INPUTS
 
-__all__ = ["Ends", "graph_ends"]
-
-_UNET_INPUTS = (
-    "sample", "timestep", "encoder_hidden_states", "key_hidden_states",
-    "key_gate", "value_gate", "concept_keys", "concept_values",
-)  # fmt: skip
+__all__ = ["GraphIO", "graph_io_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ends:
+class GraphIO:
     """A graph's file, and the inputs and outputs it must have."""
 
     file: Path
@@ -24,10 +20,10 @@ class Ends:
     outputs: tuple[str, ...]
 
 
-def graph_ends(bundle: Bundle) -> dict[str, Ends]:
+def graph_io_of(bundle: Bundle) -> dict[str, GraphIO]:
     """The graphs of a bundle by name, in the order in which a request needs them."""
     ends = {
-        encoder.name: Ends(
+        encoder.name: GraphIO(
             file=encoder.file,
             inputs=("input_ids", "concept_embeddings"),
             outputs=(encoder.output, *([encoder.pooled_output] if encoder.pooled_output else [])),
@@ -35,13 +31,13 @@ def graph_ends(bundle: Bundle) -> dict[str, Ends]:
         for encoder in bundle.text_encoders
     }
     if bundle.decoder.encoder is not None:
-        ends["vae_encoder"] = Ends(
+        ends["vae_encoder"] = GraphIO(
             file=bundle.decoder.encoder, inputs=("sample",), outputs=("latent_sample",)
         )
-    ends["unet"] = Ends(
+    ends["unet"] = GraphIO(
         file=bundle.unet.file,
-        inputs=(*_UNET_INPUTS, *bundle.unet.conditions),
+        inputs=(*UNET_INPUTS, *bundle.unet.conditions),
         outputs=("out_sample",),
     )
-    ends["vae_decoder"] = Ends(file=bundle.decoder.file, inputs=("latent_sample",), outputs=("sample",))
+    ends["vae_decoder"] = GraphIO(file=bundle.decoder.file, inputs=("latent_sample",), outputs=("sample",))
     return ends

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perfusion.bundle.guidance import is_guided
 from perfusion.errors import BundleError
-from perfusion.guidance import is_guided
 
 __all__ = ["BundleFacts", "GraphFacts", "read_facts"]
 

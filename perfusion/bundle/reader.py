@@ -13,18 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from perfusion.bundle.description import Bundle, Decoder, Defaults, LatentRGB, Layer, TextEncoder, UNet
+from perfusion.bundle.fields import Fields
+from perfusion.bundle.names import FORMAT, FORMAT_VERSION, MANIFEST, SAMPLERS, TAKE_KARRAS
+from perfusion.bundle.noise_model import NoiseModel
 from perfusion.errors import BundleError, PerfusionError
 from perfusion.files import sha256_of
-from perfusion.runtime.fields import Fields
-from perfusion.runtime.model import Bundle, Decoder, Defaults, LatentRGB, Layer, TextEncoder, UNet
-from perfusion.runtime.noise_model import NoiseModel
-from perfusion.runtime.schedulers import SAMPLERS, TAKE_KARRAS
 
-__all__ = ["Bundle", "Decoder", "Defaults", "LatentRGB", "Layer", "TextEncoder", "UNet", "read_bundle"]
-
-MANIFEST = "bundle.json"
-FORMAT = "perfusion-bundle"
-FORMAT_VERSION = 1
+__all__ = ["read_bundle"]
 
 _MOST_BYTES = 1 << 20  # a bundle.json of SDXL's 70 layers has 15 KB
 _MOST_ENCODERS = 2

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.guidance import is_guided
+from perfusion.bundle.noise_model import NoiseModel
 from perfusion.errors import ConceptError
-from perfusion.guidance import is_guided
-from perfusion.runtime.noise_model import NoiseModel
 
 __all__ = ["Bundle", "Decoder", "Defaults", "LatentRGB", "Layer", "TextEncoder", "UNet"]
 

@@ -1,0 +1,32 @@
+"""The names that bundle.json and the files beside it go by, written by export and read by everything else. No imports."""
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "KARRAS",
+    "KEY_PROJECTIONS",
+    "MANIFEST",
+    "SAMPLERS",
+    "TAKE_KARRAS",
+    "TOKENIZER",
+    "UNET_INPUTS",
+]
+
+FORMAT = "perfusion-bundle"
+FORMAT_VERSION = 1
+
+MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+KEY_PROJECTIONS = "key_projections.safetensors"
+
+SAMPLERS = ("ddim", "euler", "euler_ancestral", "dpmpp_2m", "heun", "lcm")
+"""How a scheduler gets from one noise level to the next, as bundle.json names it."""
+TAKE_KARRAS = ("euler", "dpmpp_2m", "heun")
+"""The samplers that also exist on the noise levels of Karras et al. 2022, as `<name>_karras`."""
+KARRAS = "_karras"
+
+UNET_INPUTS = (
+    "sample", "timestep", "encoder_hidden_states", "key_hidden_states",
+    "key_gate", "value_gate", "concept_keys", "concept_values",
+)  # fmt: skip
+"""The UNet's inputs that every base model has, in the graph's order."""
