@@ -16,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
 from benchmarks.record import write_record
-from perfusion.pocket import model_path
+from perfusion.embedded import model_path
 from perfusion.runtime import Runtime
 
 PAIRS, STEPS, GUIDANCE = 7, 20, 3.0

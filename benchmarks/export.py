@@ -189,7 +189,7 @@ def _sessions(opened: Any, work: Path) -> dict[str, Any]:
     """The model's UNet as a plain graph and as a bundle's, opened."""
     import onnxruntime
 
-    from perfusion.attention import install
+    from perfusion.base.attention import install
     from perfusion.export.convert import to_onnx
     from perfusion.export.graphs import graphs_of, plain_graphs_of
     from perfusion.export.weights import save, store_as_float16

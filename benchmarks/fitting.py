@@ -18,7 +18,7 @@ from benchmarks.record import write_record
 from perfusion.devices.half import kept_places
 from perfusion.devices.memory import Request, plan_graphs
 from perfusion.devices.profiles import PROFILES
-from perfusion.pocket import bundle_path
+from perfusion.embedded import bundle_path
 
 MIB = 1 << 20
 MODELS = {"sd15": (512, 64), "sd21": (768, 64), "sdxl": (1024, 32), "pocket": (128, 32)}

@@ -25,7 +25,7 @@ from benchmarks.concept_files import CONFIGS, attentions
 from benchmarks.record import peak_memory_mb, write_record
 from benchmarks.swap import describe, make_concept
 from perfusion import Concept
-from perfusion.pocket import model_path
+from perfusion.embedded import model_path
 from perfusion.runtime.bank import Bank
 
 SWAPS = 15

@@ -102,11 +102,11 @@ def _export(plain: Path) -> Any:
     """Write the embedded model as optimum lays out its exports; returns diffusers' picture, (1, height, width, 3)."""
     import torch
 
+    from perfusion.embedded import model_path
     from perfusion.export.convert import to_onnx
     from perfusion.export.graphs import plain_graphs_of
     from perfusion.export.source import open_model
     from perfusion.export.weights import save, store_as_float16
-    from perfusion.pocket import model_path
 
     shutil.rmtree(plain, ignore_errors=True)
     for graph in plain_graphs_of(open_model(None)):

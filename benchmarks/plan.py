@@ -22,7 +22,7 @@ from benchmarks.record import ROOT, write_record
 from perfusion.devices.latency import graph_seconds
 from perfusion.devices.memory import LIBRARY, Request, graph_costs, graph_sizes, open_size
 from perfusion.devices.profiles import processor_profile
-from perfusion.pocket import bundle_path
+from perfusion.embedded import bundle_path
 
 RUNS = 6
 MIB, GIB = 1 << 20, 1 << 30
@@ -114,7 +114,7 @@ def export_middle(folder: Path) -> Path:
     from diffusers import UNet2DConditionModel
 
     from benchmarks.models.hollow import unet_graph
-    from perfusion.attention import installed
+    from perfusion.base.attention import installed
     from perfusion.export.convert import to_onnx
 
     torch.manual_seed(0)

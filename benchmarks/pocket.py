@@ -14,11 +14,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
 from benchmarks.record import write_record
-from perfusion.base import load_base
-from perfusion.pocket.gauge import wrong_noun_gap
-from perfusion.pocket.sprites import training_atlas
-from perfusion.pocket.train_vae import SCENES, psnr, reconstruct
-from perfusion.pocket.world import World
+from perfusion.base.base_model import load_base
+from recipes.pocket.gauge import wrong_noun_gap
+from recipes.pocket.sprites import training_atlas
+from recipes.pocket.train_vae import SCENES, psnr, reconstruct
+from recipes.pocket.world import World
 
 COUNT = 128
 

@@ -1,8 +1,8 @@
 """python benchmarks/quality.py: does the embedded model draw what 200 prompts say? The probes judge 800 pictures.
 
 Prompts are put together from a seed of their own: a noun in a place, a coloured noun in a place, two nouns in a
-relation. The probes are classifiers trained on the world's scenes (`perfusion.pocket.judge`); their own accuracies
-are in the record, and they are the ceiling of what can be measured with them.
+relation. The probes are classifiers trained on the world's scenes (`perfusion.judging.pocket_scorer`); their own
+accuracies are in the record, and they are the ceiling of what can be measured with them.
 """
 
 import random
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
 from benchmarks.record import write_record
-from perfusion.pocket.judge import Judge, Verdict
+from perfusion.judging.pocket_scorer import Judge, Verdict
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES, article
 from perfusion.runtime import Runtime
 

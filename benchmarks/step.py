@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.models.hollow import unet_graph
 from benchmarks.record import ROOT, peak_memory_mb, write_record
-from perfusion.attention import installed, layer_table
+from perfusion.base.attention import installed, layer_table
 from perfusion.export.convert import to_onnx
 from perfusion.export.weights import save
 from perfusion.runtime.sessions import Graph as OpenedGraph

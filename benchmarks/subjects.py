@@ -24,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.record import ROOT, write_record
 from perfusion import Concept
-from perfusion.base import load_base
+from perfusion.base.base_model import load_base
 from perfusion.files import writing
-from perfusion.pocket.judge import Judge
-from perfusion.pocket.sheet import contact_sheet
-from perfusion.pocket.subjects import SUBJECTS, Subject
+from perfusion.judging.pocket_scorer import Judge
 from perfusion.pocket.vocabulary import PLACES, article
 from perfusion.runtime import Runtime
+from perfusion.runtime.contact_sheet import contact_sheet
 from perfusion.training import TrainingConfig, train_concept
+from recipes.pocket.subjects import SUBJECTS, Subject
 
 STEPS, SEEDS = 300, 2
 TAKES, KEEPS, IS_ONE = 0.8, 0.8, 0.5

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from benchmarks.record import write_record
 from perfusion import Concept
 from perfusion.bundle.description import Bundle, Decoder, Defaults, Layer, TextEncoder, UNet
-from perfusion.pocket import bundle_path
+from perfusion.embedded import bundle_path
 from perfusion.runtime.bank import Bank
 from perfusion.runtime.feeds import Feeds
 from perfusion.runtime.graphs import Graphs

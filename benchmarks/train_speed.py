@@ -33,7 +33,7 @@ import torch
 from benchmarks.loops.of_diffusers import LOOPS, Loop, Task, has_peft
 from benchmarks.models.scaled import scaled_sd15
 from benchmarks.record import ROOT, write_record
-from perfusion.base import BaseModel, load_base
+from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import DeviceError, PerfusionError
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.captions import generate_captions

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import perfusion.diffusers
-from perfusion.pocket import model_path
+from perfusion.embedded import model_path
 
 OUTPUT = Path("build/examples")
 OUTPUT.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 import safetensors.numpy
 
-from perfusion.attention import install, key_projections
-from perfusion.base import BaseModel
+from perfusion.base.attention import install, key_projections
+from perfusion.base.base_model import BaseModel
 from perfusion.bundle.names import KEY_PROJECTIONS, MANIFEST, TOKENIZER
 from perfusion.errors import ExportError
 from perfusion.export.convert import OPSET, check_opset, to_onnx

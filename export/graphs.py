@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from perfusion.attention import key_projections, value_projections
-from perfusion.base import BaseModel, encode
-from perfusion.encoding import encode_penultimate, pool
+from perfusion.base.attention import key_projections, value_projections
+from perfusion.base.base_model import BaseModel, encode
+from perfusion.base.encoding import encode_penultimate, pool
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -15,8 +15,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from perfusion.attention import ConceptAttnProcessor
-from perfusion.base import BaseModel
+from perfusion.base.attention import ConceptAttnProcessor
+from perfusion.base.base_model import BaseModel
 from perfusion.errors import ExportError
 from perfusion.export.graphs import End, Graph
 

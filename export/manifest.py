@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from perfusion import __version__
-from perfusion.base import BaseModel
+from perfusion.base.base_model import BaseModel
+from perfusion.base.loading import read_index, read_json
 from perfusion.bundle.names import FORMAT, FORMAT_VERSION, KEY_PROJECTIONS, TOKENIZER
 from perfusion.errors import ModelError
 from perfusion.export.convert import OPSET
 from perfusion.export.graphs import conditions_of, downscale, size_multiple
 from perfusion.export.half import kept_places
 from perfusion.files import sha256_of
-from perfusion.loading import read_index, read_json
 
 __all__ = [
     "SAMPLER_OF_CLASS",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perfusion.base import BaseModel
+from perfusion.base.base_model import BaseModel
 from perfusion.errors import ExportError
 from perfusion.export.graphs import conditions_of, downscale
 from perfusion.export.half import ATTENTION

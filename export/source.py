@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from perfusion.base import BaseModel, load_base
+from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import ExportError
 from perfusion.export.weights import INLINE_LIMIT
 
@@ -27,7 +27,7 @@ def open_model(model: Path | None, config: Path | None = None) -> BaseModel:
     Raises `ModelError`, as `load_base` does.
     """
     if model is None:
-        from perfusion.pocket import model_path
+        from perfusion.embedded import model_path
 
         model = model_path()
     return load_base(model, stored_dtype(model), config=config)

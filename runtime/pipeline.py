@@ -396,6 +396,6 @@ class Runtime:
 
 
 def _default_bundle() -> Path:
-    from perfusion.pocket import bundle_path
+    from perfusion.embedded import bundle_path
 
     return bundle_path()

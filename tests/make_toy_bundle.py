@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from perfusion.base import FAMILY_FILE
+from perfusion.base.base_model import FAMILY_FILE
 from perfusion.export import export_bundle
-from perfusion.pocket.architecture import SCHEDULER, Size, build_text_encoder
-from perfusion.pocket.tokenizer import build_tokenizer
 from perfusion.pocket.vocabulary import words
+from recipes.pocket.architecture import SCHEDULER, Size, build_text_encoder
+from recipes.pocket.tokenizer import build_tokenizer
 
 TOY_BUNDLE = Path(__file__).parent / "data" / "toy_bundle"
 

@@ -25,8 +25,8 @@ HEAVY = {
 }
 TRAINING_ONLY = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript")
 WITHOUT_TORCH = (
-    *("bundle", "concept", "errors", "files", "locking", "onnx_runtime", "runtime", "devices", "scoring"),
-    *("sweep", "tensorrt", "commands"),
+    *("bundle", "concept", "devices", "judging", "pocket", "runtime", "sweep", "tensorrt", "commands"),
+    *("embedded", "errors", "files", "locking", "onnx_runtime"),
 )
 """The rooms that work where torch is not installed: the folder is the promise."""
 
@@ -120,7 +120,7 @@ def expected_files():
     }
     files |= {name.replace(".", "/") + ".py" for name, path in MODULES.items() if path.stem != "__init__"}
     pocket = ROOT / "perfusion" / "pocket"
-    data = [path for part in ("model", "data", "scorer") for path in (pocket / part).rglob("*")]
+    data = [path for part in ("model", "scorer") for path in (pocket / part).rglob("*")]
     return files | {str(path.relative_to(ROOT)) for path in data if path.is_file()} | {"perfusion/py.typed"}
 
 
@@ -205,7 +205,7 @@ NOT_BELOW = {
 
 
 def test_nothing_imports_upwards():
-    parts = (*NOT_BELOW, "perfusion.commands", "perfusion.pocket")
+    parts = (*NOT_BELOW, "perfusion.commands")
     for name, path in MODULES.items():
         part = next((part for part in parts if name == part or name.startswith(part + ".")), "")
         forbidden = NOT_BELOW.get(part, (*NOT_BELOW, "perfusion.commands") if part == "" else ())

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.evaluation.models import base_model, samples_of
-from perfusion.attention import installed
+from perfusion.base.attention import installed
 from perfusion.concept.concept_file import Concept
-from perfusion.pocket.subjects import Subject
 from perfusion.training import TrainingConfig, loop
 from perfusion.training.loop import Run, optimise
 from perfusion.training.prompts import check_superclass
 from perfusion.training.rank_one import Edit, RankOneEdit
 from perfusion.training.start import start_edit
 from perfusion.training.trainer import as_concept
+from recipes.pocket.subjects import Subject
 
 __all__ = ["EDITS", "edited", "train_variant"]
 

@@ -21,13 +21,13 @@ from benchmarks.evaluation.merging import merged_projections
 from benchmarks.evaluation.methods import Method, Setting
 from benchmarks.evaluation.models import base_model, drawing_runtime, own_copy, pipeline_of
 from benchmarks.evaluation.plan import Plan
-from perfusion.attention import install
+from perfusion.base.attention import install
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.phases import noise_share
 from perfusion.errors import RequestError
-from perfusion.pocket.subjects import Subject
 from perfusion.runtime.latents import initial_noise
 from perfusion.training.prompts import as_tensors, input_ids
+from recipes.pocket.subjects import Subject
 
 __all__ = ["Artist", "Job", "PipelineArtist", "RuntimeArtist", "artist_for"]
 

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from benchmarks.evaluation.models import base_model, own_copy, samples_of
 from benchmarks.evaluation.plan import Plan
 from benchmarks.evaluation.prior import prior_latents
-from perfusion.attention import installed
-from perfusion.base import BaseModel, token_embedding
+from perfusion.base.attention import installed
+from perfusion.base.base_model import BaseModel, token_embedding
 from perfusion.errors import TrainingError
 from perfusion.files import writing
-from perfusion.pocket.subjects import Subject
 from perfusion.training.objective import Noising, masked_error
 from perfusion.training.placing import autocast_dtype, autocasting
 from perfusion.training.prompts import TEMPLATES, as_tensors, input_ids, word_ids
+from recipes.pocket.subjects import Subject
 
 __all__ = ["IDENTIFIER", "LEARNERS", "Learner", "train_baseline"]
 

@@ -30,7 +30,7 @@ from benchmarks.evaluation.plan import Plan, subject_named
 from benchmarks.evaluation.prompts import Prompt
 from benchmarks.evaluation.training import trained_folder
 from benchmarks.evaluation.units import Context, Unit
-from perfusion.attention import ConceptAttnProcessor, install
+from perfusion.base.attention import ConceptAttnProcessor, install
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import condition
 from perfusion.files import writing

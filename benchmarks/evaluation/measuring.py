@@ -31,9 +31,9 @@ from benchmarks.evaluation.models import judge
 from benchmarks.evaluation.plan import Plan, pictures_of, subject_named
 from benchmarks.evaluation.units import Context, Unit
 from perfusion.files import writing
-from perfusion.pocket.sprites import Atlas, held_out_atlas
-from perfusion.pocket.subjects import Subject, only
-from perfusion.pocket.world import Taste, World
+from recipes.pocket.sprites import Atlas, held_out_atlas
+from recipes.pocket.subjects import Subject, only
+from recipes.pocket.world import Taste, World
 
 __all__ = [
     "Measured",
@@ -71,7 +71,7 @@ class Measured:
 
     def seen(self, row: int, count: int = 1) -> tuple[str, ...]:
         """The likeliest nouns of a picture."""
-        from perfusion.pocket.judge import NOUN_NAMES
+        from perfusion.judging.pocket_scorer import NOUN_NAMES
 
         return tuple(NOUN_NAMES[index] for index in np.argsort(-self.nouns[row])[:count])
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from perfusion.base import BaseModel
-from perfusion.pocket.subjects import Subject
+from perfusion.base.base_model import BaseModel
 from perfusion.training.covariance import cached_second_moment, inverse, load_captions
 from perfusion.training.prompts import as_tensors, input_ids, word_ids
+from recipes.pocket.subjects import Subject
 
 __all__ = ["merged", "merged_projections"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.evaluation.baselines import IDENTIFIER
 from benchmarks.evaluation.plan import Plan
 from perfusion.errors import RequestError
-from perfusion.pocket.subjects import Subject
+from recipes.pocket.subjects import Subject
 
 __all__ = [
     "DEFAULT_BIAS",

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from benchmarks.evaluation.plan import Plan, pictures_of
-from perfusion.base import BaseModel, load_base
-from perfusion.pocket import scorer_path
-from perfusion.pocket.judge import Judge
-from perfusion.pocket.subjects import Subject
+from perfusion.base.base_model import BaseModel, load_base
+from perfusion.embedded import scorer_path
+from perfusion.judging.pocket_scorer import Judge
+from perfusion.judging.scorer import OnnxScorer
 from perfusion.runtime import Runtime
-from perfusion.scoring import OnnxScorer
 from perfusion.training import TrainingConfig
 from perfusion.training.pictures import find_pictures, load_picture
 from perfusion.training.samples import Samples, encode_pictures
+from recipes.pocket.subjects import Subject
 
 __all__ = [
     "base_model",

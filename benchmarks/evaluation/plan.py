@@ -11,7 +11,7 @@ from benchmarks.evaluation.prompts import PAIR_PROMPTS, PAIRS, PLAIN, PROMPTS, T
 from benchmarks.record import ROOT
 from perfusion.errors import RequestError
 from perfusion.files import writing
-from perfusion.pocket.subjects import SUBJECTS, Subject, save
+from recipes.pocket.subjects import SUBJECTS, Subject, save
 
 __all__ = ["FULL", "SMALL", "TUNING_SUBJECTS", "Plan", "open_work", "pictures_of", "subject_named"]
 

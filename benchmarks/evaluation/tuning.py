@@ -21,7 +21,7 @@ from benchmarks.evaluation.prompts import plain_text
 from benchmarks.evaluation.training import CHOSEN, train_method
 from benchmarks.evaluation.units import Context, Unit
 from perfusion.files import writing
-from perfusion.pocket.subjects import Subject
+from recipes.pocket.subjects import Subject
 
 __all__ = ["MORE_RATES", "choose", "tuning_units", "unmasking_units", "widening_units"]
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from perfusion.base import BaseModel
+from perfusion.base.base_model import BaseModel
 from perfusion.training.pictures import find_pictures, load_picture, prepare
 from perfusion.training.placing import autocast_dtype, autocasting
 from perfusion.training.prompts import TEMPLATES, as_tensors, input_ids

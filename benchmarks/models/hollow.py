@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from benchmarks.models import CONFIGS, VAE
 from benchmarks.models.kept import EXPORTER, kept
-from perfusion.attention import installed, layer_table
+from perfusion.base.attention import installed, layer_table
 from perfusion.export.convert import to_onnx
 from perfusion.export.graphs import (
     End,

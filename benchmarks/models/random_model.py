@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks.models import CONFIGS, VAE
-from perfusion.pocket.tokenizer import build_tokenizer
 from perfusion.pocket.vocabulary import words
+from recipes.pocket.tokenizer import build_tokenizer
 
 __all__ = ["save_random_model"]
 

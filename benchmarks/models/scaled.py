@@ -10,11 +10,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.models import VAE
-from perfusion.attention import layer_table
-from perfusion.base import BaseModel, fingerprint
-from perfusion.pocket.architecture import SCHEDULER
-from perfusion.pocket.tokenizer import build_tokenizer
+from perfusion.base.attention import layer_table
+from perfusion.base.base_model import BaseModel, fingerprint
 from perfusion.pocket.vocabulary import words
+from recipes.pocket.architecture import SCHEDULER
+from recipes.pocket.tokenizer import build_tokenizer
 
 __all__ = ["scaled_sd15"]
 

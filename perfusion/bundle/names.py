@@ -1,4 +1,4 @@
-"""The names that bundle.json and the files beside it go by, written by export and read by everything else. No imports."""
+"""The names that bundle.json and the files beside it go by: export writes them, all others read them. No imports."""
 
 __all__ = [
     "FORMAT",

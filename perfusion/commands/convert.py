@@ -129,7 +129,7 @@ def _import(args: argparse.Namespace) -> Concept:
         raise RequestError(
             'The file does not say what kind of thing it shows. Give it with --superclass, such as "cat".'
         )
-    from perfusion.base import load_base
+    from perfusion.base.base_model import load_base
     from perfusion.training.interchange import ImportOptions, from_checkpoint, from_textual_inversion
 
     options = ImportOptions(

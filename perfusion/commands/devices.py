@@ -180,7 +180,7 @@ def _plan_rows(plan: DevicePlan) -> list[tuple[str, str]]:
 def _bundle_folder(given: Path | None) -> Path:
     if given is not None:
         return given
-    from perfusion.pocket import bundle_path
+    from perfusion.embedded import bundle_path
 
     return bundle_path()
 

@@ -93,7 +93,7 @@ def _sample(path: Path, folder: Path | None) -> Path:
     if path.exists() or len(path.parts) != 1:
         return path
     from perfusion.bundle.reader import read_bundle
-    from perfusion.pocket import bundle_path
+    from perfusion.embedded import bundle_path
 
     folder = folder or bundle_path()
     if not (folder / _MANIFEST).is_file():

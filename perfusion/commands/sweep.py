@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from perfusion.concept.concept_file import Concept
+    from perfusion.judging.scorer import Scorer
     from perfusion.runtime import Runtime
-    from perfusion.scoring import Scorer
     from perfusion.sweep import Setting, Sweep
 
 __all__ = ["main"]
@@ -195,8 +195,8 @@ def _settings(args: argparse.Namespace, first: "Concept") -> "tuple[Setting, ...
 
 def _subject(folder: Path, masks: Path | None) -> "list[Image]":
     """A subject's pictures, cut to the object where a mask or an alpha channel says where it is."""
+    from perfusion.judging.selection import cut_to_mask
     from perfusion.training.pictures import find_pictures, load_picture
-    from perfusion.training.selection import cut_to_mask
 
     found = [load_picture(path, masks or "auto") for path in find_pictures(folder)]
     return [cut_to_mask(one.image, one.mask) for one in found]
@@ -204,10 +204,10 @@ def _subject(folder: Path, masks: Path | None) -> "list[Image]":
 
 def _scorer(folder: Path | None, runtime: "Runtime") -> "Scorer":
     """Who judges: the scorer that was given, or pocket's for pocket."""
-    from perfusion.scoring import OnnxScorer
+    from perfusion.judging.scorer import OnnxScorer
 
     if folder is None and runtime.bundle.base == "pocket":
-        from perfusion.pocket import scorer_path
+        from perfusion.embedded import scorer_path
 
         folder = scorer_path()
     if folder is None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from perfusion.attention import install, uninstall
+from perfusion.base.attention import install, uninstall
 from perfusion.concept.bank import ConceptBank, Settings
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import GATES

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.attention import ConceptAttnProcessor, key_projections, layer_table
-from perfusion.base import FAMILY_FILE, fingerprint
+from perfusion.base.attention import ConceptAttnProcessor, key_projections, layer_table
+from perfusion.base.base_model import FAMILY_FILE, fingerprint
+from perfusion.base.encoding import token_embedding
+from perfusion.base.families import family_of
+from perfusion.base.loading import read_json
 from perfusion.concept.bank import Base
 from perfusion.diffusers.placeholders import Reader
-from perfusion.encoding import token_embedding
 from perfusion.errors import ModelError
-from perfusion.families import family_of
-from perfusion.loading import read_json
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perfusion.base.encoding import token_embedding
 from perfusion.concept.words import (
     Encode,
     Frame,
@@ -22,7 +23,6 @@ from perfusion.concept.words import (
     named,
     tokenize,
 )
-from perfusion.encoding import token_embedding
 
 __all__ = ["Reader", "reading_words"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from perfusion.errors import RequestError
-from perfusion.scoring import Scorer
+from perfusion.judging.scorer import Scorer
 from perfusion.sweep.drawing import Drawings, Job
 from perfusion.sweep.front import Judged, Point, points_of, similarities
 from perfusion.sweep.settings import Setting, varied

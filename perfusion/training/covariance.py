@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 
-from perfusion.base import BaseModel
+from perfusion.base.base_model import BaseModel
 from perfusion.errors import PerfusionError, TrainingError
 from perfusion.files import cache_folder, writing
 from perfusion.training.captions import generate_captions

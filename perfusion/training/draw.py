@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from perfusion.attention import installed, key_projections
-from perfusion.base import BaseModel
+from perfusion.base.attention import installed, key_projections
+from perfusion.base.base_model import BaseModel
 from perfusion.bundle.guidance import is_guided
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import condition, locked_keys

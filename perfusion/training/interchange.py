@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from perfusion import __version__
-from perfusion.attention import key_projections, value_projections
-from perfusion.base import BaseModel
+from perfusion.base.attention import key_projections, value_projections
+from perfusion.base.base_model import BaseModel
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import gate, project, similarity
 from perfusion.errors import ConceptError

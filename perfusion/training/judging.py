@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from perfusion.base import BaseModel
+from perfusion.base.base_model import BaseModel
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import DeviceError, ModelError
-from perfusion.scoring import OnnxScorer, Scorer
+from perfusion.judging.scorer import OnnxScorer, Scorer
+from perfusion.judging.selection import PROMPTS, Selection, cut_to_mask, score_snapshots
 from perfusion.training.config import TrainingConfig
 from perfusion.training.draw import draw
 from perfusion.training.placing import autocast_dtype
 from perfusion.training.samples import Samples
-from perfusion.training.selection import PROMPTS, Selection, cut_to_mask, score_snapshots
 
 __all__ = ["choose", "find_scorer", "object_pictures", "open_scorer"]
 
@@ -50,7 +50,7 @@ def find_scorer(base: BaseModel, config: TrainingConfig, device: torch.device, s
     if base.family != "pocket":
         say("no judge for the snapshots (--scorer DIR, a CLIP model), so the last step is taken")
         return None
-    from perfusion.pocket import scorer_path
+    from perfusion.embedded import scorer_path
 
     try:
         return open_scorer(scorer_path(), device)
@@ -73,7 +73,7 @@ def open_scorer(folder: Path, device: torch.device) -> Scorer:
             f"{folder}: no judge of pictures, expected a CLIP model's folder (config.json, model.safetensors, the "
             "tokenizer's files) or a scorer's (image.onnx, text.onnx, tokenizer.json)"
         )
-    from perfusion.training.clip_scorer import ClipScorer
+    from perfusion.judging.clip_scorer import ClipScorer
 
     return ClipScorer(folder, device)
 

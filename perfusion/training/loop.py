@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perfusion.base import BaseModel
+from perfusion.base.base_model import BaseModel
 from perfusion.errors import TrainingError
 from perfusion.training.config import TrainingConfig
 from perfusion.training.objective import Noising, everywhere_if_empty, masked_error

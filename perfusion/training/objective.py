@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perfusion.base import BaseModel
+from perfusion.base.base_model import BaseModel
 from perfusion.errors import TrainingError
 
 __all__ = ["Noising", "everywhere_if_empty", "masked_error"]

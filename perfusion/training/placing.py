@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from perfusion.base import BaseModel, load_base
+from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import DeviceError, TrainingError
 from perfusion.training.config import TrainingConfig
 

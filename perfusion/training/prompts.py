@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from perfusion.base import BaseModel
+from perfusion.base.base_model import BaseModel
 from perfusion.errors import TrainingError
 
 __all__ = ["TEMPLATES", "Prompt", "as_tensors", "check_superclass", "check_token", "input_ids", "word_ids"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perfusion.base import BaseModel
+from perfusion.base.base_model import BaseModel
 from perfusion.training.config import TrainingConfig
 from perfusion.training.masks import attention_masks, trusted
 from perfusion.training.objective import Noising

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perfusion.errors import ModelError
-from perfusion.training.local_model import check_local, load_local
+from perfusion.judging.local_model import check_local, load_local
 
 __all__ = ["check_segmenter", "segment"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from perfusion.attention import key_projections, value_projections
-from perfusion.base import BaseModel, token_embedding
+from perfusion.base.attention import key_projections, value_projections
+from perfusion.base.base_model import BaseModel, token_embedding
 from perfusion.training.config import TrainingConfig
 from perfusion.training.covariance import cached_second_moment, inverse, load_captions
 from perfusion.training.prompts import TEMPLATES, Prompt, as_tensors, input_ids

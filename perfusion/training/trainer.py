@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from perfusion import __version__
-from perfusion.attention import installed
-from perfusion.base import BaseModel
+from perfusion.base.attention import installed
+from perfusion.base.base_model import BaseModel
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
-from perfusion.scoring import Scorer
+from perfusion.judging.scorer import Scorer
+from perfusion.judging.selection import Selection
 from perfusion.training.config import TrainingConfig
 from perfusion.training.covariance import caption_file
 from perfusion.training.draw import draw
@@ -33,7 +34,6 @@ from perfusion.training.prompts import check_superclass, check_token
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.samples import Samples, encode_pictures, find_objects
 from perfusion.training.segment import check_segmenter
-from perfusion.training.selection import Selection
 from perfusion.training.start import start_edit
 from perfusion.training.state import Checkpoint, identity_of
 from perfusion.training.work_folder import WorkFolder

@@ -10,8 +10,8 @@ from perfusion.commands import engine_steps
 from perfusion.commands.export import _arguments
 from perfusion.devices import PROFILES, find_profile
 from perfusion.devices.device_plan import fitting_batches, plan_device
+from perfusion.embedded import bundle_path
 from perfusion.errors import RequestError
-from perfusion.pocket import bundle_path
 
 GIB = 1 << 30
 

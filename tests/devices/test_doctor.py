@@ -8,7 +8,7 @@ from perfusion.devices import detect
 from perfusion.devices.bundle_check import examine_bundle
 from perfusion.devices.doctor import examine
 from perfusion.devices.nvml import read_cards
-from perfusion.pocket import bundle_path
+from perfusion.embedded import bundle_path
 
 GIB = 1 << 30
 TENSORRT = "usr/lib/python3.10/dist-packages/tensorrt/__init__.py"

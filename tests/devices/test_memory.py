@@ -15,8 +15,8 @@ from perfusion.devices import PROFILES, plan_memory
 from perfusion.devices.half import kept_places
 from perfusion.devices.latency import estimate_latency
 from perfusion.devices.memory import STAGES, Smaller, graph_files, request_of
+from perfusion.embedded import bundle_path
 from perfusion.errors import BundleError, RequestError
-from perfusion.pocket import bundle_path
 
 MIB, GIB = 1 << 20, 1 << 30
 LARGE = {"width": 512, "height": 512}
@@ -134,8 +134,8 @@ def test_what_an_export_in_half_leaves_in_float32_is_not_halved(pocket, family, 
     "model", ["sd15", "sd21", "sd_turbo", "sdxl", "sdxl_turbo", "ssd_1b", "lcm_dreamshaper"]
 )
 def test_what_is_taken_to_stay_in_float32_is_what_the_export_keeps(model):
+    from perfusion.base.families import FAMILIES
     from perfusion.export import half
-    from perfusion.families import FAMILIES
 
     config = json.loads((BASE_MODELS / f"{model}.json").read_text())
     width = config["unet"]["cross_attention_dim"]
@@ -210,7 +210,7 @@ import numpy as np
 from perfusion.onnx_runtime import import_onnxruntime
 from perfusion.runtime.graphs import Graphs
 from perfusion.bundle.reader import read_bundle
-from perfusion.pocket import bundle_path
+from perfusion.embedded import bundle_path
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from perfusion.devices.onnx_file import read_graph
+from perfusion.embedded import bundle_path
 from perfusion.errors import BundleError
-from perfusion.pocket import bundle_path
 
 GRAPHS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 

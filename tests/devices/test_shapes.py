@@ -8,8 +8,8 @@ from onnx import TensorProto, helper, shape_inference
 
 from perfusion.devices.onnx_file import read_graph
 from perfusion.devices.shapes import trace
+from perfusion.embedded import bundle_path
 from perfusion.errors import BundleError
-from perfusion.pocket import bundle_path
 
 SIZES = {
     "batch": 2,

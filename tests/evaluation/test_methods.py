@@ -18,13 +18,13 @@ from benchmarks.evaluation.merging import merged
 from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Setting, chosen_methods, method_named, trainings
 from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS
 from benchmarks.evaluation.prompts import PAIRS, PROMPTS, TUNING_PROMPTS, plain_text
-from perfusion.attention import layer_table
+from perfusion.base.attention import layer_table
 from perfusion.concept.edit import edited_projection
 from perfusion.errors import RequestError
-from perfusion.pocket.subjects import SUBJECTS
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
 from perfusion.training.judging import SEEDS
 from perfusion.training.prompts import TEMPLATES, as_tensors, input_ids, word_ids
+from recipes.pocket.subjects import SUBJECTS
 
 DIM, OUT, TOKENS = 6, 5, 7
 

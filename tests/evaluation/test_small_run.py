@@ -15,7 +15,7 @@ from benchmarks.evaluation.training import train_method
 from benchmarks.evaluation.tuning import MORE_RATES
 from benchmarks.evaluation.units import Context
 from perfusion import Concept
-from perfusion.attention import key_projections
+from perfusion.base.attention import key_projections
 from perfusion.concept.edit import locked_keys
 
 STEPS = 3

@@ -14,8 +14,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from perfusion.attention import installed
-from perfusion.base import BaseModel, load_base
+from perfusion.base.attention import installed
+from perfusion.base.base_model import BaseModel, load_base
 from perfusion.export import Exported, bundle, export_bundle
 from perfusion.export.convert import to_onnx
 from perfusion.export.graphs import Graph, graphs_of

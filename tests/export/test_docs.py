@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 import safetensors.numpy
 
-from perfusion.attention import install
-from perfusion.base import load_base
+from perfusion.base.attention import install
+from perfusion.base.base_model import load_base
 from perfusion.export import PRECISIONS
 from perfusion.export.convert import OPSETS, to_onnx
 from perfusion.export.graphs import graphs_of

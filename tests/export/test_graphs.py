@@ -8,7 +8,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from perfusion.attention import ConceptAttnProcessor, install, installed, uninstall
+from perfusion.base.attention import ConceptAttnProcessor, install, installed, uninstall
 from perfusion.concept.edit import condition, edited_projection
 from perfusion.export.convert import to_onnx
 from perfusion.export.graphs import End, Graph, plain_graphs_of

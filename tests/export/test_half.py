@@ -12,8 +12,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from perfusion.attention import ConceptAttnProcessor, installed
-from perfusion.base import load_base
+from perfusion.base.attention import ConceptAttnProcessor, installed
+from perfusion.base.base_model import load_base
 from perfusion.errors import ExportError
 from perfusion.export.convert import _free_dimensions, _weightless, example_inputs, to_onnx
 from perfusion.export.graphs import End, Graph, graphs_of

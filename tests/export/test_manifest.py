@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from perfusion.base import BaseModel, load_base
+from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import ModelError
 from perfusion.export.manifest import make_manifest, scheduler_settings
 

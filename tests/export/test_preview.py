@@ -44,8 +44,8 @@ def test_a_bundle_holds_a_row_for_each_latent_channel(exported):
 
 def test_the_embedded_models_colours_are_in_its_bundle_and_most_of_its_pictures():
     """On smooth latents the map explains most of what decoding gives."""
-    from perfusion.base import load_base
-    from perfusion.pocket import model_path
+    from perfusion.base.base_model import load_base
+    from perfusion.embedded import model_path
 
     vae = load_base(None).vae
     fitted = fit_latent_rgb(vae)

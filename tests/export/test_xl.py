@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 import torch
 
-from perfusion.attention import installed
+from perfusion.base.attention import installed
 from perfusion.export.graphs import graphs_of
 from perfusion.runtime import read_bundle
 
@@ -152,7 +152,7 @@ def test_the_runtime_reads_it(xl_exported, xl_base):
 
 
 def test_a_consistency_models_graph_has_its_condition_as_an_input(consistency_model):
-    from perfusion.base import load_base
+    from perfusion.base.base_model import load_base
 
     graph = next(graph for graph in graphs_of(load_base(consistency_model)) if graph.name == "unet")
     assert [(end.name, end.dims) for end in graph.inputs][-1] == ("timestep_cond", ("batch", 12))
@@ -160,7 +160,7 @@ def test_a_consistency_models_graph_has_its_condition_as_an_input(consistency_mo
 
 @pytest.mark.slow
 def test_a_consistency_model_exports_and_reads_its_condition(consistency_model, open_session, tmp_path):
-    from perfusion.base import guidance_embedding, load_base
+    from perfusion.base.base_model import guidance_embedding, load_base
     from perfusion.export import export_bundle
 
     made = export_bundle(consistency_model, tmp_path / "bundle")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from perfusion.base import BaseModel, load_base
-from perfusion.pocket.architecture import build_pipeline
-from perfusion.pocket.tokenizer import build_tokenizer
+from perfusion.base.base_model import BaseModel, load_base
 from perfusion.pocket.vocabulary import NOUNS, PLACES, article, place_phrases, words
+from recipes.pocket.architecture import build_pipeline
+from recipes.pocket.tokenizer import build_tokenizer
 
 
 @pytest.fixture(autouse=True)

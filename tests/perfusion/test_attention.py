@@ -9,8 +9,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perfusion import attention as module
-from perfusion.attention import (
+from perfusion.base import attention as module
+from perfusion.base.attention import (
     ConceptAttnProcessor,
     install,
     installed,

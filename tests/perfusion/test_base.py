@@ -13,10 +13,10 @@ import pytest
 import safetensors.numpy
 import torch
 
-from perfusion.attention import layer_table
-from perfusion.base import BaseModel, encode, fingerprint, load_base, token_embedding
+from perfusion.base.attention import layer_table
+from perfusion.base.base_model import BaseModel, encode, fingerprint, load_base, token_embedding
 from perfusion.errors import ModelError
-from perfusion.pocket.architecture import build_pipeline
+from recipes.pocket.architecture import build_pipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -62,7 +62,7 @@ def test_opening_a_model_says_nothing(folder, capfd):
 
 
 def test_without_a_folder_the_embedded_model_is_opened(folder, monkeypatch):
-    monkeypatch.setattr("perfusion.pocket.model_path", lambda: folder, raising=False)
+    monkeypatch.setattr("perfusion.embedded.model_path", lambda: folder, raising=False)
     assert load_base(None).folder == folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perfusion.base import BaseModel, encode
+from perfusion.base.base_model import BaseModel, encode
 from perfusion.errors import TrainingError
 from perfusion.files import cache_folder
 from perfusion.training.captions import generate_captions

@@ -12,16 +12,16 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 
 import perfusion.diffusers
-from perfusion.attention import layer_table
-from perfusion.base import fingerprint
+from perfusion.base.attention import layer_table
+from perfusion.base.base_model import fingerprint
+from perfusion.base.encoding import encode_prompts
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import edited_projection, locked_keys
-from perfusion.encoding import encode_prompts
+from perfusion.embedded import model_path
 from perfusion.errors import ConceptError, ModelError, PerfusionError, RequestError
-from perfusion.pocket import model_path
-from perfusion.pocket.architecture import build_pipeline
 from perfusion.runtime import Runtime
 from perfusion.runtime.latents import initial_noise
+from recipes.pocket.architecture import build_pipeline
 
 PROMPT = "a photo of <cat> on a beach"
 SAMPLES = model_path() / "concepts"
@@ -248,7 +248,7 @@ def written_in(pipeline, concepts, strength=1.0, gates="raw", superclass=None):
 
 @torch.no_grad()
 def encoded(pipeline, *pieces) -> Any:
-    """Encodings of texts and concepts by `perfusion.encoding`, which training and export use."""
+    """Encodings of texts and concepts by `perfusion.base.encoding`, which training and export use."""
     concepts = [piece for piece in pieces if isinstance(piece, Concept)]
     ids, tables = [], []
     for index, encoder in enumerate(encoders(pipeline)):

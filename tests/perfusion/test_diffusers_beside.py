@@ -8,12 +8,12 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
 import perfusion.diffusers
-from perfusion.attention import layer_table
-from perfusion.base import fingerprint
+from perfusion.base.attention import layer_table
+from perfusion.base.base_model import fingerprint
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import ModelError
-from perfusion.pocket.architecture import build_pipeline
 from perfusion.runtime.latents import initial_noise
+from recipes.pocket.architecture import build_pipeline
 
 PROMPT = "a photo of <cat> on a beach"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perfusion.base import load_base
+from perfusion.base.base_model import load_base
 from perfusion.concept.concept_file import Concept
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.draw import draw

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from perfusion.base import BaseModel, guidance_embedding, token_embedding
-from perfusion.encoding import encode_prompts
+from perfusion.base.base_model import BaseModel, guidance_embedding, token_embedding
+from perfusion.base.encoding import encode_prompts
 from perfusion.errors import ModelError
 
 PROMPTS = ["a photo of a cat", "a red teddy bear on a table!", ""]

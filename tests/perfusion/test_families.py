@@ -9,10 +9,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from perfusion.attention import layer_table
-from perfusion.base import load_base
+from perfusion.base.attention import layer_table
+from perfusion.base.base_model import load_base
+from perfusion.base.families import check_pipeline, check_unet_config, family_of
 from perfusion.errors import ModelError
-from perfusion.families import check_pipeline, check_unet_config, family_of
 from perfusion.training.rank_one import RankOneEdit
 
 CONFIGS = Path(__file__).parents[1] / "data" / "base_models"
@@ -205,7 +205,7 @@ def edit_model() -> Callable[..., Path]:
 def test_tokenizers_with_different_words_are_refused(tiny_xl_model, tmp_path):
     import shutil
 
-    from perfusion.pocket.tokenizer import build_tokenizer
+    from recipes.pocket.tokenizer import build_tokenizer
 
     folder = Path(shutil.copytree(tiny_xl_model, tmp_path / "model"))
     shutil.rmtree(folder / "tokenizer_2")

@@ -209,7 +209,7 @@ def test_a_picture_that_is_no_card_is_an_exit_code_and_one_line(tmp_path, capsys
 
 
 def test_a_concept_is_held_against_a_bundle_layer_by_layer(capsys):
-    from perfusion.pocket import bundle_path
+    from perfusion.embedded import bundle_path
 
     sample = bundle_path() / "concepts" / "gold-hat.safetensors"
     assert main([str(sample), "--bundle", str(bundle_path()), "--json"]) == 0
@@ -226,9 +226,9 @@ def test_the_strength_of_an_edit_is_how_far_its_values_are_off_the_superclasss(c
     """Against the base model's own projections in torch."""
     import torch
 
-    from perfusion.attention import layer_table
-    from perfusion.base import load_base
-    from perfusion.pocket import bundle_path
+    from perfusion.base.attention import layer_table
+    from perfusion.base.base_model import load_base
+    from perfusion.embedded import bundle_path
 
     sample = bundle_path() / "concepts" / "gold-hat.safetensors"
     assert main([str(sample), "--bundle", str(bundle_path()), "--json"]) == 0
@@ -253,7 +253,7 @@ def test_the_norms_of_a_concept_are_those_of_its_arrays(concept, capsys):
 
 
 def test_an_empty_prompt_is_a_prompt(capsys):
-    from perfusion.pocket import bundle_path
+    from perfusion.embedded import bundle_path
 
     sample = bundle_path() / "concepts" / "gold-hat.safetensors"
     assert main([str(sample), "--prompt", ""]) == 0
@@ -261,7 +261,7 @@ def test_an_empty_prompt_is_a_prompt(capsys):
 
 
 def test_a_concept_that_does_not_fit_a_bundle_says_why(concept, capsys):
-    from perfusion.pocket import bundle_path
+    from perfusion.embedded import bundle_path
 
     assert main([str(concept), "--bundle", str(bundle_path())]) == 1
     assert "numbers a row" in capsys.readouterr().err
@@ -270,7 +270,7 @@ def test_a_concept_that_does_not_fit_a_bundle_says_why(concept, capsys):
 def test_the_gates_of_a_prompt_are_shown_and_drawn(tmp_path, capsys):
     from PIL import Image
 
-    from perfusion.pocket import bundle_path
+    from perfusion.embedded import bundle_path
 
     sample, heatmap = bundle_path() / "concepts" / "gold-hat.safetensors", tmp_path / "gates.png"
     assert main([str(sample), "--prompt", "a <gold-hat> at night", "--heatmap", str(heatmap)]) == 0
@@ -287,7 +287,7 @@ def test_a_folder_has_no_gates(options, bundle, capsys):
 
 
 def test_a_sample_is_shown_by_its_name(tmp_path, monkeypatch, capsys):
-    from perfusion.pocket import bundle_path
+    from perfusion.embedded import bundle_path
 
     monkeypatch.chdir(tmp_path)
     assert main(["gold-hat", "--json"]) == 0

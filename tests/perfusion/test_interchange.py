@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from perfusion.attention import key_projections, value_projections
+from perfusion.base.attention import key_projections, value_projections
 from perfusion.commands.convert import main
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import condition, edited_projection, project

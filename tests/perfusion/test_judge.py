@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+from perfusion.embedded import scorer_path
 from perfusion.errors import ModelError
-from perfusion.pocket import scorer_path
-from perfusion.pocket.judge import NOUN_NAMES, OUTPUTS, SCORER_FILE, Judge
-from perfusion.pocket.scorer import Scorer, build_scorer
-from perfusion.pocket.scorer_files import save_scorer
-from perfusion.pocket.sprites import training_atlas
-from perfusion.pocket.subjects import SUBJECTS, compose
-from perfusion.pocket.tokenizer import build_tokenizer
-from perfusion.pocket.train_scorer import TASTE
+from perfusion.judging.pocket_scorer import NOUN_NAMES, OUTPUTS, SCORER_FILE, Judge
 from perfusion.pocket.vocabulary import words
-from perfusion.pocket.world import Scene, World
+from recipes.pocket.scorer import Scorer, build_scorer
+from recipes.pocket.scorer_files import save_scorer
+from recipes.pocket.sprites import training_atlas
+from recipes.pocket.subjects import SUBJECTS, compose
+from recipes.pocket.tokenizer import build_tokenizer
+from recipes.pocket.train_scorer import TASTE
+from recipes.pocket.world import Scene, World
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "subjects"
 

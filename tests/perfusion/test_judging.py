@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from perfusion.embedded import scorer_path
 from perfusion.errors import ModelError, TrainingError
-from perfusion.pocket import scorer_path
-from perfusion.scoring import OnnxScorer
+from perfusion.judging.scorer import OnnxScorer
 from perfusion.training import TrainingConfig
 from perfusion.training.judging import POCKET_PROMPTS, find_scorer, object_pictures, open_scorer
 from perfusion.training.samples import Samples

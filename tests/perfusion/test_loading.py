@@ -8,9 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from perfusion.base import BaseModel, load_base
+from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import ModelError
-from perfusion.pocket.architecture import build_pipeline
+from recipes.pocket.architecture import build_pipeline
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 

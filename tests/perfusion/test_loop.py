@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from perfusion.attention import installed, key_projections
-from perfusion.base import BaseModel, load_base
+from perfusion.base.attention import installed, key_projections
+from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import TrainingError
 from perfusion.training import TrainingConfig, parallel
 from perfusion.training.loop import Run, optimise, pieces, predict, train_step

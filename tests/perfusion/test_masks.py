@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from perfusion.errors import ModelError
-from perfusion.pocket.architecture import SIZES, build_unet
 from perfusion.training import masks as module
 from perfusion.training.masks import attention_masks, soft_threshold, trusted
+from recipes.pocket.architecture import SIZES, build_unet
 
 ALPHAS = torch.linspace(0.999, 0.01, 100)
 SUBJECT, WORDS = (3,), (1, 2, 3, 4)
@@ -196,7 +196,7 @@ def test_embedded_model_finds_the_objects_of_the_examples() -> None:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from perfusion.pocket import model_path
+    from perfusion.embedded import model_path
 
     folder = model_path()
     vae = AutoencoderKL.from_pretrained(folder / "vae").float()

@@ -12,17 +12,17 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from perfusion.pocket.architecture import SCHEDULER, build_pipeline
-from perfusion.pocket.gauge import _renamed, wrong_noun_gap
-from perfusion.pocket.optim import Muon, orthogonalise, rate
-from perfusion.pocket.schedule import alphas, noised, velocity
-from perfusion.pocket.sprites import TRAINING_STYLES, Atlas, held_out_atlas, training_atlas
-from perfusion.pocket.subjects import compose, only
-from perfusion.pocket.tokenizer import build_tokenizer, learn_merges
-from perfusion.pocket.train_unet import Trainer, UnetConfig, train_unet
-from perfusion.pocket.train_vae import VaeConfig, draw_pictures, train_vae
 from perfusion.pocket.vocabulary import NOUNS, words
-from perfusion.pocket.world import Item, Scene, Taste, World
+from recipes.pocket.architecture import SCHEDULER, build_pipeline
+from recipes.pocket.gauge import _renamed, wrong_noun_gap
+from recipes.pocket.optim import Muon, orthogonalise, rate
+from recipes.pocket.schedule import alphas, noised, velocity
+from recipes.pocket.sprites import TRAINING_STYLES, Atlas, held_out_atlas, training_atlas
+from recipes.pocket.subjects import compose, only
+from recipes.pocket.tokenizer import build_tokenizer, learn_merges
+from recipes.pocket.train_unet import Trainer, UnetConfig, train_unet
+from recipes.pocket.train_vae import VaeConfig, draw_pictures, train_vae
+from recipes.pocket.world import Item, Scene, Taste, World
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_atlas_has_every_noun_in_every_training_style_and_no_held_out_one() -> N
 def test_atlas_survives_being_saved(tmp_path: Path) -> None:
     atlas = only(training_atlas(), "cat", "noto")
     atlas.save(tmp_path / "atlas.webp")
-    from perfusion.pocket.sprites import load_atlas
+    from recipes.pocket.sprites import load_atlas
 
     again = load_atlas(tmp_path / "atlas.webp")
     assert (again.nouns, again.styles) == (("cat",), ("noto",))

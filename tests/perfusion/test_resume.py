@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perfusion.base import load_base
+from perfusion.base.base_model import load_base
 from perfusion.commands import train as command
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import ModelError, TrainingError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from perfusion.base import load_base
+from perfusion.base.base_model import load_base
 from perfusion.training import TrainingConfig, samples
 from perfusion.training.pictures import find_pictures, load_picture
 from perfusion.training.prompts import check_superclass

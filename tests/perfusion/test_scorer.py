@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from perfusion.pocket.judge import COLOUR_NAMES, NOUN_NAMES, PLACE_NAMES
-from perfusion.pocket.scorer import build_scorer
-from perfusion.pocket.sprites import training_atlas
-from perfusion.pocket.tokenizer import build_tokenizer
-from perfusion.pocket.train_scorer import ScorerConfig, accuracies, label, spoil, texture, train_scorer
+from perfusion.judging.pocket_scorer import COLOUR_NAMES, NOUN_NAMES, PLACE_NAMES
 from perfusion.pocket.vocabulary import words
-from perfusion.pocket.world import Item, Scene, World
+from recipes.pocket.scorer import build_scorer
+from recipes.pocket.sprites import training_atlas
+from recipes.pocket.tokenizer import build_tokenizer
+from recipes.pocket.train_scorer import ScorerConfig, accuracies, label, spoil, texture, train_scorer
+from recipes.pocket.world import Item, Scene, World
 
 
 @pytest.fixture(scope="module")

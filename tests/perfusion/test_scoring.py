@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from perfusion.errors import ModelError
-from perfusion.pocket.tokenizer import build_tokenizer
-from perfusion.scoring import OnnxScorer, unit
+from perfusion.judging.scorer import OnnxScorer, unit
+from recipes.pocket.tokenizer import build_tokenizer
 
 LENGTH = 8
 TOKENIZER = build_tokenizer(["a", "cat", "red"], context_length=LENGTH)

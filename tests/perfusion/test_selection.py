@@ -11,7 +11,7 @@ from PIL import Image
 
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
-from perfusion.training.selection import PROMPTS, cut_to_mask, score_snapshots, select
+from perfusion.judging.selection import PROMPTS, cut_to_mask, score_snapshots, select
 
 
 def sure(values: dict[int, float]) -> dict[int, list[float]]:
@@ -260,7 +260,7 @@ def test_clip_embeddings_are_those_of_transformers_own_processor_and_model(clip_
     from transformers import AutoTokenizer, CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from perfusion.training.clip_scorer import ClipScorer
+    from perfusion.judging.clip_scorer import ClipScorer
 
     noise = np.random.default_rng(0).integers(0, 255, (2, 24, 40, 3), np.uint8)
     pictures = [Image.fromarray(array) for array in noise]
@@ -280,7 +280,7 @@ def test_clip_embeddings_are_those_of_transformers_own_processor_and_model(clip_
 
 def test_a_folder_that_is_no_clip_model_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     from perfusion.errors import ModelError
-    from perfusion.training.clip_scorer import ClipScorer
+    from perfusion.judging.clip_scorer import ClipScorer
 
     with pytest.raises(
         ModelError, match=r"no such folder; expected a folder .* openai/clip-vit-base-patch32"

@@ -9,11 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from perfusion.base import load_base
+from perfusion.base.base_model import load_base
+from perfusion.base.single_file import check_single_file, find_config
 from perfusion.commands import train as command
 from perfusion.errors import ModelError
-from perfusion.pocket.architecture import build_pipeline
-from perfusion.single_file import check_single_file, find_config
+from recipes.pocket.architecture import build_pipeline
 
 Tensors = dict[str, torch.Tensor]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from perfusion.attention import key_projections, value_projections
-from perfusion.base import BaseModel, load_base, token_embedding
+from perfusion.base.attention import key_projections, value_projections
+from perfusion.base.base_model import BaseModel, load_base, token_embedding
 from perfusion.commands import train as command
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import DeviceError, TrainingError

@@ -12,8 +12,8 @@ import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from perfusion.attention import installed, key_projections
-from perfusion.base import BaseModel, guidance_embedding, load_base, token_embedding
+from perfusion.base.attention import installed, key_projections
+from perfusion.base.base_model import BaseModel, guidance_embedding, load_base, token_embedding
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
 from perfusion.training import TrainingConfig, train_concept

@@ -15,10 +15,10 @@ from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from perfusion.base import BaseModel, load_base
-from perfusion.pocket.tokenizer import build_tokenizer
+from perfusion.base.base_model import BaseModel, load_base
 from perfusion.pocket.vocabulary import words
 from perfusion.training import TrainingConfig, train_concept
+from recipes.pocket.tokenizer import build_tokenizer
 
 CONFIG = Path(__file__).parents[1] / "data" / "base_models" / "sd15.json"
 

@@ -46,7 +46,7 @@ def toy_pipeline() -> Any:
     """The model behind the toy bundle as a diffusers pipeline, in float32."""
     import torch
 
-    from perfusion.base import fingerprint
+    from perfusion.base.base_model import fingerprint
 
     pipeline = (
         module_at("make_toy_bundle.py").build_toy_pipeline().to(torch.float16).to(torch.float32)
@@ -116,8 +116,8 @@ def by_torch() -> Any:
 @contextmanager
 def drawn_by_torch(pipeline: Any, folder: Path, **own: Any) -> Iterator[Runtime]:
     """A runtime on the bundle of a pipeline, its bundle.json as it is exported and its graphs run by torch."""
-    from perfusion.attention import installed
-    from perfusion.base import FAMILY_FILE, load_base
+    from perfusion.base.attention import installed
+    from perfusion.base.base_model import FAMILY_FILE, load_base
     from perfusion.export.manifest import file_table, make_manifest
     from perfusion.runtime import pipeline as module
 

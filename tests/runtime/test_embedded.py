@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from perfusion import Concept
-from perfusion.pocket import bundle_path, model_path
+from perfusion.embedded import bundle_path, model_path
 from perfusion.runtime import SCHEDULERS, Runtime, read_bundle
 
 PROMPT = "a photo of a bus on a beach"
@@ -123,10 +123,10 @@ def test_sample_concept_was_trained_for_the_shipped_weights(runtime: Runtime, na
 
 def test_the_noun_of_the_caption_matters_to_the_shipped_model() -> None:
     """The gauge of its training: swapping the noun raises the denoising error by a tenth at the least."""
-    from perfusion.base import load_base
-    from perfusion.pocket.gauge import wrong_noun_gap
-    from perfusion.pocket.sprites import training_atlas
-    from perfusion.pocket.world import World
+    from perfusion.base.base_model import load_base
+    from recipes.pocket.gauge import wrong_noun_gap
+    from recipes.pocket.sprites import training_atlas
+    from recipes.pocket.world import World
 
     base = load_base(None)
     world = World(training_atlas(), backdrops=2)
@@ -138,10 +138,10 @@ def test_the_shipped_autoencoder_keeps_pictures() -> None:
 
     import torch
 
-    from perfusion.base import load_base
-    from perfusion.pocket.sprites import training_atlas
-    from perfusion.pocket.train_vae import psnr, reconstruct
-    from perfusion.pocket.world import World
+    from perfusion.base.base_model import load_base
+    from recipes.pocket.sprites import training_atlas
+    from recipes.pocket.train_vae import psnr, reconstruct
+    from recipes.pocket.world import World
 
     world = World(training_atlas(), backdrops=2, seed=5)
     torch.manual_seed(0)

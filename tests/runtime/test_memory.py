@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import perfusion.devices
+from perfusion.embedded import bundle_path
 from perfusion.errors import BundleError, RequestError
-from perfusion.pocket import bundle_path
 from perfusion.runtime import Runtime, read_bundle
 from perfusion.runtime.graphs import Graphs
 from perfusion.runtime.memory import GIB, Residence, free_memory

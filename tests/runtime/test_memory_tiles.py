@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from perfusion.bundle.graph_io import graph_io_of
-from perfusion.pocket import bundle_path
+from perfusion.embedded import bundle_path
 from perfusion.runtime import read_bundle
 from perfusion.runtime.sessions import Graph
 from perfusion.runtime.tiles import decode_in_tiles

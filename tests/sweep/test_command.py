@@ -11,7 +11,7 @@ from PIL import Image
 from perfusion import Concept
 from perfusion.commands.inspect import main as inspect
 from perfusion.commands.sweep import main
-from perfusion.pocket import bundle_path
+from perfusion.embedded import bundle_path
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "examples" / "subjects" / "gold-hat"

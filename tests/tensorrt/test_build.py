@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import perfusion.pocket
 from perfusion.bundle.facts import read_facts
+from perfusion.embedded import model_path
 from perfusion.errors import BundleError, DeviceError, ExportError
 from perfusion.tensorrt import engines
 from perfusion.tensorrt.build import BuildOptions, build_engine
@@ -21,7 +21,7 @@ from perfusion.tensorrt.targets import TARGETS
 
 pytestmark = pytest.mark.trt_build
 
-POCKET = Path(perfusion.pocket.__file__).parent / "model"
+POCKET = model_path()
 TEXT = ({"batch": (1, 1, 1), "concepts": (4, 4, 4)},)
 
 

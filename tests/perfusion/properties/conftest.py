@@ -38,17 +38,17 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from perfusion.attention import installed
-from perfusion.base import BaseModel, load_base
+from perfusion.base.attention import installed
+from perfusion.base.base_model import BaseModel, load_base
 from perfusion.concept.bank import EditRows
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.conditioning import unet_feeds
-from perfusion.pocket.architecture import build_pipeline
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.covariance import load_captions, second_moment
 from perfusion.training.prompts import as_tensors, check_superclass, input_ids
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.start import start_edit
+from recipes.pocket.architecture import build_pipeline
 
 PROMPT = "a good photo of a {} on grass"
 

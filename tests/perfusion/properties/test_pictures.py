@@ -27,10 +27,10 @@ def test_likeness_falls_and_faith_to_the_prompt_rises_with_the_bias_on_average()
 
 def scores_of(name: str, noun: str) -> np.ndarray:
     """(biases, 2): how far along to the subject, and the cosine to the prompt with the noun in the concept's place."""
-    from perfusion.pocket import scorer_path
-    from perfusion.pocket.judge import Judge
+    from perfusion.embedded import scorer_path
+    from perfusion.judging.pocket_scorer import Judge
+    from perfusion.judging.scorer import OnnxScorer
     from perfusion.runtime import Runtime
-    from perfusion.scoring import OnnxScorer
 
     judge, reader = Judge(threads=1), OnnxScorer(scorer_path(), threads=1)
     named = [scene.format(noun) for scene in SCENES]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from perfusion.attention import installed, key_projections
-from perfusion.base import load_base
+from perfusion.base.attention import installed, key_projections
+from perfusion.base.base_model import load_base
 from perfusion.training.covariance import inverse, load_captions, second_moment
 from perfusion.training.loop import Run, optimise
 from perfusion.training.objective import masked_error

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from perfusion.pocket.gauge import wrong_noun_gap
-from perfusion.pocket.optim import (
+from recipes.pocket.gauge import wrong_noun_gap
+from recipes.pocket.optim import (
     Average,
     Muon,
     load_checkpoint,
@@ -28,9 +28,9 @@ from perfusion.pocket.optim import (
     save_checkpoint,
     set_rate,
 )
-from perfusion.pocket.pool import Batch, Pool, encode_scenes
-from perfusion.pocket.schedule import alphas, noised, velocity
-from perfusion.pocket.world import Taste, World
+from recipes.pocket.pool import Batch, Pool, encode_scenes
+from recipes.pocket.schedule import alphas, noised, velocity
+from recipes.pocket.world import Taste, World
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from perfusion.pocket.scenes import paint
-from perfusion.pocket.sprites import Atlas
 from perfusion.pocket.vocabulary import (
     COLOURS,
     COUNTS,
@@ -26,6 +24,8 @@ from perfusion.pocket.vocabulary import (
     place_phrases,
     plural,
 )
+from recipes.pocket.scenes import paint
+from recipes.pocket.sprites import Atlas
 
 OVERSIZE = 1.15
 """Backgrounds are painted this much larger than the picture and cropped at random."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from perfusion.pocket.tokenizer import CONTEXT_LENGTH, build_tokenizer
 from perfusion.pocket.vocabulary import words
+from recipes.pocket.tokenizer import CONTEXT_LENGTH, build_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

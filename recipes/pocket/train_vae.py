@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from perfusion.pocket.optim import (
+from recipes.pocket.optim import (
     Average,
     Muon,
     load_checkpoint,
@@ -23,7 +23,7 @@ from perfusion.pocket.optim import (
     save_checkpoint,
     set_rate,
 )
-from perfusion.pocket.world import Taste, World
+from recipes.pocket.world import Taste, World
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import re
 
 import torch
 
-from perfusion.pocket.optim import mixed_precision
-from perfusion.pocket.pool import encode_scenes, tokenise
-from perfusion.pocket.schedule import alphas, noised, velocity
-from perfusion.pocket.world import Taste, World
+from recipes.pocket.optim import mixed_precision
+from recipes.pocket.pool import encode_scenes, tokenise
+from recipes.pocket.schedule import alphas, noised, velocity
+from recipes.pocket.world import Taste, World
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perfusion.base.loading import check_complete, first_line, quiet_loaders
 from perfusion.errors import ModelError
-from perfusion.loading import check_complete, first_line, quiet_loaders
 
 if TYPE_CHECKING:
     import torch

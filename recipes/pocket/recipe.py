@@ -18,17 +18,18 @@ from safetensors import safe_open
 
 from perfusion.errors import ModelError
 from perfusion.files import writing
-from perfusion.pocket.architecture import build_pipeline
-from perfusion.pocket.pool import encode_scenes
-from perfusion.pocket.scorer import build_scorer
-from perfusion.pocket.sheet import PROMPTS, contact_sheet
-from perfusion.pocket.sprites import training_atlas
-from perfusion.pocket.tokenizer import build_tokenizer
-from perfusion.pocket.train_scorer import ScorerConfig, accuracies, train_scorer
-from perfusion.pocket.train_unet import Trainer, UnetConfig, train_unet
-from perfusion.pocket.train_vae import VaeConfig, train_vae
 from perfusion.pocket.vocabulary import words
-from perfusion.pocket.world import Taste, World
+from perfusion.runtime.contact_sheet import contact_sheet
+from recipes.pocket.architecture import build_pipeline
+from recipes.pocket.pool import encode_scenes
+from recipes.pocket.scorer import build_scorer
+from recipes.pocket.sheet import PROMPTS
+from recipes.pocket.sprites import training_atlas
+from recipes.pocket.tokenizer import build_tokenizer
+from recipes.pocket.train_scorer import ScorerConfig, accuracies, train_scorer
+from recipes.pocket.train_unet import Trainer, UnetConfig, train_unet
+from recipes.pocket.train_vae import VaeConfig, train_vae
+from recipes.pocket.world import Taste, World
 
 __all__ = [
     "load_trained",
@@ -153,7 +154,7 @@ def pack(work: Path, folder: Path) -> None:
 
 def pack_scorer(work: Path, folder: Path) -> None:
     """Write the shipped scorer, with its accuracies on scenes from seeds that no training uses."""
-    from perfusion.pocket.scorer_files import save_scorer
+    from recipes.pocket.scorer_files import save_scorer
 
     scorer = build_scorer(build_tokenizer(words())).eval()
     scorer.load_state_dict(averaged(work / "scorer.safetensors", "average"), strict=False)

@@ -1,4 +1,4 @@
-"""The recipe of the embedded model: python -m perfusion.pocket train --work DIR
+"""The recipe of the embedded model: python -m recipes.pocket train --work DIR
 
 One command trains what is not trained yet and continues where it was stopped:
 the autoencoder, the UNet with the text encoder, the judge of pictures, then the files that ship.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from perfusion.commands import parser, run
 
-NAME = "python -m perfusion.pocket"
+NAME = "python -m recipes.pocket"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,13 +74,13 @@ def _body(args: argparse.Namespace) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         logging.getLogger("perfusion").setLevel(logging.INFO)
     if args.part == "sprites":
-        from perfusion.pocket.sprites import DATA, HELD_OUT_STYLES, TRAINING_STYLES, build_atlas
+        from recipes.pocket.sprites import DATA, HELD_OUT_STYLES, TRAINING_STYLES, build_atlas
 
         build_atlas(TRAINING_STYLES, args.sources).save(DATA / "sprites.webp")
         build_atlas(HELD_OUT_STYLES, args.sources).save(DATA / "held_out.webp")
         return 0
     if args.part in ("subject", "subjects"):
-        from perfusion.pocket.subjects import save, save_all
+        from recipes.pocket.subjects import save, save_all
 
         if args.part == "subjects":
             save_all(args.output)
@@ -88,7 +88,7 @@ def _body(args: argparse.Namespace) -> int:
             save(args.noun, args.style, args.output)
         return 0
     if args.part == "sheet":
-        from perfusion.pocket.sheet import draw_sheet
+        from recipes.pocket.sheet import draw_sheet
 
         draw_sheet(args.output)
         return 0
@@ -98,8 +98,8 @@ def _body(args: argparse.Namespace) -> int:
 
 
 def _pack(args: argparse.Namespace) -> None:
-    from perfusion.pocket import model_path, scorer_path
-    from perfusion.pocket.recipe import pack, pack_scorer
+    from perfusion.embedded import model_path, scorer_path
+    from recipes.pocket.recipe import pack, pack_scorer
 
     pack(args.work, args.output or model_path())
     pack_scorer(args.work, args.scorer_output or scorer_path())
@@ -111,11 +111,11 @@ def _train(args: argparse.Namespace) -> bool:
 
     import torch
 
-    from perfusion.pocket.recipe import run_scorer, run_unet, run_vae
-    from perfusion.pocket.train_scorer import ScorerConfig
-    from perfusion.pocket.train_unet import UnetConfig
-    from perfusion.pocket.train_vae import VaeConfig
     from perfusion.training.placing import pick_device
+    from recipes.pocket.recipe import run_scorer, run_unet, run_vae
+    from recipes.pocket.train_scorer import ScorerConfig
+    from recipes.pocket.train_unet import UnetConfig
+    from recipes.pocket.train_vae import VaeConfig
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from perfusion.pocket.optim import mixed_precision
-from perfusion.pocket.world import Scene, World
+from recipes.pocket.optim import mixed_precision
+from recipes.pocket.world import Scene, World
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perfusion.pocket.judge import MAX_COUNT, NOUN_NAMES, PLACE_NAMES
-from perfusion.pocket.optim import (
+from perfusion.judging.pocket_scorer import MAX_COUNT, NOUN_NAMES, PLACE_NAMES
+from recipes.pocket.optim import (
     Average,
     Muon,
     load_checkpoint,
@@ -24,9 +24,9 @@ from perfusion.pocket.optim import (
     save_checkpoint,
     set_rate,
 )
-from perfusion.pocket.pool import tokenise
-from perfusion.pocket.scorer import Judgement, Scorer
-from perfusion.pocket.world import Scene, Taste, World
+from recipes.pocket.pool import tokenise
+from recipes.pocket.scorer import Judgement, Scorer
+from recipes.pocket.world import Scene, Taste, World
 
 __all__ = ["Labels", "ScorerConfig", "accuracies", "label", "spoil", "texture", "train_scorer"]
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from perfusion.attention import Layer, layer_table
-from perfusion.encoding import Encodings, encode, encode_prompts, token_embedding
+from perfusion.base.attention import Layer, layer_table
+from perfusion.base.encoding import Encodings, encode, encode_prompts, token_embedding
+from perfusion.base.families import check_pipeline, check_unet_config, family_of, parts_of
+from perfusion.base.loading import load_scheduler, load_tokenizer, load_weights, read_index, read_json
+from perfusion.base.single_file import check_single_file, find_config, load_single_file
 from perfusion.errors import ModelError
-from perfusion.families import check_pipeline, check_unet_config, family_of, parts_of
-from perfusion.loading import load_scheduler, load_tokenizer, load_weights, read_index, read_json
-from perfusion.single_file import check_single_file, find_config, load_single_file
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -134,7 +134,7 @@ class BaseModel:
         *,
         pooled: bool = True,
     ) -> Encodings:
-        """What the UNet reads of prompts, see `perfusion.encoding.encode_prompts`."""
+        """What the UNet reads of prompts, see `perfusion.base.encoding.encode_prompts`."""
         end = self.tokenizers[-1].eos_token_id
         return encode_prompts(
             self.text_encoders, input_ids, concept_embeddings, eos_token_id=end, pooled=pooled
@@ -185,7 +185,7 @@ def load_base(
         ModelError: it is no such model, misses a part, or its parts do not fit each other.
     """
     if folder is None:
-        from perfusion.pocket import model_path
+        from perfusion.embedded import model_path
 
         folder = model_path()
     folder = Path(folder)

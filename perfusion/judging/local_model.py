@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from perfusion.base.loading import first_line, quiet_loaders, read_json
 from perfusion.errors import ModelError
-from perfusion.loading import first_line, quiet_loaders, read_json
 
 __all__ = ["check_local", "load_local"]
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perfusion.pocket.judge import COLOUR_NAMES, MAX_COUNT, NOUN_NAMES, PLACE_NAMES
-from perfusion.pocket.tokenizer import CONTEXT_LENGTH
+from perfusion.judging.pocket_scorer import COLOUR_NAMES, MAX_COUNT, NOUN_NAMES, PLACE_NAMES
+from recipes.pocket.tokenizer import CONTEXT_LENGTH
 
 __all__ = ["ImageTower", "Judgement", "Scorer", "build_scorer"]
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from perfusion.scoring import Float32, unit
-from perfusion.training.local_model import load_local
+from perfusion.judging.local_model import load_local
+from perfusion.judging.scorer import Float32, unit
 
 __all__ = ["ClipScorer"]
 
@@ -21,7 +21,7 @@ PIECE = 16
 
 
 class ClipScorer:
-    """Pictures and prompts as CLIP's embeddings (`perfusion.scoring.Scorer`).
+    """Pictures and prompts as CLIP's embeddings (`perfusion.judging.scorer.Scorer`).
 
     Args:
         folder: config.json, model.safetensors, the tokenizer's files.

@@ -19,7 +19,7 @@ from PIL import Image
 
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
-from perfusion.scoring import Scorer
+from perfusion.judging.scorer import Scorer
 
 __all__ = ["PROMPTS", "Draw", "Score", "Selection", "cut_to_mask", "score_snapshots", "select"]
 

@@ -1,6 +1,6 @@
 """The scorer as it ships: two ONNX graphs, a tokenizer, and a JSON of what its numbers mean.
 
-`perfusion.pocket.judge` reads them without torch.
+`perfusion.judging.pocket_scorer` reads them without torch.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from perfusion.base import encode
+from perfusion.base.base_model import encode
 from perfusion.export.convert import to_onnx
 from perfusion.export.graphs import End, Graph
 from perfusion.export.parity import check_parity
 from perfusion.export.weights import save, store_as_float16
 from perfusion.files import writing
-from perfusion.pocket.architecture import SIZES
-from perfusion.pocket.judge import COLOUR_NAMES, FORMAT, MAX_COUNT, NOUN_NAMES, PLACE_NAMES, SCORER_FILE
-from perfusion.pocket.scorer import EMBEDDING, Scorer
-from perfusion.pocket.tokenizer import CONTEXT_LENGTH, build_tokenizer
+from perfusion.judging.pocket_scorer import (
+    COLOUR_NAMES,
+    FORMAT,
+    MAX_COUNT,
+    NOUN_NAMES,
+    PLACE_NAMES,
+    SCORER_FILE,
+)
 from perfusion.pocket.vocabulary import words
+from recipes.pocket.architecture import SIZES
+from recipes.pocket.scorer import EMBEDDING, Scorer
+from recipes.pocket.tokenizer import CONTEXT_LENGTH, build_tokenizer
 
 __all__ = ["graphs_of_scorer", "save_scorer"]
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from perfusion.pocket.architecture import SCHEDULER
+from recipes.pocket.architecture import SCHEDULER
 
 
 @cache

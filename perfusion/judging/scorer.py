@@ -1,6 +1,6 @@
 """Judges of pictures: models that put pictures and prompts into one space, where the cosine says how alike they are.
 
-No torch here; `perfusion.training.clip_scorer` has a judge that needs it.
+No torch here; `perfusion.judging.clip_scorer` has a judge that needs it.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perfusion.errors import ModelError
+from perfusion.judging.scorer import picture_array
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
-from perfusion.scoring import picture_array
 
 __all__ = [
     "COLOUR_NAMES",
@@ -72,7 +72,7 @@ class Judge:
         from perfusion.runtime.sessions import Graph
 
         if folder is None:
-            from perfusion.pocket import scorer_path
+            from perfusion.embedded import scorer_path
 
             folder = scorer_path()
         self.facts = _read_facts(folder)

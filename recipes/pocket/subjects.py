@@ -15,9 +15,9 @@ from PIL import Image
 
 from perfusion.errors import ModelError
 from perfusion.files import writing
-from perfusion.pocket.sprites import Atlas, held_out_atlas
 from perfusion.pocket.vocabulary import PLACES
-from perfusion.pocket.world import Taste, World
+from recipes.pocket.sprites import Atlas, held_out_atlas
+from recipes.pocket.world import Taste, World
 
 __all__ = ["SUBJECTS", "Subject", "compose", "only", "save", "save_all"]
 

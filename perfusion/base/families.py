@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.attention import layer_table
+from perfusion.base.attention import layer_table
 from perfusion.errors import ModelError
 
 if TYPE_CHECKING:

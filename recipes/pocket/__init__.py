@@ -1,0 +1,1 @@
+"""The recipe of the embedded model: its world, its networks and their training. Not installed; needs a clone."""
