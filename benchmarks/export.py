@@ -191,7 +191,7 @@ def _sessions(opened: Any, work: Path) -> dict[str, Any]:
 
     from perfusion.base.attention import install
     from perfusion.export.convert import to_onnx
-    from perfusion.export.graphs import graphs_of, plain_graphs_of
+    from perfusion.export.graph_modules import graphs_of, plain_graphs_of
     from perfusion.export.weights import save, store_as_float16
 
     sessions = {}

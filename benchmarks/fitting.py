@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.models.hollow import hollow_model
 from benchmarks.record import write_record
-from perfusion.devices.half import kept_places
-from perfusion.devices.memory import Request, plan_graphs
+from perfusion.devices.planning.float32_parts import kept_places
+from perfusion.devices.planning.memory_plan import Request, plan_graphs
 from perfusion.devices.profiles import PROFILES
 from perfusion.embedded import bundle_path
 

@@ -26,7 +26,7 @@ from benchmarks.record import peak_memory_mb, write_record
 from benchmarks.swap import describe, make_concept
 from perfusion import Concept
 from perfusion.embedded import model_path
-from perfusion.runtime.bank import Bank
+from perfusion.runtime.concepts import Bank
 
 SWAPS = 15
 

@@ -104,7 +104,7 @@ def _export(plain: Path) -> Any:
 
     from perfusion.embedded import model_path
     from perfusion.export.convert import to_onnx
-    from perfusion.export.graphs import plain_graphs_of
+    from perfusion.export.graph_modules import plain_graphs_of
     from perfusion.export.source import open_model
     from perfusion.export.weights import save, store_as_float16
 

@@ -19,8 +19,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
 from benchmarks.record import ROOT, write_record
-from perfusion.devices.latency import graph_seconds
-from perfusion.devices.memory import LIBRARY, Request, graph_costs, graph_sizes, open_size
+from perfusion.devices.planning.latency import graph_seconds
+from perfusion.devices.planning.memory_plan import LIBRARY, Request, graph_costs, graph_sizes, open_size
 from perfusion.devices.profiles import processor_profile
 from perfusion.embedded import bundle_path
 
@@ -31,7 +31,7 @@ import json, sys, time
 import numpy as np
 from pathlib import Path
 from perfusion.onnx_runtime import import_onnxruntime
-from perfusion.runtime.sessions import Graph
+from perfusion.runtime.compute.onnx_graph import Graph
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
@@ -70,7 +70,7 @@ def cases(middle: Path) -> Iterator[tuple[str, str, Path, int, int]]:
 
 def measure(name: str, path: Path, sizes: dict[str, int]) -> dict[str, Any]:
     """Opened, peak (bytes) and seconds, in a process of its own."""
-    from perfusion.devices.onnx_file import read_graph
+    from perfusion.devices.graph_reader.onnx_file import read_graph
 
     graph = read_graph(path)
     inputs = {value.name: list(value.dims) for value in graph.inputs}

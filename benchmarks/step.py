@@ -25,7 +25,7 @@ from benchmarks.record import ROOT, peak_memory_mb, write_record
 from perfusion.base.attention import installed, layer_table
 from perfusion.export.convert import to_onnx
 from perfusion.export.weights import save
-from perfusion.runtime.sessions import Graph as OpenedGraph
+from perfusion.runtime.compute.onnx_graph import Graph as OpenedGraph
 
 CONFIG = ROOT / "tests" / "data" / "base_models" / "sd15.json"
 FOLDER = ROOT / "build" / "step"

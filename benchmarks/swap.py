@@ -24,12 +24,12 @@ from benchmarks.record import write_record
 from perfusion import Concept
 from perfusion.bundle.description import Bundle, Decoder, Defaults, Layer, TextEncoder, UNet
 from perfusion.embedded import bundle_path
-from perfusion.runtime.bank import Bank
-from perfusion.runtime.feeds import Feeds
-from perfusion.runtime.graphs import Graphs
-from perfusion.runtime.prompts import PromptEncoder
+from perfusion.runtime.compute.graphs import Graphs
+from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import Request, make_request
-from perfusion.runtime.schedulers import NoiseModel
+from perfusion.runtime.sampling.schedulers import NoiseModel
+from perfusion.runtime.text.feeds import Feeds
+from perfusion.runtime.text.prompts import PromptEncoder
 
 TARGET_MS = 1.0
 TARGET_US = 50.0  # of host work for a picture whose settings changed

@@ -37,7 +37,7 @@ from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import DeviceError, PerfusionError
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.captions import generate_captions
-from perfusion.training.placing import autocast_dtype
+from perfusion.training.placement import autocast_dtype
 
 PICTURES, SUPERCLASS, CAPTIONS = ROOT / "examples" / "subjects" / "school-bus", "bus", 256
 CONTENDERS = ("perfusion", "textual_inversion", "dreambooth_lora")

@@ -9,8 +9,8 @@ from perfusion.devices.detection import Detected, detect
 from perfusion.devices.profiles import PROFILES, DeviceProfile, find_profile
 
 if TYPE_CHECKING:
-    from perfusion.devices.device_plan import DevicePlan, plan_device
-    from perfusion.devices.memory import MemoryPlan, plan_memory
+    from perfusion.devices.planning.device_plan import DevicePlan, plan_device
+    from perfusion.devices.planning.memory_plan import MemoryPlan, plan_memory
 
 __all__ = [
     "PROFILES",
@@ -28,11 +28,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The plans, imported when they are asked for: they need numpy, and knowing the machine does not."""
     if name in ("MemoryPlan", "plan_memory"):
-        from perfusion.devices import memory
+        from perfusion.devices.planning import memory_plan as memory
 
         return getattr(memory, name)
     if name in ("DevicePlan", "plan_device"):
-        from perfusion.devices import device_plan
+        from perfusion.devices.planning import device_plan
 
         return getattr(device_plan, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

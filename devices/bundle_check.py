@@ -15,7 +15,7 @@ from perfusion.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
     from perfusion.bundle.description import Bundle
-    from perfusion.tensorrt.cache import EngineSearch
+    from perfusion.tensorrt.engine_store import EngineSearch
 
 __all__ = ["examine_bundle"]
 
@@ -29,7 +29,7 @@ def examine_bundle(folder: Path, found: Detected, python: Environment) -> Iterat
         python: the Python that would draw; engines belong to one release of TensorRT.
     """
     from perfusion.bundle.reader import read_bundle
-    from perfusion.devices.device_plan import engine_for
+    from perfusion.devices.planning.device_plan import engine_for
 
     try:
         bundle = read_bundle(folder, verify=False)
@@ -47,8 +47,8 @@ def examine_bundle(folder: Path, found: Detected, python: Environment) -> Iterat
 
 def _size(bundle: Bundle, found: Detected) -> Iterator[Finding]:
     """Whether the bundle's default picture fits into what is free, by the runtime's own bound."""
-    from perfusion.devices.memory import guided_by_default, plan_memory
-    from perfusion.runtime.memory import AUTO_SHARE
+    from perfusion.devices.planning.memory_plan import guided_by_default, plan_memory
+    from perfusion.runtime.compute.residency import AUTO_SHARE
 
     free = found.free
     if free is None and found.profile is not None:
@@ -80,7 +80,7 @@ def _engines(folder: Path, found: Detected, python: Environment) -> Iterator[Fin
     if found.jetpack is not None and not found.jetpack.has_engines:
         return  # which the machine's own findings say
     from perfusion.bundle.facts import read_facts
-    from perfusion.tensorrt.cache import find_engine
+    from perfusion.tensorrt.engine_store import find_engine
 
     facts = read_facts(folder)
     lacking: dict[str, dict[str, EngineSearch]] = {}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from perfusion.errors import ExportError
-from perfusion.export.graphs import Graph
+from perfusion.export.graph_modules import Graph
 from perfusion.export.weights import set_weights
 
 __all__ = ["OPSET", "OPSETS", "check_opset", "example_inputs", "to_onnx"]

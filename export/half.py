@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from perfusion.base.attention import ConceptAttnProcessor
 from perfusion.base.base_model import BaseModel
 from perfusion.errors import ExportError
-from perfusion.export.graphs import End, Graph
+from perfusion.export.graph_modules import End, Graph
 
 __all__ = ["KEPT", "Kept", "check_places", "in_half", "kept_places"]
 

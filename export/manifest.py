@@ -13,7 +13,7 @@ from perfusion.base.loading import read_index, read_json
 from perfusion.bundle.names import FORMAT, FORMAT_VERSION, KEY_PROJECTIONS, TOKENIZER
 from perfusion.errors import ModelError
 from perfusion.export.convert import OPSET
-from perfusion.export.graphs import conditions_of, downscale, size_multiple
+from perfusion.export.graph_modules import conditions_of, downscale, size_multiple
 from perfusion.export.half import kept_places
 from perfusion.files import sha256_of
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.runtime.bank import Bank
-from perfusion.runtime.encoder import Text
-from perfusion.runtime.prompts import PromptEncoder
+from perfusion.runtime.concepts import Bank
+from perfusion.runtime.text.encoder import Text
+from perfusion.runtime.text.prompts import PromptEncoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,16 +17,16 @@ from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import ConceptError, RequestError
-from perfusion.runtime.bank import Bank, Changes, Settings
-from perfusion.runtime.drawing import Phase, call_slices, decode, draw
+from perfusion.runtime.compute.graphs import Graphs
+from perfusion.runtime.concepts import Bank, Changes, Settings
 from perfusion.runtime.explanation import Explanation, explain
-from perfusion.runtime.feeds import Feeds
-from perfusion.runtime.graphs import Graphs
-from perfusion.runtime.prompts import Asked, PromptEncoder
 from perfusion.runtime.request import Options, Request, make_request
-from perfusion.runtime.schedulers import Schedule, make_schedule
+from perfusion.runtime.sampling.loop import Phase, call_slices, decode, draw
+from perfusion.runtime.sampling.schedulers import Schedule, make_schedule
 from perfusion.runtime.step import Step
 from perfusion.runtime.stopping import Stop, Stops
+from perfusion.runtime.text.feeds import Feeds
+from perfusion.runtime.text.prompts import Asked, PromptEncoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from perfusion.concept.edit import GATES
 from perfusion.errors import RequestError
-from perfusion.runtime.bank import Changes
+from perfusion.runtime.concepts import Changes
 from perfusion.runtime.pictures import open_picture
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ def inside_a_link(path):
 
 
 def module_name(path):
-    """The one name a file is imported by: `perfusion.runtime.tokenizer` for runtime/tokenizer.py."""
+    """The one name a file is imported by: `perfusion.runtime.text.tokenizer` for runtime/text/tokenizer.py."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = parts if parts[0] == "perfusion" else ("perfusion", *parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from benchmarks.evaluation.models import base_model, samples_of
 from perfusion.base.attention import installed
 from perfusion.concept.concept_file import Concept
-from perfusion.training import TrainingConfig, loop
-from perfusion.training.loop import Run, optimise
-from perfusion.training.prompts import check_superclass
+from perfusion.training import TrainingConfig
+from perfusion.training import training_loop as loop
+from perfusion.training.initial_edit import start_edit
 from perfusion.training.rank_one import Edit, RankOneEdit
-from perfusion.training.start import start_edit
+from perfusion.training.templates import check_superclass
 from perfusion.training.trainer import as_concept
+from perfusion.training.training_loop import Run, optimise
 from recipes.pocket.subjects import Subject
 
 __all__ = ["EDITS", "edited", "train_variant"]

@@ -25,8 +25,8 @@ from perfusion.base.attention import install
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.phases import noise_share
 from perfusion.errors import RequestError
-from perfusion.runtime.latents import initial_noise
-from perfusion.training.prompts import as_tensors, input_ids
+from perfusion.runtime.sampling.noise import initial_noise
+from perfusion.training.templates import as_tensors, input_ids
 from recipes.pocket.subjects import Subject
 
 __all__ = ["Artist", "Job", "PipelineArtist", "RuntimeArtist", "artist_for"]

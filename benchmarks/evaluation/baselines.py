@@ -25,8 +25,8 @@ from perfusion.base.base_model import BaseModel, token_embedding
 from perfusion.errors import TrainingError
 from perfusion.files import writing
 from perfusion.training.objective import Noising, masked_error
-from perfusion.training.placing import autocast_dtype, autocasting
-from perfusion.training.prompts import TEMPLATES, as_tensors, input_ids, word_ids
+from perfusion.training.placement import autocast_dtype, autocasting
+from perfusion.training.templates import TEMPLATES, as_tensors, input_ids, word_ids
 from recipes.pocket.subjects import Subject
 
 __all__ = ["IDENTIFIER", "LEARNERS", "Learner", "train_baseline"]

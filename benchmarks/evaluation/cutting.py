@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.evaluation.models import base_model
 from perfusion.training.masks import attention_masks
 from perfusion.training.objective import Noising
-from perfusion.training.prompts import as_tensors, input_ids, word_ids
+from perfusion.training.templates import as_tensors, input_ids, word_ids
 
 __all__ = ["cut", "encoded", "object_masks", "overlap"]
 

@@ -36,7 +36,7 @@ from perfusion.concept.edit import condition
 from perfusion.files import writing
 from perfusion.pocket.vocabulary import article
 from perfusion.training.objective import Noising
-from perfusion.training.prompts import as_tensors, input_ids, word_ids
+from perfusion.training.templates import as_tensors, input_ids, word_ids
 
 __all__ = ["CONTENDERS", "leakage_path", "leakage_units", "outside_share", "outside_shares"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from perfusion.base.base_model import BaseModel
 from perfusion.training.covariance import cached_second_moment, inverse, load_captions
-from perfusion.training.prompts import as_tensors, input_ids, word_ids
+from perfusion.training.templates import as_tensors, input_ids, word_ids
 from recipes.pocket.subjects import Subject
 
 __all__ = ["merged", "merged_projections"]

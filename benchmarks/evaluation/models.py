@@ -17,8 +17,8 @@ from perfusion.judging.pocket_scorer import Judge
 from perfusion.judging.scorer import OnnxScorer
 from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig
-from perfusion.training.pictures import find_pictures, load_picture
 from perfusion.training.samples import Samples, encode_pictures
+from perfusion.training.training_pictures import find_pictures, load_picture
 from recipes.pocket.subjects import Subject
 
 __all__ = [

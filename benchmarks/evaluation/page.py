@@ -25,7 +25,7 @@ from benchmarks.evaluation.prose import (
 from benchmarks.evaluation.results import Point, Results, difference
 from benchmarks.evaluation.tuning import MORE_RATES
 from perfusion.training import TrainingConfig
-from perfusion.training.judging import POCKET_PROMPTS
+from perfusion.training.snapshot_choice import POCKET_PROMPTS
 
 __all__ = ["BY_HAND", "page"]
 

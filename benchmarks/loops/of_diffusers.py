@@ -17,9 +17,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from perfusion.base.base_model import BaseModel
-from perfusion.training.pictures import find_pictures, load_picture, prepare
-from perfusion.training.placing import autocast_dtype, autocasting
-from perfusion.training.prompts import TEMPLATES, as_tensors, input_ids
+from perfusion.training.placement import autocast_dtype, autocasting
+from perfusion.training.templates import TEMPLATES, as_tensors, input_ids
+from perfusion.training.training_pictures import find_pictures, load_picture, prepare
 
 __all__ = ["LOOPS", "DreamBoothLora", "Loop", "Task", "TextualInversion", "has_peft"]
 

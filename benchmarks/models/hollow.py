@@ -22,7 +22,7 @@ from benchmarks.models import CONFIGS, VAE
 from benchmarks.models.kept import EXPORTER, kept
 from perfusion.base.attention import installed, layer_table
 from perfusion.export.convert import to_onnx
-from perfusion.export.graphs import (
+from perfusion.export.graph_modules import (
     End,
     Graph,
     PenultimateEncoder,
@@ -53,7 +53,7 @@ def hollow(module: nn.Module) -> nn.Module:
 
 
 def graphs(name: str) -> Iterator[Graph]:
-    """The graphs that drawing with a base model needs, as `perfusion.export.graphs` makes them."""
+    """The graphs that drawing with a base model needs, as `perfusion.export.graph_modules` makes them."""
     config = json.loads((CONFIGS / f"{name}.json").read_text())
     encoders = config["text_encoders"]
     for index, settings in enumerate(encoders):

@@ -12,7 +12,7 @@ from perfusion.commands import parser, run
 
 if TYPE_CHECKING:
     from perfusion.devices import Detected, DeviceProfile
-    from perfusion.devices.device_plan import DevicePlan
+    from perfusion.devices.planning.device_plan import DevicePlan
 
 GIB = 1 << 30
 
@@ -133,7 +133,7 @@ def _doctor(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from perfusion.bundle.reader import read_bundle
     from perfusion.devices import detect, find_profile
-    from perfusion.devices.device_plan import plan_device
+    from perfusion.devices.planning.device_plan import plan_device
     from perfusion.errors import DeviceError
 
     here = detect().profile

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from perfusion.bundle.description import Bundle
     from perfusion.devices import DeviceProfile
     from perfusion.tensorrt.engines import EngineJob, EngineOutcome, EngineSettings
-    from perfusion.tensorrt.profiles import ShapeOptions
+    from perfusion.tensorrt.shape_ranges import ShapeOptions
 
 __all__ = [
     "build", "check_memory", "check_request", "choose_target", "device_profile", "find_tensorrt", "plan", "prune",
@@ -81,7 +81,7 @@ def find_tensorrt(engine: Any, target: str) -> Any:
 
 def check_request(given: argparse.Namespace, target: str, precision: str) -> None:
     """Refuse before the minutes of an export what needs no bundle to be refused."""
-    from perfusion.tensorrt.profiles import check_counts
+    from perfusion.tensorrt.shape_ranges import check_counts
     from perfusion.tensorrt.targets import check_precision
 
     check_precision(given.engine, target, precision)
@@ -94,7 +94,7 @@ def check_request(given: argparse.Namespace, target: str, precision: str) -> Non
 
 
 def _shapes(given: argparse.Namespace) -> ShapeOptions:
-    from perfusion.tensorrt.profiles import ShapeOptions
+    from perfusion.tensorrt.shape_ranges import ShapeOptions
 
     asked: dict[str, Any] = {
         "batches": given.batch,
@@ -150,7 +150,7 @@ def plan(
 def check_memory(given: argparse.Namespace, folder: Path, profile: DeviceProfile) -> None:
     """Say where a device has too little memory for a bundle's pictures, drawn by onnxruntime."""
     from perfusion.bundle.reader import read_bundle
-    from perfusion.devices.device_plan import fitting_batches
+    from perfusion.devices.planning.device_plan import fitting_batches
 
     bundle = read_bundle(folder, verify=False)
     memory = fitting_batches(bundle, profile, (1,), side=given.resolution, concepts=4)[1]
@@ -165,7 +165,7 @@ def _planned(
 
     The plan is an estimate, so what was asked for is built with a warning where it does not fit.
     """
-    from perfusion.devices.device_plan import fitting_batches
+    from perfusion.devices.planning.device_plan import fitting_batches
 
     batches, memory = fitting_batches(
         bundle, profile, shapes.batches, side=shapes.resolution, concepts=shapes.concepts
@@ -201,7 +201,7 @@ def build(
 
 def prune(folder: Path, outcomes: Sequence[EngineOutcome]) -> list[Path]:
     """Remove what no longer fits: engines of graphs that have changed, and of other releases of this TensorRT."""
-    from perfusion.tensorrt.cache import Engine, prune_engines
+    from perfusion.tensorrt.engine_store import Engine, prune_engines
 
     now = {one.engine.key.graph: one.engine.key for one in outcomes}
 

@@ -174,7 +174,7 @@ def _held_against(path: Path, folder: Path) -> tuple[dict[str, Any], dict[str, s
 
     from perfusion.bundle.reader import read_bundle
     from perfusion.concept.concept_file import Concept
-    from perfusion.runtime.bank import Bank
+    from perfusion.runtime.concepts import Bank
 
     concept, bundle = Concept.load(path), read_bundle(folder, verify=False)
     Bank(bundle).load(concept)  # says why not, and warns where it is another checkpoint of the family

@@ -196,7 +196,7 @@ def _settings(args: argparse.Namespace, first: "Concept") -> "tuple[Setting, ...
 def _subject(folder: Path, masks: Path | None) -> "list[Image]":
     """A subject's pictures, cut to the object where a mask or an alpha channel says where it is."""
     from perfusion.judging.selection import cut_to_mask
-    from perfusion.training.pictures import find_pictures, load_picture
+    from perfusion.training.training_pictures import find_pictures, load_picture
 
     found = [load_picture(path, masks or "auto") for path in find_pictures(folder)]
     return [cut_to_mask(one.image, one.mask) for one in found]
@@ -224,7 +224,7 @@ def _scorer(folder: Path | None, runtime: "Runtime") -> "Scorer":
     try:
         import torch
 
-        from perfusion.training.judging import open_scorer
+        from perfusion.training.snapshot_choice import open_scorer
     except ModuleNotFoundError as error:
         raise ModelError(
             f"{folder} has no image.onnx; a CLIP model's folder is read by the package {error.name}. Install "
@@ -359,7 +359,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def _values(text: str) -> tuple[float, ...]:
-    from perfusion.sweep.settings import parse_values
+    from perfusion.sweep.ranges import parse_values
 
     try:
         return parse_values(text)

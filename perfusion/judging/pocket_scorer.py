@@ -69,7 +69,7 @@ class Judge:
     """
 
     def __init__(self, folder: Path | None = None, *, threads: int | None = None) -> None:
-        from perfusion.runtime.sessions import Graph
+        from perfusion.runtime.compute.onnx_graph import Graph
 
         if folder is None:
             from perfusion.embedded import scorer_path

@@ -15,7 +15,7 @@ from PIL import Image
 
 from perfusion.concept.concept_file import Concept
 from perfusion.files import writing
-from perfusion.sweep.settings import Setting
+from perfusion.sweep.ranges import Setting
 
 if TYPE_CHECKING:
     from perfusion.runtime import Runtime

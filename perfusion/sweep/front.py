@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.errors import RequestError
-from perfusion.sweep.settings import Setting
+from perfusion.sweep.ranges import Setting
 
 __all__ = ["Judged", "Point", "pareto_front", "points_of", "similarities"]
 

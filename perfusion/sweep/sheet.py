@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from perfusion.sweep.front import Point
-from perfusion.sweep.settings import varied
+from perfusion.sweep.ranges import varied
 
 __all__ = ["grid", "plot", "ticks"]
 

@@ -15,10 +15,10 @@ from perfusion.bundle.facts import BundleFacts, GraphFacts
 from perfusion.errors import BundleError, DeviceError, ExportError, PerfusionError
 from perfusion.files import sha256_of, writing
 from perfusion.tensorrt.build import BuildOptions, Built, Phase, Profile, build_engine
-from perfusion.tensorrt.cache import Engine, building, engine_folder, find_engine, store_engine
 from perfusion.tensorrt.driver import query_driver
+from perfusion.tensorrt.engine_store import Engine, building, engine_folder, find_engine, store_engine
 from perfusion.tensorrt.keys import EngineKey, folder_name
-from perfusion.tensorrt.profiles import ShapeOptions, profiles_of
+from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
 
 __all__ = [
     "EngineJob",

@@ -22,8 +22,8 @@ from perfusion.bundle.guidance import is_guided
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import condition, locked_keys
 from perfusion.errors import TrainingError
-from perfusion.training.placing import autocasting, placed
-from perfusion.training.prompts import as_tensors, input_ids
+from perfusion.training.placement import autocasting, placed
+from perfusion.training.templates import as_tensors, input_ids
 
 __all__ = ["draw"]
 

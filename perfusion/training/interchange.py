@@ -22,8 +22,8 @@ from perfusion.concept.edit import gate, project, similarity
 from perfusion.errors import ConceptError
 from perfusion.training.covariance import RIDGE, cached_second_moment, inverse, load_captions
 from perfusion.training.foreign import Checkpoint, read_checkpoint, read_textual_inversion
-from perfusion.training.prompts import TEMPLATES, as_tensors, check_superclass, check_token
-from perfusion.training.start import concept_prompt, placeholder_encodings
+from perfusion.training.initial_edit import concept_prompt, placeholder_encodings
+from perfusion.training.templates import TEMPLATES, as_tensors, check_superclass, check_token
 
 __all__ = ["ImportOptions", "from_checkpoint", "from_textual_inversion"]
 

@@ -14,10 +14,10 @@ from perfusion.base.base_model import BaseModel
 from perfusion.training.config import TrainingConfig
 from perfusion.training.masks import attention_masks, trusted
 from perfusion.training.objective import Noising
-from perfusion.training.pictures import Picture, prepare
-from perfusion.training.placing import autocast_dtype, autocasting, placed
-from perfusion.training.prompts import as_tensors, input_ids
+from perfusion.training.placement import autocast_dtype, autocasting, placed
 from perfusion.training.segment import segment
+from perfusion.training.templates import as_tensors, input_ids
+from perfusion.training.training_pictures import Picture, prepare
 
 __all__ = ["Samples", "encode_pictures", "find_objects"]
 

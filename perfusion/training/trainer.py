@@ -24,18 +24,18 @@ from perfusion.judging.selection import Selection
 from perfusion.training.config import TrainingConfig
 from perfusion.training.covariance import caption_file
 from perfusion.training.draw import draw
-from perfusion.training.judging import choose, find_scorer
-from perfusion.training.loop import Run, optimise
+from perfusion.training.initial_edit import start_edit
 from perfusion.training.objective import Noising
 from perfusion.training.parallel import check_step, share, world
-from perfusion.training.pictures import find_pictures, load_picture
-from perfusion.training.placing import autocast_dtype, borrowed, open_base, pick_device, weight_sizes
-from perfusion.training.prompts import check_superclass, check_token
+from perfusion.training.placement import autocast_dtype, borrowed, open_base, pick_device, weight_sizes
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.samples import Samples, encode_pictures, find_objects
 from perfusion.training.segment import check_segmenter
-from perfusion.training.start import start_edit
+from perfusion.training.snapshot_choice import choose, find_scorer
 from perfusion.training.state import Checkpoint, identity_of
+from perfusion.training.templates import check_superclass, check_token
+from perfusion.training.training_loop import Run, optimise
+from perfusion.training.training_pictures import find_pictures, load_picture
 from perfusion.training.work_folder import WorkFolder
 
 __all__ = ["TrainingResult", "train", "train_concept"]

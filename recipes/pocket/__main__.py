@@ -111,7 +111,7 @@ def _train(args: argparse.Namespace) -> bool:
 
     import torch
 
-    from perfusion.training.placing import pick_device
+    from perfusion.training.placement import pick_device
     from recipes.pocket.recipe import run_scorer, run_unet, run_vae
     from recipes.pocket.train_scorer import ScorerConfig
     from recipes.pocket.train_unet import UnetConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from perfusion.training.placing import autocast_dtype, autocasting
+from perfusion.training.placement import autocast_dtype, autocasting
 from perfusion.training.state import read_checkpoint, write_checkpoint
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

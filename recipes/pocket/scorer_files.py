@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from perfusion.base.base_model import encode
 from perfusion.export.convert import to_onnx
-from perfusion.export.graphs import End, Graph
-from perfusion.export.parity import check_parity
+from perfusion.export.graph_modules import End, Graph
+from perfusion.export.proof.parity import check_parity
 from perfusion.export.weights import save, store_as_float16
 from perfusion.files import writing
 from perfusion.judging.pocket_scorer import (

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from perfusion.devices.arena import play
-from perfusion.devices.costs import array_events, costs_of
-from perfusion.devices.onnx_file import read_graph
-from perfusion.devices.shapes import trace
+from perfusion.devices.graph_reader.onnx_file import read_graph
+from perfusion.devices.graph_reader.shapes import trace
+from perfusion.devices.planning.arena import play
+from perfusion.devices.planning.costs import array_events, costs_of
 from tests.devices.test_shapes import saved
 
 F = TensorProto.FLOAT

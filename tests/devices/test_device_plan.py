@@ -9,7 +9,7 @@ from perfusion.bundle.reader import read_bundle
 from perfusion.commands import engine_steps
 from perfusion.commands.export import _arguments
 from perfusion.devices import PROFILES, find_profile
-from perfusion.devices.device_plan import fitting_batches, plan_device
+from perfusion.devices.planning.device_plan import fitting_batches, plan_device
 from perfusion.embedded import bundle_path
 from perfusion.errors import RequestError
 

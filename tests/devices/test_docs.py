@@ -9,7 +9,7 @@ import pytest
 
 from perfusion.devices import PROFILES, bundle_check, doctor
 from perfusion.devices.jetpack import JETPACKS
-from perfusion.devices.latency import CPU_ERROR
+from perfusion.devices.planning.latency import CPU_ERROR
 from perfusion.devices.profiles import SOURCES
 
 ROOT = Path(__file__).parents[2]

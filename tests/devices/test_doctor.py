@@ -224,7 +224,7 @@ def store(bundle, graph, sha256, **changes):
     from dataclasses import asdict
 
     from perfusion.tensorrt.build import BuildOptions, Built
-    from perfusion.tensorrt.cache import store_engine
+    from perfusion.tensorrt.engine_store import store_engine
     from perfusion.tensorrt.keys import EngineKey
 
     values = {"flavour": "trt", "version": "10.3.0", "target": "sm87", "driver": 12, "precision": "fp16"}
@@ -340,7 +340,7 @@ def test_on_a_card_the_release_of_tensorrt_for_rtx_counts_and_not_the_driver(
 def test_the_bound_is_the_runtimes_own(make_root, environment):
     from perfusion.bundle.reader import read_bundle
     from perfusion.devices import plan_memory
-    from perfusion.runtime.memory import AUTO_SHARE
+    from perfusion.runtime.compute.residency import AUTO_SHARE
 
     bundle = read_bundle(bundle_path(), verify=False)
     least = plan_memory(bundle, budget=1, width=128, height=128).peak / GIB

@@ -12,9 +12,9 @@ import pytest
 
 from perfusion.bundle.reader import read_bundle
 from perfusion.devices import PROFILES, plan_memory
-from perfusion.devices.half import kept_places
-from perfusion.devices.latency import estimate_latency
-from perfusion.devices.memory import STAGES, Smaller, graph_files, request_of
+from perfusion.devices.planning.float32_parts import kept_places
+from perfusion.devices.planning.latency import estimate_latency
+from perfusion.devices.planning.memory_plan import STAGES, Smaller, graph_files, request_of
 from perfusion.embedded import bundle_path
 from perfusion.errors import BundleError, RequestError
 
@@ -208,7 +208,7 @@ MEASURE = """
 import sys
 import numpy as np
 from perfusion.onnx_runtime import import_onnxruntime
-from perfusion.runtime.graphs import Graphs
+from perfusion.runtime.compute.graphs import Graphs
 from perfusion.bundle.reader import read_bundle
 from perfusion.embedded import bundle_path
 

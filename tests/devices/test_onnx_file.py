@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from perfusion.devices.onnx_file import read_graph
+from perfusion.devices.graph_reader.onnx_file import read_graph
 from perfusion.embedded import bundle_path
 from perfusion.errors import BundleError
 

@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, shape_inference
 
-from perfusion.devices.onnx_file import read_graph
-from perfusion.devices.shapes import trace
+from perfusion.devices.graph_reader.onnx_file import read_graph
+from perfusion.devices.graph_reader.shapes import trace
 from perfusion.embedded import bundle_path
 from perfusion.errors import BundleError
 

@@ -22,8 +22,8 @@ from perfusion.base.attention import layer_table
 from perfusion.concept.edit import edited_projection
 from perfusion.errors import RequestError
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
-from perfusion.training.judging import SEEDS
-from perfusion.training.prompts import TEMPLATES, as_tensors, input_ids, word_ids
+from perfusion.training.snapshot_choice import SEEDS
+from perfusion.training.templates import TEMPLATES, as_tensors, input_ids, word_ids
 from recipes.pocket.subjects import SUBJECTS
 
 DIM, OUT, TOKENS = 6, 5, 7

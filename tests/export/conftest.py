@@ -16,9 +16,10 @@ from diffusers import UNet2DConditionModel
 
 from perfusion.base.attention import installed
 from perfusion.base.base_model import BaseModel, load_base
-from perfusion.export import Exported, bundle, export_bundle
+from perfusion.export import Exported, export_bundle
+from perfusion.export import exporter as bundle
 from perfusion.export.convert import to_onnx
-from perfusion.export.graphs import Graph, graphs_of
+from perfusion.export.graph_modules import Graph, graphs_of
 
 OpenSession = Callable[[Path], onnxruntime.InferenceSession]
 Run = Callable[..., np.ndarray]

@@ -92,7 +92,7 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_and_says_so(
         path.write_bytes(b"as much as there was room for")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("perfusion.export.bundle.save", full)
+    monkeypatch.setattr("perfusion.export.exporter.save", full)
     with pytest.raises(
         PerfusionError, match=r"bundle cannot be written: no space left on device\. Free some space"
     ):
@@ -142,7 +142,7 @@ def never(*_, **__):
 
 @pytest.fixture
 def no_conversion(monkeypatch):
-    monkeypatch.setattr("perfusion.export.bundle.to_onnx", never)
+    monkeypatch.setattr("perfusion.export.exporter.to_onnx", never)
 
 
 def test_a_folder_of_somebodys_files_is_not_replaced(no_conversion, toy_model, tmp_path):

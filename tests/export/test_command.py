@@ -127,7 +127,7 @@ def test_json_holds_what_a_program_would_ask(fast_export, exported, toy_model, t
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "perfusion.export")
-    monkeypatch.setitem(sys.modules, "perfusion.export.bundle", None)
+    monkeypatch.setitem(sys.modules, "perfusion.export.exporter", None)
     assert main(["--output", "x"]) == 1
     assert "install perfusion-edge[export,cpu]" in capsys.readouterr().err
 
@@ -143,7 +143,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("case", FAILURES)
 def test_what_cannot_be_done_is_exit_code_1_and_one_line(toy_model, tmp_path, capsys, monkeypatch, case):
-    monkeypatch.setattr("perfusion.export.bundle.to_onnx", lambda _: pytest.fail("the conversion began"))
+    monkeypatch.setattr("perfusion.export.exporter.to_onnx", lambda _: pytest.fail("the conversion began"))
     (tmp_path / "letter.txt").write_text("dear reader")
     options, message = FAILURES[case]
     given = [option.format(tmp=tmp_path) for option in options]

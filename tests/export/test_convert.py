@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from perfusion.errors import ExportError
 from perfusion.export.convert import OPSET, to_onnx
-from perfusion.export.graphs import End, Graph
+from perfusion.export.graph_modules import End, Graph
 
 EXPECTED = {
     "text_encoder": (

@@ -15,11 +15,11 @@ from perfusion.base.attention import install
 from perfusion.base.base_model import load_base
 from perfusion.export import PRECISIONS
 from perfusion.export.convert import OPSETS, to_onnx
-from perfusion.export.graphs import graphs_of
+from perfusion.export.graph_modules import graphs_of
 from perfusion.export.half import KEPT
 from perfusion.export.manifest import SAMPLER_OF_CLASS, make_manifest
-from perfusion.export.parity import TOLERANCES
-from perfusion.export.probe import _LARGEST
+from perfusion.export.proof.parity import TOLERANCES
+from perfusion.export.proof.probe import _LARGEST
 from perfusion.export.weights import FLOAT16_MAX, INLINE_LIMIT
 from perfusion.runtime import read_bundle
 

@@ -10,9 +10,9 @@ import pytest
 from perfusion.bundle.facts import read_facts
 from perfusion.errors import ExportError
 from perfusion.export import export_bundle
-from perfusion.export.engines import keep_engines
+from perfusion.export.keep_engines import keep_engines
 from perfusion.tensorrt.build import BuildOptions, Built
-from perfusion.tensorrt.cache import find_engine, store_engine
+from perfusion.tensorrt.engine_store import find_engine, store_engine
 from perfusion.tensorrt.keys import EngineKey
 
 

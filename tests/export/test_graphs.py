@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perfusion.base.attention import ConceptAttnProcessor, install, installed, uninstall
 from perfusion.concept.edit import condition, edited_projection
 from perfusion.export.convert import to_onnx
-from perfusion.export.graphs import End, Graph, plain_graphs_of
+from perfusion.export.graph_modules import End, Graph, plain_graphs_of
 from perfusion.export.weights import save
 
 TEXT_DIM, WIDTH = 16, 40

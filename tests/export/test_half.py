@@ -16,11 +16,11 @@ from perfusion.base.attention import ConceptAttnProcessor, installed
 from perfusion.base.base_model import load_base
 from perfusion.errors import ExportError
 from perfusion.export.convert import _free_dimensions, _weightless, example_inputs, to_onnx
-from perfusion.export.graphs import End, Graph, graphs_of
+from perfusion.export.graph_modules import End, Graph, graphs_of
 from perfusion.export.half import check_places, in_half, kept_places
-from perfusion.export.overflow import first_overflow
-from perfusion.export.reference import answers
-from perfusion.export.trials import cases
+from perfusion.export.proof.overflow import first_overflow
+from perfusion.export.proof.reference import answers
+from perfusion.export.proof.trials import cases
 from perfusion.export.weights import save
 
 

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 
 from perfusion.errors import ExportError
-from perfusion.export.locate import landmarks
-from perfusion.export.parity import check_parity
+from perfusion.export.proof.locate import landmarks
+from perfusion.export.proof.parity import check_parity
 from perfusion.export.weights import save, store_as_float16
 
 

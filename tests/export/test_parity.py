@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from perfusion.errors import ExportError
-from perfusion.export.parity import TOLERANCE, check_parity
-from perfusion.export.trials import cases, make_trials, open_session, relative_error, run_session
+from perfusion.export.proof.parity import TOLERANCE, check_parity
+from perfusion.export.proof.trials import cases, make_trials, open_session, relative_error, run_session
 from perfusion.export.weights import save
 
 

@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from perfusion.errors import ExportError
-from perfusion.export.overflow import first_overflow
-from perfusion.export.probe import make_probe, probe
+from perfusion.export.proof.overflow import first_overflow
+from perfusion.export.proof.probe import make_probe, probe
 
 GRAPHS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 

@@ -6,9 +6,9 @@ import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from perfusion.errors import ExportError
-from perfusion.export.parity import TOLERANCES, check_parity
+from perfusion.export.proof.parity import TOLERANCES, check_parity
+from perfusion.export.proof.trials import make_trials, relative_error
 from perfusion.export.quantize import quantize
-from perfusion.export.trials import make_trials, relative_error
 from perfusion.export.weights import save
 
 

@@ -33,7 +33,7 @@ def test_a_model_in_half_is_opened_in_half_and_any_other_in_float32(toy_model, t
 
 def test_too_little_room_is_told_before_the_conversion_with_both_numbers(toy_model, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "perfusion.export.bundle.to_onnx", lambda *_, **__: pytest.fail("the conversion began")
+        "perfusion.export.exporter.to_onnx", lambda *_, **__: pytest.fail("the conversion began")
     )
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**12, free=5_000_000))
     with pytest.raises(ExportError, match=r"needs about 0\.1 GB and .* has 0\.0 GB free; make room"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from perfusion.export.parity import check_parity
+from perfusion.export.proof.parity import check_parity
 
 TOY_BUNDLE = Path(__file__).parents[1] / "data" / "toy_bundle"
 GRAPHS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from perfusion.base.attention import installed
-from perfusion.export.graphs import graphs_of
+from perfusion.export.graph_modules import graphs_of
 from perfusion.runtime import read_bundle
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT

@@ -20,7 +20,7 @@ from perfusion.concept.edit import edited_projection, locked_keys
 from perfusion.embedded import model_path
 from perfusion.errors import ConceptError, ModelError, PerfusionError, RequestError
 from perfusion.runtime import Runtime
-from perfusion.runtime.latents import initial_noise
+from perfusion.runtime.sampling.noise import initial_noise
 from recipes.pocket.architecture import build_pipeline
 
 PROMPT = "a photo of <cat> on a beach"

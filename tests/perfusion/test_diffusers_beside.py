@@ -12,7 +12,7 @@ from perfusion.base.attention import layer_table
 from perfusion.base.base_model import fingerprint
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import ModelError
-from perfusion.runtime.latents import initial_noise
+from perfusion.runtime.sampling.noise import initial_noise
 from recipes.pocket.architecture import build_pipeline
 
 PROMPT = "a photo of <cat> on a beach"

@@ -15,8 +15,8 @@ from perfusion.concept.edit import condition, edited_projection, project
 from perfusion.errors import ConceptError
 from perfusion.training.covariance import cached_second_moment, inverse, load_captions
 from perfusion.training.foreign import read_checkpoint, read_textual_inversion
+from perfusion.training.initial_edit import placeholder_encodings
 from perfusion.training.interchange import ImportOptions, from_checkpoint, from_textual_inversion
-from perfusion.training.start import placeholder_encodings
 
 DIM = 32  # of the tiny model
 OPTIONS = ImportOptions(superclass="cat", token="<mine>")

@@ -60,7 +60,7 @@ def test_saved_scorer_says_what_the_trained_one_says(
 
 
 def test_saved_text_graph_gives_the_text_towers_embeddings(untrained: tuple[Scorer, Path]) -> None:
-    from perfusion.runtime.sessions import Graph
+    from perfusion.runtime.compute.onnx_graph import Graph
 
     scorer, folder = untrained
     tokenizer = build_tokenizer(words())

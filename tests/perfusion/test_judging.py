@@ -11,8 +11,8 @@ from perfusion.embedded import scorer_path
 from perfusion.errors import ModelError, TrainingError
 from perfusion.judging.scorer import OnnxScorer
 from perfusion.training import TrainingConfig
-from perfusion.training.judging import POCKET_PROMPTS, find_scorer, object_pictures, open_scorer
 from perfusion.training.samples import Samples
+from perfusion.training.snapshot_choice import POCKET_PROMPTS, find_scorer, object_pictures, open_scorer
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,11 @@ from perfusion.base.attention import installed, key_projections
 from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import TrainingError
 from perfusion.training import TrainingConfig, parallel
-from perfusion.training.loop import Run, optimise, pieces, predict, train_step
+from perfusion.training.initial_edit import concept_prompt, start_edit
 from perfusion.training.objective import Noising, masked_error
-from perfusion.training.placing import borrowed, open_base, weight_sizes
-from perfusion.training.prompts import TEMPLATES, check_superclass
-from perfusion.training.start import concept_prompt, start_edit
+from perfusion.training.placement import borrowed, open_base, weight_sizes
+from perfusion.training.templates import TEMPLATES, check_superclass
+from perfusion.training.training_loop import Run, optimise, pieces, predict, train_step
 from perfusion.training.work_folder import WorkFolder
 
 
@@ -192,7 +192,7 @@ def test_a_step_that_overflows_is_left_out_and_the_next_ones_are_scaled_less(tin
 
 
 def test_gradients_that_overflow_at_every_scale_end_the_training(tiny_base, monkeypatch) -> None:
-    monkeypatch.setattr("perfusion.training.loop.SMALLEST_SCALE", 2.0**59.5)
+    monkeypatch.setattr("perfusion.training.training_loop.SMALLEST_SCALE", 2.0**59.5)
     with pytest.raises(TrainingError, match=r"overflow float16 at every loss scale .* use --precision bf16"):
         scaled_steps(tiny_base, 2.0**60, 1)
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from perfusion.errors import TrainingError
-from perfusion.training.pictures import find_pictures, load_picture, prepare
+from perfusion.training.training_pictures import find_pictures, load_picture, prepare
 
 
 def save(

@@ -203,7 +203,7 @@ def arguments(tiny_model: Path, pictures: Path, output: Path, *more: str) -> lis
 
 
 def test_ctrl_c_tells_how_to_go_on(tiny_model, pictures, tmp_path, monkeypatch, capsys) -> None:
-    from perfusion.training import loop
+    from perfusion.training import training_loop as loop
 
     output, done, original = tmp_path / "cat.safetensors", [], loop.train_step
 
@@ -237,7 +237,7 @@ def test_a_full_disk_is_one_sentence(tiny_model, pictures, tmp_path, monkeypatch
     monkeypatch.setattr("perfusion.files.os.fsync", full)
     output = tmp_path / "cat.safetensors"
     line = arguments(tiny_model, pictures, output, "--steps", "1", "--quiet")
-    monkeypatch.setattr("perfusion.training.start.cached_second_moment", _uncached)
+    monkeypatch.setattr("perfusion.training.initial_edit.cached_second_moment", _uncached)
     assert command.main(line) == 1
     error = capsys.readouterr().err
     assert "cannot be written: no space left on device. Free some space" in error

@@ -9,9 +9,9 @@ from PIL import Image
 
 from perfusion.base.base_model import load_base
 from perfusion.training import TrainingConfig, samples
-from perfusion.training.pictures import find_pictures, load_picture
-from perfusion.training.prompts import check_superclass
 from perfusion.training.samples import encode_pictures, find_objects
+from perfusion.training.templates import check_superclass
+from perfusion.training.training_pictures import find_pictures, load_picture
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "subjects"
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ from perfusion.commands import train as command
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import DeviceError, TrainingError
 from perfusion.training import TrainingConfig, train_concept
+from perfusion.training.initial_edit import superclass_encoding
 from perfusion.training.objective import Noising, masked_error
-from perfusion.training.placing import autocast_dtype, pick_device
-from perfusion.training.prompts import check_superclass
-from perfusion.training.start import superclass_encoding
+from perfusion.training.placement import autocast_dtype, pick_device
+from perfusion.training.templates import check_superclass
 
 
 def config(**options: Any) -> TrainingConfig:
@@ -90,7 +90,7 @@ def test_too_little_memory_is_told_with_its_remedy(
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("perfusion.training.loop.masked_error", fail)
+    monkeypatch.setattr("perfusion.training.training_loop.masked_error", fail)
     with pytest.raises(
         TrainingError,
         match="not enough memory for 2 samples a step; give --checkpointing or --accumulate 2 or a smaller --batch",
@@ -297,7 +297,7 @@ def test_interrupted_training_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("perfusion.training.loop.masked_error", interrupt)
+    monkeypatch.setattr("perfusion.training.training_loop.masked_error", interrupt)
     arguments = ["--images", str(pictures), "--superclass", "cat", "--model", str(tiny_model), "--quiet"]
     arguments += ["--masks", "none"]
     assert command.main([*arguments, "--output", str(tmp_path / "out.safetensors")]) == 130

@@ -18,10 +18,10 @@ from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.draw import draw
-from perfusion.training.loop import predict
+from perfusion.training.initial_edit import concept_prompt, start_edit, start_embeddings, superclass_encoding
 from perfusion.training.objective import Noising
-from perfusion.training.prompts import TEMPLATES, as_tensors, check_superclass, input_ids
-from perfusion.training.start import concept_prompt, start_edit, start_embeddings, superclass_encoding
+from perfusion.training.templates import TEMPLATES, as_tensors, check_superclass, input_ids
+from perfusion.training.training_loop import predict
 
 
 def config(**options: Any) -> TrainingConfig:

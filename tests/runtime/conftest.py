@@ -74,7 +74,7 @@ class TorchGraphs:
     provider, reason = "torch", "a test asked for it"
 
     def __init__(self, base: Any) -> None:
-        from perfusion.export.graphs import graphs_of
+        from perfusion.export.graph_modules import graphs_of
 
         self._graphs = {graph.name: graph for graph in graphs_of(base)}
         self.calls: list[str] = []

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks.swap import Encoded, describe, make_concept
-from perfusion.runtime.bank import Bank
-from perfusion.runtime.feeds import Feeds
-from perfusion.runtime.graphs import Graphs
-from perfusion.runtime.prompts import PromptEncoder
+from perfusion.runtime.compute.graphs import Graphs
+from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import make_request
+from perfusion.runtime.text.feeds import Feeds
+from perfusion.runtime.text.prompts import PromptEncoder
 
 MOST = 16 << 10  # bytes; measured: 6.3 KiB, and 8 at the first change
 SHARED = ("encoder_hidden_states", "key_hidden_states", "concept_keys", "concept_values")

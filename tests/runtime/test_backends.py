@@ -11,9 +11,9 @@ import pytest
 from perfusion.bundle.graph_io import graph_io_of
 from perfusion.errors import BundleError, RequestError
 from perfusion.runtime import Runtime
-from perfusion.runtime.backends import OnnxBackend, make_backend, offers
-from perfusion.runtime.binding import CHANGING
-from perfusion.runtime.sessions import Graph
+from perfusion.runtime.compute.backend import OnnxBackend, make_backend, offers
+from perfusion.runtime.compute.binding import CHANGING
+from perfusion.runtime.compute.onnx_graph import Graph
 
 
 def unet_feeds(rows=2, concepts=2, side=8, seed=0):

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from perfusion.concept.bank import Base, ConceptBank
 from perfusion.errors import BundleError, ConceptError, RequestError
-from perfusion.runtime.bank import Bank, Settings
+from perfusion.runtime.concepts import Bank, Settings
 
 OTHER = "0" * 64
 

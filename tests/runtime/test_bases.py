@@ -10,7 +10,7 @@ import torch
 
 from perfusion import Concept
 from perfusion.runtime import SCHEDULERS, Runtime
-from perfusion.runtime.feeds import guidance_embedding
+from perfusion.runtime.text.feeds import guidance_embedding
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"

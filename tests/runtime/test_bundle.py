@@ -309,7 +309,7 @@ def test_links_within_a_bundle_and_to_a_bundle_are_followed(bundle_copy, tmp_pat
 def test_drawing_planning_and_engines_agree_on_what_guidance_is(bundle_copy, scale, conditions, guided):
     """One of 1 or less is none, as in diffusers; nor is that of a model which reads the scale itself."""
     from perfusion.bundle.facts import read_facts
-    from perfusion.devices.memory import guided_by_default
+    from perfusion.devices.planning.memory_plan import guided_by_default
     from perfusion.runtime.request import make_request
 
     edit(bundle_copy, "defaults/guidance_scale", scale)

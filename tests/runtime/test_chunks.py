@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from perfusion.errors import RequestError
-from perfusion.runtime.chunks import MOST_CHUNKS, split_prompt
-from perfusion.runtime.tokenizer import PromptTokenizer, Word
+from perfusion.runtime.text.chunks import MOST_CHUNKS, split_prompt
+from perfusion.runtime.text.tokenizer import PromptTokenizer, Word
 
 LONG = "a photo of a cat on a beach, with two dogs; and a red ball! " * 10
 

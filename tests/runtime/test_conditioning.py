@@ -6,7 +6,7 @@ import pytest
 from perfusion.concept.conditioning import PromptState, conditioned, unet_feeds
 from perfusion.concept.edit import Conditioning, condition
 from perfusion.errors import RequestError
-from perfusion.runtime.bank import Bank
+from perfusion.runtime.concepts import Bank
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from perfusion import Concept
 from perfusion.concept.card import embed
 from perfusion.errors import BundleError, PerfusionError
 from perfusion.runtime import Runtime, read_bundle
-from perfusion.runtime.sessions import Graph
+from perfusion.runtime.compute.onnx_graph import Graph
 
 ROOT = Path(__file__).parents[2]
 TOY_BUNDLE = ROOT / "tests" / "data" / "toy_bundle"

@@ -8,11 +8,11 @@ import pytest
 
 from perfusion.errors import BundleError, DeviceError
 from perfusion.runtime import Runtime, read_bundle
-from perfusion.runtime.graphs import Graphs
+from perfusion.runtime.compute.graphs import Graphs
 
 
 def test_the_provider_and_the_reason_are_told_and_logged(bundle, caplog):
-    with caplog.at_level(logging.INFO, "perfusion.runtime.graphs"):
+    with caplog.at_level(logging.INFO, "perfusion.runtime.compute.graphs"):
         graphs = Graphs(bundle, "auto", 1)
     assert graphs.provider == "cpu"
     for part in ("onnxruntime on the processor", "no TensorRT engines", "no CUDA here"):
@@ -43,9 +43,9 @@ def test_a_folder_with_letters_of_any_language_is_fine(toy_bundle, tmp_path):
 
 @pytest.mark.parametrize("provider", ["trt", "trt-rtx"])
 def test_tensorrt_that_cannot_be_had_is_an_error_and_never_the_cpu(toy_bundle, provider, monkeypatch):
-    import perfusion.runtime.engines
+    import perfusion.runtime.compute.engine_graph
 
-    monkeypatch.setattr(perfusion.runtime.engines, "query_driver", lambda: None)
+    monkeypatch.setattr(perfusion.runtime.compute.engine_graph, "query_driver", lambda: None)
     with pytest.raises(DeviceError, match=r"not usable here|has no NVIDIA GPU"):
         Graphs(read_bundle(toy_bundle), provider, 1)
 

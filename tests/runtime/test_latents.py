@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from perfusion.runtime.latents import NoiseStream, initial_noise
+from perfusion.runtime.sampling.noise import NoiseStream, initial_noise
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**32 - 1])

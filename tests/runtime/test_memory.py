@@ -10,8 +10,8 @@ import perfusion.devices
 from perfusion.embedded import bundle_path
 from perfusion.errors import BundleError, RequestError
 from perfusion.runtime import Runtime, read_bundle
-from perfusion.runtime.graphs import Graphs
-from perfusion.runtime.memory import GIB, Residence, free_memory
+from perfusion.runtime.compute.graphs import Graphs
+from perfusion.runtime.compute.residency import GIB, Residence, free_memory
 
 ALL = frozenset({"text_encoder", "vae_encoder", "unet", "vae_decoder"})
 SEQUENCE = {
@@ -50,7 +50,7 @@ def planner(monkeypatch):
 
 
 def graphs_with(bundle, memory, free, monkeypatch):
-    monkeypatch.setattr("perfusion.runtime.backends.free_memory", lambda: free)
+    monkeypatch.setattr("perfusion.runtime.compute.backend.free_memory", lambda: free)
     return Graphs(bundle, "cpu", 1, memory)
 
 

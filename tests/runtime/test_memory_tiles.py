@@ -6,8 +6,8 @@ import pytest
 from perfusion.bundle.graph_io import graph_io_of
 from perfusion.embedded import bundle_path
 from perfusion.runtime import read_bundle
-from perfusion.runtime.sessions import Graph
-from perfusion.runtime.tiles import decode_in_tiles
+from perfusion.runtime.compute.onnx_graph import Graph
+from perfusion.runtime.compute.tiles import decode_in_tiles
 
 
 def pointwise(latents, scale=4):

@@ -13,7 +13,7 @@ from perfusion import Concept
 from perfusion.bundle.description import Layer
 from perfusion.concept.edit import edited_projection
 from perfusion.runtime import Runtime
-from perfusion.runtime.latents import initial_noise
+from perfusion.runtime.sampling.noise import initial_noise
 
 PROMPT = "a photo of <cat> on a beach"
 

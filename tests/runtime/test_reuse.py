@@ -12,10 +12,10 @@ import pytest
 from perfusion.concept.edit import condition
 from perfusion.errors import RequestError
 from perfusion.runtime import Runtime, Settings
-from perfusion.runtime.bank import Bank
 from perfusion.runtime.cache import Cache
-from perfusion.runtime.prompts import PromptEncoder
+from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import make_request
+from perfusion.runtime.text.prompts import PromptEncoder
 
 PROMPT = "a photo of <cat> on a beach"
 

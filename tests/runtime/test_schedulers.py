@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from perfusion.errors import RequestError
-from perfusion.runtime.samplers import Parts
-from perfusion.runtime.schedulers import SCHEDULERS, NoiseModel, Schedule, make_schedule
+from perfusion.runtime.sampling.samplers import Parts
+from perfusion.runtime.sampling.schedulers import SCHEDULERS, NoiseModel, Schedule, make_schedule
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"

@@ -8,7 +8,7 @@ import pytest
 
 from perfusion.errors import BundleError, DeviceError, PerfusionError, RequestError
 from perfusion.runtime import Runtime
-from perfusion.runtime.sessions import Graph, available_providers
+from perfusion.runtime.compute.onnx_graph import Graph, available_providers
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 

@@ -8,7 +8,7 @@ import pytest
 from perfusion.bundle.noise_model import NoiseModel
 from perfusion.errors import RequestError
 from perfusion.runtime import Runtime
-from perfusion.runtime.schedulers import make_schedule
+from perfusion.runtime.sampling.schedulers import make_schedule
 
 PROMPT = "a photo of <cat> on a beach"
 STEPS = 10  # DDIM's evenly spaced ones: evaluation i stands at a share of about i / 10

@@ -17,22 +17,22 @@ import numpy as np
 import onnxruntime
 import pytest
 
-import perfusion.runtime.engines
+import perfusion.runtime.compute.engine_graph
 import perfusion.tensorrt.cuda
 from perfusion.bundle.facts import read_facts
 from perfusion.bundle.graph_io import graph_io_of
 from perfusion.bundle.reader import read_bundle
 from perfusion.errors import BundleError, DeviceError, PerfusionError, RequestError
 from perfusion.runtime import Runtime as DrawingRuntime
-from perfusion.runtime.graphs import Graphs
-from perfusion.runtime.tiles import decode_in_tiles
+from perfusion.runtime.compute.graphs import Graphs
+from perfusion.runtime.compute.tiles import decode_in_tiles
 from perfusion.tensorrt.build import Built
-from perfusion.tensorrt.cache import store_engine
 from perfusion.tensorrt.cuda import CALLS, Cuda
+from perfusion.tensorrt.deserialise import load_engine, make_runtime
 from perfusion.tensorrt.driver import Driver as DriverFacts
+from perfusion.tensorrt.engine_store import store_engine
+from perfusion.tensorrt.execution import Arena, TensorRTGraph
 from perfusion.tensorrt.keys import EngineKey
-from perfusion.tensorrt.loading import load_engine, make_runtime
-from perfusion.tensorrt.run import Arena, TensorRTGraph
 
 ARENA = 4096
 SIZES = {"tokens": (77, 77, 77), "height": (8, 8, 8), "width": (8, 8, 8), "concepts": (4, 4, 4)}
@@ -624,11 +624,13 @@ def equipped(bundle_copy, monkeypatch):
     made = Driver()
     monkeypatch.setattr(perfusion.tensorrt.cuda, "load_driver", lambda: made)
     monkeypatch.setattr(
-        perfusion.runtime.engines,
+        perfusion.runtime.compute.engine_graph,
         "query_driver",
         lambda: DriverFacts(cuda=(12, 6), compute_capability=(8, 7)),
     )
-    monkeypatch.setattr(perfusion.runtime.engines, "import_tensorrt", lambda flavour: pretended_trt(made))
+    monkeypatch.setattr(
+        perfusion.runtime.compute.engine_graph, "import_tensorrt", lambda flavour: pretended_trt(made)
+    )
     return bundle_copy, made
 
 
@@ -789,7 +791,7 @@ def test_auto_passes_over_a_tensorrt_that_does_not_go_with_the_driver(equipped, 
 
     trt = pretended_trt(driver)
     trt.Runtime = nothing
-    monkeypatch.setattr(perfusion.runtime.engines, "import_tensorrt", lambda flavour: trt)
+    monkeypatch.setattr(perfusion.runtime.compute.engine_graph, "import_tensorrt", lambda flavour: trt)
     graphs = Graphs(read_bundle(folder), "auto", 1)
     assert graphs.provider == "cpu"
     assert "does not go with this machine's driver" in caplog.text
@@ -827,6 +829,6 @@ def test_an_engine_of_changed_graphs_is_not_taken(equipped):
 def test_engines_without_a_gpu_are_refused_in_a_sentence(equipped, monkeypatch):
     folder, _ = equipped
     store(folder)
-    monkeypatch.setattr(perfusion.runtime.engines, "query_driver", lambda: None)
+    monkeypatch.setattr(perfusion.runtime.compute.engine_graph, "query_driver", lambda: None)
     with pytest.raises(DeviceError, match="trt was asked for, and this machine has no NVIDIA GPU"):
         Graphs(read_bundle(folder), "trt", 1)

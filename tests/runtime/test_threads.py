@@ -8,7 +8,7 @@ import pytest
 import perfusion.concept.bank
 from perfusion.errors import RequestError
 from perfusion.runtime import Runtime
-from perfusion.runtime.graphs import Graphs
+from perfusion.runtime.compute.graphs import Graphs
 
 THREADS = 8
 PROMPTS = ("a cat", "a photo of <cat>", "a dog on a beach", "<cat> in the snow")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from perfusion.errors import BundleError, RequestError
-from perfusion.runtime.tokenizer import PromptTokenizer, Word
+from perfusion.runtime.text.tokenizer import PromptTokenizer, Word
 
 CAT = {"<cat>": Word(rows=1, superclass="cat")}
 PROMPTS = [

@@ -14,9 +14,10 @@ from unittest import mock
 
 from perfusion.bundle.facts import read_facts
 from perfusion.files import writing
-from perfusion.tensorrt import cache, engines
+from perfusion.tensorrt import engine_store as cache
+from perfusion.tensorrt import engines
 from perfusion.tensorrt.build import BuildOptions, Built
-from perfusion.tensorrt.profiles import ShapeOptions
+from perfusion.tensorrt.shape_ranges import ShapeOptions
 
 bundle = Path(sys.argv[1])
 given = dict(argument.split("=") for argument in sys.argv[2:])

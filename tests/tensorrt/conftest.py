@@ -14,7 +14,7 @@ from perfusion.tensorrt.build import BuildOptions, Built
 from perfusion.tensorrt.engines import EngineJob, EngineSettings, plan_jobs
 from perfusion.tensorrt.flavour import import_tensorrt
 from perfusion.tensorrt.keys import EngineKey
-from perfusion.tensorrt.profiles import ShapeOptions
+from perfusion.tensorrt.shape_ranges import ShapeOptions
 
 TOY = Path(__file__).parents[1] / "data" / "toy_bundle"
 

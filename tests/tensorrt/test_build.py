@@ -16,7 +16,7 @@ from perfusion.tensorrt.build import BuildOptions, build_engine
 from perfusion.tensorrt.driver import Driver
 from perfusion.tensorrt.engines import EngineSettings, build_engines, plan_jobs
 from perfusion.tensorrt.interrupts import held_interrupts
-from perfusion.tensorrt.profiles import ShapeOptions
+from perfusion.tensorrt.shape_ranges import ShapeOptions
 from perfusion.tensorrt.targets import TARGETS
 
 pytestmark = pytest.mark.trt_build

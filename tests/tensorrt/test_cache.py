@@ -17,9 +17,16 @@ import pytest
 from perfusion.errors import PerfusionError
 from perfusion.files import writing
 from perfusion.locking import lock
-from perfusion.tensorrt import cache
+from perfusion.tensorrt import engine_store as cache
 from perfusion.tensorrt.build import BuildOptions
-from perfusion.tensorrt.cache import Engine, building, engine_folder, find_engine, prune_engines, store_engine
+from perfusion.tensorrt.engine_store import (
+    Engine,
+    building,
+    engine_folder,
+    find_engine,
+    prune_engines,
+    store_engine,
+)
 from perfusion.tensorrt.keys import EngineKey
 
 WORKER = Path(__file__).with_name("build_worker.py")

@@ -9,7 +9,7 @@ import pytest
 from perfusion.commands.export import _parser
 from perfusion.tensorrt.flavour import FLAVOURS
 from perfusion.tensorrt.keys import EngineKey
-from perfusion.tensorrt.profiles import ShapeOptions
+from perfusion.tensorrt.shape_ranges import ShapeOptions
 from perfusion.tensorrt.targets import TARGETS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()

@@ -6,7 +6,7 @@ import pytest
 
 from perfusion.errors import BundleError, PerfusionError
 from perfusion.tensorrt import engines
-from perfusion.tensorrt.cache import find_engine
+from perfusion.tensorrt.engine_store import find_engine
 from perfusion.tensorrt.engines import build_engines
 
 TRT = SimpleNamespace(__version__="1.7.1")
@@ -42,7 +42,7 @@ def test_engines_that_are_there_are_enough_where_nothing_can_be_written(
     def refused(path):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("perfusion.tensorrt.cache.lock", refused)
+    monkeypatch.setattr("perfusion.tensorrt.engine_store.lock", refused)
     (found,) = build_engines(TRT, toy, [text_job], settings)
     assert (found.engine, found.built) == (made.engine, False)
     made.engine.plan.unlink()

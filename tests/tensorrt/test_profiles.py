@@ -7,7 +7,7 @@ import pytest
 from perfusion.bundle.facts import read_facts
 from perfusion.errors import ExportError, RequestError
 from perfusion.tensorrt.engines import plan_jobs
-from perfusion.tensorrt.profiles import ShapeOptions, profiles_of
+from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
 
 
 @pytest.fixture

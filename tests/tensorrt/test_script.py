@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perfusion.tensorrt import script
-from perfusion.tensorrt.cache import find_engine
+from perfusion.tensorrt.engine_store import find_engine
 from perfusion.tensorrt.engines import EngineJob, build_engines
 from perfusion.tensorrt.script import script_text, write_script
 

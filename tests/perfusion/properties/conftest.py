@@ -45,9 +45,9 @@ from perfusion.concept.concept_file import Concept
 from perfusion.concept.conditioning import unet_feeds
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.covariance import load_captions, second_moment
-from perfusion.training.prompts import as_tensors, check_superclass, input_ids
+from perfusion.training.initial_edit import start_edit
 from perfusion.training.rank_one import RankOneEdit
-from perfusion.training.start import start_edit
+from perfusion.training.templates import as_tensors, check_superclass, input_ids
 from recipes.pocket.architecture import build_pipeline
 
 PROMPT = "a good photo of a {} on grass"

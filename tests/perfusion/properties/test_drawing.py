@@ -11,9 +11,9 @@ import torch
 from perfusion.concept.bank import EditRows
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.conditioning import conditioned
-from perfusion.training.prompts import as_tensors
+from perfusion.training.initial_edit import concept_prompt
 from perfusion.training.rank_one import RankOneEdit
-from perfusion.training.start import concept_prompt
+from perfusion.training.templates import as_tensors
 
 # 8
 

@@ -9,10 +9,10 @@ import torch
 from perfusion.base.attention import installed, key_projections
 from perfusion.base.base_model import load_base
 from perfusion.training.covariance import inverse, load_captions, second_moment
-from perfusion.training.loop import Run, optimise
+from perfusion.training.initial_edit import superclass_encoding
 from perfusion.training.objective import masked_error
-from perfusion.training.prompts import check_superclass
-from perfusion.training.start import superclass_encoding
+from perfusion.training.templates import check_superclass
+from perfusion.training.training_loop import Run, optimise
 
 # 6
 

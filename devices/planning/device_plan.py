@@ -1,0 +1,164 @@
+"""All that is decided for a bundle on a device before anything is built or opened."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from perfusion.devices.planning.float32_parts import kept_places
+from perfusion.devices.planning.latency import Latency, estimate_latency
+from perfusion.devices.planning.memory_plan import (
+    MemoryPlan,
+    graph_files,
+    guided_by_default,
+    plan_memory,
+    request_of,
+)
+from perfusion.devices.profiles import DeviceProfile
+
+if TYPE_CHECKING:
+    from perfusion.bundle.description import Bundle
+    from perfusion.tensorrt.build import Profile
+
+__all__ = ["DevicePlan", "engine_for", "fitting_batches", "plan_device"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePlan:
+    """What runs a bundle on a device, in what sizes, and what that takes."""
+
+    profile: DeviceProfile
+    engine: str  # "onnx", "trt" or "trt-rtx"
+    precision: str  # to export in, where it is not the bundle's own
+    exported: bool  # whether the bundle is in that precision
+    embedded: bool  # whether it is the embedded model's
+    workspace: int | None  # bytes an engine's builder may use; None where no engine is built
+    shapes: Mapping[str, tuple[Profile, ...]]  # an engine's shape profiles by graph; empty without engines
+    memory: MemoryPlan
+    latency: Latency | None  # None where the device's speed is not known
+    built_here: bool = False  # whether the machine that asks is such a device
+
+    def export_command(self, folder: object, side: int | None) -> str | None:
+        """What builds it, or the nearest that fits; None where nothing is to be built.
+
+        `folder` is the bundle's, `side` what was asked for, None for the bundle's own.
+        """
+        memory, near = self.memory, self.memory.nearest
+        if self.engine == "onnx" or (near is None and not memory.fits):
+            return None
+        batch = memory.batch if near is None else near.batch
+        if near is not None and (near.width, near.height) != (memory.width, memory.height):
+            side = max(near.width, near.height)
+        source = f"--bundle {shlex.quote(str(folder))}"
+        if not self.exported:
+            model = "" if self.embedded else "--model MODEL "
+            source = f"{model}--output BUNDLE --precision {self.precision}"
+        size = f" --resolution {side}" if side is not None else ""
+        script = " --script" if self.engine == "trt" and not self.built_here else ""
+        return (
+            f"perfusion-export {source} --engine {self.engine} --device {self.profile.name}{size} "
+            f"--batch {batch} --concepts {memory.concepts}{script}"
+        )
+
+
+def plan_device(
+    bundle: Bundle,
+    profile: DeviceProfile,
+    *,
+    side: int | None = None,
+    batch: int = 1,
+    concepts: int = 4,
+    image: bool = False,
+    here: bool = False,
+) -> DevicePlan:
+    """Plan a bundle on a device.
+
+    Args:
+        bundle: as `perfusion.bundle.reader.read_bundle` gives it.
+        profile: the device, which does nothing else.
+        side: width and height in pixels; None is the bundle's own.
+        batch: pictures in one call of the UNet.
+        concepts: rows of concepts; the slots of an engine.
+        image: whether a picture is drawn over.
+        here: whether this machine is the device.
+
+    Raises:
+        RequestError: sizes that no picture of this bundle has, or no engine.
+        BundleError: a graph that cannot be read or followed.
+    """
+    engine = engine_for(bundle, profile)
+    precision = profile.precision if bundle.precision == "fp32" else bundle.precision
+    asked: dict[str, Any] = {
+        "width": bundle.defaults.width if side is None else side,
+        "height": bundle.defaults.height if side is None else side,
+        "batch": batch,
+        "concepts": concepts,
+        "guided": guided_by_default(bundle),
+        "precision": precision,
+    }
+    memory = plan_memory(bundle, budget=profile, image=image, **asked)
+    latency = estimate_latency(
+        graph_files(bundle, image=image),
+        request_of(bundle, **asked),
+        profile,
+        steps=bundle.defaults.num_inference_steps,
+        tile=memory.tile,
+    )
+    return DevicePlan(
+        profile=profile,
+        engine=engine,
+        precision=precision,
+        exported=precision == bundle.precision,
+        embedded=bundle.base == "pocket",
+        workspace=None if engine == "onnx" else profile.workspace,
+        shapes={} if engine == "onnx" else _shapes(bundle, side, memory),
+        memory=memory,
+        latency=latency,
+        built_here=here,
+    )
+
+
+def engine_for(bundle: Bundle, profile: DeviceProfile) -> str:
+    """What runs a bundle best on a device: "onnx", "trt" or "trt-rtx"."""
+    if bundle.precision == "int8":  # TensorRT has no operators of ours for it
+        return "onnx"
+    kept = kept_places(bundle.base) & {"unet.attention", "vae_decoder"}
+    if profile.engine == "trt-rtx" and profile.compute_capability == (7, 5) and kept:
+        return "onnx"  # TensorRT for RTX has no matrix products in float32 there
+    return profile.engine
+
+
+def fitting_batches(
+    bundle: Bundle, profile: DeviceProfile, batches: Sequence[int], *, side: int | None, concepts: int
+) -> tuple[list[int], MemoryPlan]:
+    """The batches that a device has the memory for, and the plan of the largest; graphs are taken as they are.
+
+    Where it has none for any, they are the smallest, whose plan says what would fit.
+    """
+    for count in sorted(batches, reverse=True):
+        plan = plan_memory(
+            bundle,
+            budget=profile,
+            width=bundle.defaults.width if side is None else side,
+            height=bundle.defaults.height if side is None else side,
+            batch=count,
+            guided=guided_by_default(bundle),
+            concepts=concepts,
+        )
+        if plan.fits:
+            break
+    return [one for one in batches if one <= count], plan
+
+
+def _shapes(bundle: Bundle, side: int | None, memory: MemoryPlan) -> dict[str, tuple[Profile, ...]]:
+    """The profiles of every graph of the bundle, since the export builds them all."""
+    from perfusion.bundle.facts import read_facts
+    from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
+
+    facts = read_facts(bundle.folder)
+    options = ShapeOptions(
+        batches=(memory.batch,), concepts=memory.concepts, resolution=side, tile=memory.tile
+    )
+    return {name: profiles_of(name, facts, options) for name in facts.graphs}

@@ -1,0 +1,49 @@
+"""The engines of the bundle that an export replaces: those of graphs that come out the same go on.
+
+An engine belongs to a graph by its checksum (perfusion.tensorrt.engine_store), and takes up to half an hour to build.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from perfusion.bundle.facts import read_facts
+from perfusion.tensorrt.engine_store import ENGINES, find_engines
+
+__all__ = ["keep_engines"]
+
+_ENDINGS = (".plan", ".json", ".jit")
+"""What belongs to an engine; the last is what TensorRT for RTX compiled from it on the card."""
+
+
+def keep_engines(old: Path, new: Path) -> list[Path]:
+    """Put into the bundle ``new`` the engines of ``old`` that were built from the very graphs that ``new`` has.
+
+    With them go the timings that builders have taken, which are of the GPU and of no graph. ``old`` keeps what it has.
+    Returns the plans that were kept, relative to the bundle. Raises `OSError` where ``new`` cannot be written.
+    """
+    if not (old / ENGINES).is_dir():
+        return []
+    files = list((old / ENGINES).glob("*/timing-*.cache"))
+    facts = read_facts(new)
+    plans = []
+    for name, graph in facts.graphs.items():
+        wanted = {"graph_sha256": graph.sha256, "precision": facts.precision}
+        found = [engine.plan for engine in find_engines(old, name, wanted)[0] if engine.plan.is_file()]
+        files += [plan.with_suffix(ending) for plan in found for ending in _ENDINGS]
+        plans += [plan.relative_to(old) for plan in found]
+    for file in files:
+        if file.is_file():
+            _share(file, new / file.relative_to(old))
+    return plans
+
+
+def _share(file: Path, place: Path) -> None:
+    """The same file in two places; a copy where the file system has no such thing."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, place)
+    except OSError:  # exFAT on a board's card, for one
+        shutil.copyfile(file, place)

@@ -1,0 +1,110 @@
+"""A whole sweep: draw every prompt and seed with every setting, and judge what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from perfusion.errors import RequestError
+from perfusion.judging.scorer import Scorer
+from perfusion.sweep.drawing import Drawings, Job
+from perfusion.sweep.front import Judged, Point, points_of, similarities
+from perfusion.sweep.ranges import Setting, varied
+from perfusion.sweep.sheet import grid
+
+__all__ = ["Sweep", "sweep"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sweep:
+    """What was drawn and, with a scorer, what it is worth."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: tuple[Setting, ...]
+    points: tuple[Point, ...]
+    """One a setting; empty without a scorer."""
+    drawings: Drawings
+
+    @property
+    def recommended(self) -> Point | None:
+        """The point to take when nothing else is known."""
+        return next((point for point in self.points if point.recommended), None)
+
+    def grid(self) -> Image.Image:
+        """A row for each prompt and seed, a column for each setting; the first column is the base model's."""
+        fields = varied(self.settings)
+        rows = []
+        for prompt in self.prompts:
+            for seed in self.seeds:
+                jobs = [Job(prompt=prompt, seed=seed, setting=one) for one in (None, *self.settings)]
+                pictures = [self.drawings.picture(job) for job in jobs]
+                rows.append((f"{prompt}, seed {seed}", pictures))
+        best = self.recommended
+        marked = None if best is None else 1 + self.settings.index(best.setting)
+        return grid(rows, ["superclass", *(one.label(fields) for one in self.settings)], marked=marked)
+
+
+def sweep(
+    drawings: Drawings,
+    *,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Sequence[Setting],
+    scorer: Scorer | None = None,
+    subjects: Sequence[Sequence[Image.Image]] = (),
+    report: Callable[[int, int], None] | None = None,
+) -> Sweep:
+    """Draw what is missing and judge everything.
+
+    Args:
+        drawings: where the pictures are kept, with the runtime that draws them.
+        prompts: each names at least one concept.
+        settings: what is compared.
+        scorer: None: nothing is judged.
+        subjects: for the judging, pictures of each concept's subject; more than one list for several concepts.
+        report: called with the pictures that are there, and how many there will be.
+
+    Raises:
+        RequestError: nothing to draw, or pictures that cannot be drawn or judged.
+    """
+    if not prompts or not seeds or not settings:
+        raise RequestError(
+            "There is no prompt, no seed or no setting to sweep over; give at least one of each."
+        )
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    jobs = [Job(prompt=p, seed=s, setting=setting) for setting in (None, *settings) for p, s in pairs]
+    total = len(set(jobs))
+    drawings.draw(jobs, None if report is None else lambda done: report(done, total))
+    made = Sweep(
+        prompts=tuple(prompts), seeds=tuple(seeds), settings=tuple(settings), points=(), drawings=drawings
+    )
+    if scorer is None or not subjects:
+        return made
+    return replace(made, points=points_of(_judged(drawings, pairs, settings, scorer, subjects)))
+
+
+def _judged(
+    drawings: Drawings, pairs: Sequence[tuple[str, int]], settings: Sequence[Setting], scorer: Scorer,
+    subjects: Sequence[Sequence[Image.Image]],
+) -> dict[Setting, Judged]:  # fmt: skip
+    """Similarities by setting; over several subjects, the mean of each picture's."""
+
+    def embedded(setting: Setting | None) -> np.ndarray:
+        jobs = [Job(prompt=prompt, seed=seed, setting=setting) for prompt, seed in pairs]
+        return scorer.embed_pictures([drawings.picture(job) for job in jobs])
+
+    read = scorer.embed_texts([drawings.plain(prompt) for prompt, _ in pairs])
+    plain, targets = embedded(None), [scorer.embed_pictures(subject) for subject in subjects]
+    found = {}
+    for setting in settings:
+        drawn = embedded(setting)
+        each = [similarities(drawn, plain, target, read) for target in targets]
+        found[setting] = Judged(
+            image=np.mean([one.image for one in each], 0), text=each[0].text,
+            cosine=np.mean([one.cosine for one in each], 0),
+        )  # fmt: skip
+    return found

@@ -1,0 +1,140 @@
+"""What computes the graphs: onnxruntime on a processor or on CUDA, or TensorRT with engines built beforehand.
+
+Each opens a bundle's graphs one by one, by name, and gives something that runs. Nothing above knows which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfusion.bundle.description import Bundle
+from perfusion.bundle.graph_io import GraphIO, graph_io_of
+from perfusion.errors import RequestError
+from perfusion.runtime.compute.onnx_graph import Graph, available_providers, require_provider
+from perfusion.runtime.compute.residency import free_device_memory, free_memory
+from perfusion.tensorrt.flavour import FLAVOURS
+
+__all__ = ["PROVIDERS", "Backend", "OnnxBackend", "Opened", "make_backend", "offers"]
+
+Array = NDArray[np.float32]
+
+PROVIDERS = ("cpu", "cuda", "trt", "trt-rtx")
+
+
+class Opened(Protocol):
+    """One graph, ready to run."""
+
+    def run(self, **feeds: NDArray[Any]) -> dict[str, Array]:
+        """All outputs by name, in float32."""
+
+    def tile(self, height: int, width: int) -> int | None:
+        """The side of the tiles in which latents of this size must be decoded; None for all at once."""
+
+    def close(self) -> None:
+        """Give its memory back."""
+
+
+class Backend(Protocol):
+    """Opens graphs by their names."""
+
+    provider: str
+    planned: bool  # whether a memory plan, which is made for onnxruntime, holds for it
+
+    def open(self, name: str) -> Opened:
+        """Open the graph `name`. Raises BundleError or DeviceError."""
+
+    def admit(self, *, width: int, height: int, concepts: int, tokens: int) -> None:
+        """Refuse what its graphs take at no size: pixels, rows of concepts and tokens in one call of the UNet.
+
+        Raises RequestError.
+        """
+
+    def free_memory(self) -> int | None:
+        """Bytes free where the graphs compute; None where nobody can tell."""
+
+    def close(self) -> None:
+        """Give back what the graphs share."""
+
+
+class OnnxBackend:
+    """onnxruntime on "cpu" or "cuda"."""
+
+    planned = True
+
+    def __init__(
+        self, ends: Mapping[str, GraphIO], provider: str, threads: int | None, *, capture: bool = False
+    ) -> None:
+        """`capture`: record the UNet's calls as CUDA graphs.
+
+        Raises:
+            DeviceError: onnxruntime is missing or was built without the provider.
+        """
+        require_provider(provider)
+        self.provider = provider
+        self._ends = ends
+        self._threads = threads
+        self._capture = capture
+
+    def open(self, name: str) -> Opened:
+        ends = self._ends[name]
+        capture = self._capture and name == "unet"
+        return Graph(ends.file, ends.inputs, ends.outputs, self.provider, self._threads, capture=capture)
+
+    def admit(self, *, width: int, height: int, concepts: int, tokens: int) -> None:
+        """Its graphs take any size."""
+
+    def free_memory(self) -> int | None:
+        """The main memory's, or the GPU's."""
+        return free_memory() if self.provider == "cpu" else free_device_memory()
+
+    def close(self) -> None:
+        """Nothing is shared."""
+
+
+def make_backend(
+    bundle: Bundle, provider: str, threads: int | None = None, *, cuda_graph: bool = False
+) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        RequestError: no such provider, or CUDA graphs without CUDA.
+        DeviceError: it is not installed, the machine has no such device, or no engine of the bundle fits it.
+    """
+    if provider not in PROVIDERS:
+        raise RequestError(f"The provider is {provider!r}, expected one of auto, {', '.join(PROVIDERS)}.")
+    if cuda_graph and provider != "cuda":
+        raise RequestError(
+            f"CUDA graphs were asked for, and the provider is {provider!r}. Use the provider 'cuda'."
+        )
+    for flavour in FLAVOURS:
+        if provider == flavour:
+            from perfusion.runtime.compute.engine_graph import TensorRTBackend
+
+            return TensorRTBackend(bundle.folder, graph_io_of(bundle), flavour)
+    return OnnxBackend(graph_io_of(bundle), provider, threads, capture=cuda_graph)
+
+
+def offers(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """What "auto" may take, best first: the provider, and what speaks against it ("" for nothing so far).
+
+    Raises:
+        DeviceError: onnxruntime is missing, where the search comes that far.
+    """
+    for flavour, row in FLAVOURS.items():
+        yield flavour, "" if _holds_engines(bundle, flavour) else f"the bundle holds no {row.title} engines"
+    yield "cuda", "" if "cuda" in available_providers() else "onnxruntime has no CUDA here"
+    yield "cpu", ""
+
+
+def _holds_engines(bundle: Bundle, flavour: str) -> bool:
+    """Whether there is an engine of this flavour; its folder is `trt-sm87` or `trt-rtx-portable`, and so on."""
+    folders = {path.parent.name for path in bundle.folder.glob("engines/*/*.plan")}
+    return any(
+        (folder.startswith("trt-rtx-")) == (flavour == "trt-rtx")
+        for folder in folders
+        if folder.startswith("trt-")
+    )

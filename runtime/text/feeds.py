@@ -1,0 +1,94 @@
+"""What the UNet is fed besides its latents: the same arrays for every step, and again where nothing differs.
+
+A backend may keep on its device an array that is the same object as in the last call, so nothing here is ever
+changed in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfusion.bundle.description import Bundle
+from perfusion.concept.conditioning import unet_feeds
+from perfusion.runtime.cache import Cache
+from perfusion.runtime.request import Request
+from perfusion.runtime.text.prompts import Row
+
+__all__ = ["Feeds", "guidance_embedding"]
+
+Array = NDArray[np.float32]
+
+_MOST_BYTES = 16 << 20
+
+
+class Feeds:
+    """The UNet's inputs of a call, by its rows and the request they belong to."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._conditions = bundle.unet.conditions
+        self._kept: Cache[_Held] = Cache(
+            _MOST_BYTES, lambda one: sum(array.nbytes for array in one[1].values())
+        )
+
+    def of(self, rows: Sequence[Row], request: Request) -> dict[str, Array]:
+        """All inputs but `sample` and `timestep`; only the gates are new where the rows' encodings were fed before."""
+        states = [row.state for row in rows]
+        made = [(state.conditioning.value_states, state.conditioning.key_states) for state in states]
+        slots = [state.rows.slots for state in states]
+        targets = [(state.rows.keys, state.rows.values) for state in states]
+        key: Hashable = (
+            tuple(id(array) for pair in (*made, *targets) for array in pair), tuple(slots),
+            tuple(id(row.pooled) for row in rows), request.height, request.width, request.guidance_scale,
+        )  # fmt: skip
+
+        def make() -> _Held:
+            fed = unet_feeds(states) | self._of_conditions(rows, request)
+            return (made, targets, [row.pooled for row in rows]), fed
+
+        kept = self._kept.get(key, make)[1]
+        columns = {
+            slot: column for column, slot in enumerate(dict.fromkeys(slot for one in slots for slot in one))
+        }
+        gates = np.zeros((2, *kept["key_gate"].shape), np.float32)
+        for row, state in enumerate(states):
+            taken = [columns[slot] for slot in state.rows.slots]
+            gates[0, row][:, taken] = state.conditioning.key_gate
+            gates[1, row][:, taken] = state.conditioning.value_gate
+        return kept | {"key_gate": gates[0], "value_gate": gates[1]}
+
+    def forget(self) -> None:
+        """Give the memory of what is kept back."""
+        self._kept.clear()
+
+    def forget_concept(self, token: str) -> None:
+        """Give the memory back of what was fed with a concept."""
+        self._kept.drop(lambda key: any(token == named for slots in key[1] for named, _ in slots))
+
+    def _of_conditions(self, rows: Sequence[Row], request: Request) -> dict[str, Array]:
+        """What some UNets read beside the timestep, (rows, width) each."""
+        fed: dict[str, Array] = {}
+        for name, width in self._conditions.items():
+            if name == "text_embeds":
+                fed[name] = np.stack([row.pooled for row in rows if row.pooled is not None])
+            elif name == "time_ids":  # original size, crop, target size: a picture as it was asked for
+                size = (request.height, request.width)
+                fed[name] = np.tile(np.array([*size, 0, 0, *size], np.float32), (len(rows), 1))
+            else:
+                fed[name] = np.tile(guidance_embedding(request.guidance_scale, width), (len(rows), 1))
+        return fed
+
+
+_Held = tuple[object, dict[str, Array]]
+"""The arrays that a key names by their ids, so that no other can take those ids, and what was made of them."""
+
+
+def guidance_embedding(guidance_scale: float, width: int) -> Array:
+    """(width,) the guidance scale as a distilled UNet reads it (Luo et al. 2023; diffusers' sinusoids of w - 1)."""
+    half = width // 2
+    frequencies = np.exp(-np.log(10000.0) / (half - 1) * np.arange(half))
+    angles = 1000.0 * (guidance_scale - 1.0) * frequencies
+    waves = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2)])
+    return waves.astype(np.float32)
