@@ -6,7 +6,7 @@ of 2.1 (velocity, linear projections) and of XL (two text encoders). The oracle 
 What of a property does not depend on the base model is tested where the code is:
 
  1  test_edit::test_no_concept_is_the_base_model, test_condition::test_with_every_strength_zero_...,
-    test_attention::test_closed_gates_change_no_bit; through an engine tests/export/test_graphs.py
+    test_attention::test_closed_gates_change_no_bit; through an engine tests/export/test_graph_modules.py
  2  test_edit, from test_the_gate_has_the_known_values_... to test_an_infinite_bias_leaves_...
  3  test_edit::test_with_the_similarity_as_its_gate_... (two)
  4  test_edit::test_a_projected_encoding_..., test_projecting_twice_..., test_scaling_the_covariance_...

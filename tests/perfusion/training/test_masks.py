@@ -204,7 +204,7 @@ def test_embedded_model_finds_the_objects_of_the_examples() -> None:
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     alphas = DDPMScheduler.from_pretrained(folder / "scheduler").alphas_cumprod
-    examples = Path(__file__).parents[2] / "examples" / "subjects"
+    examples = Path(__file__).parents[3] / "examples" / "subjects"
     scores = []
     for subject, word in (("gold-hat", "hat"), ("pink-cake", "cake"), ("school-bus", "bus")):
         ids = tokenizer(

@@ -13,7 +13,7 @@ from perfusion.training.samples import encode_pictures, find_objects
 from perfusion.training.templates import check_superclass
 from perfusion.training.training_pictures import find_pictures, load_picture
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "subjects"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "subjects"
 CPU = torch.device("cpu")
 
 

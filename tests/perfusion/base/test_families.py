@@ -15,7 +15,7 @@ from perfusion.base.families import check_pipeline, check_unet_config, family_of
 from perfusion.errors import ModelError
 from perfusion.training.rank_one import RankOneEdit
 
-CONFIGS = Path(__file__).parents[1] / "data" / "base_models"
+CONFIGS = Path(__file__).parents[2] / "data" / "base_models"
 
 #        name: (layers, Σ d_V, family, trained numbers, millions of parameters as published)
 TRUE = {

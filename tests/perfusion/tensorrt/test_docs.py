@@ -12,7 +12,7 @@ from perfusion.tensorrt.keys import EngineKey
 from perfusion.tensorrt.shape_ranges import ShapeOptions
 from perfusion.tensorrt.targets import TARGETS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "engines.md").read_text()
 
 
 def test_the_page_has_every_field_of_the_key_and_no_other():

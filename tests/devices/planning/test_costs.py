@@ -8,7 +8,7 @@ from perfusion.devices.graph_reader.onnx_file import read_graph
 from perfusion.devices.graph_reader.shapes import trace
 from perfusion.devices.planning.arena import play
 from perfusion.devices.planning.costs import array_events, costs_of
-from tests.devices.test_shapes import saved
+from tests.devices.graph_reader.test_shapes import saved
 
 F = TensorProto.FLOAT
 KIB = 256  # floats: arrays of one KiB, so that sums are easy to see

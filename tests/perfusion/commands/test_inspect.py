@@ -170,7 +170,7 @@ def test_a_wrong_command_line_is_exit_code_two(capsys):
 
 def test_the_module_is_the_command_too(concept):
     command = [sys.executable, "-m", "perfusion.commands.inspect", str(concept)]
-    found = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    found = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, check=False)
     assert found.returncode == 0
     assert b"valid" in found.stdout
 

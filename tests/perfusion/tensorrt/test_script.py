@@ -14,7 +14,7 @@ from perfusion.tensorrt.engine_store import find_engine
 from perfusion.tensorrt.engines import EngineJob, build_engines
 from perfusion.tensorrt.script import script_text, write_script
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 DEVICE = """

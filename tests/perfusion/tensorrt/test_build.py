@@ -34,7 +34,7 @@ def malformed(rtx, plan) -> bool:
 @pytest.fixture(scope="module")
 def text_plan(rtx):
     """The toy bundle's text encoder, for every GPU from Ampere on."""
-    toy = Path(__file__).parents[1] / "data" / "toy_bundle"
+    toy = Path(__file__).parents[2] / "data" / "toy_bundle"
     return build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("portable",))
 
 

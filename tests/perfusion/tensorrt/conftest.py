@@ -16,7 +16,7 @@ from perfusion.tensorrt.flavour import import_tensorrt
 from perfusion.tensorrt.keys import EngineKey
 from perfusion.tensorrt.shape_ranges import ShapeOptions
 
-TOY = Path(__file__).parents[1] / "data" / "toy_bundle"
+TOY = Path(__file__).parents[2] / "data" / "toy_bundle"
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from perfusion.pocket.vocabulary import words
 from perfusion.training import TrainingConfig, train_concept
 from recipes.pocket.tokenizer import build_tokenizer
 
-CONFIG = Path(__file__).parents[1] / "data" / "base_models" / "sd15.json"
+CONFIG = Path(__file__).parents[2] / "data" / "base_models" / "sd15.json"
 
 VAE = {
     "block_out_channels": [128, 256, 512, 512],

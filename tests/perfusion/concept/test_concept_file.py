@@ -19,7 +19,7 @@ from perfusion.concept.edit import edited_projection
 from perfusion.concept.storage import STORAGES
 from perfusion.errors import ConceptError
 
-FORMAT_PAGE = Path(__file__).parents[2] / "docs" / "format.md"
+FORMAT_PAGE = Path(__file__).parents[3] / "docs" / "format.md"
 TENSORS = (
     "direction",
     "dual",

@@ -22,7 +22,7 @@ from recipes.pocket.tokenizer import build_tokenizer
 from recipes.pocket.train_scorer import TASTE
 from recipes.pocket.world import Scene, World
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "subjects"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "subjects"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from perfusion.concept.container import unpack
 from perfusion.concept.storage import STORAGES, narrow, stored_as, widen
 from perfusion.errors import ConceptError
 
-FORMAT_PAGE = Path(__file__).parents[2] / "docs" / "format.md"
+FORMAT_PAGE = Path(__file__).parents[3] / "docs" / "format.md"
 INT8 = ("superclass_encoding", "embeddings.0", "embeddings.1", "target_values", "target_keys")
 
 

@@ -113,7 +113,7 @@ def test_without_a_picture_the_card_says_what_the_concept_is(make_concept, tmp_p
 def test_the_runtime_takes_a_card_for_a_concept(make_concept, tmp_path):
     from perfusion.runtime import Runtime, read_bundle
 
-    toy = read_bundle(Path(__file__).parents[1] / "data" / "toy_bundle")
+    toy = read_bundle(Path(__file__).parents[2] / "data" / "toy_bundle")
     text_dim, width = toy.text_dim, toy.unet.value_width
     fitting = {"base": toy.base, "base_fingerprint": toy.base_fingerprint, "target_keys": None}
     make_concept(text_dim=text_dim, width=width, **fitting).save(tmp_path / "cat.png")

@@ -13,7 +13,7 @@ from perfusion.commands.inspect import main as inspect
 from perfusion.commands.sweep import main
 from perfusion.embedded import bundle_path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IMAGES = ROOT / "examples" / "subjects" / "gold-hat"
 PROMPT = "a <gold-hat> in the snow"
 

@@ -20,7 +20,7 @@ from perfusion.errors import BundleError, RequestError
 
 MIB, GIB = 1 << 20, 1 << 30
 LARGE = {"width": 512, "height": 512}
-BASE_MODELS = Path(__file__).parents[1] / "data" / "base_models"
+BASE_MODELS = Path(__file__).parents[2] / "data" / "base_models"
 
 
 @pytest.fixture(scope="module")

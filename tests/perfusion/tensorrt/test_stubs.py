@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "perfusion" / "tensorrt"
 RELEASES = {"10.3": "10.3.0", "10.13": "10.13.3.9.post1", "11.4": "11.4.0.106"}
 EMPTY = """
