@@ -11,6 +11,7 @@ from perfusion.devices.detection import Detected
 from perfusion.devices.doctor import Finding
 from perfusion.devices.environment import Environment
 from perfusion.devices.profiles import DeviceProfile
+from perfusion.devices.system import AUTO_SHARE
 from perfusion.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def examine_bundle(folder: Path, found: Detected, python: Environment) -> Iterat
 def _size(bundle: Bundle, found: Detected) -> Iterator[Finding]:
     """Whether the bundle's default picture fits into what is free, by the runtime's own bound."""
     from perfusion.devices.planning.memory_plan import guided_by_default, plan_memory
-    from perfusion.runtime.compute.residency import AUTO_SHARE
 
     free = found.free
     if free is None and found.profile is not None:

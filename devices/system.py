@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 
 __all__ = [
+    "AUTO_SHARE",
     "cores",
     "cpu_name",
     "device_tree",
@@ -23,6 +24,10 @@ __all__ = [
     "read_text",
     "usable_meminfo",
 ]
+
+AUTO_SHARE = 0.9
+"""The share of the free memory that drawing may take: a plan is right to about a tenth, and the rest of the machine
+goes on living."""
 
 _MOST_BYTES = 4 << 20
 _MOST_PACKAGES = 16 << 20  # bytes of the list of installed packages, which usually has 3 to 6 MB

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import perfusion
 import perfusion.errors
+from tests import filler_names, rooms
+from tests.rooms import FOLDERS, ROOMS, ROOT, imports, modules
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = ("perfusion", "export", "runtime", "devices")
 LINKS = FOLDERS[1:]
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 COMMANDS = dict(re.findall(r'^(perfusion-\w+) = "(perfusion\.commands\.\w+):main"$', PYPROJECT, re.M))
@@ -29,26 +30,11 @@ WITHOUT_TORCH = (
     *("embedded", "errors", "files", "locking", "onnx_runtime"),
 )
 """The rooms that work where torch is not installed: the folder is the promise."""
+WITH_TORCH = ("perfusion.judging.clip_scorer", "perfusion.judging.local_model")
+"""The modules of these rooms that read a user's CLIP folder with torch; nothing else imports them but when asked to."""
 
 
-def sources(folder):
-    """The Python files of one of the four folders, each once: links are followed by nobody."""
-    found = sorted((ROOT / folder).rglob("*.py"))
-    return [path for path in found if "__pycache__" not in path.parts and not inside_a_link(path)]
-
-
-def inside_a_link(path):
-    return any(parent.is_symlink() for parent in path.relative_to(ROOT).parents if parent != Path("."))
-
-
-def module_name(path):
-    """The one name a file is imported by: `perfusion.runtime.text.tokenizer` for runtime/text/tokenizer.py."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    parts = parts if parts[0] == "perfusion" else ("perfusion", *parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_name(path): path for folder in FOLDERS for path in sources(folder)}
+MODULES = modules()
 
 
 def run_python(code, *arguments):
@@ -154,15 +140,16 @@ def test_a_wheel_made_from_the_source_distribution_is_the_same(checkout, tmp_pat
 @pytest.mark.parametrize("room", WITHOUT_TORCH)
 def test_a_room_works_where_torch_diffusers_transformers_and_onnx_are_not_installed(room):
     package = f"perfusion.{room}"
-    wanted = [name for name in MODULES if name == package or name.startswith(f"{package}.")]
-    assert wanted
+    members = [name for name in MODULES if name == package or name.startswith(f"{package}.")]
+    members = [name for name in members if name not in WITH_TORCH]
+    assert members
     code = (
         "import sys\n"
         f"for name in {TRAINING_ONLY}: sys.modules[name] = None\n"  # importing them is now an ImportError
         "import importlib\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
     )
-    done = run_python(code, *wanted)
+    done = run_python(code, *members)
     assert done.returncode == 0, done.stderr
 
 
@@ -170,48 +157,72 @@ def test_the_block_of_the_test_above_does_block():
     assert "ModuleNotFoundError" in run_python("import sys; sys.modules['torch'] = None; import torch").stderr
 
 
-def imported(path):
-    """Every module named in an import statement of a file, also inside functions."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import means another package behind a link"
-            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+APART = {"sweep": {"training", "export"}, "training": {"export", "devices", "runtime"}}
+"""Rooms that must not import from one another, though the order would let them."""
+
+NEVER_TORCH = (
+    *("bundle", "concept", "devices", "embedded", "errors", "files"),
+    *("pocket", "runtime", "sweep", "tensorrt"),
+)
+"""Rooms that do not import torch and its kin inside functions either."""
 
 
-NOT_BELOW = {
-    "perfusion.runtime": (
-        *("perfusion.training", "perfusion.export", "perfusion.sweep", "perfusion.commands"),
-        *TRAINING_ONLY,
-    ),
-    "perfusion.devices": (
-        *("perfusion.training", "perfusion.export", "perfusion.sweep", "perfusion.commands"),
-        *TRAINING_ONLY,
-    ),
-    "perfusion.training": (
-        "perfusion.runtime",
-        "perfusion.export",
-        "perfusion.devices",
-        "perfusion.sweep",
-        "perfusion.commands",
-    ),
-    "perfusion.export": ("perfusion.training", "perfusion.commands", "perfusion.sweep"),
-    "perfusion.sweep": ("perfusion.training", "perfusion.export", "perfusion.commands", *TRAINING_ONLY),
-}
-"""Who may not import whom. The package's own modules may import none of these, nor the commands."""
+def test_the_page_shows_every_room_and_every_arrow():
+    arrows = rooms.room_arrows()
+    assert set(arrows) == set(ROOMS)
+    page = rooms.PAGE.read_text(encoding="utf-8")
+    assert rooms.drawing(arrows, ROOMS) in page, (
+        "Look at the new arrow; python -m tests.rooms --write draws it."
+    )
+    assert all(f"`{room}`" in page for room in ROOMS)
 
 
 def test_nothing_imports_upwards():
-    parts = (*NOT_BELOW, "perfusion.commands")
-    for name, path in MODULES.items():
-        part = next((part for part in parts if name == part or name.startswith(part + ".")), "")
-        forbidden = NOT_BELOW.get(part, (*NOT_BELOW, "perfusion.commands") if part == "" else ())
-        for other in imported(path):
-            upwards = [below for below in forbidden if other == below or other.startswith(below + ".")]
-            assert not upwards, f"{name} imports {other}"
+    arrows = rooms.room_arrows()
+    assert rooms.upwards(arrows, ROOMS) == []
+    for room, others in APART.items():
+        assert not arrows[room] & others, room
+
+
+def test_the_measure_of_arrows_finds_upward_ones_and_circles():
+    arrows = {"roof": {"wall"}, "wall": {"floor"}, "floor": {"ground"}, "ground": {"wall"}}
+    assert rooms.upwards(arrows, tuple(arrows)) == [("ground", "wall")]
+    assert rooms.circles(arrows) == [{"wall", "floor", "ground"}]
+    assert rooms.from_top_to_bottom(arrows)[0] == "roof"
+    assert rooms.drawing({"roof": {"wall"}, "wall": set()}, ("roof", "wall")).splitlines() == [
+        "         1  2",
+        " 1 roof  \\  x",
+        " 2 wall  .  \\",
+    ]  # fmt: skip
+
+
+def test_rooms_without_torch_do_not_import_it_inside_functions_either():
+    for module, path in MODULES.items():
+        if rooms.room_of(module) in NEVER_TORCH:
+            assert not {name.split(".")[0] for name in imports(path)} & set(TRAINING_ONLY), module
+
+
+def test_no_two_files_have_one_name():
+    paths = [path for module, path in MODULES.items() if not module.startswith("perfusion.commands.")]
+    names = Counter(path.name for path in paths if path.stem not in ("__init__", "__main__"))
+    assert [name for name, number in names.items() if number > 1] == []
+
+
+def test_names_are_nouns_and_seldom_fillers():
+    counted = filler_names.count()
+    assert filler_names.share(counted) <= 0.040, filler_names.report(counted)
+
+
+def test_the_count_of_filler_names_sees_every_kind_of_binding():
+    code = """
+def function(one, *made, kept=1, **given):
+    found = wanted = [read for asked, read in held]
+    with open(name) as drawn:
+        for taken, noun in drawn:
+            (held := noun)
+    self.found = mask
+"""
+    assert sorted(filler_names.bindings(ast.parse(code))) == sorted([*filler_names.FILLERS, "noun"])
 
 
 def test_no_module_has_the_name_of_a_library_it_uses():

@@ -18,9 +18,6 @@ __all__ = ["STAGES", "Residence", "free_device_memory", "free_memory"]
 
 STAGES = ("encode", "denoise", "decode")
 
-AUTO_SHARE = (
-    0.9  # of what is free: a plan is right to about a tenth, and the rest of the machine goes on living
-)
 GIB = 1 << 30
 _MOST_GIB = 1 << 20
 _MOST_PLANS = 64
@@ -167,6 +164,8 @@ def free_device_memory() -> int | None:
 def _budget(memory: str | float, free: Callable[[], int | None]) -> int | None:
     """Bytes that may be used; None where nothing sets a limit."""
     if memory in ("auto", "low"):
+        from perfusion.devices.system import AUTO_SHARE
+
         found = free()
         return None if found is None else int(found * AUTO_SHARE)
     try:

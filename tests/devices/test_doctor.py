@@ -340,7 +340,7 @@ def test_on_a_card_the_release_of_tensorrt_for_rtx_counts_and_not_the_driver(
 def test_the_bound_is_the_runtimes_own(make_root, environment):
     from perfusion.bundle.reader import read_bundle
     from perfusion.devices import plan_memory
-    from perfusion.runtime.compute.residency import AUTO_SHARE
+    from perfusion.devices.system import AUTO_SHARE
 
     bundle = read_bundle(bundle_path(), verify=False)
     least = plan_memory(bundle, budget=1, width=128, height=128).peak / GIB
