@@ -37,7 +37,7 @@ from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import DeviceError, PerfusionError
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.captions import generate_captions
-from perfusion.training.placement import autocast_dtype
+from perfusion.training.placement import Placement
 
 PICTURES, SUPERCLASS, CAPTIONS = ROOT / "examples" / "subjects" / "school-bus", "bus", 256
 CONTENDERS = ("perfusion", "textual_inversion", "dreambooth_lora")
@@ -159,7 +159,7 @@ def measure(case: Case, number: int) -> dict[str, Any]:
     return {
         "model": case.model, "device": torch.cuda.get_device_name() if case.device == "cuda" else "cpu",
         "compiled": case.compiled, "resolution": case.resolution or 128, "batch_size": case.batch_size,
-        "precision": "bf16 autocast" if autocast_dtype(torch.device(case.device), "auto") else "fp32",
+        "precision": "bf16 autocast" if Placement.pick(case.device).dtype else "fp32",
         "threads": torch.get_num_threads(), "rounds": len(ours),
         "lora": "peft" if has_peft() else "written out, peft is not installed",
         "images_per_second": {

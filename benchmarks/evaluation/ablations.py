@@ -21,7 +21,8 @@ from perfusion.base.attention import installed
 from perfusion.concept.concept_file import Concept
 from perfusion.training import TrainingConfig
 from perfusion.training import training_loop as loop
-from perfusion.training.initial_edit import start_edit
+from perfusion.training.initial_edit import initial_edit
+from perfusion.training.placement import Placement
 from perfusion.training.rank_one import Edit, RankOneEdit
 from perfusion.training.templates import check_superclass
 from perfusion.training.trainer import as_concept
@@ -104,10 +105,10 @@ def train_variant(
     samples = samples_of(context_plan, work, subject)
     if config.masks == "none":
         samples = replace(samples, masks=torch.ones_like(samples.masks))
-    edit, encoding = start_edit(base, check_superclass(base, config.superclass), config, lambda line: None)
+    edit, encoding = initial_edit(base, check_superclass(base, config.superclass), config, lambda line: None)
     if variant in EDITS:
         edit = _as_kind(edit, EDITS[variant])
-    run = Run.begin(edit.train(), config)
+    run = Run.begin(edit.train(), config, Placement.pick("cpu"))
     if isinstance(edit, TrainedKeys):
         run.optimiser.add_param_group({"params": [edit.target_keys], "lr": config.lr_values})
 

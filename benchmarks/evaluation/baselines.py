@@ -25,7 +25,7 @@ from perfusion.base.base_model import BaseModel, token_embedding
 from perfusion.errors import TrainingError
 from perfusion.files import writing
 from perfusion.training.objective import Noising, masked_error
-from perfusion.training.placement import autocast_dtype, autocasting
+from perfusion.training.placement import Placement
 from perfusion.training.templates import TEMPLATES, as_tensors, input_ids, word_ids
 from recipes.pocket.subjects import Subject
 
@@ -189,7 +189,7 @@ def train_baseline(
     learner = LEARNERS[name](base, subject)
     own = plan.batch_size // 2 if learner.prior else plan.batch_size
     prior = prior_latents(plan, work, subject.noun) if learner.prior else samples.latents[:0]
-    noising, dtype = Noising.of(base), autocast_dtype(torch.device("cpu"), "auto")
+    noising, placement = Noising.of(base), Placement.pick("cpu")
     optimiser = torch.optim.AdamW(learner.parameters, lr=rate, weight_decay=1e-2)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     with installed(learner.unet):
@@ -206,7 +206,7 @@ def train_baseline(
             states = learner.encode(chosen[:own])
             if others:
                 states = torch.cat([states, learner.encode(chosen[own:], prior=True)])
-            with autocasting(torch.device("cpu"), dtype):
+            with placement.autocast():
                 output = learner.unet(noisy, timesteps, states).sample.float()
             loss = masked_error(output[:own], target[:own], counted[:own])
             if others:

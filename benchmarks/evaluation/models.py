@@ -17,6 +17,7 @@ from perfusion.judging.pocket_scorer import Judge
 from perfusion.judging.scorer import OnnxScorer
 from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig
+from perfusion.training.placement import Placement
 from perfusion.training.samples import Samples, encode_pictures
 from perfusion.training.training_pictures import find_pictures, load_picture
 from recipes.pocket.subjects import Subject
@@ -94,4 +95,4 @@ def samples_of(plan: Plan, work: Path, subject: Subject) -> Samples:
     folder = pictures_of(work, subject)
     config = config_of(plan, subject, folder)
     pictures = [load_picture(path, config.masks) for path in find_pictures(folder)]
-    return encode_pictures(base_model(), pictures, config, torch.device("cpu"))
+    return encode_pictures(base_model(), pictures, config, Placement.pick("cpu"))

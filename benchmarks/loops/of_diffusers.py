@@ -17,7 +17,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from perfusion.base.base_model import BaseModel
-from perfusion.training.placement import autocast_dtype, autocasting
+from perfusion.training.placement import Placement
 from perfusion.training.templates import TEMPLATES, as_tensors, input_ids
 from perfusion.training.training_pictures import find_pictures, load_picture, prepare
 
@@ -45,8 +45,8 @@ class Loop:
     """
 
     def __init__(self, base: BaseModel, task: Task) -> None:
-        self.device = torch.device(task.device)
-        self.dtype = autocast_dtype(self.device, "auto")
+        self.placement = Placement.pick(task.device)
+        self.device = self.placement.device
         self.batch_size = task.batch_size
         parts: list[Any] = [part.to(self.device) for part in base.parts]
         self.unet, self.text_encoder, self.vae = parts
@@ -84,7 +84,7 @@ class Loop:
         """As diffusers' examples train: the pictures through the VAE and the prompts through the encoder every time."""
         pixels = self.pixels[torch.randint(len(self.pixels), (self.batch_size,), device=self.device)]
         ids = self.prompts[torch.randint(len(self.prompts), (self.batch_size,), device=self.device)]
-        with autocasting(self.device, self.dtype):
+        with self.placement.autocast():
             with torch.no_grad():  # nothing there has a gradient; the examples detach the result
                 latents = (
                     self.vae.encode(pixels).latent_dist.sample().float() * self.vae.config.scaling_factor

@@ -22,7 +22,7 @@ from perfusion.bundle.guidance import is_guided
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import condition, locked_keys
 from perfusion.errors import TrainingError
-from perfusion.training.placement import autocasting, placed
+from perfusion.training.placement import Placement, on_device
 from perfusion.training.templates import as_tensors, input_ids
 
 __all__ = ["draw"]
@@ -46,7 +46,7 @@ def draw(
     *,
     num_inference_steps: int = 20,
     guidance_scale: float | None = None,
-    dtype: torch.dtype | None = None,
+    placement: Placement | None = None,
     batch_size: int = 4,
     report: Callable[[int], None] | None = None,
 ) -> list[Image.Image]:
@@ -58,13 +58,14 @@ def draw(
 
     Args:
         guidance_scale: None: the base model's.
-        dtype: the UNet runs under autocast to it; None: in the precision of its weights.
+        placement: where the base model is, and what its UNet computes in; None: where it is, as its weights are.
         batch_size: pictures at once; guidance doubles that.
         report: called with the number of pictures that are done.
 
     Raises:
         TrainingError: the pictures are not finite.
     """
+    placement = placement or Placement(next(base.unet.parameters()).device)
     scale = base.guidance_scale if guidance_scale is None else guidance_scale
     guided = is_guided(scale, reads_scale=base.unet.config.time_cond_proj_dim is not None)
     targets = _targets(base, concept)
@@ -76,7 +77,7 @@ def draw(
                 rows += [_plain(base, "")] * len(rows)
             latents = _denoise(
                 base, rows, targets, seeds[start : start + batch_size], num_inference_steps,
-                scale if guided else 1.0, dtype,
+                scale if guided else 1.0, placement,
             )  # fmt: skip
             pictures += _decode(base, latents)
             if report:
@@ -142,11 +143,11 @@ def _targets(base: BaseModel, concept: Concept) -> dict[str, Tensor]:
 
 def _denoise(
     base: BaseModel, rows: Sequence[_Row], targets: dict[str, Tensor], seeds: Sequence[int], steps: int, scale: float,
-    dtype: torch.dtype | None,
+    placement: Placement,
 ) -> Tensor:  # fmt: skip
     """Latents (pictures, channels, h, w) of the first len(seeds) rows; the others, if any, are their unguided ones."""
     unet: Any = base.unet
-    device = next(unet.parameters()).device
+    device = placement.device
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler, options = _sampler(base, generators)
     scheduler.set_timesteps(steps)
@@ -162,15 +163,14 @@ def _denoise(
     conditions = base.unet_conditions(torch.stack(pooled).to(device) if pooled else None, len(rows))
     edit = {"key_gate": gate, "value_gate": gate, **targets}
     for timestep in scheduler.timesteps:
-        with autocasting(device, dtype):
+        with placement.autocast():
             both = torch.cat([latents] * (len(rows) // len(seeds)))
             output = unet(both, timestep, states, cross_attention_kwargs=edit, **conditions).sample.float()
-        wanted, *unguided = output.split(len(seeds))
+        prediction, *unguided = output.split(len(seeds))
         if unguided:
-            wanted = unguided[0] + scale * (wanted - unguided[0])
-        latents = scheduler.step(wanted, timestep, latents, **options).prev_sample
-    done: Tensor = latents
-    return done
+            prediction = unguided[0] + scale * (prediction - unguided[0])
+        latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
+    return torch.as_tensor(latents)
 
 
 def _sampler(base: BaseModel, generators: list[torch.Generator]) -> tuple[Any, dict[str, Any]]:
@@ -188,15 +188,15 @@ def _decode(base: BaseModel, latents: Tensor) -> list[Image.Image]:
     """Latents to RGB pictures, one at a time: a decoder needs the most memory of all parts."""
     vae: Any = base.vae
     pictures = []
-    with placed(vae, latents.device):
-        for one in latents.split(1):
+    with on_device(vae, latents.device):
+        for latent in latents.split(1):
             sample = (
-                vae.decode((one / vae.config.scaling_factor).to(vae.dtype)).sample[0].float().cpu().numpy()
+                vae.decode((latent / vae.config.scaling_factor).to(vae.dtype)).sample[0].float().cpu().numpy()
             )
             if not np.isfinite(sample).all():
                 raise TrainingError(
-                    "a validation picture came out as numbers that are not finite; use --precision fp32, or --select "
-                    "last to draw none"
+                    "A validation picture came out as numbers that are not finite. Use --precision fp32, or --select "
+                    "last to draw none."
                 )
             levels = np.rint((sample / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8)
             pictures.append(Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0))))

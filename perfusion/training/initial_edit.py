@@ -1,4 +1,4 @@
-"""The edit before the first step: everything is the superclass's."""
+"""The edit before the first step: everything in it is the superclass's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from perfusion.training.covariance import cached_second_moment, inverse, load_ca
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.templates import TEMPLATES, Prompt, as_tensors, input_ids
 
-__all__ = ["concept_prompt", "placeholder_encodings", "start_edit", "start_embeddings", "superclass_encoding"]
+__all__ = [
+    "concept_prompt",
+    "initial_edit",
+    "initial_embeddings",
+    "placeholder_encodings",
+    "superclass_encoding",
+]
 
 
 @torch.no_grad()
@@ -33,7 +39,7 @@ def superclass_encoding(base: BaseModel, subject: Sequence[Sequence[int]]) -> Te
 
 
 @torch.no_grad()
-def start_edit(
+def initial_edit(
     base: BaseModel, subject: Sequence[Sequence[int]], config: TrainingConfig, say: Callable[[str], None]
 ) -> tuple[RankOneEdit, Tensor]:
     """The edit before the first step: the word, the direction and the targets are the superclass's.
@@ -44,7 +50,7 @@ def start_edit(
     Returns:
         The edit and ē_super, (rows, text_dim).
     """
-    embeddings = start_embeddings(base, subject, config)
+    embeddings = initial_embeddings(base, subject, config)
     encoding = superclass_encoding(base, subject).float()
     super_encoding = encoding.repeat(config.rows, 1)
     direction = encoding[None] if config.rows == 1 else placeholder_encodings(base, embeddings)
@@ -64,7 +70,7 @@ def start_edit(
     return edit, super_encoding
 
 
-def start_embeddings(
+def initial_embeddings(
     base: BaseModel, subject: Sequence[Sequence[int]], config: TrainingConfig
 ) -> list[Tensor]:
     """v* before the first step: the superclass's words, (rows, hidden) float32 of each text encoder."""
@@ -74,12 +80,12 @@ def start_embeddings(
         table = token_embedding(text_encoder).weight
         # one placeholder stands for the superclass's last word; more stand for its last words, the first one repeated
         words = [ids[max(0, len(ids) - config.rows + row)] for row in range(config.rows)]
-        start = table[torch.tensor(words, device=table.device)].float().clone()
+        embedding = table[torch.tensor(words, device=table.device)].float().clone()
         if config.rows > len(ids):
             extra = config.rows - len(ids)
             noise = torch.randn(extra, table.shape[1], generator=generator)
-            start[:extra] += 0.5 * table.float().std() * noise.to(table.device)
-        embeddings.append(start)
+            embedding[:extra] += 0.5 * table.float().std() * noise.to(table.device)
+        embeddings.append(embedding)
     return embeddings
 
 

@@ -1,9 +1,10 @@
-"""Where a training runs: the device, its precision, and the base model on it for as long as it takes."""
+"""Where a training runs: its device and precision, and the base model there for as long as it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,85 +14,118 @@ from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import DeviceError, TrainingError
 from perfusion.training.config import TrainingConfig
 
-__all__ = ["autocast_dtype", "autocasting", "borrowed", "open_base", "pick_device", "placed", "weight_sizes"]
+__all__ = ["Placement", "frozen_on_device", "on_device", "open_base", "weight_sizes"]
 
-_OF_TEXT = ("attn2.to_k", "attn2.to_v")
+_TEXT_PROJECTIONS = ("attn2.to_k", "attn2.to_v")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the base model computes, and in what."""
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+    """The 16 bits that the UNet's layers compute in, by autocast; None: what its weights are."""
+
+    @classmethod
+    def pick(cls, device: str = "auto", precision: str = "auto") -> Placement:
+        """The placement that the options name.
+
+        Args:
+            device: `auto` (a GPU where there is one), `cpu` or `cuda`.
+            precision: `fp32`, `bf16`, `fp16`, or `auto`: bfloat16 where the hardware computes in it, else float32.
+
+        Raises:
+            TrainingError: a device of another name.
+            DeviceError: the device is not there; that is an error, not a slow surprise.
+        """
+        if device not in ("auto", "cpu", "cuda"):
+            raise TrainingError(f"The device is {device!r}, expected auto, cpu or cuda.")
+        available = torch.cuda.is_available()
+        if device == "cuda" and not available:
+            raise DeviceError(
+                "No CUDA device was found. Use --device cpu, or install a CUDA build of torch and its driver."
+            )
+        return cls.on(torch.device("cuda" if available and device != "cpu" else "cpu"), precision)
+
+    @classmethod
+    def on(cls, device: torch.device, precision: str = "auto") -> Placement:
+        """The placement on a device, with the dtype that a precision of `pick` means there."""
+        return cls(device, _autocast_dtype(device, precision))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Autocast to `dtype`, for a with block; nothing where that is None."""
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
 
 def open_base(
-    model: str | Path | None,
-    model_config: str | Path | None = None,
-    options: TrainingConfig | None = None,
+    model: str | Path | None, model_config: str | Path | None, config: TrainingConfig, placement: Placement
 ) -> BaseModel:
-    """`load_base` for paths as callers write them.
+    """`load_base` for paths as callers write them, the UNet's weights in the precision that the training asks for.
 
-    Args:
-        options: of the training to come, which say what the UNet's weights are held in. Text encoders and VAE stay in
-            float32, which the edit and some VAEs need.
+    Text encoders and VAE stay in float32, which the edit and some VAEs need.
 
     Raises:
-        ModelError, DeviceError: as `load_base`; the device is not there.
+        ModelError, DeviceError: as `load_base`.
         TrainingError: weights of 16 bits on a device on which the UNet computes in float32.
     """
-    path, config = Path(model) if model else None, Path(model_config) if model_config else None
-    held = None if options is None else _held_in(options)
-    if held is None:
-        return load_base(path, config=config)
+    folder, settings = Path(model) if model else None, Path(model_config) if model_config else None
+    dtype = _weight_dtype(config, placement)
+    if dtype is None:
+        return load_base(folder, config=settings)
     # float16 is how models are published, so nothing is lost for the fingerprint and the keys, which are read from it
-    base = load_base(path, config=config, unet_dtype=torch.float16)
-    _hold(base.unet, held)
+    base = load_base(folder, config=settings, unet_dtype=torch.float16)
+    _narrow(base.unet, dtype)
     return base
 
 
-def _held_in(options: TrainingConfig) -> torch.dtype | None:
+def _weight_dtype(config: TrainingConfig, placement: Placement) -> torch.dtype | None:
     """The 16 bits in which the UNet's weights are held; None: float32."""
-    device = pick_device(options.device)
-    computed = autocast_dtype(device, options.precision)
-    if options.weights == "half" and computed is None:
+    if config.weights == "half" and placement.dtype is None:
         raise TrainingError(
-            f"the UNet computes in float32 on {device.type} and cannot hold its weights in 16 bits; give --precision "
-            "bf16, or leave --weights out"
+            f"The UNet computes in float32 on {placement.device.type} and cannot hold its weights in 16 bits. Give "
+            "--precision bf16, or leave --weights out."
         )
-    wanted = options.weights == "half" or device.type == "cuda" or options.checkpointing
-    return computed if wanted and options.weights != "fp32" else None
+    half = config.weights == "half" or placement.device.type == "cuda" or config.checkpointing
+    return placement.dtype if half and config.weights != "fp32" else None
 
 
-def _hold(unet: torch.nn.Module, dtype: torch.dtype) -> None:
+def _narrow(unet: torch.nn.Module, dtype: torch.dtype) -> None:
     """Weights in the type that autocast computes in, so that it has nothing to cast at each use. Not the keys' and
     values' of the text, from which a concept's numbers come; nor the norms': small, and of some nothing is cast."""
-    for name, part in unet.named_modules():
-        if isinstance(part, torch.nn.GroupNorm | torch.nn.LayerNorm):
-            part.float()
-        elif isinstance(part, torch.nn.Linear | torch.nn.Conv2d) and not name.endswith(_OF_TEXT):
-            part.to(dtype)
+    for name, layer in unet.named_modules():
+        if isinstance(layer, torch.nn.GroupNorm | torch.nn.LayerNorm):
+            layer.float()
+        elif isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and not name.endswith(_TEXT_PROJECTIONS):
+            layer.to(dtype)
 
 
-def weight_sizes(base: BaseModel, *, lean: bool = False) -> dict[str, int]:
+def weight_sizes(base: BaseModel, *, checkpointing: bool = False) -> dict[str, int]:
     """Bytes of weights that stay on the device during the steps, by part."""
 
     def size(*parts: torch.nn.Module) -> int:
         return sum(weight.nbytes for part in parts for weight in (*part.parameters(), *part.buffers()))
 
     sizes = {"UNet": size(base.unet), "text": size(*base.text_encoders)}
-    return sizes if lean else sizes | {"VAE": size(base.vae)}
+    return sizes if checkpointing else sizes | {"VAE": size(base.vae)}
 
 
 @contextmanager
-def borrowed(base: BaseModel, device: torch.device, *, lean: bool = False) -> Iterator[None]:
+def frozen_on_device(base: BaseModel, device: torch.device, *, checkpointing: bool = False) -> Iterator[None]:
     """The base model on `device`, frozen and in evaluation mode; afterwards it is where and as it was.
 
     Args:
-        lean: keep activations for fewer layers (gradient checkpointing), and the VAE off the device; see `placed`.
+        checkpointing: keep activations for fewer layers, and the VAE off the device; see `on_device`.
     """
     parts = base.parts
     homes = [(next(part.parameters()).device, part.training) for part in parts]
     trainable = [param for part in parts for param in part.parameters() if param.requires_grad]
     unet: Any = base.unet
-    switch = lean and not unet.is_gradient_checkpointing
+    switch = checkpointing and not unet.is_gradient_checkpointing
     try:
         for part in parts:
             part.requires_grad_(False).eval()
-            if not (lean and part is base.vae):
+            if not (checkpointing and part is base.vae):
                 part.to(device)
         if switch:
             unet.enable_gradient_checkpointing()
@@ -106,7 +140,7 @@ def borrowed(base: BaseModel, device: torch.device, *, lean: bool = False) -> It
 
 
 @contextmanager
-def placed(part: Any, device: torch.device) -> Iterator[None]:
+def on_device(part: Any, device: torch.device) -> Iterator[None]:
     """A part on `device` for the length of a with block; nothing is done for one that is there."""
     home = next(part.parameters()).device
     part.to(device)
@@ -116,19 +150,7 @@ def placed(part: Any, device: torch.device) -> Iterator[None]:
         part.to(home)
 
 
-def pick_device(asked: str) -> torch.device:
-    """The device to train on; asking for one that is not there is an error, not a slow surprise."""
-    if asked not in ("auto", "cpu", "cuda"):
-        raise TrainingError(f"the device is {asked!r}, expected auto, cpu or cuda")
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
-        raise DeviceError(
-            "no CUDA device was found; use --device cpu, or install a CUDA build of torch and its driver"
-        )
-    return torch.device("cuda" if available and asked != "cpu" else "cpu")
-
-
-def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
+def _autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
     """The 16 bits that are asked for, or with `auto` bfloat16 where the hardware computes in it; None: float32."""
     if precision != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -138,8 +160,3 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
     else:  # the library with the kernels is missing on some platforms
         native = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else None
-
-
-def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Autocast to `dtype`; none where it is None."""
-    return torch.autocast(device.type, dtype) if dtype else nullcontext()

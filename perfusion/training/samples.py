@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from perfusion.base.base_model import BaseModel
 from perfusion.training.config import TrainingConfig
 from perfusion.training.masks import attention_masks, trusted
 from perfusion.training.objective import Noising
-from perfusion.training.placement import autocast_dtype, autocasting, placed
+from perfusion.training.placement import Placement, on_device
 from perfusion.training.segment import segment
 from perfusion.training.templates import as_tensors, input_ids
 from perfusion.training.training_pictures import Picture, prepare
@@ -43,25 +43,25 @@ class Samples:
 
 @torch.no_grad()
 def encode_pictures(
-    base: BaseModel, pictures: Sequence[Picture], config: TrainingConfig, device: torch.device
+    base: BaseModel, pictures: Sequence[Picture], config: TrainingConfig, placement: Placement
 ) -> Samples:
     """Prepare the pictures and encode them, with the masks that they came with."""
     vae: Any = base.vae
     images, masks = prepare(pictures, base.resolution, config.crops, config.flip, config.seed)
-    found = torch.from_numpy(images)
-    with placed(vae, device):
+    pixels, device = torch.from_numpy(images), placement.device
+    with on_device(vae, device):
         latents = [
             vae.encode(batch.to(device, vae.dtype)).latent_dist.mode()
-            for batch in found.split(1 if config.checkpointing else 4)
+            for batch in pixels.split(1 if config.checkpointing else 4)
         ]
     scaled = torch.cat(latents).float() * vae.config.scaling_factor
     pooled = F.adaptive_avg_pool2d(torch.from_numpy(masks), scaled.shape[-2:]).to(device)
-    return Samples(latents=scaled, masks=pooled, images=found)
+    return Samples(latents=scaled, masks=pooled, images=pixels)
 
 
 def find_objects(
     base: BaseModel, pictures: Sequence[Picture], samples: Samples, subject: Sequence[Sequence[int]],
-    config: TrainingConfig, say: Say,
+    config: TrainingConfig, placement: Placement, say: Say,
 ) -> Samples:  # fmt: skip
     """The samples with masks for the pictures that came without one, where the options ask for it.
 
@@ -79,7 +79,7 @@ def find_objects(
         maps = segment(config.segmenter, samples.images[lacking], config.superclass, size, rows.device)
         source = f"from the segmenter, for {config.superclass!r}"
     else:
-        maps = _by_attention(base, samples.latents[rows], subject, config)
+        maps = _by_attention(base, samples.latents[rows], subject, config, placement)
         source = f"from the base model's attention to {config.superclass!r}"
     named = [names[at] for at in lacking]
     masks = samples.masks.clone()
@@ -90,15 +90,15 @@ def find_objects(
 
 @torch.no_grad()
 def _by_attention(
-    base: BaseModel, latents: Tensor, subject: Sequence[Sequence[int]], config: TrainingConfig
-) -> Tensor:
+    base: BaseModel, latents: Tensor, subject: Sequence[Sequence[int]], config: TrainingConfig, placement: Placement
+) -> Tensor:  # fmt: skip
     """(n, 1, h, w): each variant is asked for itself, so that its window and its mirroring need no undoing."""
     prompt = input_ids(base, TEMPLATE, subject)
     encoded = base.encode(as_tensors([prompt], latents.device))
-    # an UNet that is held in 16 bits takes float32 latents only under autocast
+    # a UNet whose weights are held in 16 bits takes float32 latents only under autocast; the others need none
     narrow = base.unet.conv_in.weight.dtype != torch.float32
-    dtype = autocast_dtype(latents.device, config.precision) or torch.bfloat16
-    with autocasting(latents.device, dtype if narrow else None):
+    reading = replace(placement, dtype=(placement.dtype or torch.bfloat16) if narrow else None)
+    with reading.autocast():
         return attention_masks(
             base.unet,
             latents,
@@ -119,7 +119,7 @@ def _covers(names: Sequence[str], masks: Tensor) -> str:
     shares: dict[str, list[float]] = {}
     for name, share in zip(names, cover, strict=True):
         shares.setdefault(name, []).append(share)
-    means = {name: sum(found) / len(found) for name, found in shares.items()}
+    means = {name: sum(covers) / len(covers) for name, covers in shares.items()}
     if len(means) > NAMED:
         return f"{min(means.values()):.0%} to {max(means.values()):.0%} of {len(means)} pictures"
     return ", ".join(f"{name} {mean:.0%}" for name, mean in means.items())

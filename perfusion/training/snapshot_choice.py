@@ -16,7 +16,7 @@ from perfusion.judging.scorer import OnnxScorer, Scorer
 from perfusion.judging.selection import PROMPTS, Selection, cut_to_mask, score_snapshots
 from perfusion.training.config import TrainingConfig
 from perfusion.training.draw import draw
-from perfusion.training.placement import autocast_dtype
+from perfusion.training.placement import Placement
 from perfusion.training.samples import Samples
 
 __all__ = ["choose", "find_scorer", "object_pictures", "open_scorer"]
@@ -84,6 +84,7 @@ def choose(
     samples: Samples,
     scorer: Scorer,
     config: TrainingConfig,
+    placement: Placement,
     report: Callable[[int, int], None] | None = None,
 ) -> Selection:
     """Draw with every snapshot, have the pictures judged, and choose. The base model is on its device.
@@ -91,13 +92,13 @@ def choose(
     Args:
         report: called with how many snapshots are done and how many there are.
     """
-    device = samples.latents.device
-    dtype = autocast_dtype(device, config.precision)
 
     def drawing(concept: Concept, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         size = 1 if config.checkpointing else 4
         steps = min(POCKET_STEPS if base.family == "pocket" else STEPS, base.num_inference_steps)
-        return draw(base, concept, prompts, seeds, num_inference_steps=steps, dtype=dtype, batch_size=size)
+        return draw(
+            base, concept, prompts, seeds, num_inference_steps=steps, placement=placement, batch_size=size
+        )
 
     prompts = POCKET_PROMPTS if base.family == "pocket" else PROMPTS
     pictures = object_pictures(samples, config.crops)

@@ -24,10 +24,10 @@ from perfusion.judging.selection import Selection
 from perfusion.training.config import TrainingConfig
 from perfusion.training.covariance import caption_file
 from perfusion.training.draw import draw
-from perfusion.training.initial_edit import start_edit
+from perfusion.training.initial_edit import initial_edit
 from perfusion.training.objective import Noising
 from perfusion.training.parallel import check_step, share, world
-from perfusion.training.placement import autocast_dtype, borrowed, open_base, pick_device, weight_sizes
+from perfusion.training.placement import Placement, frozen_on_device, open_base, weight_sizes
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.samples import Samples, encode_pictures, find_objects
 from perfusion.training.segment import check_segmenter
@@ -120,23 +120,25 @@ def train(
         paths = find_pictures(Path(images))
         masks = "auto" if config.masks == "clipseg" else config.masks
         pictures = [load_picture(path, masks) for path in paths]
-        base = model if isinstance(model, BaseModel) else open_base(model, model_config, config)
+        placement = Placement.pick(config.device, config.precision)
+        base = model if isinstance(model, BaseModel) else open_base(model, model_config, config, placement)
         subject = _check(base, config)
-        device = pick_device(config.device)
+        device = placement.device
         scorer = find_scorer(base, config, device, say) if world().main else None
         keeper = _Keeper(base, config, paths, work)
-        saved = keeper.open(say) if resume else None
+        if resume:
+            keeper.open(say)
         try:
-            with borrowed(base, device, lean=config.checkpointing):
+            with frozen_on_device(base, device, checkpointing=config.checkpointing):
                 if config.checkpointing or device.type == "cuda":
-                    say(_sizes(base, lean=config.checkpointing))
-                edit, keeper.super_encoding = start_edit(base, subject, config, say)
+                    say(_sizes(base, checkpointing=config.checkpointing))
+                edit, keeper.super_encoding = initial_edit(base, subject, config, say)
                 say(f"encoding {len(pictures)} pictures in {config.crops} variants each")
-                samples = encode_pictures(base, pictures, config, device)
-                run = Run.begin(edit.to(device).train(), config)
-                keeper.begin(run, saved, say)
+                samples = encode_pictures(base, pictures, config, placement)
+                run = Run.begin(edit.to(device).train(), config, placement)
+                keeper.begin(run, say)
                 check_step(run.step, device)
-                samples = find_objects(base, pictures, samples, subject, config, say)
+                samples = find_objects(base, pictures, samples, subject, config, placement, say)
                 with installed(base.unet):
                     optimise(base, run, samples.latents, samples.masks, config, _after(keeper, run, report))
                 return _finished(base, keeper, run, samples, scorer, config, say, picture)
@@ -177,17 +179,18 @@ def _finished(
     concept, selection = keeper.concept(run, config.steps), None
     if scorer is not None and len(keeper.snapshots) > 1:
         say(f"drawing with {len(keeper.snapshots)} snapshots, to choose one")
-        selection = choose(base, keeper.snapshots, samples, scorer, config)
+        selection = choose(base, keeper.snapshots, samples, scorer, config, run.placement)
         say(selection.why)
         best = selection.best.step
         facts = {**concept.training, "chosen_step": str(best)}
         concept = replace(keeper.snapshots[best], training=facts)
-    drawn = None
+    portrait = None
     if picture:
-        dtype = autocast_dtype(samples.latents.device, config.precision)
         prompt, steps = f"a photo of a {concept.token}", base.num_inference_steps
-        drawn = draw(base, concept, [prompt], [config.seed], num_inference_steps=steps, dtype=dtype)[0]
-    return TrainingResult(concept=concept, loss=run.loss, selection=selection, picture=drawn)
+        portrait = draw(
+            base, concept, [prompt], [config.seed], num_inference_steps=steps, placement=run.placement
+        )[0]
+    return TrainingResult(concept=concept, loss=run.loss, selection=selection, picture=portrait)
 
 
 class _Keeper:
@@ -200,6 +203,7 @@ class _Keeper:
         self.super_encoding: Tensor = torch.empty(0)
         self.snapshots: dict[int, Concept] = {}
         self.identity: dict[str, str] = {}
+        self._saved: Checkpoint | None = None
         if work is not None:
             work.check()
             # the judge has no part in what is learned, and a large one would take long to read
@@ -207,24 +211,25 @@ class _Keeper:
             schedule = json.dumps(dict(base.scheduler), sort_keys=True, default=str)
             self.identity = identity_of(counted, paths, base.fingerprint, noise_schedule=schedule)
 
-    def open(self, say: Callable[[str], None]) -> Checkpoint | None:
-        """The state to go on from, checked; before anything expensive is done for another training's."""
+    def open(self, say: Callable[[str], None]) -> None:
+        """Read and check the state to go on from; before anything expensive is done for another training's."""
         if self.work is None:
-            return None
+            return
         saved = self.work.load_state(self.identity, free=("steps", "select", "scorer"))
         if saved is None:
             say(f"nothing to resume in {self.work.path}; beginning at the beginning")
-            return None
+            return
         step = int(saved.facts["step"])
         if step > self.config.steps:
             raise TrainingError(
                 f"{self.work.state_path}: the training that is kept has done {step} steps, and --steps asks for "
                 f"{self.config.steps}; give as many or more, or start over without --resume"
             )
-        return saved
+        self._saved = saved
 
-    def begin(self, run: Run, saved: Checkpoint | None, say: Callable[[str], None]) -> None:
-        """Bring the run to where the kept one stood, or make room for it."""
+    def begin(self, run: Run, say: Callable[[str], None]) -> None:
+        """Bring the run to where the saved one stood, or make room for it."""
+        saved, self._saved = self._saved, None  # as large as the edit, and of no further use
         if self.work is None:
             return
         if saved is None:
@@ -280,9 +285,9 @@ def as_concept(
     )
 
 
-def _sizes(base: BaseModel, *, lean: bool) -> str:
+def _sizes(base: BaseModel, *, checkpointing: bool) -> str:
     """What the weights take, which is what is known of the memory beforehand."""
-    sizes = weight_sizes(base, lean=lean)
+    sizes = weight_sizes(base, checkpointing=checkpointing)
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())
     return f"weights during the steps: {sum(sizes.values()) / 1e9:.2f} GB ({parts}); activations come on top"
 

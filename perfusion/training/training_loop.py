@@ -18,7 +18,7 @@ from perfusion.training.config import TrainingConfig
 from perfusion.training.initial_edit import concept_prompt
 from perfusion.training.objective import Noising, everywhere_if_empty, masked_error
 from perfusion.training.parallel import share, sum_
-from perfusion.training.placement import autocast_dtype, autocasting
+from perfusion.training.placement import Placement
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.state import Checkpoint, restore_
 from perfusion.training.templates import TEMPLATES, Prompt, as_tensors
@@ -37,6 +37,7 @@ class Run:
     """Where a training stands: everything that changes from step to step."""
 
     edit: RankOneEdit
+    placement: Placement
     optimiser: torch.optim.Optimizer
     rng: random.Random
     generator: torch.Generator
@@ -48,7 +49,7 @@ class Run:
     """Its running mean: the last value counts 5 %."""
 
     @classmethod
-    def begin(cls, edit: RankOneEdit, config: TrainingConfig) -> Run:
+    def begin(cls, edit: RankOneEdit, config: TrainingConfig, placement: Placement) -> Run:
         """Before the first step. Adam at the paper's two rates; its weight decay would pull the values towards zero."""
         optimiser = torch.optim.Adam(
             [
@@ -56,14 +57,14 @@ class Run:
                 {"params": [edit.target_values], "lr": config.lr_values},
             ]
         )
-        device = edit.target_values.device
-        scaled = autocast_dtype(device, config.precision) is torch.float16
+        scaled = placement.dtype is torch.float16
         return cls(
             edit=edit,
+            placement=placement,
             optimiser=optimiser,
             rng=random.Random(config.seed),
             generator=torch.Generator().manual_seed(config.seed),
-            scaler=torch.amp.GradScaler(device.type, enabled=scaled),
+            scaler=torch.amp.GradScaler(placement.device.type, enabled=scaled),
         )
 
     def parts(self) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def train_step(
     Random numbers are drawn for the whole batch whoever computes it, and the loss is divided by the whole batch's
     weight: micro-batches, and shares of several processes, add up to the gradient of the batch in one.
     """
-    device, edit = latents.device, run.edit
+    device, edit = run.placement.device, run.edit
     picked = torch.tensor([run.rng.randrange(len(latents)) for _ in range(config.batch_size)], device=device)
     chosen = [run.rng.randrange(len(prompts)) for _ in range(config.batch_size)]
     noise = torch.randn(latents[picked].shape, generator=run.generator).to(device)
@@ -150,7 +151,7 @@ def train_step(
         0, noising.scheduler.config.num_train_timesteps, (config.batch_size,), generator=run.generator
     ).to(device)
     noisy, target = noising(latents[picked], noise, timesteps)
-    weights, dtype = everywhere_if_empty(masks[picked]), autocast_dtype(device, config.precision)
+    weights = everywhere_if_empty(masks[picked])
     total = weights.sum()
     conditions = condition_batch(base, edit, prompts, chosen, device)
     # The UNet's gradients are collected where it reads the edit, and go on through the text encoders once
@@ -162,7 +163,7 @@ def train_step(
     run.optimiser.zero_grad(set_to_none=True)
     value = torch.zeros((), device=device)
     for piece in pieces(config):
-        with autocasting(device, dtype):
+        with run.placement.autocast():
             output = unet_output(base, edit, leaves, piece, noisy[piece], timesteps[piece])
         loss = masked_error(output, target[piece], weights[piece], total)
         run.scaler.scale(loss).backward()

@@ -111,7 +111,7 @@ def _train(args: argparse.Namespace) -> bool:
 
     import torch
 
-    from perfusion.training.placement import pick_device
+    from perfusion.training.placement import Placement
     from recipes.pocket.recipe import run_scorer, run_unet, run_vae
     from recipes.pocket.train_scorer import ScorerConfig
     from recipes.pocket.train_unet import UnetConfig
@@ -119,7 +119,7 @@ def _train(args: argparse.Namespace) -> bool:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = pick_device(args.device).type
+    device = Placement.pick(args.device).device.type
     args.work.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * args.minutes
     done = True

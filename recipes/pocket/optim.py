@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from perfusion.training.placement import autocast_dtype, autocasting
+from perfusion.training.placement import Placement
 from perfusion.training.state import read_checkpoint, write_checkpoint
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -19,7 +19,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast to bfloat16 where the hardware computes in it; where it is emulated, float32 is ten times faster."""
-    return autocasting(device, autocast_dtype(device, "auto"))
+    return Placement.on(device).autocast()
 
 
 class Muon(torch.optim.Optimizer):
@@ -57,7 +57,7 @@ def orthogonalise(matrix: torch.Tensor, steps: int = 4) -> torch.Tensor:
     """About the semi-orthogonal factor of the matrix: all singular values in 0.7 … 1.2. Same shape and type."""
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).to(autocast_dtype(matrix.device, "auto") or matrix.dtype)
+    x = (matrix.T if tall else matrix).to(Placement.on(matrix.device).dtype or matrix.dtype)
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T

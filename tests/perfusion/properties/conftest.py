@@ -45,7 +45,7 @@ from perfusion.concept.concept_file import Concept
 from perfusion.concept.conditioning import unet_feeds
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.covariance import load_captions, second_moment
-from perfusion.training.initial_edit import start_edit
+from perfusion.training.initial_edit import initial_edit
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.templates import as_tensors, check_superclass, input_ids
 from recipes.pocket.architecture import build_pipeline
@@ -302,7 +302,7 @@ def cache(tmp_path_factory) -> Iterator[None]:
 def world(base, cache) -> World:
     moment = second_moment(base, load_captions(base, None)).numpy()
     ridge = 1e-6 * np.trace(moment) / len(moment) * np.eye(len(moment))
-    start, _ = start_edit(base, check_superclass(base, "cat"), config(), lambda _: None)
+    start, _ = initial_edit(base, check_superclass(base, "cat"), config(), lambda _: None)
     made = World(base=base, covariance=moment + ridge, prompt=None, start=start)
     return replace(made, prompt=made.encode("cat"))
 

@@ -11,6 +11,7 @@ from perfusion.base.base_model import load_base
 from perfusion.training.covariance import inverse, load_captions, second_moment
 from perfusion.training.initial_edit import superclass_encoding
 from perfusion.training.objective import masked_error
+from perfusion.training.placement import Placement
 from perfusion.training.templates import check_superclass
 from perfusion.training.training_loop import Run, optimise
 
@@ -46,7 +47,14 @@ def step_once(world: Any, gradient: str = "ema", accumulate: int = 1, **shifts: 
     settings = world.config(steps=1, batch_size=3, direction_gradient=gradient, accumulate=accumulate)
     losses: list[float] = []
     with installed(world.base.unet):
-        optimise(world.base, Run.begin(edit, settings), latents, mask, settings, losses.append)
+        optimise(
+            world.base,
+            Run.begin(edit, settings, Placement(torch.device("cpu"))),
+            latents,
+            mask,
+            settings,
+            losses.append,
+        )
     return losses[0], edit
 
 

@@ -99,7 +99,7 @@ def test_what_cannot_be_resumed_is_told_before_anything_expensive(
 ) -> None:
     work = WorkFolder(tmp_path / "cat.safetensors")
     interrupted(pictures, tiny_base, work, 3)
-    for name in ("start_edit", "encode_pictures"):
+    for name in ("initial_edit", "encode_pictures"):
         monkeypatch.setattr(f"perfusion.training.trainer.{name}", pytest.fail)
     for change, message in (
         ({"seed": 1}, "other settings: seed"),
@@ -112,7 +112,7 @@ def test_what_cannot_be_resumed_is_told_before_anything_expensive(
 def test_what_would_fail_after_the_encoding_is_told_before_it(
     tiny_base, pictures, tmp_path, monkeypatch
 ) -> None:
-    for name in ("start_edit", "encode_pictures"):
+    for name in ("initial_edit", "encode_pictures"):
         monkeypatch.setattr(f"perfusion.training.trainer.{name}", pytest.fail)
     with pytest.raises(ModelError, match=r"no such folder; expected a folder .*clipseg"):
         train(pictures, options(masks="clipseg", segmenter=tmp_path / "no"), model=tiny_base)

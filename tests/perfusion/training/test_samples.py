@@ -9,12 +9,13 @@ from PIL import Image
 
 from perfusion.base.base_model import load_base
 from perfusion.training import TrainingConfig, samples
+from perfusion.training.placement import Placement
 from perfusion.training.samples import encode_pictures, find_objects
 from perfusion.training.templates import check_superclass
 from perfusion.training.training_pictures import find_pictures, load_picture
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "subjects"
-CPU = torch.device("cpu")
+CPU = Placement.pick("cpu")
 
 
 def test_the_embedded_models_own_attention_finds_the_objects_of_the_examples() -> None:
@@ -29,7 +30,7 @@ def test_the_embedded_models_own_attention_finds_the_objects_of_the_examples() -
     pictures = [load_picture(path, "auto") for path in paths]
     encoded = encode_pictures(base, pictures, options, CPU)
     assert bool((encoded.masks == 1).all())
-    found = find_objects(base, pictures, encoded, check_superclass(base, "cake"), options, lines.append)
+    found = find_objects(base, pictures, encoded, check_superclass(base, "cake"), options, CPU, lines.append)
     a, b = found.masks > 0.5, truth > 0.5
     overlap = (a & b).flatten(1).sum(1) / (a | b).flatten(1).sum(1)
     assert float(overlap.mean()) > 0.75
@@ -63,7 +64,7 @@ def test_only_pictures_without_a_mask_are_asked_about(tiny_base, pictures, monke
     loaded = [load_picture(path, "auto") for path in find_pictures(pictures)]
     encoded = encode_pictures(tiny_base, loaded, options, CPU)
     subject = check_superclass(tiny_base, "teddy bear")
-    found = find_objects(tiny_base, loaded, encoded, subject, options, lines.append)
+    found = find_objects(tiny_base, loaded, encoded, subject, options, CPU, lines.append)
     assert asked == [(3, [5, 6], [1, 2, 3, 4, 5, 6, 7])]  # a photo of a teddy bear, then the end
     assert torch.equal(found.masks[:3], encoded.masks[:3])
     assert bool((found.masks[3:, :, :, 0] == 1).all())
@@ -81,7 +82,7 @@ def test_maps_that_show_nothing_count_everywhere_and_are_told(
     loaded = [load_picture(path, "auto") for path in find_pictures(pictures)]
     encoded = encode_pictures(tiny_base, loaded, options, CPU)
     found = find_objects(
-        tiny_base, loaded, encoded, check_superclass(tiny_base, "cat"), options, lambda _: None
+        tiny_base, loaded, encoded, check_superclass(tiny_base, "cat"), options, CPU, lambda _: None
     )
     assert bool((found.masks[2:] == 1).all())
     assert "plain.png: the mask found for it covers 0% of the picture" in caplog.text
@@ -93,7 +94,7 @@ def test_nothing_is_looked_for_where_the_options_do_not_ask(tiny_base, pictures,
     options = TrainingConfig(superclass="cat", masks=masks, crops=1)
     loaded = [load_picture(path, masks) for path in find_pictures(pictures)[:1]]
     encoded = encode_pictures(tiny_base, loaded, options, CPU)
-    assert find_objects(tiny_base, loaded, encoded, [[1]], options, lambda _: None) is encoded
+    assert find_objects(tiny_base, loaded, encoded, [[1]], options, CPU, lambda _: None) is encoded
 
 
 def test_the_segmenter_is_given_the_pictures_the_word_and_the_size(tiny_base, pictures, monkeypatch) -> None:
@@ -108,7 +109,7 @@ def test_the_segmenter_is_given_the_pictures_the_word_and_the_size(tiny_base, pi
     loaded = [load_picture(path, "auto") for path in find_pictures(pictures)]
     encoded = encode_pictures(tiny_base, loaded, options, CPU)
     found = find_objects(
-        tiny_base, loaded, encoded, check_superclass(tiny_base, "cat"), options, lambda _: None
+        tiny_base, loaded, encoded, check_superclass(tiny_base, "cat"), options, CPU, lambda _: None
     )
     side = tiny_base.resolution
     assert seen == [(Path("seg"), (2, 3, side, side), "cat", (8, 8))]

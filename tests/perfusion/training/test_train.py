@@ -16,7 +16,7 @@ from perfusion.errors import DeviceError, TrainingError
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.initial_edit import superclass_encoding
 from perfusion.training.objective import Noising, masked_error
-from perfusion.training.placement import autocast_dtype, pick_device
+from perfusion.training.placement import Placement
 from perfusion.training.templates import check_superclass
 
 
@@ -109,20 +109,20 @@ def test_many_rows_are_warned_of(
 
 def test_cuda_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert pick_device("auto").type == "cpu"
-    with pytest.raises(DeviceError, match="no CUDA device was found; use --device cpu"):
-        pick_device("cuda")
+    assert Placement.pick("auto").device.type == "cpu"
+    with pytest.raises(DeviceError, match=r"No CUDA device was found\. Use --device cpu"):
+        Placement.pick("cuda")
 
 
 def test_bfloat16_is_chosen_only_where_the_hardware_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert autocast_dtype(torch.device("cuda"), "auto") is None
-    assert autocast_dtype(torch.device("cuda"), "bf16") is torch.bfloat16
+    assert Placement.on(torch.device("cuda")).dtype is None
+    assert Placement.on(torch.device("cuda"), "bf16").dtype is torch.bfloat16
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
-    assert autocast_dtype(torch.device("cpu"), "auto") is None
+    assert Placement.on(torch.device("cpu")).dtype is None
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
-    assert autocast_dtype(torch.device("cpu"), "auto") is torch.bfloat16
+    assert Placement.on(torch.device("cpu")).dtype is torch.bfloat16
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(

@@ -18,7 +18,12 @@ from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.draw import draw
-from perfusion.training.initial_edit import concept_prompt, start_edit, start_embeddings, superclass_encoding
+from perfusion.training.initial_edit import (
+    concept_prompt,
+    initial_edit,
+    initial_embeddings,
+    superclass_encoding,
+)
 from perfusion.training.objective import Noising
 from perfusion.training.templates import TEMPLATES, as_tensors, check_superclass, input_ids
 from perfusion.training.training_loop import predict
@@ -65,7 +70,7 @@ def test_an_xl_concept_has_two_embeddings_locked_keys_and_leaves_the_base_as_it_
 
 
 def test_trained_numbers_of_an_xl_concept_are_both_words_and_the_values(tiny_xl_base):
-    edit, _ = start_edit(tiny_xl_base, check_superclass(tiny_xl_base, "cat"), config(), lambda _: None)
+    edit, _ = initial_edit(tiny_xl_base, check_superclass(tiny_xl_base, "cat"), config(), lambda _: None)
     trained = sum(parameter.numel() for parameter in edit.parameters() if parameter.requires_grad)
     assert trained == 32 + 48 + sum(layer.value_dim for layer in tiny_xl_base.layers)
 
@@ -101,12 +106,12 @@ def test_more_rows_start_as_the_superclass_words_in_both_tables(tiny_xl_base):
     assert [len(ids) for ids in subject] == [2, 2]
     for rows, words in ((1, [-1]), (2, [-2, -1])):
         for start, encoder, ids in zip(
-            start_embeddings(tiny_xl_base, subject, config(rows=rows)),
+            initial_embeddings(tiny_xl_base, subject, config(rows=rows)),
             tiny_xl_base.text_encoders, subject, strict=True,
         ):  # fmt: skip
             expected = token_embedding(encoder).weight[[ids[word] for word in words]]
             assert torch.equal(start, expected)
-    three = start_embeddings(tiny_xl_base, subject, config(rows=3))
+    three = initial_embeddings(tiny_xl_base, subject, config(rows=3))
     for start, encoder, ids in zip(three, tiny_xl_base.text_encoders, subject, strict=True):
         assert torch.equal(start[1:], token_embedding(encoder).weight[ids])
         assert not torch.equal(start[0], start[1]), "the first is a noisy copy, or both would learn the same"
@@ -121,7 +126,7 @@ def test_a_superclass_of_two_tokens_trains_with_one_row_or_more(tiny_xl_base, pi
 
 def test_an_xl_prediction_is_that_of_diffusers_unet_with_the_edited_projections(tiny_xl_base):
     """The whole path against a second way: the UNet's own processors, every projection replaced by the formula."""
-    edit, _ = start_edit(tiny_xl_base, check_superclass(tiny_xl_base, "cat"), config(), lambda _: None)
+    edit, _ = initial_edit(tiny_xl_base, check_superclass(tiny_xl_base, "cat"), config(), lambda _: None)
     edit.eval()
     with torch.no_grad():
         edit.target_values.add_(0.3)
@@ -163,7 +168,7 @@ def test_an_xl_prediction_is_that_of_diffusers_unet_with_the_edited_projections(
 @pytest.mark.parametrize("which", ["tiny_base", "tiny_xl_base"])
 def test_no_gradient_runs_before_the_first_edited_layer_nor_into_a_weight(which, request):
     base: BaseModel = request.getfixturevalue(which)
-    edit, _ = start_edit(base, check_superclass(base, "cat"), config(), lambda _: None)
+    edit, _ = initial_edit(base, check_superclass(base, "cat"), config(), lambda _: None)
     first = base.unet.get_submodule(base.layers[0].name)
     seen: dict[str, bool] = {}
 

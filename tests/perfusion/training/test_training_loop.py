@@ -12,9 +12,9 @@ from perfusion.base.attention import installed, key_projections
 from perfusion.base.base_model import BaseModel, load_base
 from perfusion.errors import TrainingError
 from perfusion.training import TrainingConfig, parallel
-from perfusion.training.initial_edit import concept_prompt, start_edit
+from perfusion.training.initial_edit import concept_prompt, initial_edit
 from perfusion.training.objective import Noising, masked_error
-from perfusion.training.placement import borrowed, open_base, weight_sizes
+from perfusion.training.placement import Placement, frozen_on_device, open_base, weight_sizes
 from perfusion.training.templates import TEMPLATES, check_superclass
 from perfusion.training.training_loop import Run, optimise, pieces, predict, train_step
 from perfusion.training.work_folder import WorkFolder
@@ -25,22 +25,27 @@ def config(**options: Any) -> TrainingConfig:
     return TrainingConfig(**(usual | options))
 
 
+def placement(options: TrainingConfig) -> Placement:
+    return Placement.pick(options.device, options.precision)
+
+
 def begin(base: BaseModel, options: TrainingConfig) -> tuple[Run, Tensor, Tensor]:
     """A run before its first step, latents and masks, one of them empty."""
-    edit, _ = start_edit(base, check_superclass(base, "cat"), options, lambda _: None)
+    edit, _ = initial_edit(base, check_superclass(base, "cat"), options, lambda _: None)
     generator = torch.Generator().manual_seed(5)
     side = base.unet.config.sample_size
     masks = torch.rand(5, 1, side, side, generator=generator)
     masks[3] = 0
-    return Run.begin(edit.train(), options), torch.randn(5, 4, side, side, generator=generator), masks
+    run = Run.begin(edit.train(), options, placement(options))
+    return run, torch.randn(5, 4, side, side, generator=generator), masks
 
 
-def gradients(base: BaseModel, lean: bool = False, **options: Any) -> tuple[float, list[Tensor]]:
+def gradients(base: BaseModel, checkpointing: bool = False, **options: Any) -> tuple[float, list[Tensor]]:
     """The loss of one step and what it gave the parameters."""
     settings = config(**options)
     run, latents, masks = begin(base, settings)
     prompts = [concept_prompt(base, template, settings.rows) for template in TEMPLATES]
-    with borrowed(base, torch.device("cpu"), lean=lean), installed(base.unet):
+    with frozen_on_device(base, torch.device("cpu"), checkpointing=checkpointing), installed(base.unet):
         value = train_step(base, run, latents, masks, settings, Noising.of(base), prompts)
     return value, [
         parameter.grad.clone() for parameter in run.edit.parameters() if parameter.grad is not None
@@ -93,7 +98,7 @@ def test_checkpointing_gives_the_same_gradient_and_is_off_afterwards(which, requ
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.utils.checkpoint.checkpoint", counted)
-        again, found = gradients(base, lean=True)
+        again, found = gradients(base, checkpointing=True)
     assert calls, "nothing was computed again"
     assert again == pytest.approx(value, rel=1e-6)
     for one, other in zip(found, whole, strict=True):
@@ -105,14 +110,15 @@ def test_checkpointing_gives_the_same_gradient_and_is_off_afterwards(which, requ
 def test_to_save_memory_the_unet_is_held_in_what_it_computes_in_and_nothing_else_is(
     tiny_model, tiny_base, precision, dtype
 ) -> None:
-    base = open_base(tiny_model, None, config(weights="half", precision=precision))
+    options = config(weights="half", precision=precision)
+    base = open_base(tiny_model, None, options, placement(options))
     assert base.fingerprint == tiny_base.fingerprint
     for part in base.parts[1:]:
         assert {weight.dtype for weight in part.parameters()} == {torch.float32}
     assert base.unet.conv_in.weight.dtype == dtype
     assert base.unet.get_submodule(base.layers[0].name).to_k.weight.dtype == torch.float16
     assert torch.equal(key_projections(base.unet).half(), key_projections(tiny_base.unet).half())
-    value, found = gradients(base, lean=True, precision=precision)
+    value, found = gradients(base, checkpointing=True, precision=precision)
     same, expected = gradients(load_base(tiny_model), precision=precision)
     assert value == pytest.approx(same, rel=0.02)
     for one, other in zip(found, expected, strict=True):
@@ -137,7 +143,7 @@ def test_weights_are_held_in_16_bits_where_it_helps(tiny_model, monkeypatch, opt
     settings = TrainingConfig(**({"superclass": "cat", "device": "auto" if cuda else "cpu"} | options))
     if not cuda and "precision" not in options:
         settings = replace(settings, precision="fp32")
-    weight = open_base(tiny_model, None, settings).unet.conv_in.weight
+    weight = open_base(tiny_model, None, settings, placement(settings)).unet.conv_in.weight
     assert weight.dtype == (torch.bfloat16 if narrow else torch.float32)
 
 
@@ -145,8 +151,9 @@ def test_weights_of_16_bits_need_a_unet_that_computes_in_them(tiny_model, monkey
     with pytest.raises(TrainingError, match="held in 16 bits and the UNet is to compute in float32"):
         config(weights="half", precision="fp32")
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    options = config(weights="half", precision="auto", device="cpu")
     with pytest.raises(TrainingError, match="computes in float32 on cpu and cannot hold its weights in 16"):
-        open_base(tiny_model, None, config(weights="half", precision="auto", device="cpu"))
+        open_base(tiny_model, None, options, placement(options))
 
 
 def test_the_size_of_the_weights_is_what_their_files_hold(tiny_model, tiny_base) -> None:
@@ -154,7 +161,9 @@ def test_the_size_of_the_weights_is_what_their_files_hold(tiny_model, tiny_base)
     for name, part in (("UNet", "unet"), ("text", "text_encoder"), ("VAE", "vae")):
         (file,) = (tiny_model / part).glob("*.safetensors")
         assert file.stat().st_size - 40_000 < whole[name] <= file.stat().st_size + 4096
-    lean = weight_sizes(open_base(tiny_model, None, config(weights="half", precision="bf16")), lean=True)
+    options = config(weights="half", precision="bf16")
+    narrow = open_base(tiny_model, None, options, placement(options))
+    lean = weight_sizes(narrow, checkpointing=True)
     assert set(lean) == {"UNet", "text"}
     assert whole["UNet"] / 2 <= lean["UNet"] < 0.55 * whole["UNet"]
 
