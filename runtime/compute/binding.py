@@ -52,11 +52,8 @@ class Binding:
             if name in CHANGING or slots.sources.get(name) is not array:
                 slots.upload(name, cast(name, array))
                 slots.sources[name] = array
-        slots.run(self._session, self._options(slots))
-        return {
-            name: np.array(value.numpy(), np.float32)  # a copy: on the CPU numpy() looks into the buffer
-            for name, value in zip(self._outputs, slots.results, strict=True)
-        }
+        answers = slots.run(self._session, self._options(slots))
+        return dict(zip(self._outputs, answers, strict=True))
 
     def _slots_of(self, feeds: Mapping[str, NDArray[Any]]) -> _Slots:
         signature = tuple((name, array.shape) for name, array in sorted(feeds.items()))
@@ -81,7 +78,7 @@ class Binding:
         if not self._capture:
             return None
         options = self._onnxruntime.RunOptions()
-        number = slots.graph if slots.results and slots.graph is not None else -1
+        number = slots.graph if slots.outputs and slots.graph is not None else -1
         options.add_run_config_entry("gpu_graph_annotation_id", str(number))
         return options
 
@@ -90,36 +87,54 @@ class _Slots:
     """The buffers of one set of input shapes."""
 
     def __init__(
-        self, onnxruntime: Any, binding: Any, outputs: list[str], device: str, graph: int | None
+        self, onnxruntime: Any, binding: Any, names: list[str], device: str, graph: int | None
     ) -> None:
         self.sources: dict[str, NDArray[Any]] = {}
-        self.results: list[Any] = []
+        self.outputs: list[Any] = []
         self.graph = graph
         self._onnxruntime = onnxruntime
         self._binding = binding
-        self._outputs = outputs
+        self._names = names
         self._device = device
         self._buffers: dict[str, Any] = {}
 
     def upload(self, name: str, array: NDArray[Any]) -> None:
         """Copy an input to its buffer on the device, made and bound at the first call."""
         if name not in self._buffers:
-            make = self._onnxruntime.OrtValue.ortvalue_from_shape_and_type
-            self._buffers[name] = make(array.shape, array.dtype.type, self._device, 0)
+            self._buffers[name] = self._buffer(array)
             self._binding.bind_ortvalue_input(name, self._buffers[name])
         if array.size:
             self._buffers[name].update_inplace(np.ascontiguousarray(array))
 
-    def run(self, session: Any, options: Any) -> None:
-        """Run the session on the buffers. The first call finds out how large the outputs are and keeps their buffers,
-        so that every later one writes to the same addresses."""
-        if self.results:
-            session.run_with_iobinding(self._binding, options)
-            return
-        for name in self._outputs:
+    def run(self, session: Any, options: Any) -> list[Array]:
+        """Run the session on the buffers; copies of its outputs, in float32.
+
+        The first call finds out how large the outputs are and makes buffers for them, so that every later one writes
+        to the same addresses.
+        """
+        if not self.outputs:
+            return self._first_run(session, options)
+        session.run_with_iobinding(self._binding, options)
+        return [np.array(buffer.numpy(), np.float32) for buffer in self.outputs]
+
+    def _first_run(self, session: Any, options: Any) -> list[Array]:
+        """Run with outputs that onnxruntime allocates, then bind buffers of the same shapes and kinds in their place.
+
+        What `get_outputs` gives lies inside the binding: below onnxruntime 1.30 it is freed once the outputs are
+        cleared or bound anew. So its contents are copied out before, and no reference to it is kept.
+        """
+        for name in self._names:
             self._binding.bind_output(name, self._device, 0)
         session.run_with_iobinding(self._binding, options)
-        self.results = list(self._binding.get_outputs())
+        answers = [np.array(value.numpy()) for value in self._binding.get_outputs()]
         self._binding.clear_binding_outputs()
-        for name, value in zip(self._outputs, self.results, strict=True):
-            self._binding.bind_ortvalue_output(name, value)
+        for name, answer in zip(self._names, answers, strict=True):
+            buffer = self._buffer(answer)
+            self._binding.bind_ortvalue_output(name, buffer)
+            self.outputs.append(buffer)
+        return [answer.astype(np.float32, copy=False) for answer in answers]
+
+    def _buffer(self, array: NDArray[Any]) -> Any:
+        """A buffer on the device for arrays of this shape and kind."""
+        make = self._onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        return make(array.shape, array.dtype.type, self._device, 0)

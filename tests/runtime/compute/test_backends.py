@@ -124,6 +124,52 @@ def test_wrong_shapes_are_refused_before_they_are_bound(bundle):
         bound(**{**unet_feeds(), "concept_keys": np.zeros((2, 41), np.float32)})
 
 
+class LendingBinding:
+    """An io_binding as onnxruntime had it up to 1.29: what `get_outputs` gives is freed with the outputs."""
+
+    def __init__(self, binding):
+        self._binding = binding
+        self._lent = []
+
+    def __getattr__(self, name):
+        return getattr(self._binding, name)
+
+    def get_outputs(self):
+        self._lent = [LentValue(value) for value in self._binding.get_outputs()]
+        return self._lent
+
+    def clear_binding_outputs(self):
+        for value in self._lent:
+            value.freed = True
+        self._binding.clear_binding_outputs()
+
+    def bind_ortvalue_output(self, name, value):
+        assert not isinstance(value, LentValue), "a value that lies inside the binding is bound to it"
+        self._binding.bind_ortvalue_output(name, value)
+
+
+class LentValue:
+    def __init__(self, value):
+        self._value = value
+        self.freed = False
+
+    def numpy(self):
+        assert not self.freed, "a freed value is read"
+        return self._value.numpy()
+
+
+def test_no_output_is_read_after_the_binding_gave_it_up(bundle, plain):
+    bound = open_unet(bundle, bound=True)
+    session = bound._session
+    bound._binding._session = SimpleNamespace(
+        io_binding=lambda: LendingBinding(session.io_binding()),
+        run_with_iobinding=lambda binding, options: session.run_with_iobinding(binding._binding, options),
+    )
+    for seed in range(3):
+        feeds = unet_feeds(seed=seed)
+        np.testing.assert_array_equal(bound(**feeds), plain(**feeds))
+
+
 class Recorder:
     """A session on pretended CUDA, with the options of each of its runs."""
 
