@@ -8,24 +8,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.bundle.description import Bundle
-from perfusion.concept.bank import Base, ConceptBank, EditRows, Settings
+from perfusion.concept.bank import Base, ConceptBank, EditRows
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.settings import SETTINGS, ConceptSettings, SettingChanges
 from perfusion.errors import BundleError, RequestError
 from perfusion.runtime.cache import Cache
 
-__all__ = ["Bank", "Changes", "EditRows", "Settings"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-Changes = Mapping[str, Mapping[str, float] | Settings]
+__all__ = ["Bank", "Changes", "EditRows"]
+
+Changes = Mapping[str, Mapping[str, float] | ConceptSettings]
 """By a concept's token: settings to be used in the place of the bank's, or some of them by name."""
 
-_SETTINGS = ("bias", "temperature", "strength", "start")
-_COLUMNS = ("bias", "temperature", "strength")  # what the edit reads of them
 _MOST_STACKED = 4 << 20  # bytes of several concepts' rows put together
 
 
@@ -51,31 +52,15 @@ class Bank(ConceptBank):
             )
         )
 
-    def load(
-        self,
-        concept: Concept,
-        *,
-        bias: float | None = None,
-        temperature: float | None = None,
-        strength: float | None = None,
-        start: float | None = None,
-    ) -> None:
+    def load(self, concept: Concept, **settings: Unpack[SettingChanges]) -> None:
         """As `ConceptBank.load`, one thread after another."""
         with self._changing:
-            super().load(concept, bias=bias, temperature=temperature, strength=strength, start=start)
+            super().load(concept, **settings)
 
-    def change(
-        self,
-        token: str,
-        *,
-        bias: float | None = None,
-        temperature: float | None = None,
-        strength: float | None = None,
-        start: float | None = None,
-    ) -> Settings:
+    def change(self, token: str, **settings: Unpack[SettingChanges]) -> ConceptSettings:
         """As `ConceptBank.change`, one thread after another."""
         with self._changing:
-            return super().change(token, bias=bias, temperature=temperature, strength=strength, start=start)
+            return super().change(token, **settings)
 
     def adjusted(self, changes: Changes | None = None) -> Bank:
         """The bank as it is now, with other settings for one picture; what happens to this one does not reach it.
@@ -87,19 +72,19 @@ class Bank(ConceptBank):
         other._loaded = dict(self._loaded)
         other._changing = Lock()
         for token, change in (changes or {}).items():
-            if isinstance(change, Settings):
-                change = {name: getattr(change, name) for name in _SETTINGS}
-            if not isinstance(change, Mapping) or not set(change) <= set(_SETTINGS):
+            if isinstance(change, ConceptSettings):
+                change = {name: getattr(change, name) for name in SETTINGS}
+            if not isinstance(change, Mapping) or not set(change) <= set(SETTINGS):
                 raise RequestError(
-                    f"The settings of {token} are {change!r}, expected some of {', '.join(_SETTINGS)} by name."
+                    f"The settings of {token} are {change!r}, expected some of {', '.join(SETTINGS)} by name."
                 )
-            other.change(token, **change)
+            other.change(token, **cast(SettingChanges, change))
         return other
 
     def at(self, share: float) -> Bank:
         """The bank at a share of the noise levels, from pure noise on: what starts later is off."""
-        later = [token for token, one in self._loaded.items() if one.settings.start > share]
-        return self.adjusted({token: {"strength": 0.0} for token in later}) if later else self
+        settings = {token: loaded.settings.at(share) for token, loaded in self._loaded.items()}
+        return self.adjusted(settings)
 
     def unload(self, token: str) -> None:
         """Raises RequestError when no such concept is loaded."""
@@ -114,11 +99,8 @@ class Bank(ConceptBank):
     def rows(self, tokens: Sequence[str]) -> EditRows:
         """The rows of some concepts, in their order; only the settings are new arrays in each call."""
         kept = self._stacked.get(self.identity(tokens), lambda: super(Bank, self).rows(tokens))
-        settings = [one.settings for one in map(self._get, tokens) for _ in range(one.concept.rows)]
-        names: dict[str, Any] = {
-            name: np.array([getattr(one, name) for one in settings], np.float64) for name in _COLUMNS
-        }
-        return EditRows(**(vars(kept) | names))  # half the time of `replace`, between two pictures
+        # half the time of `replace`, between two pictures
+        return EditRows(**(vars(kept) | self._gate_settings(tokens)))
 
 
 def _read_projections(bundle: Bundle) -> NDArray[Any]:

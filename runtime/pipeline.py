@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.settings import ConceptSettings, SettingChanges
 from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.compute.graphs import Graphs
-from perfusion.runtime.concepts import Bank, Changes, Settings
+from perfusion.runtime.concepts import Bank, Changes
 from perfusion.runtime.explanation import Explanation, explain
 from perfusion.runtime.request import Options, Request, make_request
 from perfusion.runtime.sampling.loop import Phase, call_slices, decode, draw
@@ -139,16 +140,13 @@ class Runtime:
         concept: str | Path | Concept,
         *,
         token: str | None = None,
-        bias: float | None = None,
-        temperature: float | None = None,
-        strength: float | None = None,
-        start: float | None = None,
+        **settings: Unpack[SettingChanges],
     ) -> Concept:
         """Make a concept's token a word in prompts; `token` gives it another one.
 
         A name that is no file's is looked for among the sample concepts that came with the bundle.
 
-        Settings are as in `set_concept`; unless given they are the file's own, a strength of 1 and a start of 0.
+        `settings` are as in `set_concept`; those that are left out are the file's own.
 
         Raises:
             ConceptError: the file is broken, the concept is for another base model, or its token is taken.
@@ -161,30 +159,22 @@ class Runtime:
             raise ConceptError(
                 f"{loaded.token} is a word of the base model's own. Load the concept under another token."
             )
-        self._bank.load(loaded, bias=bias, temperature=temperature, strength=strength, start=start)
+        self._bank.load(loaded, **settings)
         return loaded
 
-    def set_concept(
-        self,
-        token: str,
-        *,
-        bias: float | None = None,
-        temperature: float | None = None,
-        strength: float | None = None,
-        start: float | None = None,
-    ) -> Settings:
+    def set_concept(self, token: str, **settings: Unpack[SettingChanges]) -> ConceptSettings:
         """Change how a loaded concept is used from the next picture on; returns the settings now in force.
 
-        `bias` β: lower lets more of the concept through (.4 to 1 is useful). `temperature` τ: the sharpness
-        of that border. `strength`: from 0, at which
-        the word is read as its superclass and the picture is the base model's, to 1. `start`: the share of the noise
-        levels, from 0 to below 1, at which the superclass is still drawn: the base model arranges the picture, and the
-        concept comes in afterwards (.15 to .45 where a prompt names several things).
+        `bias` β: lower lets more of the concept through (.4 to 1 is useful). `temperature` τ: the sharpness of that
+        border. `strength`: from 0, at which the word is read as its superclass and the picture is the base model's,
+        to 1. `start`: the share of the noise levels, from 0 to below 1, at which the superclass is still drawn: the
+        base model arranges the picture, and the concept comes in afterwards (.15 to .45 where a prompt names several
+        things).
 
         Raises:
             RequestError: no such concept is loaded, or a setting is out of its range.
         """
-        return self._bank.change(token, bias=bias, temperature=temperature, strength=strength, start=start)
+        return self._bank.change(token, **settings)
 
     def unload_concept(self, token: str) -> None:
         """Forget a concept; its token is plain text again. Raises RequestError when it is not loaded."""

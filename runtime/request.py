@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from perfusion.concept.edit import GATES
+from perfusion.concept.settings import check_gates, check_lock
 from perfusion.errors import RequestError
 from perfusion.runtime.concepts import Changes
 from perfusion.runtime.pictures import open_picture
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
     from perfusion.bundle.description import Bundle
 
-__all__ = ["LOCKS", "Options", "Request", "make_request"]
-
-
-LOCKS = ("local", "global")
+__all__ = ["Options", "Request", "make_request"]
 
 _MAX_SEED = 2**32 - 1
 _MAX_SIDE = 2**14  # pixels; also about what WebP and a graph's 32-bit sizes take
@@ -109,10 +106,9 @@ def make_request(
     def spread(values: list[Any]) -> tuple[Any, ...]:
         return tuple(value for value in values for _ in range(times))
 
-    if lock is not None and lock not in LOCKS:
-        raise RequestError(f"The lock is {lock!r}, expected one of {', '.join(LOCKS)}.")
-    if gates not in GATES:
-        raise RequestError(f"The gates are {gates!r}, expected one of {', '.join(GATES)}.")
+    if lock is not None:
+        check_lock(lock)
+    check_gates(gates)
     images = _pictures("images", image, len(prompts))
     masks = _pictures("masks", mask, len(prompts))
     if masks and not images:

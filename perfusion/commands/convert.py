@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfusion.commands import parser, run
+from perfusion.concept.settings import FILE_SETTINGS
 from perfusion.errors import RequestError
 from perfusion.files import check_writable
 
@@ -90,8 +91,8 @@ def _convert(args: argparse.Namespace) -> int:
     if args.json:
         facts = {
             "output": str(args.output), "bytes": size, "token": concept.token, "superclass": concept.superclass,
-            "base": concept.base, "storage": args.storage, "bias": concept.bias,
-            "temperature": concept.temperature, "training": dict(concept.training),
+            "base": concept.base, "storage": args.storage,
+            **{name: getattr(concept, name) for name in FILE_SETTINGS}, "training": dict(concept.training),
         }  # fmt: skip
         print(json.dumps(facts))
     else:

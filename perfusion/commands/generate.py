@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, parser, run
+from perfusion.concept.settings import GATES, LOCKS, SETTINGS
 from perfusion.files import check_writable, writing
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is 
     "ddim", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "heun", "heun_karras", "lcm",
 )  # fmt: skip
 _PROVIDERS = ("auto", "cpu", "cuda", "trt", "trt-rtx")
-_NUMBERS = ("bias", "temperature", "strength", "start")
 
 # A setting's value holds no path separator, so that C:\cats\a=b.safetensors is a path and nothing else.
 _SPEC = re.compile(r"(?P<path>.+?):(?P<settings>\w+=[^,:/\\]*(?:,\w+=[^,:/\\]*)*)", re.DOTALL)
@@ -93,11 +93,11 @@ def _add_drawing(add: "Callable[..., object]") -> None:
     add("--height", type=int, metavar="PIXELS", help="(default: the bundle's own)")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
     add("--count", type=_count, default=1, metavar="N", help="pictures, with seeds from --seed on")
-    add("--lock", choices=["local", "global"], help="where keys come from (default: what the concepts say)")
+    add("--lock", choices=LOCKS, help="where keys come from (default: what the concepts say)")
     add(
         "--gates",
-        choices=["raw", "gram"],
-        default="raw",
+        choices=GATES,
+        default=GATES[0],
         help="with gram a word opens its own concept's gate and no like concept's (default: %(default)s)",
     )
 
@@ -201,10 +201,10 @@ def _concept(spec: str) -> tuple[Path, dict[str, Any]]:
     settings: dict[str, Any] = {}
     for setting in found["settings"].split(","):
         name, _, value = setting.partition("=")
-        if name in settings or name not in (*_NUMBERS, "token"):
+        if name in settings or name not in (*SETTINGS, "token"):
             problem = "is given twice" if name in settings else "is no setting"
             raise argparse.ArgumentTypeError(
-                f"{name!r} {problem} in {spec!r}; use {', '.join(_NUMBERS)} or token"
+                f"{name!r} {problem} in {spec!r}; use {', '.join(SETTINGS)} or token"
             )
         settings[name] = value if name == "token" else _number(name, value)
     return Path(found["path"]), settings

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from perfusion.commands import parser, run
+from perfusion.concept.settings import FILE_SETTINGS
 from perfusion.errors import PerfusionError
 
 _MANIFEST = "bundle.json"
@@ -140,8 +141,7 @@ def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "direction_norm": _norms(concept.direction),
         "embedding_norms": [_norms(table) for table in concept.embeddings],
         "lock": concept.lock,
-        "bias": concept.bias,
-        "temperature": concept.temperature,
+        **{name: getattr(concept, name) for name in FILE_SETTINGS},
         "created_with": concept.created_with,
         "training": dict(concept.training),
     }
@@ -157,7 +157,9 @@ def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "energy": _listed(facts["energy"]),
         "norms": f"direction {_listed(facts['direction_norm'])}; word embedding "
         + " + ".join(map(_listed, facts["embedding_norms"])),
-        "defaults": f"bias {concept.bias:g}, temperature {concept.temperature:g}, {concept.lock} lock",
+        "defaults": ", ".join(
+            [*(f"{name} {facts[name]:g}" for name in FILE_SETTINGS), f"{concept.lock} lock"]
+        ),
         "made with": concept.created_with or "not said",
         "training": ", ".join(f"{name} {value}" for name, value in concept.training.items()) or "not said",
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, parser, run
+from perfusion.concept.settings import FILE_SETTINGS, LOCKS, SETTINGS, ConceptSettings
 from perfusion.errors import ModelError, RequestError
 from perfusion.files import cache_folder, writing
 
@@ -26,10 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _NAME = "perfusion-sweep"
-_FIELDS = (
-    "bias", "temperature", "strength", "start", "lock",
-    "image", "text", "image_error", "text_error", "cosine", "on_front", "recommended",
-)  # fmt: skip
+_CHOICE = "[,".join(name.upper() for name in FILE_SETTINGS) + "]" * (len(FILE_SETTINGS) - 1)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,12 +54,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a number, some (0.5,0.7) or a range of N (default: 0.4:1:7)",
     )  # fmt: skip
     add("--temperature", type=_values, metavar="A:B:N", help="likewise (default: the first concept's own)")
-    add("--strength", type=_values, default=(1.0,), metavar="A:B:N", help="likewise (default: 1)")
+    add("--strength", type=_values, metavar="A:B:N", help="likewise (default: 1)")
     add(
-        "--start", type=_values, default=(0.0,), metavar="A:B:N",
+        "--start", type=_values, metavar="A:B:N",
         help="likewise, the share of the noise levels that the superclass draws first (default: 0)",
     )  # fmt: skip
-    add("--lock", choices=["local", "global", "both"], help="(default: the first concept's own)")
+    add("--lock", choices=[*LOCKS, "both"], help="(default: the first concept's own)")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
     add("--count", type=_at_least_one, default=2, metavar="N", help="seeds a prompt (default: %(default)s)")
     add("--steps", type=_at_least_one, metavar="N", help="denoising steps (default: the bundle's own)")
@@ -82,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--csv", type=Path, metavar="FILE", help="write the table")
     add("--json", action="store_true", help="print the table as JSON")
     add(
-        "--choose", nargs="?", const="recommended", metavar="BIAS[,TEMPERATURE]",
+        "--choose", nargs="?", const="recommended", metavar=_CHOICE,
         help="write the recommended settings, or these, into the concept file as its defaults",
     )  # fmt: skip
     add(
@@ -107,7 +105,7 @@ def _sweep(args: argparse.Namespace) -> int:
     if chosen is None and args.choose:
         assert result.recommended is not None
         best = result.recommended.setting
-        chosen = {"bias": best.bias, "temperature": best.temperature, "lock": best.lock}
+        chosen = {name: getattr(best, name) for name in (*FILE_SETTINGS, "lock")}
     if chosen:
         for path in files:
             _write_defaults(path, chosen)
@@ -134,11 +132,12 @@ def _check(args: argparse.Namespace) -> None:
         raise RequestError(
             "Nothing would be left of the pictures. Give --grid PNG, --images DIR to measure them, or --work DIR."
         )
-    for name, usual in (("strength", 1.0), ("start", 0.0)):
-        if args.choose == "recommended" and set(getattr(args, name)) != {usual}:
+    for name in [name for name in SETTINGS if name not in FILE_SETTINGS]:
+        usual = getattr(ConceptSettings, name)
+        if args.choose == "recommended" and {*(getattr(args, name) or [usual])} != {usual}:
             raise RequestError(
                 f"A concept file has no {name} of its own, so none can be chosen. Leave --{name} out, or give --choose "
-                "BIAS,TEMPERATURE."
+                f"{_CHOICE}."
             )
 
 
@@ -184,13 +183,10 @@ def _drawn(
 def _settings(args: argparse.Namespace, first: "Concept") -> "tuple[Setting, ...]":
     from perfusion.sweep import BIASES, all_settings
 
-    return all_settings(
-        biases=args.bias or BIASES,
-        temperatures=args.temperature or (first.temperature,),
-        strengths=args.strength,
-        starts=args.start,
-        locks={"both": ("local", "global"), None: (first.lock,)}.get(args.lock, (args.lock,)),
-    )
+    own = {name: (value,) for name, value in vars(first.settings).items()}
+    told = {name: getattr(args, name) for name in SETTINGS if getattr(args, name)}
+    locks = {"both": LOCKS, None: (first.lock,)}.get(args.lock, (args.lock,))
+    return all_settings(**{**own, "bias": BIASES, **told, "lock": locks})
 
 
 def _subject(folder: Path, masks: Path | None) -> "list[Image]":
@@ -258,10 +254,10 @@ def _rows(result: "Sweep") -> list[dict[str, Any]]:
 
 
 def _csv(result: "Sweep") -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _FIELDS)
+    rows, text = _rows(result), io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
-    writer.writerows(_rows(result))
+    writer.writerows(rows)
     return text.getvalue()
 
 
@@ -277,13 +273,12 @@ def _tell(args: argparse.Namespace, result: "Sweep", chosen: dict[str, Any] | No
         print(json.dumps(facts, indent=1))
         return
     if result.points:
-        print("  bias  temperature  strength  start    lock   image    text")
+        print("  ".join([*(f"{name:>6}" for name in SETTINGS), "  lock   image    text"]))
     for point in result.points:
-        one, marks = point.setting, "*" * point.on_front + " recommended" * point.recommended
-        print(
-            f"{one.bias:6.3g}  {one.temperature:11.3g}  {one.strength:8.3g}  {one.start:5.3g}  {one.lock:>6}  "
-            f"{point.image:6.3f}  {point.text:6.3f} {marks}".rstrip()
-        )
+        marks = "*" * point.on_front + " recommended" * point.recommended
+        numbers = [f"{getattr(point.setting, name):{max(6, len(name))}.3g}" for name in SETTINGS]
+        numbers += [f"{point.setting.lock:>6}", f"{point.image:6.3f}", f"{point.text:6.3f}"]
+        print("  ".join([*numbers, marks]).rstrip())
     for path in (args.grid, args.plot, args.csv):
         if path is not None:
             print(path)
@@ -320,12 +315,10 @@ def _chosen(text: str | None) -> dict[str, Any] | None:
         values = _values(str(text))
     except argparse.ArgumentTypeError as error:
         raise RequestError(f"--choose: {error}.") from error
-    if len(values) > 2:
-        raise RequestError(f"--choose {text}: expected BIAS or BIAS,TEMPERATURE, such as 0.7,0.15.")
-    from perfusion.concept.bank import Settings
-
-    chosen = dict(zip(("bias", "temperature"), values, strict=False))
-    replace(Settings(bias=0.0, temperature=1.0, strength=1.0), **chosen)  # refuses numbers out of their range
+    if len(values) > len(FILE_SETTINGS):
+        raise RequestError(f"--choose {text}: expected {_CHOICE}, such as 0.7,0.15.")
+    chosen = dict(zip(FILE_SETTINGS, values, strict=False))
+    ConceptSettings().merged(chosen)  # refuses numbers out of their range
     return chosen
 
 

@@ -3,7 +3,3 @@
 `concept_file` is the file that holds one, `edit` the formulas of the gated rank-1 edit, `bank` the concepts that are in
 use with one base model, `words` what their tokens are in a prompt.
 """
-
-from perfusion.concept.concept_file import Concept
-
-__all__ = ["Concept"]

@@ -3,12 +3,13 @@
 Shared by the runtime, whose base is a bundle, and by `perfusion.diffusers`, whose base is a pipeline.
 """
 
+from __future__ import annotations
+
 import logging
-import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,39 +17,18 @@ from numpy.typing import NDArray
 from perfusion.concept.blending import Reading, readings
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import locked_keys
+from perfusion.concept.settings import SETTINGS, ConceptSettings, SettingChanges
 from perfusion.concept.words import Word
 from perfusion.errors import ConceptError, RequestError
 
-__all__ = ["Base", "ConceptBank", "EditRows", "Settings"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Base", "ConceptBank", "EditRows"]
 
 Array = NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a loaded concept is used; they may change with every picture.
-
-    Raises:
-        RequestError: a number out of its range.
-    """
-
-    bias: float  # β: how much of a word's encoding must be the concept before it shows; .4 to 1
-    temperature: float  # τ: how sharp that border is
-    strength: float = 1.0  # from 0, the base model, to 1
-    start: float = 0.0  # the share of the noise levels, from pure noise on, at which its superclass is drawn
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("bias", -math.inf, math.inf), ("temperature", 0.0, math.inf)):
-            value = getattr(self, name)
-            if not (_is_number(value) and least < value < most):
-                above = " above 0" if least == 0 else ""
-                raise RequestError(f"The {name} is {value!r}, expected a finite number{above}.")
-        if not (_is_number(self.strength) and 0 <= self.strength <= 1):
-            raise RequestError(f"The strength is {self.strength!r}, expected 0 (the base model) to 1.")
-        if not (_is_number(self.start) and 0 <= self.start < 1):
-            raise RequestError(f"The start is {self.start!r}, expected 0 (from the beginning) to below 1.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,16 +62,20 @@ class EditRows:
     keys: Array  # (J, Σ d_K)
     values: Array  # (J, Σ d_V)
 
-    def none(self) -> "EditRows":
+    def none(self) -> EditRows:
         """No rows, of the same widths."""
         return EditRows(**{name: column[:0] for name, column in vars(self).items()})
+
+
+_GATE_SETTINGS = tuple(name for name in SETTINGS if name in EditRows.__dataclass_fields__)
+"""The settings that the formula of the edit reads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Loaded:
     concept: Concept
     keys: Array  # (rows, Σ d_K)
-    settings: Settings
+    settings: ConceptSettings
 
 
 class ConceptBank:
@@ -108,16 +92,8 @@ class ConceptBank:
         loaded = dict(self._loaded)  # in one go: another thread may load a concept meanwhile
         return MappingProxyType({token: one.concept for token, one in loaded.items()})
 
-    def load(
-        self,
-        concept: Concept,
-        *,
-        bias: float | None = None,
-        temperature: float | None = None,
-        strength: float | None = None,
-        start: float | None = None,
-    ) -> None:
-        """Make a concept's token a word. Settings that are left out are the file's own, strength 1 and start 0.
+    def load(self, concept: Concept, **settings: Unpack[SettingChanges]) -> None:
+        """Make a concept's token a word. Settings that are left out are the file's own.
 
         Raises:
             ConceptError: its token is taken, or it is not for this base model.
@@ -129,29 +105,19 @@ class ConceptBank:
                 "another token."
             )
         _check_fits(concept, self._base)
-        defaults = Settings(bias=concept.bias, temperature=concept.temperature)
-        settings = _changed(defaults, bias, temperature, strength, start)
-        self._loaded[concept.token] = _Loaded(concept=concept, keys=self._keys(concept), settings=settings)
+        changed = concept.settings.merged(settings)
+        self._loaded[concept.token] = _Loaded(concept=concept, keys=self._keys(concept), settings=changed)
 
-    def change(
-        self,
-        token: str,
-        *,
-        bias: float | None = None,
-        temperature: float | None = None,
-        strength: float | None = None,
-        start: float | None = None,
-    ) -> Settings:
+    def change(self, token: str, **settings: Unpack[SettingChanges]) -> ConceptSettings:
         """Change what is given and keep the rest; returns the settings now in force.
 
         Raises:
             RequestError: no such concept is loaded, or a setting is out of its range.
         """
         loaded = self._get(token)
-        settings = _changed(loaded.settings, bias, temperature, strength, start)
-        # every microsecond counts between two pictures, and `replace` takes three
-        self._loaded[token] = _Loaded(concept=loaded.concept, keys=loaded.keys, settings=settings)
-        return settings
+        changed = loaded.settings.merged(settings)
+        self._loaded[token] = _Loaded(concept=loaded.concept, keys=loaded.keys, settings=changed)
+        return changed
 
     def unload(self, token: str) -> None:
         """Raises RequestError when no such concept is loaded."""
@@ -207,22 +173,27 @@ class ConceptBank:
 
     def rows(self, tokens: Sequence[str]) -> EditRows:
         """The rows of some concepts, in their order; J = 0 when there are none."""
-        chosen = [self._get(token) for token in tokens]
+        loaded = [self._get(token) for token in tokens]
+        concepts = [entry.concept for entry in loaded]
         text, base = np.empty((0, self._base.text_dim), np.float32), self._base
-        settings = [one.settings for one in chosen for _ in range(one.concept.rows)]
+        keys, values = (np.empty((0, width), np.float32) for width in (base.key_width, base.value_width))
         return EditRows(
-            slots=tuple((one.concept.token, row) for one in chosen for row in range(one.concept.rows)),
-            direction=_stacked([one.concept.direction for one in chosen], text),
-            dual=_stacked([one.concept.dual for one in chosen], text),
-            energy=_stacked([one.concept.energy for one in chosen], text[:, 0]),
-            bias=np.array([one.bias for one in settings], np.float64),
-            temperature=np.array([one.temperature for one in settings], np.float64),
-            strength=np.array([one.strength for one in settings], np.float64),
-            keys=_stacked([one.keys for one in chosen], np.empty((0, base.key_width), np.float32)),
-            values=_stacked(
-                [one.concept.target_values for one in chosen], np.empty((0, base.value_width), np.float32)
-            ),
+            slots=tuple((concept.token, row) for concept in concepts for row in range(concept.rows)),
+            direction=_stacked([concept.direction for concept in concepts], text),
+            dual=_stacked([concept.dual for concept in concepts], text),
+            energy=_stacked([concept.energy for concept in concepts], text[:, 0]),
+            keys=_stacked([entry.keys for entry in loaded], keys),
+            values=_stacked([concept.target_values for concept in concepts], values),
+            **self._gate_settings(tokens),
         )
+
+    def _gate_settings(self, tokens: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """(J,) each: the settings that the formula reads, for every row of some concepts."""
+        loaded = [self._get(token) for token in tokens]
+        settings = [entry.settings for entry in loaded for _ in range(entry.concept.rows)]
+        return {
+            name: np.array([getattr(row, name) for row in settings], np.float64) for name in _GATE_SETTINGS
+        }
 
     def _get(self, token: str) -> _Loaded:
         if token not in self._loaded:
@@ -297,27 +268,8 @@ def _other_checkpoint(concept: Concept, base: Base) -> str:
     return f"{concept.token} was trained on another {concept.base} checkpoint than this {base.noun}'s"
 
 
-def _changed(
-    settings: Settings,
-    bias: float | None,
-    temperature: float | None,
-    strength: float | None,
-    start: float | None,
-) -> Settings:
-    return Settings(
-        bias=settings.bias if bias is None else bias,
-        temperature=settings.temperature if temperature is None else temperature,
-        strength=settings.strength if strength is None else strength,
-        start=settings.start if start is None else start,
-    )
-
-
 def _stacked(parts: Sequence[Array], empty: Array) -> Array:
     """Rows under one another; a single part as it is, without a copy."""
     if not parts:
         return empty
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from perfusion.concept import card
 from perfusion.concept.container import pack, unpack
+from perfusion.concept.settings import FILE_SETTINGS, LOCKS, ConceptSettings
 from perfusion.concept.storage import narrow, widen
 from perfusion.errors import ConceptError
 from perfusion.files import writing
@@ -36,7 +37,6 @@ _MAX_TEXT = 1000  # characters of a metadata value
 _TRAINING = "training."  # prefix of the training facts among the metadata
 
 _VECTORS = ("direction", "dual", "energy", "superclass_encoding")
-_LOCKS = ("local", "global")
 
 Float32 = npt.NDArray[np.float32]
 
@@ -60,16 +60,16 @@ class Concept:
     embeddings: tuple[Float32, ...]  # (rows, hidden) of each text encoder: the learned word
     target_values: Float32  # (rows, Σ d_V) o*_V of every layer, in module order
     target_keys: Float32 | None = None  # (rows, Σ d_K) o*_K; None: derived from the base's key projections
-    lock: str = "local"  # the default at inference: "local" or "global"
-    bias: float = 0.75  # β, default at inference
-    temperature: float = 0.15  # τ, default at inference
+    lock: str = LOCKS[0]  # the default at inference
+    bias: float = ConceptSettings.bias  # β, default at inference
+    temperature: float = ConceptSettings.temperature  # τ, default at inference
     created_with: str = ""
     training: Mapping[str, str] = field(default_factory=dict)  # steps, seed, pictures, …
 
     def __post_init__(self) -> None:
         _check_texts(self)
-        object.__setattr__(self, "bias", _number("bias", self.bias))
-        object.__setattr__(self, "temperature", _number("temperature", self.temperature))
+        for name in FILE_SETTINGS:
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
         if self.temperature <= 0:
             raise ConceptError(
                 f"The temperature is {self.temperature}, expected a number above 0, such as 0.15."
@@ -99,6 +99,11 @@ class Concept:
     def rows(self) -> int:
         """How many placeholder tokens, and slots of the exported model, the concept takes; usually 1."""
         return int(self.direction.shape[0])
+
+    @property
+    def settings(self) -> ConceptSettings:
+        """How the file asks to be used."""
+        return ConceptSettings(**{name: getattr(self, name) for name in FILE_SETTINGS})
 
     @classmethod
     def load(cls, path: str | Path) -> "Concept":
@@ -244,7 +249,7 @@ def _fields(metadata: Mapping[str, str]) -> dict[str, Any]:
             raise ConceptError(f"The metadata lacks {name!r}. Copy or train the concept again.")
         fields[name] = metadata[name]
     fields |= {name: metadata[name] for name in ("lock", "created_with") if name in metadata}
-    fields |= {name: _parsed(name, metadata[name]) for name in ("bias", "temperature") if name in metadata}
+    fields |= {name: _parsed(name, metadata[name]) for name in FILE_SETTINGS if name in metadata}
     fields["training"] = {
         name.removeprefix(_TRAINING): value for name, value in metadata.items() if name.startswith(_TRAINING)
     }
@@ -261,8 +266,7 @@ def _metadata(concept: Concept) -> dict[str, str]:
         "base": concept.base,
         "base_fingerprint": concept.base_fingerprint,
         "lock": concept.lock,
-        "bias": repr(concept.bias),
-        "temperature": repr(concept.temperature),
+        **{name: repr(getattr(concept, name)) for name in FILE_SETTINGS},
         "created_with": concept.created_with,
         **{_TRAINING + name: value for name, value in concept.training.items()},
     }
@@ -320,8 +324,8 @@ def _check_texts(concept: Concept) -> None:
         raise ConceptError(
             f"The base fingerprint is {concept.base_fingerprint!r:.80}, expected 64 lower-case hex digits."
         )
-    if concept.lock not in _LOCKS:
-        raise ConceptError(f"The lock is {concept.lock!r:.80}, expected 'local' or 'global'.")
+    if concept.lock not in LOCKS:
+        raise ConceptError(f"The lock is {concept.lock!r:.80}, expected one of {', '.join(LOCKS)}.")
 
 
 def _checked(name: str, array: Any) -> Float32:

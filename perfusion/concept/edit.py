@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from perfusion.concept.settings import check_gates, check_lock
 from perfusion.errors import RequestError
 
 __all__ = [
-    "GATES",
     "SAME_DIRECTION",
     "Conditioning",
     "condition",
@@ -27,9 +27,6 @@ __all__ = [
     "project",
     "similarity",
 ]
-
-GATES = ("raw", "gram")
-"""What a gate reads: the similarity as it is (the paper's), or the concept's coordinate beside the others."""
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -191,7 +188,8 @@ def condition(
             superclass prompt that are missing or do not match.
     """
     plain = np.asarray(encodings, dtype=np.float32)
-    _check_gates(gates)
+    check_lock(lock)
+    check_gates(gates)
     keys = _global_keys(plain, lock, superclass_encodings)
     weights = np.broadcast_to(_wide(strength), (len(direction),))
     active = np.flatnonzero(weights)
@@ -252,23 +250,16 @@ def _read_by_gates(
     gates: str, encodings: Array, direction: Array, dual: Array, energy: Array, strength: Array | float | None
 ) -> Float64:
     """What the gates read, (..., J)."""
-    _check_gates(gates)
+    check_gates(gates)
     if gates == "raw":
         return similarity(encodings, dual)
     return coordinates(encodings, direction, dual, energy, strength)
-
-
-def _check_gates(gates: str) -> None:
-    if gates not in GATES:
-        raise RequestError(f"The gates are {gates!r}, expected one of {', '.join(GATES)}.")
 
 
 def _global_keys(plain: Float32, lock: str, superclass_encodings: Array | None) -> Float32 | None:
     """The states that keys read under the global lock, None under the local one."""
     if lock == "local":
         return None
-    if lock != "global":
-        raise RequestError(f"The lock is {lock!r}, expected 'local' or 'global'.")
     if superclass_encodings is None:
         raise RequestError(
             "A global lock needs the encodings of the prompt with the superclass in it; none were given."

@@ -18,23 +18,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from perfusion.base.attention import install, uninstall
-from perfusion.concept.bank import ConceptBank, Settings
+from perfusion.concept.bank import ConceptBank
 from perfusion.concept.concept_file import Concept
-from perfusion.concept.edit import GATES
 from perfusion.concept.phases import noise_share
+from perfusion.concept.settings import ConceptSettings, SettingChanges, check_gates, check_lock
 from perfusion.diffusers.parts import base_of, check_processors, check_same_parts, readers_of, unet_of
 from perfusion.diffusers.reading import Call, PromptReading
 from perfusion.diffusers.rows import PromptRows
-from perfusion.errors import ConceptError, ModelError, RequestError
+from perfusion.errors import ConceptError, ModelError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Applied", "apply"]
-
-LOCKS = (None, "local", "global")
 
 Concepts = str | Path | Concept | Iterable[str | Path | Concept]
 
@@ -98,10 +99,8 @@ class Applied:
 
     @lock.setter
     def lock(self, lock: str | None) -> None:
-        if lock not in LOCKS:
-            raise RequestError(
-                f"The lock is {lock!r}, expected 'local', 'global', or None for the files' own."
-            )
+        if lock is not None:
+            check_lock(lock)
         self._lock = lock
 
     @property
@@ -111,8 +110,7 @@ class Applied:
 
     @gates.setter
     def gates(self, gates: str) -> None:
-        if gates not in GATES:
-            raise RequestError(f"The gates are {gates!r}, expected one of {', '.join(GATES)}.")
+        check_gates(gates)
         self._gates = gates
 
     def load(
@@ -120,12 +118,9 @@ class Applied:
         concept: str | Path | Concept,
         *,
         token: str | None = None,
-        bias: float | None = None,
-        temperature: float | None = None,
-        strength: float | None = None,
-        start: float | None = None,
+        **settings: Unpack[SettingChanges],
     ) -> Concept:
-        """One concept more; `token` gives it another word, settings are as in `set`.
+        """One concept more; `token` gives it another word, `settings` are as in `set`.
 
         Raises:
             ConceptError: a broken file, a concept of another base model, a token that is taken.
@@ -140,7 +135,7 @@ class Applied:
             raise ConceptError(
                 f"{loaded.token} is a word of the pipeline's tokenizer already. Give the concept another token."
             )
-        self._bank.load(loaded, bias=bias, temperature=temperature, strength=strength, start=start)
+        self._bank.load(loaded, **settings)
         return loaded
 
     def unload(self, token: str) -> None:
@@ -148,15 +143,7 @@ class Applied:
         self._check_applied()
         self._bank.unload(token)
 
-    def set(
-        self,
-        token: str,
-        *,
-        bias: float | None = None,
-        temperature: float | None = None,
-        strength: float | None = None,
-        start: float | None = None,
-    ) -> Settings:
+    def set(self, token: str, **settings: Unpack[SettingChanges]) -> ConceptSettings:
         """Change how a concept is used from the next encoding of a prompt on; returns the settings now in force.
 
         `bias` β: lower lets more of the concept through. `temperature` τ: the sharpness of that border. `strength`:
@@ -168,7 +155,7 @@ class Applied:
             ModelError: the concepts have been removed.
         """
         self._check_applied()
-        return self._bank.change(token, bias=bias, temperature=temperature, strength=strength, start=start)
+        return self._bank.change(token, **settings)
 
     def also(self, pipeline: Any) -> None:
         """Let a second pipeline around the same UNet and text encoders (image-to-image, inpainting) know the words.

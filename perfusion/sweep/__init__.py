@@ -5,12 +5,13 @@ Torch is needed only where a CLIP folder judges.
 
 from perfusion.sweep.drawing import Drawings, Job, identity
 from perfusion.sweep.front import Judged, Point, pareto_front, points_of, similarities
-from perfusion.sweep.ranges import BIASES, Setting, all_settings, parse_values, varied
+from perfusion.sweep.ranges import BIASES, FIELDS, Setting, all_settings, parse_values, varied
 from perfusion.sweep.sheet import grid, plot, ticks
 from perfusion.sweep.sweep_run import Sweep, sweep
 
 __all__ = [
     "BIASES",
+    "FIELDS",
     "Drawings",
     "Job",
     "Judged",

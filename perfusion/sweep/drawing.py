@@ -79,11 +79,7 @@ class Drawings:
         if setting is None:
             prompts = [self.plain(job.prompt) for job in batch]
             return self._runtime.generate(prompts, seed=[job.seed for job in batch], **self._options)
-        settings = [
-            {token: job.setting.of_concept() for token in concepts}
-            for job in batch
-            if job.setting is not None
-        ]
+        settings = [dict.fromkeys(concepts, job.setting) for job in batch if job.setting is not None]
         return self._runtime.generate(
             [job.prompt for job in batch],
             seed=[job.seed for job in batch],

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.errors import RequestError
-from perfusion.sweep.ranges import Setting
+from perfusion.sweep.ranges import FIELDS, Setting
 
 __all__ = ["Judged", "Point", "pareto_front", "points_of", "similarities"]
 
@@ -121,9 +121,8 @@ def _falling(points: Sequence[Point]) -> dict[Setting, float]:
     return {point.setting: _mean_image(pool) for pool in pools for point in pool}
 
 
-def _but_the_bias(point: Point) -> tuple[str, float, float, float]:
-    one = point.setting
-    return one.lock, one.start, one.strength, one.temperature
+def _but_the_bias(point: Point) -> tuple[object, ...]:
+    return tuple(getattr(point.setting, name) for name in FIELDS if name != "bias")
 
 
 def _mean_image(pool: Sequence[Point]) -> float:

@@ -5,77 +5,60 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
-from perfusion.concept.bank import Settings
-from perfusion.errors import RequestError
+from perfusion.concept.settings import LOCKS, SETTINGS, ConceptSettings, check_lock
 
-__all__ = ["BIASES", "FIELDS", "LOCKS", "Setting", "all_settings", "parse_values"]
+__all__ = ["BIASES", "FIELDS", "Setting", "all_settings", "parse_values", "varied"]
 
-LOCKS = ("local", "global")
 BIASES = tuple(round(bias, 2) for bias in np.arange(0.4, 1.01, 0.1))
 """What is tried when nothing is said: from much of the concept to little of it (docs/method.md, section 4)."""
-
-FIELDS = ("bias", "temperature", "strength", "start", "lock")
-"""Of a setting, in the order that people read them in."""
 
 _MOST_VALUES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One way to use the concepts: their settings in force, and where keys come from."""
+class Setting(ConceptSettings):
+    """One way to use the concepts: their settings, and where keys come from."""
 
-    bias: float
-    temperature: float
-    strength: float = 1.0
-    start: float = 0.0
-    lock: str = "local"
+    lock: str = LOCKS[0]
 
     def __post_init__(self) -> None:
-        self.of_concept()  # refuses numbers out of their range
-        if self.lock not in LOCKS:
-            raise RequestError(f"The lock is {self.lock!r}, expected one of {', '.join(LOCKS)}.")
+        super().__post_init__()
+        check_lock(self.lock)
 
-    def of_concept(self) -> Settings:
-        """Without the lock, as a runtime takes it for each concept."""
-        return Settings(
-            bias=self.bias, temperature=self.temperature, strength=self.strength, start=self.start
-        )
-
-    def label(self, fields: Collection[str] = FIELDS) -> str:
+    def label(self, names: Collection[str] = (*SETTINGS, "lock")) -> str:
         """The values of some fields for people: "bias 0.6, global"."""
-        parts = [f"{name} {getattr(self, name):g}" for name in FIELDS if name != "lock" and name in fields]
-        return ", ".join([*parts, *([self.lock] if "lock" in fields else [])])
+        numbers = [f"{name} {getattr(self, name):g}" for name in SETTINGS if name in names]
+        return ", ".join([*numbers, *([self.lock] if "lock" in names else [])])
 
 
-def all_settings(
-    *,
-    biases: Sequence[float],
-    temperatures: Sequence[float],
-    strengths: Sequence[float] = (1.0,),
-    starts: Sequence[float] = (0.0,),
-    locks: Sequence[str] = ("local",),
-) -> tuple[Setting, ...]:
-    """Every combination once, the bias running fastest.
+FIELDS = tuple(field.name for field in fields(Setting))
+"""Of a setting, in the order that people read them in."""
+
+
+def all_settings(**ranges: Sequence[Any]) -> tuple[Setting, ...]:
+    """Every combination once, the first field running fastest: `all_settings(bias=(0.4, 0.6), lock=LOCKS)`.
+
+    A field that is left out has its default.
 
     Raises:
         RequestError: a number out of its range, or an unknown lock.
+        TypeError: a field that a setting has not.
     """
-    combined = itertools.product(locks, starts, strengths, temperatures, biases)
-    made = (
-        Setting(bias=bias, temperature=temperature, strength=strength, start=start, lock=lock)
-        for lock, start, strength, temperature, bias in combined
-    )
-    return tuple(dict.fromkeys(made))
+    names = sorted(ranges, key=(*FIELDS, *ranges).index, reverse=True)
+    combinations = itertools.product(*(ranges[name] for name in names))
+    settings = (Setting(**dict(zip(names, values, strict=True))) for values in combinations)
+    return tuple(dict.fromkeys(settings))
 
 
 def varied(settings: Sequence[Setting]) -> tuple[str, ...]:
-    """The fields in which some settings differ; the bias where they do not."""
-    found = tuple(name for name in FIELDS if len({getattr(one, name) for one in settings}) > 1)
-    return found or ("bias",)
+    """The fields in which some settings differ; the first where they do not."""
+    names = tuple(name for name in FIELDS if len({getattr(setting, name) for setting in settings}) > 1)
+    return names or FIELDS[:1]
 
 
 def parse_values(text: str) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from perfusion.base.attention import key_projections, value_projections
 from perfusion.base.base_model import BaseModel
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import gate, project, similarity
+from perfusion.concept.settings import ConceptSettings
 from perfusion.errors import ConceptError
 from perfusion.training.covariance import RIDGE, cached_second_moment, inverse, load_captions
 from perfusion.training.foreign import Checkpoint, read_checkpoint, read_textual_inversion
@@ -65,8 +66,8 @@ class _Edit:
     dual: Float64  # (rows, text_dim)
     energy: Float64  # (rows,)
     stand_in: Float64  # (rows, text_dim)
-    bias: float = 0.75
-    temperature: float = 0.15
+    bias: float = ConceptSettings.bias
+    temperature: float = ConceptSettings.temperature
     deviation: float = 0.0
 
 

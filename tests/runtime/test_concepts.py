@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from perfusion.concept.bank import Base, ConceptBank
+from perfusion.concept.settings import ConceptSettings
 from perfusion.errors import BundleError, ConceptError, RequestError
-from perfusion.runtime.concepts import Bank, Settings
+from perfusion.runtime.concepts import Bank
 
 OTHER = "0" * 64
 
@@ -17,14 +18,14 @@ OTHER = "0" * 64
 def test_a_concept_brings_its_own_settings_and_full_strength(bundle, make_concept):
     bank = Bank(bundle)
     bank.load(make_concept(bias=0.6, temperature=0.2))
-    assert bank.change("<cat>") == Settings(bias=0.6, temperature=0.2, strength=1.0)
+    assert bank.change("<cat>") == ConceptSettings(bias=0.6, temperature=0.2, strength=1.0)
 
 
 def test_settings_change_one_at_a_time(bundle, make_concept):
     bank = Bank(bundle)
     bank.load(make_concept(bias=0.6, temperature=0.2), strength=0.5)
-    assert bank.change("<cat>", bias=0.7) == Settings(bias=0.7, temperature=0.2, strength=0.5)
-    assert bank.change("<cat>", strength=0) == Settings(bias=0.7, temperature=0.2, strength=0)
+    assert bank.change("<cat>", bias=0.7) == ConceptSettings(bias=0.7, temperature=0.2, strength=0.5)
+    assert bank.change("<cat>", strength=0) == ConceptSettings(bias=0.7, temperature=0.2, strength=0)
 
 
 @pytest.mark.parametrize(

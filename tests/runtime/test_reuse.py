@@ -11,7 +11,7 @@ import pytest
 
 from perfusion.concept.edit import condition
 from perfusion.errors import RequestError
-from perfusion.runtime import Runtime, Settings
+from perfusion.runtime import ConceptSettings, Runtime
 from perfusion.runtime.cache import Cache
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import make_request
@@ -86,7 +86,7 @@ def test_each_picture_of_a_batch_may_have_settings_of_its_own(toy_bundle, make_c
     settings = [
         None,
         {"<cat>": {"bias": 0.5, "strength": 0.6}},
-        {"<dog>": Settings(bias=-0.3, temperature=0.2)},
+        {"<dog>": ConceptSettings(bias=-0.3, temperature=0.2)},
         {"<cat>": {"strength": 0}, "<dog>": {"temperature": 0.1}},
         {},
     ]
@@ -95,10 +95,10 @@ def test_each_picture_of_a_batch_may_have_settings_of_its_own(toy_bundle, make_c
             runtime.load_concept(cat)
             runtime.load_concept(dog)
             *_, together = runtime.denoise(prompts, concept_settings=settings)
-            assert runtime.set_concept("<cat>") == Settings(bias=cat.bias, temperature=cat.temperature)
+            assert runtime.set_concept("<cat>") == ConceptSettings(bias=cat.bias, temperature=cat.temperature)
             for index, (prompt, changes) in enumerate(zip(prompts, settings, strict=True)):
                 for token, change in (changes or {}).items():
-                    given = vars(change) if isinstance(change, Settings) else change
+                    given = vars(change) if isinstance(change, ConceptSettings) else change
                     runtime.set_concept(token, **given)
                 *_, alone = runtime.denoise(prompt)
                 np.testing.assert_allclose(together.latents[index], alone.latents[0], atol=1e-5)

@@ -134,7 +134,7 @@ def test_bytes_that_are_no_concept_are_refused_with_a_sentence(make_concept, mak
         ({"superclass": "a" * 1001}, "at most 1000 characters"),
         ({"base": "SD 1.5"}, "base is 'SD 1.5', expected a model family"),
         ({"base_fingerprint": "A" * 64}, "expected 64 lower-case hex digits"),
-        ({"lock": "loose"}, "lock is 'loose', expected 'local' or 'global'"),
+        ({"lock": "loose"}, "lock is 'loose', expected one of local, global"),
         ({"bias": "much"}, "bias is 'much', expected a number"),
         ({"bias": "nan"}, "bias is nan, expected a finite number"),
         ({"temperature": "0"}, "temperature is 0.0, expected a number above 0"),

@@ -149,7 +149,7 @@ def test_under_the_global_lock_keys_do_not_move_with_the_concept(make_space):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"lock": "gobal"}, "lock is 'gobal', expected 'local' or 'global'"),
+        ({"lock": "gobal"}, "lock is 'gobal', expected one of local, global"),
         ({"lock": "global"}, "none were given"),
         (
             {"lock": "global", "superclass_encodings": np.zeros((49, TEXT_DIM))},

@@ -41,7 +41,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def settings():
-    return all_settings(biases=(0.4, 0.6, 0.8), temperatures=(0.1,), locks=("local", "global"))
+    return all_settings(bias=(0.4, 0.6, 0.8), temperature=(0.1,), lock=("local", "global"))
 
 
 def jobs(settings, seeds=(0, 1)):
@@ -61,7 +61,7 @@ def test_settings_of_one_lock_share_a_call_and_each_picture_has_its_own(folder, 
 
 def test_the_latest_start_comes_first_for_one_that_no_step_meets_is_refused(folder, make_concept):
     runtime = NotingRuntime(folder, make_concept())
-    late = all_settings(biases=(0.4, 0.6), temperatures=(0.1,), locks=("local",), starts=(0.0, 0.3, 0.9))
+    late = all_settings(bias=(0.4, 0.6), temperature=(0.1,), start=(0.0, 0.3, 0.9))
     assert Drawings(folder / "work", runtime, {}, batch_size=4).draw(jobs(late)) == 14
     started = [one["<cat>"].start for *_, given, _ in runtime.calls[1:] for one in given]
     assert started == [0.9] * 4 + [0.3] * 4 + [0.0] * 4

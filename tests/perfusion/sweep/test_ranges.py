@@ -29,7 +29,7 @@ def test_what_is_no_range_is_refused_with_an_example(text):
 
 def test_every_combination_comes_once():
     made = all_settings(
-        biases=(0.4, 0.6, 0.4), temperatures=(0.1, 0.2), strengths=(1.0,), locks=("local", "global")
+        bias=(0.4, 0.6, 0.4), temperature=(0.1, 0.2), strength=(1.0,), lock=("local", "global")
     )
     assert len(made) == len(set(made)) == 8
     assert varied(made) == ("bias", "temperature", "lock")
