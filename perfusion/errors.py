@@ -8,6 +8,7 @@
     ├── TrainingError   a training that cannot start or went wrong
     ├── DeviceError     a device or an execution provider that was asked for and is not there
     ├── RequestError    a prompt, seed, size or other request that cannot be served
+    │   └── PictureError    a picture or a mask that cannot be read
     └── CancelledError  a drawing that was stopped because its caller asked for it
 
 A message is a whole sentence or more: what was found, what was expected, what to do. Anything that is not a
@@ -22,6 +23,7 @@ __all__ = [
     "ExportError",
     "ModelError",
     "PerfusionError",
+    "PictureError",
     "RequestError",
     "TrainingError",
 ]
@@ -57,6 +59,10 @@ class DeviceError(PerfusionError):
 
 class RequestError(PerfusionError):
     """A prompt, seed, size or other request that cannot be served."""
+
+
+class PictureError(RequestError):
+    """A picture or a mask that cannot be read: no picture, too large, or of colours that are not known."""
 
 
 class CancelledError(PerfusionError):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from perfusion.concept.settings import check_gates, check_lock
 from perfusion.errors import RequestError
+from perfusion.picture_input import as_rgb, mask_fault, mask_of, open_picture
 from perfusion.runtime.concepts import Changes
-from perfusion.runtime.pictures import open_picture
+from perfusion.runtime.pictures import as_mask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from perfusion.bundle.description import Bundle
 
 __all__ = ["Options", "Request", "make_request"]
+
+_log = logging.getLogger(__name__)
 
 _MAX_SEED = 2**32 - 1
 _MAX_SIDE = 2**14  # pixels; also about what WebP and a graph's 32-bit sizes take
@@ -109,13 +113,17 @@ def make_request(
     if lock is not None:
         check_lock(lock)
     check_gates(gates)
-    images = _pictures("images", image, len(prompts))
-    masks = _pictures("masks", mask, len(prompts))
+    images = _pictures("images", image, len(prompts), as_rgb)
+    masks = _pictures("masks", mask, len(prompts), mask_of)
     if masks and not images:
         raise RequestError("There is a mask and no image; give the image that is to be drawn over.")
     if images and bundle.decoder.encoder is None:
         raise RequestError("This bundle has no VAE encoder, so it reads no images. Export it again.")
     scale = _guidance(guidance_scale, bundle.defaults.guidance_scale)
+    width = _size("width", width, bundle.defaults.width, bundle.size_step)
+    height = _size("height", height, bundle.defaults.height, bundle.size_step)
+    for single_mask in {id(each): each for each in masks}.values():
+        _warn_of_mask(single_mask, width, height, bundle.decoder.downscale)
     return Request(
         prompts=spread(prompts),
         seeds=tuple(_seed(one + more) for one in map(_seed, seeds) for more in range(times)),
@@ -124,8 +132,8 @@ def make_request(
         masks=spread(masks),
         settings=spread(_settings(concept_settings, len(prompts))),
         image_strength=_image_strength(image_strength, images, masks),
-        width=_size("width", width, bundle.defaults.width, bundle.size_step),
-        height=_size("height", height, bundle.defaults.height, bundle.size_step),
+        width=width,
+        height=height,
         num_inference_steps=_steps(num_inference_steps, bundle.defaults.num_inference_steps),
         guidance_scale=scale,
         guidance_rescale=_share("guidance rescale", guidance_rescale),
@@ -155,13 +163,22 @@ def _several(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _pictures(name: str, source: Any, prompts: int) -> list[Any]:
-    """One picture a prompt; none at all where none was given."""
+def _pictures(name: str, source: Any, prompts: int, form: Callable[[Image], Image]) -> list[Any]:
+    """One picture a prompt, in the form of an image or of a mask; none at all where none was given."""
     if source is None:
         return []
     if _several(source):
-        return [open_picture(one) for one in _each(name, source, prompts)]
-    return [open_picture(source)] * prompts
+        return [form(open_picture(each)) for each in _each(name, source, prompts)]
+    return [form(open_picture(source))] * prompts
+
+
+def _warn_of_mask(mask: Image, width: int, height: int, downscale: int) -> None:
+    """Say it where a mask tells no place from another: what comes looks as if nothing had been wrong."""
+    share = float(as_mask(mask, width, height, downscale).mean())
+    if 0 < share < 1:
+        return
+    fault = mask_fault(mask) or f"has only {'light' if share else 'dark'} places at {width} × {height} pixels"
+    _log.warning("The mask %s: %s.", fault, "all is drawn anew" if share else "nothing is drawn, all is kept")
 
 
 def _settings(given: Any, prompts: int) -> list[Changes]:

@@ -116,6 +116,44 @@ def test_what_a_mask_keeps_is_the_picture_and_the_rest_is_drawn(runtime, bundle)
     assert steps[-1].latents.shape == other[-1].latents.shape == (1, 4, 8, 8)
 
 
+def test_colours_that_hide_under_transparency_are_not_drawn_over(runtime):
+    shape = picture(2, (40, 40), "L").point(lambda level: 255 * (level > 127))
+    stickers = []
+    for hidden in ("magenta", "green"):
+        sticker = Image.new("RGB", (40, 40), hidden)
+        sticker.paste(picture(1, (40, 40)), mask=shape)
+        sticker.putalpha(shape)
+        stickers.append(ours(runtime, image=sticker, image_strength=0.5))
+    np.testing.assert_array_equal(*stickers)
+
+
+def thin_line() -> Image.Image:
+    line = Image.new("L", (320, 320))
+    line.paste(255, (160, 0, 161, 320))
+    return line
+
+
+@pytest.mark.parametrize(
+    "mask, sentence",
+    [
+        (Image.new("L", (8, 8)), "The mask is dark everywhere: nothing is drawn, all is kept."),
+        (Image.new("L", (8, 8), "white"), "The mask is light everywhere: all is drawn anew."),
+        (Image.new("RGBA", (8, 8), (255, 255, 255, 0)), "The mask is dark everywhere: nothing is drawn"),
+        (
+            Image.fromarray(np.uint8([[0, 1]])),
+            "The mask holds 0 and 1 where 0 and 255 are expected: nothing is",
+        ),
+        (thin_line(), "The mask has only dark places at 32 × 32 pixels: nothing is drawn, all is kept."),
+        (Image.fromarray(np.uint8([[0, 255]])), None),
+    ],
+)
+def test_a_mask_that_comes_to_nothing_is_told_once(runtime, caplog, mask, sentence):
+    ours(runtime, image=picture(1), mask=mask, count=2, num_inference_steps=1)
+    assert [record.message.startswith(sentence or "never") for record in caplog.records] == [True] * bool(
+        sentence
+    )
+
+
 @pytest.mark.parametrize("rescale", [0.4, 1.0])
 def test_guidance_rescale_is_that_of_diffusers(runtime, toy_pipeline, rescale):
     call = {"guidance_scale": 7.0, "guidance_rescale": rescale}
