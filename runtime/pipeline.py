@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
 from perfusion.concept.concept_file import Concept
-from perfusion.concept.settings import ConceptSettings, SettingChanges
+from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges
 from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank, Changes
@@ -242,8 +242,8 @@ class Runtime:
         `scheduler` (one of `perfusion.runtime.SCHEDULERS`; by default the bundle's own), `image`, `image_strength`
         and `mask` (draw over a picture, or over a part of it), `concept_settings` (settings for these pictures only:
         ``{"<cat>": {"bias": 0.5}}``, or a list with one such for each prompt), `lock` ("local", "global": where
-        keys come from; by default what the concepts' files say), `gates` ("raw", "gram": with "gram" a word opens
-        the gate of its own concept and not those of concepts that resemble it).
+        keys come from; by default what the concepts' files say), `gates` ("similarity", "coordinates": with
+        "coordinates" a word opens the gate of its own concept and not those of concepts that resemble it).
 
         Raises:
             RequestError: a prompt, seed, size or option that cannot be served.
@@ -290,7 +290,7 @@ class Runtime:
         *,
         concept_settings: Changes | None = None,
         lock: str | None = None,
-        gates: str = "raw",
+        gates: str = DEFAULT_GATES,
     ) -> Explanation:
         """How much of each concept every token of a prompt holds, and how far it opens the concept's gate.
 

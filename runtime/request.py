@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from perfusion.concept.settings import check_gates, check_lock
+from perfusion.concept.settings import DEFAULT_GATES, check_gates, check_lock
 from perfusion.errors import RequestError
 from perfusion.picture_input import as_rgb, mask_fault, mask_of, open_picture
 from perfusion.runtime.concepts import Changes
@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
     mask: Image | Path | str | Sequence[Image | Path | str] | None  # light where to draw, dark where to keep
     concept_settings: Changes | Sequence[Changes | None] | None  # for these pictures only
     lock: str | None  # "local" or "global"; by default what the concepts' files say
-    gates: str  # "raw" (default), or "gram": a word opens its own gate and no like concept's
+    gates: str  # "similarity" (default), or "coordinates": a word opens its own gate and no like concept's
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,7 +90,7 @@ def make_request(
     mask: Any = None,
     concept_settings: Any = None,
     lock: str | None = None,
-    gates: str = "raw",
+    gates: str = DEFAULT_GATES,
 ) -> Request:
     """Fill in the bundle's defaults and give every picture its prompt and seed.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, parser, run
-from perfusion.concept.settings import GATES, LOCKS, SETTINGS
+from perfusion.concept.settings import DEFAULT_GATES, GATES, LOCKS, SETTINGS
 from perfusion.files import check_writable, writing
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def _add_drawing(add: "Callable[..., object]") -> None:
     add(
         "--gates",
         choices=GATES,
-        default=GATES[0],
-        help="with gram a word opens its own concept's gate and no like concept's (default: %(default)s)",
+        default=DEFAULT_GATES,
+        help="with coordinates a word opens its own concept's gate and no like concept's (default: %(default)s)",
     )
 
 

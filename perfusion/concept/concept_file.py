@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from perfusion.concept import card
 from perfusion.concept.container import pack, unpack
-from perfusion.concept.settings import FILE_SETTINGS, LOCKS, ConceptSettings
+from perfusion.concept.settings import DEFAULT_LOCK, FILE_SETTINGS, LOCKS, ConceptSettings
 from perfusion.concept.storage import narrow, widen
 from perfusion.errors import ConceptError
 from perfusion.files import writing
@@ -60,7 +60,7 @@ class Concept:
     embeddings: tuple[Float32, ...]  # (rows, hidden) of each text encoder: the learned word
     target_values: Float32  # (rows, Σ d_V) o*_V of every layer, in module order
     target_keys: Float32 | None = None  # (rows, Σ d_K) o*_K; None: derived from the base's key projections
-    lock: str = LOCKS[0]  # the default at inference
+    lock: str = DEFAULT_LOCK  # the default at inference
     bias: float = ConceptSettings.bias  # β, default at inference
     temperature: float = ConceptSettings.temperature  # τ, default at inference
     created_with: str = ""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from perfusion.concept.bank import EditRows
 from perfusion.concept.edit import Conditioning, condition
+from perfusion.concept.settings import DEFAULT_GATES, DEFAULT_LOCK
 
 __all__ = ["PromptState", "conditioned", "unet_feeds"]
 
@@ -25,9 +26,9 @@ class PromptState:
 def conditioned(
     encodings: Array,
     rows: EditRows,
-    lock: str = "local",
+    lock: str = DEFAULT_LOCK,
     superclass_encodings: Array | None = None,
-    gates: str = "raw",
+    gates: str = DEFAULT_GATES,
 ) -> PromptState:
     """`encodings` (tokens, text_dim) with the edit of some rows; of none, as they are. See `edit.condition`."""
     conditioning = condition(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perfusion.concept.settings import check_gates, check_lock
+from perfusion.concept.settings import DEFAULT_GATES, DEFAULT_LOCK, check_gates, check_lock
 from perfusion.errors import RequestError
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "coordinates",
     "edited_projection",
     "gate",
-    "gram",
     "locked_keys",
     "project",
     "similarity",
@@ -122,11 +121,11 @@ def edited_projection(
     bias: Array | float,
     temperature: Array | float,
     strength: Array | float | None = None,
-    gates: str = "raw",
+    gates: str = DEFAULT_GATES,
 ) -> Float64:
     """The edited key or value projection of one layer: h(e) = W e_perp + Σ_j λ_j σ((s_j − β_j) / τ_j) o*_j.
 
-    The formula as it is written, to hold every faster path against. With `gates` "gram" the `coordinates`
+    The formula as it is written, to hold every faster path against. With `gates` "coordinates" the `coordinates`
     stand in the place of the similarities s_j.
 
     `encodings` (..., text_dim), `weight` (d_out, text_dim), `targets` (J, d_out), the rest as in `project`
@@ -165,9 +164,9 @@ def condition(
     bias: Array | float,
     temperature: Array | float,
     strength: Array | float,
-    lock: str = "local",
+    lock: str = DEFAULT_LOCK,
     superclass_encodings: Array | None = None,
-    gates: str = "raw",
+    gates: str = DEFAULT_GATES,
 ) -> Conditioning:
     """Prepare one prompt's encodings for the edited cross-attention; keys and values depend on nothing else.
 
@@ -180,8 +179,8 @@ def condition(
     is steady down to strength 0 as well when the caller then gives, as the runtime does, the superclass
     prompt's encodings for `encodings`.
 
-    `gates` "raw": a concept's gate reads its similarity. "gram": its coordinate (`coordinates`), so that a
-    word opens its own gate and not those of concepts that resemble it.
+    `gates` "similarity": a concept's gate reads its similarity. "coordinates": its coordinate (`coordinates`), so
+    that a word opens its own gate and not those of concepts that resemble it.
 
     Raises:
         RequestError: an unknown lock or kind of gates, a temperature that is not above 0, or encodings of the
@@ -251,7 +250,7 @@ def _read_by_gates(
 ) -> Float64:
     """What the gates read, (..., J)."""
     check_gates(gates)
-    if gates == "raw":
+    if gates == "similarity":
         return similarity(encodings, dual)
     return coordinates(encodings, direction, dual, energy, strength)
 

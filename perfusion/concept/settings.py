@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "DEFAULT_GATES",
+    "DEFAULT_LOCK",
     "FILE_SETTINGS",
     "GATES",
     "LOCKS",
@@ -29,10 +31,10 @@ __all__ = [
     "check_lock",
 ]
 
-LOCKS = ("local", "global")
+LOCKS = (DEFAULT_LOCK := "local", "global")
 """Where keys come from: the concept's own locked ones, or the whole prompt with the superclass in its place."""
 
-GATES = ("raw", "gram")
+GATES = (DEFAULT_GATES := "similarity", "coordinates")
 """What a gate reads: the similarity as it is (the paper's), or the concept's coordinate beside the others."""
 
 FILE_SETTINGS = ("bias", "temperature")
@@ -107,4 +109,4 @@ def check_gates(gates: object) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float, Real)) and not isinstance(value, bool) and math.isfinite(value)

@@ -26,7 +26,7 @@ from perfusion.base.attention import install, uninstall
 from perfusion.concept.bank import ConceptBank
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.phases import noise_share
-from perfusion.concept.settings import ConceptSettings, SettingChanges, check_gates, check_lock
+from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges, check_gates, check_lock
 from perfusion.diffusers.parts import base_of, check_processors, check_same_parts, readers_of, unet_of
 from perfusion.diffusers.reading import Call, PromptReading
 from perfusion.diffusers.rows import PromptRows
@@ -40,12 +40,14 @@ __all__ = ["Applied", "apply"]
 Concepts = str | Path | Concept | Iterable[str | Path | Concept]
 
 
-def apply(pipeline: Any, concepts: Concepts = (), *, lock: str | None = None, gates: str = "raw") -> Applied:
+def apply(
+    pipeline: Any, concepts: Concepts = (), *, lock: str | None = None, gates: str = DEFAULT_GATES
+) -> Applied:
     """Put concepts into a pipeline of Stable Diffusion 1.x, 2.x or XL; it is then called exactly as before.
 
     `concepts`: files, or `Concept`s, one or several. `lock` ("local", "global"): where keys come from, by default
-    what the concepts' files say. `gates` ("raw", "gram"): with "gram" a word opens the gate of its own concept and not
-    those of concepts that resemble it.
+    what the concepts' files say. `gates` ("similarity", "coordinates"): with "coordinates" a word opens the gate of
+    its own concept and not those of concepts that resemble it.
 
     Prompts may name several concepts, a batch may name others in every prompt, and so may negative prompts. Rows
     without a concept are the base model's. The returned handle is a context manager that removes the concepts.
@@ -66,7 +68,7 @@ def apply(pipeline: Any, concepts: Concepts = (), *, lock: str | None = None, ga
 class Applied:
     """Concepts in a pipeline, from `apply`. Settings hold from the next time that a prompt is encoded."""
 
-    def __init__(self, pipeline: Any, *, lock: str | None = None, gates: str = "raw") -> None:
+    def __init__(self, pipeline: Any, *, lock: str | None = None, gates: str = DEFAULT_GATES) -> None:
         self._unet = unet_of(pipeline)
         self._readers = readers_of(pipeline)
         self._bank = ConceptBank(base_of(pipeline, self._unet, self._readers))
@@ -105,7 +107,7 @@ class Applied:
 
     @property
     def gates(self) -> str:
-        """What a gate reads: "raw" or "gram"."""
+        """What a gate reads: "similarity" or "coordinates"."""
         return self._gates
 
     @gates.setter

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from perfusion.concept.settings import LOCKS, SETTINGS, ConceptSettings, check_lock
+from perfusion.concept.settings import DEFAULT_LOCK, SETTINGS, ConceptSettings, check_lock
 
 __all__ = ["BIASES", "FIELDS", "Setting", "all_settings", "parse_values", "varied"]
 
@@ -24,7 +24,7 @@ _MOST_VALUES = 100
 class Setting(ConceptSettings):
     """One way to use the concepts: their settings, and where keys come from."""
 
-    lock: str = LOCKS[0]
+    lock: str = DEFAULT_LOCK
 
     def __post_init__(self) -> None:
         super().__post_init__()

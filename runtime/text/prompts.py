@@ -278,7 +278,7 @@ class PromptEncoder:
             active=active,
             lock=lock,
             read=similarity(encoding.hidden, rows.dual)
-            if gates == "raw"
+            if gates == "similarity"
             else coordinates(encoding.hidden, *columns),
             conditioning=state.conditioning,
             pooled=encoding.pooled,

@@ -28,7 +28,7 @@ def encodings(runtime, concepts, text):
     ][0]
 
 
-@pytest.mark.parametrize("gates", ["raw", "gram"])
+@pytest.mark.parametrize("gates", ["similarity", "coordinates"])
 def test_similarity_and_gate_are_the_formulas_at_every_token(runtime, loaded, gates):
     found = runtime.explain(PROMPT, gates=gates)
     assert found.tokens == (
@@ -46,7 +46,7 @@ def test_similarity_and_gate_are_the_formulas_at_every_token(runtime, loaded, ga
         np.concatenate([getattr(one, name) for one in loaded]) for name in ("direction", "dual", "energy")
     )
     words = encodings(runtime, loaded, PROMPT)[:8]
-    read = similarity(words, dual) if gates == "raw" else coordinates(words, direction, dual, energy)
+    read = similarity(words, dual) if gates == "similarity" else coordinates(words, direction, dual, energy)
     np.testing.assert_allclose(found.similarity, read, atol=1e-6)
     np.testing.assert_allclose(found.gate, gate(read, [0.1, -0.2, -0.2], 0.3), atol=1e-6)
 

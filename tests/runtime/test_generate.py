@@ -60,10 +60,12 @@ def test_every_option_reaches_the_picture(generate, runtime, make_concept):
 def test_the_kind_of_gates_reaches_the_picture(generate, runtime, make_concept):
     make_concept(rows=2).save("cat.safetensors")  # two directions that are not orthogonal
     runtime.load_concept("cat.safetensors")
-    assert generate("--concept", "cat.safetensors", "--gates", "gram", prompt="a <cat>") == 0
-    raw, gram = (np.asarray(runtime.generate("a <cat>", gates=gates)) for gates in ("raw", "gram"))
-    np.testing.assert_array_equal(read("out.png"), gram)
-    assert not np.array_equal(raw, gram)
+    assert generate("--concept", "cat.safetensors", "--gates", "coordinates", prompt="a <cat>") == 0
+    by_similarity, by_coordinates = (
+        np.asarray(runtime.generate("a <cat>", gates=gates)) for gates in ("similarity", "coordinates")
+    )
+    np.testing.assert_array_equal(read("out.png"), by_coordinates)
+    assert not np.array_equal(by_similarity, by_coordinates)
 
 
 def test_the_schedulers_offered_are_those_there_are():

@@ -133,7 +133,7 @@ def test_settings_that_make_no_sense_are_refused(runtime, make_concept, settings
         runtime.denoise(PROMPT, concept_settings=settings)
 
 
-@pytest.mark.parametrize("gates", ["raw", "gram"])
+@pytest.mark.parametrize("gates", ["similarity", "coordinates"])
 @pytest.mark.parametrize("lock", ["local", "global"])
 def test_gates_of_a_kept_prompt_are_the_formulas(runtime, bundle, make_concept, lock, gates):
     """A bias that changes takes a shorter way than `condition`; both end at the same numbers."""

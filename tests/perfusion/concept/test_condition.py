@@ -28,7 +28,7 @@ def applied(states, gates, weight, targets):
     return states.astype(np.float64) @ weight.T + gates.astype(np.float64) @ targets
 
 
-@pytest.mark.parametrize("gates", ["raw", "gram"])
+@pytest.mark.parametrize("gates", ["similarity", "coordinates"])
 @pytest.mark.parametrize("strength", [[1.0, 1.0], [0.3, 0.9], [1.0, 0.5]])
 def test_a_conditioned_prompt_gives_the_reference_projection(make_space, strength, gates):
     space = make_space(concepts=2)
@@ -75,7 +75,7 @@ def test_a_concept_of_strength_zero_is_absent_for_the_others(make_space):
     )  # the second does count when it is on
 
 
-@pytest.mark.parametrize("gates", ["raw", "gram"])
+@pytest.mark.parametrize("gates", ["similarity", "coordinates"])
 @pytest.mark.parametrize("lock", ["local", "global"])
 def test_a_small_strength_is_hardly_more_than_none(make_space, gates, lock):
     space = make_space(concepts=3)
@@ -92,15 +92,19 @@ def test_a_small_strength_is_hardly_more_than_none(make_space, gates, lock):
 def test_one_concept_and_orthogonal_ones_have_the_same_gates_of_both_kinds(make_space):
     space = make_space()
     alone = {name: value[:1] for name, value in prompt(space).items()}
-    raw, gram = (condition(space.encodings, **alone, gates=gates) for gates in ("raw", "gram"))
-    np.testing.assert_array_equal(raw.value_gate, gram.value_gate)
+    by_similarity, by_coordinates = (
+        condition(space.encodings, **alone, gates=gates) for gates in ("similarity", "coordinates")
+    )
+    np.testing.assert_array_equal(by_similarity.value_gate, by_coordinates.value_gate)
     apart = np.eye(2, TEXT_DIM)  # C = 1: orthogonal, of energy 1
     both = prompt(space, direction=apart, dual=apart, energy=np.ones(2))
-    raw, gram = (condition(space.encodings, **both, gates=gates) for gates in ("raw", "gram"))
-    np.testing.assert_allclose(raw.value_gate, gram.value_gate, atol=1e-6)
+    by_similarity, by_coordinates = (
+        condition(space.encodings, **both, gates=gates) for gates in ("similarity", "coordinates")
+    )
+    np.testing.assert_allclose(by_similarity.value_gate, by_coordinates.value_gate, atol=1e-6)
 
 
-@pytest.mark.parametrize("gates", ["raw", "gram"])
+@pytest.mark.parametrize("gates", ["similarity", "coordinates"])
 def test_two_copies_give_finite_states_and_gates(make_space, gates):
     space = make_space(1e4)
     twice = {
@@ -113,8 +117,8 @@ def test_two_copies_give_finite_states_and_gates(make_space, gates):
 
 def test_unknown_gates_are_refused_even_where_nothing_is_active(make_space):
     space = make_space(concepts=2)
-    with pytest.raises(RequestError, match="gates are 'grams', expected one of raw, gram"):
-        condition(space.encodings, **prompt(space, strength=0.0), gates="grams")
+    with pytest.raises(RequestError, match="gates are 'both', expected one of similarity, coordinates"):
+        condition(space.encodings, **prompt(space, strength=0.0), gates="both")
 
 
 def test_strength_goes_straight_from_the_base_to_the_edit(make_space):

@@ -452,5 +452,5 @@ def test_gram_gates_open_for_the_own_word_only(make_space):
     arguments = (direction, space.weight, space.targets, direction, dual, energy, 0.75, 0.1)
     own, closed = gate(1.0, 0.75, 0.1), gate(0.0, 0.75, 0.1)
     expected = np.array([[own, closed], [closed, own]]) @ space.targets
-    np.testing.assert_allclose(edited_projection(*arguments, gates="gram"), expected, atol=1e-10)
+    np.testing.assert_allclose(edited_projection(*arguments, gates="coordinates"), expected, atol=1e-10)
     assert np.abs(edited_projection(*arguments) - expected).max() > 0.1  # the paper's gates open for both

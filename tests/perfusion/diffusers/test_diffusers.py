@@ -111,9 +111,9 @@ def runtime() -> Runtime:
     [
         ("a photo of a <school-bus> on a beach", {}),
         ("a photo of a <school-bus> on a beach", {"lock": "global"}),
-        ("a <pink-cake> and a <school-bus>", {"gates": "gram"}),
+        ("a <pink-cake> and a <school-bus>", {"gates": "coordinates"}),
     ],
-    ids=["local", "global", "two-gram"],
+    ids=["local", "global", "two-coordinates"],
 )
 def test_the_picture_is_our_runtimes(pocket, prompt, options):
     call: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0}
@@ -213,7 +213,7 @@ class Edited(torch.nn.Module):
 
 
 @contextmanager
-def written_in(pipeline, concepts, strength=1.0, gates="raw", superclass=None):
+def written_in(pipeline, concepts, strength=1.0, gates="similarity", superclass=None):
     """The pipeline's UNet with the concepts written into its projections; keys read `superclass` where it is given."""
 
     def stacked(name):
@@ -366,7 +366,7 @@ def test_the_prompts_of_a_batch_keep_their_own_strengths(pipeline, applied):
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "xl"])
-@pytest.mark.parametrize("gates", ["raw", "gram"])
+@pytest.mark.parametrize("gates", ["similarity", "coordinates"])
 def test_two_concepts_in_one_prompt_are_solved_together(request, kind, gates):
     pipeline = request.getfixturevalue(kind)
     cat, dog = make(pipeline, 0), make(pipeline, 1, token="<dog>", rows=2, bias=-0.2)
@@ -533,7 +533,7 @@ def test_settings_hold_from_the_next_prompt_on(pipeline, applied):
     assert distance(drawn(pipeline, "a <cat>"), before) > 1e-4
     applied.set("<cat>", bias=0.1)
     assert torch.equal(drawn(pipeline, "a <cat>"), before)
-    applied.gates = "gram"
+    applied.gates = "coordinates"
     assert torch.equal(drawn(pipeline, "a <cat>"), before)  # alone it makes no difference
 
 

@@ -59,7 +59,7 @@ def test_prompts_without_concepts_take_no_slots(bank):
     assert all(array.dtype == np.float32 for array in feeds.values())
 
 
-@pytest.mark.parametrize("gates", ["raw", "gram"])
+@pytest.mark.parametrize("gates", ["similarity", "coordinates"])
 @pytest.mark.parametrize("lock", ["local", "global"])
 def test_a_prompt_is_conditioned_by_all_that_its_rows_say(bank, lock, gates):
     bank.change("<dog>", bias=0.4, temperature=0.2, strength=0.6)
@@ -91,9 +91,11 @@ def test_the_runtimes_gates_are_the_papers_unless_gram_is_asked_for(runtime, mak
         *_, step = runtime.denoise(prompt, **options)
         return step.latents
 
-    raw, gram = (last("a <cat>", gates=gates) for gates in ("raw", "gram"))
-    np.testing.assert_array_equal(last("a <cat>"), raw)
-    assert np.abs(raw - gram).max() > 1e-3
-    np.testing.assert_array_equal(last("a <dog>", gates="gram"), last("a <dog>"))  # alone it is the same
-    with pytest.raises(RequestError, match="gates are 'grams', expected one of raw, gram"):
-        runtime.generate("a <dog>", gates="grams")
+    by_similarity, by_coordinates = (last("a <cat>", gates=gates) for gates in ("similarity", "coordinates"))
+    np.testing.assert_array_equal(last("a <cat>"), by_similarity)
+    assert np.abs(by_similarity - by_coordinates).max() > 1e-3
+    np.testing.assert_array_equal(
+        last("a <dog>", gates="coordinates"), last("a <dog>")
+    )  # alone it is the same
+    with pytest.raises(RequestError, match="gates are 'both', expected one of similarity, coordinates"):
+        runtime.generate("a <dog>", gates="both")
