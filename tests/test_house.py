@@ -346,3 +346,11 @@ def test_every_file_that_make_bench_runs_is_a_script_or_imports_nothing_of_its_n
             assert "\nfrom benchmarks" not in text.split("sys.path.insert(")[0], path
         else:
             assert "from benchmarks" not in text, f"{path} belongs into a folder of benchmarks"
+
+
+def test_each_of_the_fifteen_properties_of_the_method_has_tests():
+    marker = re.compile(r"^@pytest\.mark\.property\(number=(\d+)\)$", re.M)
+    files = (ROOT / "tests" / "perfusion").rglob("test_*.py")
+    marked = Counter(int(number) for path in files for number in marker.findall(path.read_text()))
+    assert sorted(marked) == list(range(1, 16))
+    assert min(marked.values()) >= 2, marked

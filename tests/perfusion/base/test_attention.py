@@ -74,6 +74,7 @@ def test_without_concept_tensors_the_processor_is_diffusers_own_bit_for_bit(unet
         assert torch.equal(predict(unet), plain)
 
 
+@pytest.mark.property(number=1)
 @pytest.mark.parametrize("concepts", [0, 1, 4])
 def test_closed_gates_change_no_bit(unet, concepts):
     plain = predict(unet)
@@ -94,6 +95,7 @@ def test_half_an_edit_of_keys_or_values_adds_nothing(unet, missing):
         assert not torch.equal(half, predict(unet, **edit))
 
 
+@pytest.mark.property(number=10)
 def test_a_row_of_a_batch_is_what_it_is_alone(unet):
     edit = edit_of(unet, 3, 2)
     generator = torch.Generator().manual_seed(3)
@@ -211,6 +213,7 @@ def edit_of_layer(dtype):
     return {"key_gate": gate, "value_gate": gate, "concept_keys": targets, "concept_values": targets}
 
 
+@pytest.mark.property(number=5)
 def test_the_output_is_affine_in_the_values_and_its_gradient_is_the_slope(attention):
     attention.set_processor(ConceptAttnProcessor(slice(0, 8), slice(0, 8)))
     attention.requires_grad_(False)

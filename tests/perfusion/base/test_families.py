@@ -42,6 +42,7 @@ def build(name: str) -> UNet2DConditionModel:
         return UNet2DConditionModel.from_config(published(name)["unet"])
 
 
+@pytest.mark.property(number=6)
 @pytest.mark.parametrize("name", TRUE)
 def test_true_architectures_have_their_known_layers_family_and_trained_numbers(name):
     layers, value_dim, family, trained, millions = TRUE[name]

@@ -82,6 +82,7 @@ def digest(base: BaseModel) -> str:
     return found.hexdigest()
 
 
+@pytest.mark.property(number=6)
 @pytest.mark.slow
 def test_stable_diffusion_1_5_at_true_size_opens_and_trains(true_size, tmp_path, monkeypatch):
     monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))

@@ -180,6 +180,7 @@ def test_keys_may_be_left_out_and_a_second_encoder_may_be_there(make_concept):
     assert [array.shape for array in read.embeddings] == [(1, 8), (1, 5)]
 
 
+@pytest.mark.property(number=14)
 def test_a_saved_concept_projects_exactly_as_before(make_concept):
     concept = make_concept(rows=2)
     encodings = np.random.default_rng(1).normal(size=(77, 8))

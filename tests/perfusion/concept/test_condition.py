@@ -42,6 +42,7 @@ def test_a_conditioned_prompt_gives_the_reference_projection(make_space, strengt
         np.testing.assert_allclose(applied(states, gates, space.weight, space.targets), expected, atol=1e-5)
 
 
+@pytest.mark.property(number=1)
 @pytest.mark.parametrize("lock", ["local", "global"])
 def test_with_every_strength_zero_the_base_model_is_met_exactly(make_space, lock):
     space = make_space(concepts=2)
@@ -129,6 +130,7 @@ def test_strength_goes_straight_from_the_base_to_the_edit(make_space):
         np.testing.assert_allclose(between, base + strength * (edit - base), atol=1e-12)
 
 
+@pytest.mark.property(number=9)
 def test_under_the_global_lock_keys_read_the_superclass_and_values_do_not_notice(make_space):
     space = make_space(concepts=2)
     superclass = np.random.default_rng(9).normal(size=space.encodings.shape).astype(np.float32)
@@ -140,6 +142,7 @@ def test_under_the_global_lock_keys_read_the_superclass_and_values_do_not_notice
     np.testing.assert_array_equal(made.value_gate, local.value_gate)
 
 
+@pytest.mark.property(number=9)
 def test_under_the_global_lock_keys_do_not_move_with_the_concept(make_space):
     space, other = make_space(concepts=2), make_space(concepts=2, seed=1)
     superclass = np.random.default_rng(9).normal(size=space.encodings.shape).astype(np.float32)

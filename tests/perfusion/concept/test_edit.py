@@ -61,6 +61,7 @@ def test_similarity_is_the_covariance_form_and_one_at_the_own_direction(make_spa
     np.testing.assert_allclose(similarity(space.direction, space.dual), [[1.0]], rtol=1e-10)
 
 
+@pytest.mark.property(number=2)
 def test_the_gate_has_the_known_values_at_the_own_direction():
     assert gate(1.0, 0.75, 0.1) == pytest.approx(0.92414, abs=5e-6)
     assert gate(1.0, 0.7, 0.15) == pytest.approx(0.88080, abs=5e-6)
@@ -68,6 +69,7 @@ def test_the_gate_has_the_known_values_at_the_own_direction():
     np.testing.assert_allclose(gate(s, 0.6, 0.2), 1 / (1 + np.exp(-(s - 0.6) / 0.2)), atol=1e-15)
 
 
+@pytest.mark.property(number=2)
 def test_the_gate_is_half_open_where_similarity_equals_bias_and_nowhere_else():
     assert gate(0.6, 0.6, 0.15) == 0.5
     s = np.linspace(-1, 2, 301)
@@ -76,6 +78,7 @@ def test_the_gate_is_half_open_where_similarity_equals_bias_and_nowhere_else():
     assert np.all((values == 0.5) == (s == 0.6))
 
 
+@pytest.mark.property(number=2)
 def test_the_gate_does_not_overflow():
     s = np.array([-1e308, -1e5, 0.0, 1e5, 1e308])
     np.testing.assert_array_equal(gate(s, 0.5, 1e-12), [0, 0, 0, 1, 1])
@@ -83,17 +86,20 @@ def test_the_gate_does_not_overflow():
     assert gate(1.0, -np.inf, 0.1) == 1
 
 
+@pytest.mark.property(number=2)
 def test_each_row_has_its_own_bias_and_temperature():
     values = gate(np.array([[1.0, 1.0]]), np.array([0.75, 0.7]), np.array([0.1, 0.15]))
     np.testing.assert_allclose(values, [[0.92414, 0.88080]], atol=5e-6)
 
 
+@pytest.mark.property(number=2)
 @pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan")])
 def test_a_temperature_that_is_not_above_zero_is_refused_by_name(temperature):
     with pytest.raises(RequestError, match=r"temperature is .*, expected a number above 0"):
         gate(1.0, 0.75, temperature)
 
 
+@pytest.mark.property(number=2)
 @conditioned
 @pytest.mark.parametrize("bias, temperature, opened", [(0.75, 0.1, 0.9241418), (0.7, 0.15, 0.8807971)])
 def test_the_own_direction_is_projected_onto_its_target_times_the_gate(
@@ -104,6 +110,7 @@ def test_the_own_direction_is_projected_onto_its_target_times_the_gate(
     np.testing.assert_allclose(h, opened * space.targets, atol=1e-6)
 
 
+@pytest.mark.property(number=2)
 @conditioned
 def test_an_encoding_orthogonal_to_the_concept_gets_only_the_closed_gate(make_space, condition_number):
     space = make_space(condition_number)
@@ -113,6 +120,7 @@ def test_an_encoding_orthogonal_to_the_concept_gets_only_the_closed_gate(make_sp
     np.testing.assert_allclose(h - e @ space.weight.T, np.tile(closed * space.targets, (50, 1)), atol=1e-8)
 
 
+@pytest.mark.property(number=2)
 def test_an_infinite_bias_leaves_the_projected_encoding_and_nothing_of_the_direction(make_space):
     space = make_space()
     h = space.edited(space.encodings, np.inf, 0.15)
@@ -122,6 +130,7 @@ def test_an_infinite_bias_leaves_the_projected_encoding_and_nothing_of_the_direc
     np.testing.assert_allclose(own, 0, atol=1e-10)
 
 
+@pytest.mark.property(number=3)
 @conditioned
 def test_with_the_similarity_as_its_gate_the_edit_is_the_closed_rank_one_form(make_space, condition_number):
     space = make_space(condition_number)
@@ -133,6 +142,7 @@ def test_with_the_similarity_as_its_gate_the_edit_is_the_closed_rank_one_form(ma
     np.testing.assert_allclose(h, space.encodings @ closed_form.T, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.property(number=3)
 @conditioned
 def test_with_the_similarity_as_its_gate_and_the_base_as_its_target_nothing_changes(
     make_space, condition_number
@@ -146,6 +156,7 @@ def test_with_the_similarity_as_its_gate_and_the_base_as_its_target_nothing_chan
     np.testing.assert_allclose(h, space.encodings @ space.weight.T, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.property(number=4)
 @conditioned
 @pytest.mark.parametrize("concepts", [1, 3])
 def test_a_projected_encoding_is_orthogonal_to_every_direction(make_space, condition_number, concepts):
@@ -156,6 +167,7 @@ def test_a_projected_encoding_is_orthogonal_to_every_direction(make_space, condi
     assert np.abs(similarity(space.encodings, space.dual)).max() > 0.1  # the encodings were not
 
 
+@pytest.mark.property(number=4)
 @conditioned
 @pytest.mark.parametrize("concepts", [1, 3])
 def test_projecting_twice_is_projecting_once(make_space, condition_number, concepts):
@@ -164,6 +176,7 @@ def test_projecting_twice_is_projecting_once(make_space, condition_number, conce
     np.testing.assert_allclose(project(once, *space.rows), once, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.property(number=4)
 @pytest.mark.parametrize("scale", [1e-6, 7.0, 1e6])
 def test_scaling_the_covariance_changes_nothing(make_space, scale):
     args = (0.75, 0.15)
@@ -183,6 +196,7 @@ def test_doubling_a_direction_halves_its_similarity_and_leaves_the_projection(ma
     )
 
 
+@pytest.mark.property(number=5)
 def test_the_edit_is_affine_in_the_targets_with_the_gate_as_its_slope(make_space):
     space = make_space(concepts=2)
     arguments = (*space.rows, 0.6, 0.15)
@@ -197,6 +211,7 @@ def test_the_edit_is_affine_in_the_targets_with_the_gate_as_its_slope(make_space
             assert np.abs(np.delete(slope, column, axis=1)).max() < 1e-12
 
 
+@pytest.mark.property(number=8)
 @conditioned
 def test_the_gram_matrix_holds_the_inner_products(make_space, condition_number):
     space = make_space(condition_number, concepts=4)
@@ -204,6 +219,7 @@ def test_the_gram_matrix_holds_the_inner_products(make_space, condition_number):
     np.testing.assert_allclose(gram(*space.rows), expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
 
 
+@pytest.mark.property(number=8)
 @conditioned
 def test_one_concept_is_projected_by_the_single_formula(make_space, condition_number):
     space = make_space(condition_number)
@@ -211,6 +227,7 @@ def test_one_concept_is_projected_by_the_single_formula(make_space, condition_nu
     np.testing.assert_allclose(project(space.encodings, *space.rows), single, rtol=1e-12, atol=1e-11)
 
 
+@pytest.mark.property(number=8)
 @pytest.mark.parametrize("condition_number", [1.0, 10.0, 1e4])
 @pytest.mark.parametrize("concepts", [1, 2, 5])
 def test_several_concepts_are_projected_as_by_cholesky_and_qr(make_space, condition_number, concepts):
@@ -219,6 +236,7 @@ def test_several_concepts_are_projected_as_by_cholesky_and_qr(make_space, condit
     np.testing.assert_allclose(project(space.encodings, *space.rows), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.property(number=8)
 def test_the_order_of_concepts_does_not_matter(make_space):
     space = make_space(1e3, concepts=4)
     bias, temperature = np.array([0.5, 0.6, 0.7, 0.8]), np.array([0.1, 0.12, 0.15, 0.2])
@@ -232,6 +250,7 @@ def test_the_order_of_concepts_does_not_matter(make_space):
         np.testing.assert_allclose(permuted, plain, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.property(number=8)
 @pytest.mark.parametrize("stored", [np.float64, np.float32])
 def test_two_copies_of_a_concept_take_its_direction_out_once(make_space, stored):
     space = make_space(1e4)
@@ -242,6 +261,7 @@ def test_two_copies_of_a_concept_take_its_direction_out_once(make_space, stored)
     np.testing.assert_allclose(e_perp, project(space.encodings, direction, dual, energy), atol=1e-9)
 
 
+@pytest.mark.property(number=8)
 def test_two_copies_that_differ_by_rounding_are_not_told_apart(make_space):
     space = make_space(1e4)
     rows = [array.astype(np.float32) for array in space.rows]
@@ -250,6 +270,7 @@ def test_two_copies_that_differ_by_rounding_are_not_told_apart(make_space):
     np.testing.assert_allclose(e_perp, project(space.encodings, *rows), atol=1e-4)
 
 
+@pytest.mark.property(number=8)
 def test_nearly_parallel_concepts_are_still_told_apart(make_space):
     space = make_space(10.0, concepts=2)
     nearly = np.stack([space.direction[0], space.direction[0] + 0.02 * space.direction[1]])
@@ -260,6 +281,7 @@ def test_nearly_parallel_concepts_are_still_told_apart(make_space):
     )
 
 
+@pytest.mark.property(number=8)
 def test_subtracting_correlated_concepts_one_by_one_leaves_much_of_them(make_space):
     """The negative control: the cheap form e − Σ i_j s_j is not the projection."""
     space = correlated(make_space, 0.62)
@@ -271,6 +293,7 @@ def test_subtracting_correlated_concepts_one_by_one_leaves_much_of_them(make_spa
     assert np.abs(exact).max() < 1e-11
 
 
+@pytest.mark.property(number=1)
 def test_no_concept_is_the_base_model(make_space):
     space = make_space(concepts=2)
     direction, dual, energy = (array[:0] for array in space.rows)
@@ -280,6 +303,7 @@ def test_no_concept_is_the_base_model(make_space):
     np.testing.assert_array_equal(h, space.encodings @ space.weight.T)
 
 
+@pytest.mark.property(number=10)
 def test_rows_of_a_batch_are_independent_and_positions_do_not_matter(make_space):
     space = make_space(concepts=2)
     batch = np.stack([space.encodings[:40], space.encodings[5:45]])
@@ -298,6 +322,7 @@ def to_bfloat16(array):
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
 
 
+@pytest.mark.property(number=11)
 @pytest.mark.parametrize(
     "rounded, tolerance",
     [(lambda array: array.astype(np.float16), 5e-5), (to_bfloat16, 5e-4)],
@@ -324,6 +349,7 @@ def test_a_dual_in_half_precision_would_lose_the_cancellation_it_lives_on():
     assert lost["f2"] > 100 * lost["f4"]
 
 
+@pytest.mark.property(number=15)
 def test_the_gates_share_falls_with_the_bias(make_space):
     space = make_space(concepts=2)
     biases = np.linspace(0.4, 1.1, 15)

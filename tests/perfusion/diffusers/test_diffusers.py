@@ -391,6 +391,7 @@ def test_two_concepts_in_one_prompt_are_solved_together(request, kind, gates):
     assert distance(found, expected) < 2e-5
 
 
+@pytest.mark.property(number=9)
 @pytest.mark.parametrize("kind", ["pipeline", "xl"])
 @pytest.mark.parametrize("superclass", ["cat", "teddy bear"])
 def test_the_global_lock_takes_keys_from_the_superclass_prompt(request, kind, superclass):

@@ -3,24 +3,25 @@
 Here they are asked of what training and drawing really feed a UNet: the keys and values that arrive at every
 cross-attention layer of four tiny base models, which have the structures of pocket, of Stable Diffusion 1.5 (noise),
 of 2.1 (velocity, linear projections) and of XL (two text encoders). The oracle is the covariance form in float64.
-What of a property does not depend on the base model is tested where the code is:
+What of a property does not depend on the base model is tested where the code is, under the same marker.
 
- 1  test_edit::test_no_concept_is_the_base_model, test_condition::test_with_every_strength_zero_...,
-    test_attention::test_closed_gates_change_no_bit; through an engine tests/export/test_graph_modules.py
- 2  test_edit, from test_the_gate_has_the_known_values_... to test_an_infinite_bias_leaves_...
- 3  test_edit::test_with_the_similarity_as_its_gate_... (two)
- 4  test_edit::test_a_projected_encoding_..., test_projecting_twice_..., test_scaling_the_covariance_...
- 5  test_edit::test_the_edit_is_affine_..., test_attention::test_the_output_is_affine_in_the_values_...
- 6  test_families::test_true_architectures_have_their_known_layers_family_and_trained_numbers, test_true_size
- 7  test_rank_one::test_direction_after_n_constant_inputs_..., test_direction_stands_still_in_evaluation
- 8  test_edit, from test_the_gram_matrix_... to test_subtracting_correlated_concepts_...
- 9  test_condition::test_under_the_global_lock_... (two), test_diffusers::test_the_global_lock_takes_keys_...
-10  test_edit::test_rows_of_a_batch_are_independent_..., test_attention::test_a_row_of_a_batch_is_what_it_is_alone
-11  test_edit::test_half_precision_encodings_move_the_similarity_...
-12  test_covariance (in float32)
-13  test_train::test_mask_of_ones_is_the_mean_squared_error_..., test_no_gradient_where_the_mask_is_zero_...
-14  test_concept::test_a_saved_concept_projects_exactly_as_before, test_concept_refusals, test_bank
-15  test_edit::test_the_gates_share_falls_with_the_bias
+pytest -m "property(number=8)"     everything about the eighth property
+
+ 1  without a concept, or at strength 0, a row is the base model's bit for bit
+ 2  at its own direction the edit gives its target times the gate, and an orthogonal encoding hardly moves
+ 3  with the similarity as its gate the edit is the closed rank-1 form, a change of the weights
+ 4  what is projected is orthogonal to the direction, projecting twice is projecting once, C's scale does not matter
+ 5  keys and values are affine in their targets, and the gate is the slope
+ 6  training moves the word and the values and nothing else, in the numbers known of the true architectures
+ 7  the direction is the moving average of what training saw
+ 8  several concepts are solved together: their order does not matter, and a copy is taken out once
+ 9  under the global lock keys are those of the superclass's prompt, and values do not notice
+10  a row of a batch is the row computed alone, at every position
+11  half precision moves the similarity by its rounding alone
+12  C is the second moment of the tokens, whatever their order and batch
+13  a mask weighs the loss, only its ratios matter, and there is no gradient where it is zero
+14  a saved concept draws as before
+15  the concept's share falls with the bias
 """
 
 import copy

@@ -15,9 +15,8 @@ from perfusion.training.initial_edit import concept_prompt
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.templates import as_tensors
 
-# 8
 
-
+@pytest.mark.property(number=8)
 @pytest.mark.parametrize("nouns", [("cat",), ("cat", "dog"), ("cat", "dog", "car", "hat")])
 def test_several_concepts_are_solved_together_in_every_layer(world, nouns):
     rows = world.rows(*nouns)
@@ -33,6 +32,7 @@ def test_several_concepts_are_solved_together_in_every_layer(world, nouns):
         assert np.abs(cheap - world.orthogonal(states, rows.direction)).max() > 0.05
 
 
+@pytest.mark.property(number=8)
 def test_the_order_of_concepts_changes_no_key_and_no_value(world):
     rows = world.rows("cat", "dog", "car")
     states = world.prompt.hidden[0].numpy()
@@ -44,6 +44,7 @@ def test_the_order_of_concepts_changes_no_key_and_no_value(world):
         world.same(world.drawn(conditioned(states, turned)).all, plain.all, 2e-6)
 
 
+@pytest.mark.property(number=8)
 def test_two_copies_of_a_concept_take_its_direction_out_once(world):
     rows = world.rows("cat")
     stored = {name: np.repeat(value, 2, axis=0) for name, value in vars(rows).items() if name != "slots"}
@@ -55,6 +56,7 @@ def test_two_copies_of_a_concept_take_its_direction_out_once(world):
     world.same(twice[0].all, wanted, 2e-5)
 
 
+@pytest.mark.property(number=8)
 def test_the_rows_of_a_concept_are_solved_together_in_training(world):
     directions = torch.from_numpy(world.rows("cat", "dog").direction)
     edit = world.edit(direction=directions)
@@ -62,9 +64,7 @@ def test_the_rows_of_a_concept_are_solved_together_in_training(world):
     world.same([found], [world.orthogonal(world.prompt.hidden[0], directions)], 2e-5)
 
 
-# 9
-
-
+@pytest.mark.property(number=9)
 def test_under_the_global_lock_keys_are_the_superclass_prompts_and_values_do_not_notice(world):
     rows, states = world.rows("cat"), world.prompt.hidden[0].numpy()
     superclass = world.encode("dog").hidden
@@ -78,9 +78,7 @@ def test_under_the_global_lock_keys_are_the_superclass_prompts_and_values_do_not
     assert not any(map(np.array_equal, other.values, found.values))
 
 
-# 10
-
-
+@pytest.mark.property(number=10)
 def test_a_row_of_a_batch_is_the_same_row_run_alone(world):
     prompts = [world.encode(noun).hidden[0].numpy() for noun in ("cat", "dog", "car")]
     concepts = world.rows("cat"), world.rows("dog", "hat"), world.rows("car").none()
@@ -93,6 +91,7 @@ def test_a_row_of_a_batch_is_the_same_row_run_alone(world):
         )
 
 
+@pytest.mark.property(number=10)
 def test_the_same_vector_has_the_same_key_and_value_at_every_position(world):
     states = np.random.default_rng(0).normal(size=(77, world.base.text_dim)).astype(np.float32)
     states[40] = states[3] = world.prompt.hidden[0, world.subject]
@@ -104,9 +103,7 @@ def test_the_same_vector_has_the_same_key_and_value_at_every_position(world):
         world.same([one[40] for one in seen.all], [one[3] for one in seen.all], 1e-6)
 
 
-# 11
-
-
+@pytest.mark.property(number=11)
 @pytest.mark.parametrize("dtype, bound", [(torch.float16, 5e-5), (torch.bfloat16, 5e-4)])
 @pytest.mark.parametrize("width", [768, 1024, 2048])
 def test_half_precision_inputs_move_the_similarity_by_their_rounding_alone(width, dtype, bound):
@@ -126,6 +123,7 @@ def test_half_precision_inputs_move_the_similarity_by_their_rounding_alone(width
     assert 0 < float(moved) <= bound
 
 
+@pytest.mark.property(number=11)
 def test_gate_and_projection_do_not_notice_autocast(world):
     edit = world.edit()
     plain = edit(world.prompt.hidden, edit.direction)
@@ -135,9 +133,7 @@ def test_gate_and_projection_do_not_notice_autocast(world):
     assert torch.equal(cast.encodings, plain.encodings)
 
 
-# 14
-
-
+@pytest.mark.property(number=14)
 @pytest.mark.parametrize("storage, tolerance", [("float32", 0.0), ("float16", 5e-3)])
 def test_a_saved_concept_gives_the_keys_and_values_it_gave(world, training, tmp_path, storage, tolerance):
     concept = training.concept
@@ -151,9 +147,7 @@ def test_a_saved_concept_gives_the_keys_and_values_it_gave(world, training, tmp_
     assert np.array_equal(before.output, after.output) == (storage == "float32")
 
 
-# 15
-
-
+@pytest.mark.property(number=15)
 def test_the_concepts_share_of_keys_and_values_falls_with_the_bias(world, training):
     ids = concept_prompt(world.base, "a good photo of a {} on grass", 1)
     tables = [torch.from_numpy(table.copy()) for table in training.concept.embeddings]

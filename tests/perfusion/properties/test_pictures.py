@@ -15,6 +15,7 @@ SCENES = (
 BIASES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
+@pytest.mark.property(number=15)
 @pytest.mark.slow  # 144 pictures
 def test_likeness_falls_and_faith_to_the_prompt_rises_with_the_bias_on_average():
     """Likeness along the axis from the base's own drawings to the subject: plain nearness counts how surely a bus is a

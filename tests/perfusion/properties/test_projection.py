@@ -11,9 +11,8 @@ import torch
 from perfusion.concept.conditioning import conditioned
 from perfusion.concept.edit import project
 
-# 1
 
-
+@pytest.mark.property(number=1)
 def test_a_row_without_a_concept_is_the_base_models_bit_for_bit(world):
     rows = world.rows("cat")
     texts = [world.encode(*text).hidden[0] for text in (("dog",), ("", "{}"), ("cat",), ("cat",))]
@@ -24,9 +23,7 @@ def test_a_row_without_a_concept_is_the_base_models_bit_for_bit(world):
     assert not any(np.allclose(a, b, atol=1e-2) for a, b in zip(found[3].all, plain[3].all, strict=True))
 
 
-# 2
-
-
+@pytest.mark.property(number=2)
 @pytest.mark.parametrize(
     "bias, temperature, opened", [(0.75, 0.1, 0.92414), (0.7, 0.15, 0.88080), (0.6, 0.5, None)]
 )
@@ -47,6 +44,7 @@ def test_the_own_direction_becomes_its_target_and_an_orthogonal_one_hardly_moves
     world.same(world.drawn(conditioned(tokens, rows))[0].all, wanted)
 
 
+@pytest.mark.property(number=2)
 def test_an_infinite_bias_leaves_the_projection_and_nothing_of_the_own_direction(world):
     edit = world.edit(bias=math.inf)
     tokens = np.stack([edit.direction[0], world.prompt.hidden[0, 1]])
@@ -54,6 +52,7 @@ def test_an_infinite_bias_leaves_the_projection_and_nothing_of_the_own_direction
     world.same(world.trained(edit, tokens).all, world.expected(wanted))
 
 
+@pytest.mark.property(number=2)
 def test_the_gate_is_half_open_where_similarity_equals_the_bias_and_nowhere_else(world):
     hidden = world.prompt.hidden[:, :9]
     similarity = world.similarity(hidden[0], world.start.direction)[:, 0]
@@ -65,9 +64,7 @@ def test_the_gate_is_half_open_where_similarity_equals_the_bias_and_nowhere_else
         np.testing.assert_array_equal((gate < 0.5)[similarity < bias - 1e-4], True)
 
 
-# 3
-
-
+@pytest.mark.property(number=3)
 @pytest.mark.parametrize("targets", ["any", "the base's own"])
 def test_with_the_similarity_as_its_gate_the_unet_is_one_whose_weights_were_edited(world, targets):
     """ROME's Ŵ = W + (o* − W i*) w*ᵀ, written into a second UNet that diffusers runs."""
@@ -92,9 +89,7 @@ def test_with_the_similarity_as_its_gate_the_unet_is_one_whose_weights_were_edit
     world.same([*found.all, found.output], [*wanted.all, wanted.output], 2e-5)
 
 
-# 4
-
-
+@pytest.mark.property(number=4)
 def test_what_training_projects_is_orthogonal_to_the_direction_and_stays(world):
     edit = world.edit()
     once = edit(world.prompt.hidden, edit.direction).encodings.detach()
@@ -104,6 +99,7 @@ def test_what_training_projects_is_orthogonal_to_the_direction_and_stays(world):
     world.same([once[0].double().numpy()], [world.orthogonal(world.prompt.hidden[0], edit.direction)])
 
 
+@pytest.mark.property(number=4)
 def test_the_projection_for_drawing_is_orthogonal_in_the_measure_of_real_encodings(world):
     rows = world.rows("cat", "dog")
     e_perp = project(world.prompt.hidden[0].numpy(), rows.direction, rows.dual, rows.energy)
@@ -111,6 +107,7 @@ def test_the_projection_for_drawing_is_orthogonal_in_the_measure_of_real_encodin
     assert np.abs(world.similarity(e_perp, rows.direction)).max() < 1e-12 * max(1.0, 10 * scale)
 
 
+@pytest.mark.property(number=4)
 @pytest.mark.parametrize("scale", [1e-6, 7.0, 1e6])
 def test_scaling_the_covariance_changes_no_key_and_no_value(world, scale):
     plain = world.edit()
@@ -119,9 +116,7 @@ def test_scaling_the_covariance_changes_no_key_and_no_value(world, scale):
     world.same(world.trained(scaled, tokens).all, world.trained(plain, tokens).all, 1e-6)
 
 
-# 5
-
-
+@pytest.mark.property(number=5)
 def test_keys_and_values_are_affine_in_their_targets_with_the_gate_as_slope(world):
     rows = world.rows("cat", "dog")
     states = world.prompt.hidden[0].numpy()

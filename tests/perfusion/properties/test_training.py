@@ -15,9 +15,8 @@ from perfusion.training.placement import Placement
 from perfusion.training.templates import check_superclass
 from perfusion.training.training_loop import Run, optimise
 
-# 6
 
-
+@pytest.mark.property(number=6)
 def test_training_moves_the_words_and_the_values_and_no_other_bit(world, training):
     before, after = training.digests
     assert before == after
@@ -31,9 +30,6 @@ def test_training_moves_the_words_and_the_values_and_no_other_bit(world, trainin
         assert np.abs(found - was.detach().numpy()).min() > 0, "all of them are trained"
     count = sum(parameter.numel() for parameter in start.parameters() if parameter.requires_grad)
     assert count == sum(world.base.hidden_sizes) + sum(layer.value_dim for layer in world.base.layers)
-
-
-# 5, through a step of training
 
 
 def step_once(world: Any, gradient: str = "ema", accumulate: int = 1, **shifts: Any) -> tuple[float, Any]:
@@ -58,6 +54,7 @@ def step_once(world: Any, gradient: str = "ema", accumulate: int = 1, **shifts: 
     return losses[0], edit
 
 
+@pytest.mark.property(number=5)
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_gradients_of_a_training_step_are_the_slopes_of_its_loss(world, accumulate):
     _, edit = step_once(world, accumulate=accumulate)
@@ -69,9 +66,7 @@ def test_the_gradients_of_a_training_step_are_the_slopes_of_its_loss(world, accu
         assert (up - down) / (2 * step) == pytest.approx(size, rel=0.02), name
 
 
-# 7
-
-
+@pytest.mark.property(number=7)
 def test_the_direction_is_the_moving_average_of_what_training_saw(world, training):
     """i* = .99^N i0 + Σ .01 · .99^(N−k) x_k, once a step, and not once more."""
     count = len(training.seen)
@@ -82,6 +77,7 @@ def test_the_direction_is_the_moving_average_of_what_training_saw(world, trainin
     assert np.abs(wanted - world.start.direction.numpy()).max() > 1e-4
 
 
+@pytest.mark.property(number=7)
 def test_straight_through_is_a_hundred_times_the_averages_gradient_down_to_the_word(world):
     """Of the part that runs through the direction, which `detach` leaves out; the forward pass is the same."""
     gradients, losses = {}, []
@@ -97,9 +93,7 @@ def test_straight_through_is_a_hundred_times_the_averages_gradient_down_to_the_w
         assert float((whole - none).norm()) > 0.01 * float(none.norm())
 
 
-# 13
-
-
+@pytest.mark.property(number=13)
 def test_only_the_ratios_within_a_mask_matter_and_what_it_hides_has_no_gradient():
     generator = torch.Generator().manual_seed(0)
     output, target = torch.randn(2, 2, 4, 8, 8, generator=generator)
@@ -115,6 +109,7 @@ def test_only_the_ratios_within_a_mask_matter_and_what_it_hides_has_no_gradient(
         assert torch.count_nonzero(slope[:, :, :3]) == slope[:, :, :3].numel()
 
 
+@pytest.mark.property(number=13)
 def test_only_the_ratios_matter_also_beside_an_empty_mask():
     output, target = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -123,9 +118,7 @@ def test_only_the_ratios_matter_also_beside_an_empty_mask():
     torch.testing.assert_close(faint, plain, rtol=1e-5, atol=0)
 
 
-# 12
-
-
+@pytest.mark.property(number=12)
 def test_the_covariance_depends_on_the_tokens_alone(base, monkeypatch):
     """With encodings in float64, which a row's neighbours do not round."""
     precise = load_base(base.folder, torch.float64)

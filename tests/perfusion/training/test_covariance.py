@@ -48,6 +48,7 @@ def test_tokenizer_that_names_no_length_is_padded_to_the_models(tiny_base: BaseM
     assert torch.equal(second_moment(nameless, CAPTIONS), second_moment(tiny_base, CAPTIONS))
 
 
+@pytest.mark.property(number=12)
 def test_mean_of_the_quadratic_form_over_the_same_tokens_is_the_dimension(
     tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

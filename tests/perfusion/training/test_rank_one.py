@@ -53,6 +53,7 @@ def test_rows_that_nearly_agree_are_projected_as_by_the_covariance_form() -> Non
     torch.testing.assert_close(found, tokens - inside, rtol=0, atol=1e-3)
 
 
+@pytest.mark.property(number=7)
 def test_direction_after_n_constant_inputs_is_the_closed_form() -> None:
     edit = make_edit().train()
     start, target = edit.direction.clone(), torch.ones(1, DIM)
@@ -61,6 +62,7 @@ def test_direction_after_n_constant_inputs_is_the_closed_form() -> None:
     torch.testing.assert_close(edit.direction, 0.99**25 * start + (1 - 0.99**25) * target)
 
 
+@pytest.mark.property(number=7)
 def test_direction_stands_still_in_evaluation() -> None:
     edit = make_edit().eval()
     before = edit.direction.clone()

@@ -165,6 +165,7 @@ def test_trainable_numbers_are_the_word_and_one_value_a_channel(tiny_base: BaseM
     assert trained == tiny_base.text_dim + sum(layer.value_dim for layer in tiny_base.layers)
 
 
+@pytest.mark.property(number=13)
 def test_mask_of_ones_is_the_mean_squared_error_and_scale_does_not_matter() -> None:
     output, target = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     ones = torch.ones(2, 1, 8, 8)
@@ -174,6 +175,7 @@ def test_mask_of_ones_is_the_mean_squared_error_and_scale_does_not_matter() -> N
     torch.testing.assert_close(masked_error(output, target, soft), masked_error(output, target, 0.3 * soft))
 
 
+@pytest.mark.property(number=13)
 def test_no_gradient_where_the_mask_is_zero_and_an_empty_mask_counts_everywhere() -> None:
     output = torch.randn(2, 4, 8, 8, requires_grad=True)
     mask = torch.zeros(2, 1, 8, 8)
