@@ -1,4 +1,4 @@
-"""python benchmarks/pocket.py: how good the embedded model is, by gauges that need no judge.
+"""python benchmarks/pocket.py: how good the embedded model is, by gauges that need no scorer.
 
 The wrong-noun gap (how much the denoising error rises when the caption names another noun) at several timesteps, and
 what the autoencoder keeps of a picture. On fresh scenes, drawn from seeds that the training did not use.

@@ -1,4 +1,4 @@
-"""python benchmarks/quality.py: does the embedded model draw what 200 prompts say? The probes judge 800 pictures.
+"""python benchmarks/quality.py: does the embedded model draw what 200 prompts say? The probes look at 800 pictures.
 
 Prompts are put together from a seed of their own: a noun in a place, a coloured noun in a place, two nouns in a
 relation. The probes are classifiers trained on the world's scenes (`perfusion.judging.pocket_scorer`); their own
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
 from benchmarks.record import write_record
-from perfusion.judging.pocket_scorer import Judge, Verdict
+from perfusion.judging.pocket_scorer import PocketScorer, Verdict
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES, article
 from perfusion.runtime import Runtime
 
@@ -57,7 +57,7 @@ def make_prompts(seed: int = 20) -> list[Prompt]:
     return made
 
 
-def judge_prompt(prompt: Prompt, verdict: Verdict) -> dict[str, list[bool]]:
+def score_prompt(prompt: Prompt, verdict: Verdict) -> dict[str, list[bool]]:
     """What is right in the pictures of one prompt."""
     rows = range(len(verdict.place))
     right = {"place": [verdict.place[row] == prompt.place for row in rows]}
@@ -71,14 +71,14 @@ def judge_prompt(prompt: Prompt, verdict: Verdict) -> dict[str, list[bool]]:
 
 
 def main() -> int:
-    """Draw, judge, record."""
-    judge, found, by_noun = Judge(), dict[str, list[bool]](), dict[str, list[bool]]()
+    """Draw, score, record."""
+    scorer, found, by_noun = PocketScorer(), dict[str, list[bool]](), dict[str, list[bool]]()
     started = time.perf_counter()
     with Runtime() as runtime:
         for number, prompt in enumerate(make_prompts()):
             seeds = [SEEDS * number + one for one in range(SEEDS)]
             pictures = runtime.generate([prompt.text] * SEEDS, seed=seeds, num_inference_steps=STEPS)
-            right = judge_prompt(prompt, judge(pictures))
+            right = score_prompt(prompt, scorer(pictures))
             for name, answers in right.items():
                 found.setdefault(name, []).extend(answers)
             by_noun.setdefault(prompt.nouns[0], []).extend(right.get("noun", []))
@@ -89,7 +89,7 @@ def main() -> int:
     ]  # fmt: skip
     for row in rows:
         print(row)
-    accuracies = {name: round(100 * share, 1) for name, share in judge.accuracies.items()}
+    accuracies = {name: round(100 * share, 1) for name, share in scorer.accuracies.items()}
     weakest = sorted((round(100 * sum(right) / len(right)), noun) for noun, right in by_noun.items())[:6]
     print("the probes' own accuracies:", accuracies, "weakest nouns:", weakest)
     rows.append({"what": "the probes' own accuracies, percent", **accuracies})

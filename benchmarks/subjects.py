@@ -5,10 +5,10 @@ with the plain superclass. The scorer measures along the axis from the base's ow
 seeds) to the subject's pictures: a subject *takes* when the concept's picture lies further along than the plain one in
 most of the pairs, the place that the prompt asked for is still there, and the probe still sees the noun in most of the
 pictures: what has become texture has not been learned. Nearness to the subject's pictures alone is
-also recorded, and is a worse judge: it counts how surely a hat is a hat, not which hat it is. The sheet, failures
+also recorded, and is a worse measure: it counts how surely a hat is a hat, not which hat it is. The sheet, failures
 included, goes to docs/pictures/subjects.png: the eye has the last word.
 
-With --trained it judges the concepts that the last run left in build/subjects.
+With --trained it scores the concepts that the last run left in build/subjects.
 """
 
 import json
@@ -26,7 +26,7 @@ from benchmarks.record import ROOT, write_record
 from perfusion import Concept
 from perfusion.base.base_model import load_base
 from perfusion.files import writing
-from perfusion.judging.pocket_scorer import Judge
+from perfusion.judging.pocket_scorer import PocketScorer
 from perfusion.pocket.vocabulary import PLACES, article
 from perfusion.runtime import Runtime
 from perfusion.runtime.contact_sheet import contact_sheet
@@ -65,8 +65,8 @@ def seconds_before(subject: Subject) -> float:
     return float(row["seconds"])
 
 
-def judge_subject(
-    subject: Subject, runtime: Runtime, judge: Judge
+def score_subject(
+    subject: Subject, runtime: Runtime, scorer: PocketScorer
 ) -> tuple[dict[str, Any], list[Image.Image]]:
     """The row of the record, and the pictures of the first seeds: one of the subject, then with and without."""
     assert all(place in PLACES for place in SCENES)
@@ -77,8 +77,8 @@ def judge_subject(
     named = [with_article(text.format(subject.noun), subject.noun) for text in prompts]
     plain = runtime.generate(named, seed=seeds)
     elsewhere = runtime.generate(named, seed=[1000 + seed for seed in seeds])
-    target, base = judge(own).embeddings.mean(0), judge(elsewhere).embeddings.mean(0)
-    concepts, plains = judge(with_concept), judge(plain)
+    target, base = scorer(own).embeddings.mean(0), scorer(elsewhere).embeddings.mean(0)
+    concepts, plains = scorer(with_concept), scorer(plain)
     moved = concepts.embeddings - plains.embeddings
     further, nearer = moved @ (target - base) / np.linalg.norm(target - base), moved @ target
     wanted = [place for place in SCENES for _ in range(SEEDS)]
@@ -95,9 +95,9 @@ def judge_subject(
 
 
 def main() -> int:
-    """Train, draw, judge, record; the concepts are kept in build/subjects."""
+    """Train, draw, scorer, record; the concepts are kept in build/subjects."""
     trained = "--trained" in sys.argv[1:]
-    base, judge, rows = load_base(None), Judge(), list[dict[str, Any]]()
+    base, scorer, rows = load_base(None), PocketScorer(), list[dict[str, Any]]()
     pictures, captions = list[Image.Image](), list[str]()
     with Runtime() as runtime:
         for subject in SUBJECTS:
@@ -108,7 +108,7 @@ def main() -> int:
             if not trained:
                 concept.save(path)
             runtime.load_concept(concept)
-            row, drawn = judge_subject(subject, runtime, judge)
+            row, drawn = score_subject(subject, runtime, scorer)
             runtime.unload_concept(subject.token)
             rows.append({**row, "seconds": round(seconds, 1)})
             print(rows[-1], flush=True)

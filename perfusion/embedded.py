@@ -18,5 +18,5 @@ def bundle_path() -> Path:
 
 
 def scorer_path() -> Path:
-    """The folder of the judge of this model's pictures (`perfusion.judging.pocket_scorer`)."""
+    """The folder of the scorer of this model's pictures (`perfusion.judging.pocket_scorer`)."""
     return _POCKET / "scorer"

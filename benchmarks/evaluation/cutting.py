@@ -25,7 +25,7 @@ __all__ = ["cut", "encoded", "object_masks", "overlap"]
 Mask = NDArray[np.float32]
 
 GREY, MARGIN = 140, 0.1
-"""The grey of pocket's grey backgrounds, which its judge knows; what is left around the object, of its longer side."""
+"""The grey of pocket's grey backgrounds, which its scorer knows; what is left around the object, of its longer side."""
 LOW, HIGH = 0.02, 0.95
 """A mask that covers less or more of the picture is not believed: all of the picture counts, as in training."""
 

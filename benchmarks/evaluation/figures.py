@@ -1,4 +1,4 @@
-"""From what the judge saw to figures, without torch: similarities between two anchors, shares, intervals, fronts.
+"""From what the scorer saw to figures, without torch: similarities between two anchors, shares, intervals, fronts.
 
 Both similarities are brought to one scale, on which the base model's pictures of the plain noun are (0, 1) and the
 subject's own five pictures, held against prompts that they do not follow, are (1, 0).

@@ -1,4 +1,4 @@
-"""The stage that measures: what the judge sees in every picture, and how far the plain superclass has drifted.
+"""The stage that measures: what the scorer sees in every picture, and how far the plain superclass has drifted.
 
 Kept are embeddings and answers, a few hundred numbers a picture; the report makes its figures from them.
 """
@@ -27,7 +27,7 @@ from benchmarks.evaluation.drawing import (
     same_drawings,
 )
 from benchmarks.evaluation.methods import Method, method_named
-from benchmarks.evaluation.models import judge
+from benchmarks.evaluation.models import pocket_scorer
 from benchmarks.evaluation.plan import Plan, pictures_of, subject_named
 from benchmarks.evaluation.units import Context, Unit
 from perfusion.files import writing
@@ -54,7 +54,7 @@ RENDER_SEED = 911
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measured:
-    """What the judge says of some pictures; the arrays have a row each."""
+    """What the scorer says of some pictures; the arrays have a row each."""
 
     rows: tuple[dict[str, Any], ...]
     """As in `Drawn`."""
@@ -108,14 +108,14 @@ def measure_pictures(
     nouns: Sequence[str],
     before: NDArray[np.uint8] | None = None,
 ) -> Measured:
-    """Judge pictures, whole and for each noun cut to its object.
+    """Score pictures, whole and for each noun cut to its object.
 
     Args:
         before: (n, …) the base model's pictures, for the distance.
     """
-    verdict = judge()([Image.fromarray(one) for one in pictures])
+    verdict = pocket_scorer()([Image.fromarray(one) for one in pictures])
     cuts = [
-        judge()(
+        pocket_scorer()(
             [cut(one, mask) for one, mask in zip(pictures, object_masks(pictures, noun), strict=True)]
         ).embeddings
         for noun in nouns
@@ -152,7 +152,7 @@ def measure_subject(context: Context, name: str) -> None:
     renders, true, rows = render_subject(subject, plan)
     found = object_masks(renders, subject.noun)
     rendered = measure_pictures(renders, rows, [subject.noun])
-    exact = judge()([cut(one, mask) for one, mask in zip(renders, true, strict=True)]).embeddings
+    exact = pocket_scorer()([cut(one, mask) for one, mask in zip(renders, true, strict=True)]).embeddings
     extra = {
         "own": own,
         "own_whole": own_whole,
@@ -168,8 +168,8 @@ def own_embeddings(context: Context, subject: Subject) -> tuple[Array, Array]:
     own = as_array([Image.open(path) for path in sorted(folder.glob("*.png"))])
     masks = [Image.open(path).convert("L") for path in sorted(folder.glob("masks/*.png"))]
     levels = [np.asarray(mask, np.float32) / np.float32(255) for mask in masks]
-    objects = judge()([cut(one, mask) for one, mask in zip(own, levels, strict=True)]).embeddings
-    return objects, judge()([Image.fromarray(one) for one in own]).embeddings
+    objects = pocket_scorer()([cut(one, mask) for one, mask in zip(own, levels, strict=True)]).embeddings
+    return objects, pocket_scorer()([Image.fromarray(one) for one in own]).embeddings
 
 
 def measure_pair(context: Context, first: str, second: str) -> None:

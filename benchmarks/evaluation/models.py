@@ -1,4 +1,4 @@
-"""The models of a process, each opened once: the base model, the runtime, the judges, a diffusers pipeline."""
+"""The models of a process, each opened once: the base model, the runtime, the scorers, a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from benchmarks.evaluation.plan import Plan, pictures_of
 from perfusion.base.base_model import BaseModel, load_base
 from perfusion.embedded import scorer_path
-from perfusion.judging.pocket_scorer import Judge
+from perfusion.judging.pocket_scorer import PocketScorer
 from perfusion.judging.scorer import OnnxScorer
 from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig
@@ -26,7 +26,7 @@ __all__ = [
     "base_model",
     "config_of",
     "drawing_runtime",
-    "judge",
+    "pocket_scorer",
     "pipeline_of",
     "samples_of",
     "scorer",
@@ -52,8 +52,8 @@ def drawing_runtime() -> Runtime:
 
 
 @functools.cache
-def judge() -> Judge:
-    return Judge(threads=threads())
+def pocket_scorer() -> PocketScorer:
+    return PocketScorer(threads=threads())
 
 
 @functools.cache

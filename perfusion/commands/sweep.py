@@ -199,7 +199,7 @@ def _subject(folder: Path, masks: Path | None) -> "list[Image]":
 
 
 def _scorer(folder: Path | None, runtime: "Runtime") -> "Scorer":
-    """Who judges: the scorer that was given, or pocket's for pocket."""
+    """The scorer: the one that was given, or pocket's for pocket."""
     from perfusion.judging.scorer import OnnxScorer
 
     if folder is None and runtime.bundle.base == "pocket":

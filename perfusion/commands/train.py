@@ -93,9 +93,9 @@ def _add_how(made: Any) -> None:
         "--select",
         default="auto",
         choices=("auto", "last"),
-        help="which snapshot becomes the concept (default auto: the best one, where a judge is at hand)",
+        help="which snapshot becomes the concept (default auto: the best one, where a scorer is at hand)",
     )
-    add("--scorer", type=Path, metavar="DIR", help="folder of the judge: a CLIP model, or ONNX graphs")
+    add("--scorer", type=Path, metavar="DIR", help="folder of the scorer: a CLIP model, or ONNX graphs")
 
 
 def _add_where(made: Any) -> None:

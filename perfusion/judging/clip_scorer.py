@@ -1,4 +1,4 @@
-"""CLIP as a judge of pictures: a folder of the user's, as transformers saves it. Nothing is downloaded."""
+"""CLIP as a scorer: a folder of the user's, as transformers saves it. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class ClipScorer:
     @torch.no_grad()
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> Float32:
         """Embeddings (n, dim): the shorter side to CLIP's size, the middle square, its normalisation."""
-        found = []
+        embeddings = []
         for start in range(0, len(pictures), PIECE):
             pixels = torch.stack([self._pixels(picture) for picture in pictures[start : start + PIECE]])
             states = self._model.vision_model(pixel_values=pixels.to(self._device)).pooler_output
-            found.append(self._model.visual_projection(states).float().cpu().numpy())
-        return unit(np.concatenate(found))
+            embeddings.append(self._model.visual_projection(states).float().cpu().numpy())
+        return unit(np.concatenate(embeddings))
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Float32:

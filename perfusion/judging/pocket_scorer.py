@@ -1,4 +1,4 @@
-"""Judging pocket's pictures without torch: which noun, which place, which colour, how many.
+"""What is in pocket's pictures, without torch: which noun, which place, which colour, how many.
 
 The world is synthetic, so these questions have exact answers, and a small classifier trained on the world answers
 them. Its own accuracies are in `scorer.json`.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perfusion.errors import ModelError
-from perfusion.judging.scorer import picture_array
+from perfusion.judging.scorer import open_session, picture_array
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "NOUN_NAMES",
     "PLACE_NAMES",
     "SCORER_FILE",
-    "Judge",
+    "PocketScorer",
     "Verdict",
 ]
 
@@ -43,7 +43,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Verdict:
-    """What the judge says of a batch of pictures."""
+    """What the scorer says of a batch of pictures."""
 
     embeddings: Array
     """(batch, 128), of length one."""
@@ -61,22 +61,27 @@ class Verdict:
         return tuple(NOUN_NAMES[index] for index in np.argsort(-self.nouns[row])[:how_many])
 
 
-class Judge:
+class PocketScorer:
     """The scorer that ships with pocket, or another one of its folder's form.
 
     Raises:
         ModelError: there is no scorer in the folder, or it is damaged.
+        DeviceError: onnxruntime is not installed.
     """
 
     def __init__(self, folder: Path | None = None, *, threads: int | None = None) -> None:
-        from perfusion.runtime.compute.onnx_graph import Graph
-
         if folder is None:
             from perfusion.embedded import scorer_path
 
             folder = scorer_path()
         self.facts = _read_facts(folder)
-        self._graph = Graph(folder / "image.onnx", ["pictures"], OUTPUTS, "cpu", threads)
+        self._session = open_session(folder / "image.onnx", threads)
+        missing = set(OUTPUTS) - {end.name for end in self._session.get_outputs()}
+        if missing:
+            raise ModelError(
+                f"{folder / 'image.onnx'} does not give {', '.join(sorted(missing))}: it is another scorer's. Train "
+                "and pack the scorer again."
+            )
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -84,11 +89,12 @@ class Judge:
         return dict(self.facts["accuracies"])
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Verdict:
-        """Judge pictures of any size; they are brought to the size the scorer was trained on."""
+        """Look at pictures of any size; they are brought to the size the scorer was trained on."""
         parts, size = list[dict[str, Array]](), int(self.facts["size"])
         for start in range(0, len(pictures), 32):
             batch = np.stack([picture_array(picture, size) for picture in pictures[start : start + 32]])
-            parts.append(self._graph.run(pictures=batch))
+            answers = self._session.run(OUTPUTS, {"pictures": batch})
+            parts.append(dict(zip(OUTPUTS, answers, strict=True)))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in OUTPUTS}
         return Verdict(
             embeddings=joined["embeddings"],
@@ -104,13 +110,13 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads((folder / SCORER_FILE).read_text("utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{folder}: no scorer, it has no {SCORER_FILE}") from None
+        raise ModelError(f"{folder} holds no scorer: it has no {SCORER_FILE}.") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / SCORER_FILE}: cannot be read ({error})") from error
+        raise ModelError(f"{folder / SCORER_FILE} cannot be read: {str(error).rstrip('.')}.") from error
     if facts.get("format") != FORMAT or facts.get("format_version") != 1:
-        raise ModelError(f"{folder / SCORER_FILE}: not a scorer of version 1")
+        raise ModelError(f"{folder / SCORER_FILE} is not the file of a scorer of version 1.")
     if tuple(facts.get("nouns", ())) != NOUN_NAMES or tuple(facts.get("places", ())) != PLACE_NAMES:
         raise ModelError(
-            f"{folder}: made for other words than this version's; train and pack the scorer again"
+            f"{folder} was made for other words than this version's. Train and pack the scorer again."
         )
     return facts

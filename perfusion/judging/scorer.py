@@ -1,6 +1,6 @@
-"""Judges of pictures: models that put pictures and prompts into one space, where the cosine says how alike they are.
+"""Scorers: models that put pictures and prompts into one space, where the cosine says how alike they are.
 
-No torch here; `perfusion.judging.clip_scorer` has a judge that needs it.
+No torch here; `perfusion.judging.clip_scorer` has a scorer that needs it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 from perfusion.errors import ModelError
 from perfusion.onnx_runtime import import_onnxruntime
 
-__all__ = ["OnnxScorer", "Scorer", "picture_array", "unit"]
+__all__ = ["OnnxScorer", "Scorer", "open_session", "picture_array", "unit"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -25,7 +25,7 @@ _PIECE = 32
 
 
 class Scorer(Protocol):
-    """What a judge can do. All embeddings have length one, so a dot product is a cosine."""
+    """What a scorer can do. All embeddings have length one, so a dot product is a cosine."""
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> Float32:
         """Embeddings (n, dim) of pictures of any size."""
@@ -59,8 +59,8 @@ class OnnxScorer:
                 raise ModelError(
                     f"{folder}: no {name}; expected a scorer's folder with image.onnx, text.onnx and tokenizer.json"
                 )
-        self._image = _session(folder / "image.onnx", threads)
-        self._text = _session(folder / "text.onnx", threads)
+        self._image = open_session(folder / "image.onnx", threads)
+        self._text = open_session(folder / "text.onnx", threads)
         self._size = self._side("image.onnx", self._image, "pictures", rank=4)
         self._length = self._side("text.onnx", self._text, "input_ids", rank=2)
         self._tokenizer = self._open_tokenizer(folder / "tokenizer.json")
@@ -131,9 +131,18 @@ def picture_array(picture: Image.Image, size: int) -> Float32:
     return np.asarray(image, np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
 
 
-def _session(path: Path, threads: int | None) -> Any:
+def open_session(path: Path, threads: int | None) -> Any:
+    """An onnxruntime session of a scorer's graph, on the CPU.
+
+    Args:
+        threads: None: OMP_NUM_THREADS, or without it onnxruntime's own choice.
+
+    Raises:
+        ModelError: not a graph that can be run.
+        DeviceError: onnxruntime is not installed.
+    """
     onnxruntime = import_onnxruntime(
-        "judging pictures by ONNX graphs needs onnxruntime; install 'perfusion-edge[cpu]'"
+        "Scoring pictures by ONNX graphs needs onnxruntime. Install perfusion-edge[cpu]."
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; it warns about its own optimiser's work
@@ -143,4 +152,4 @@ def _session(path: Path, threads: int | None) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no other base
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path}: not a graph that can be run ({first})") from error
+        raise ModelError(f"{path} is not a graph that can be run: {first.rstrip('.')}.") from error

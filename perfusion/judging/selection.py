@@ -3,7 +3,7 @@
 Image similarity grows with training while text similarity falls. Each is brought to 0 … 1 over the steps, and the step
 with the best harmonic mean of the two is taken (docs/method.md, section 5), unless chance could have made it so.
 
-All steps are judged on the same prompts and seeds, so steps are compared picture by picture: what a prompt or a seed
+All steps are scored on the same prompts and seeds, so steps are compared picture by picture: what a prompt or a seed
 makes hard it makes hard for all of them, and the mean difference has a much smaller error than either mean.
 """
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
+from perfusion.judging.scales import harmonic_mean, prompt_cosines, rescale, standard_error, subject_cosines
 from perfusion.judging.scorer import Scorer
 
 __all__ = ["PROMPTS", "Draw", "Score", "Selection", "cut_to_mask", "score_snapshots", "select"]
@@ -99,12 +100,12 @@ def select(image: Mapping[int, Sequence[float]], text: Mapping[int, Sequence[flo
     if images.shape != texts.shape:
         raise TrainingError(
             f"{images.shape[1]} pictures a step have an image similarity and {texts.shape[1]} a text similarity, "
-            "expected the same pictures"
+            "expected the same pictures."
         )
-    brought = _brought(images), _brought(texts)
-    first, second = (part.mean(1) for part in brought)
-    scores = np.array([_harmonic(a, b) for a, b in zip(first, second, strict=True)])
-    chosen, why = _choice(steps, scores, _influence(*brought))
+    shares = _rescaled(images), _rescaled(texts)
+    likeness, faith = (share.mean(1) for share in shares)
+    scores = np.array([harmonic_mean(a, b) for a, b in zip(likeness, faith, strict=True)])
+    chosen, why = _choice(steps, scores, _influence(*shares))
     return Selection(
         scores=tuple(
             Score(
@@ -127,12 +128,12 @@ def score_snapshots(
     seeds: Sequence[int] = (0, 1),
     report: Callable[[int, int], None] | None = None,
 ) -> Selection:
-    """Draw with the concept of every step, judge what comes, and choose.
+    """Draw with the concept of every step, score what comes, and choose.
 
     Args:
         snapshots: concepts by step.
         draw: draws prompts with a concept; the same prompts and seeds at every step.
-        scorer: judges pictures and prompts.
+        scorer: reads pictures and prompts.
         pictures: the training pictures, or the parts of them that show the object (`cut_to_mask`).
         prompts: with a gap for the concept, "a {} on the beach". The scorer reads the superclass in its place, since
             it has never heard of the concept.
@@ -144,25 +145,24 @@ def score_snapshots(
     """
     gapless = [prompt for prompt in prompts if "{}" not in prompt]
     if gapless or not prompts or not seeds or not pictures:
-        found = f"the validation prompt {gapless[0]!r}" if gapless else "an empty list"
+        culprit = f"The validation prompt {gapless[0]!r}" if gapless else "An empty list"
         raise TrainingError(
-            f"{found} was given, expected pictures, seeds and prompts with a gap, 'a {{}} on the beach'"
+            f"{culprit} was given, expected pictures, seeds and prompts with a gap, 'a {{}} on the beach'."
         )
-    targets = scorer.embed_pictures(pictures)
+    subject = scorer.embed_pictures(pictures)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     image, text = dict[int, list[float]](), dict[int, list[float]]()
     for done, (step, concept) in enumerate(sorted(snapshots.items()), 1):
-        asked = [prompt.replace("{}", concept.token) for prompt, _ in pairs]
-        drawn = draw(concept, asked, [seed for _, seed in pairs])
-        if len(drawn) != len(pairs):
+        named = [prompt.replace("{}", concept.token) for prompt, _ in pairs]
+        drawings = draw(concept, named, [seed for _, seed in pairs])
+        if len(drawings) != len(pairs):
             raise TrainingError(
-                f"{len(drawn)} pictures were drawn for {len(pairs)} prompts, expected as many"
+                f"{len(drawings)} pictures were drawn for {len(pairs)} prompts, expected as many."
             )
-        found_pictures = scorer.embed_pictures(drawn)
-        read = scorer.embed_texts([prompt.replace("{}", concept.superclass) for prompt in prompts])
-        wanted = np.repeat(read, len(seeds), axis=0)
-        image[step] = (found_pictures @ targets.T).mean(1).tolist()
-        text[step] = (found_pictures * wanted).sum(-1).tolist()
+        embeddings = scorer.embed_pictures(drawings)
+        plain = scorer.embed_texts([prompt.replace("{}", concept.superclass) for prompt in prompts])
+        image[step] = subject_cosines(embeddings, subject).tolist()
+        text[step] = prompt_cosines(embeddings, np.repeat(plain, len(seeds), axis=0)).tolist()
         if report:
             report(done, len(snapshots))
     return select(image, text)
@@ -196,38 +196,27 @@ def _table(name: str, values: Mapping[int, Sequence[float]], steps: Sequence[int
     counts = {len(row) for row in values.values()}
     if not steps or sorted(values) != list(steps) or len(counts) != 1 or 0 in counts:
         raise TrainingError(
-            f"the {name} similarities are of {len(values)} steps with {sorted(counts)} pictures, expected "
-            f"{len(steps) or 'one or more'} steps with the same pictures each; keep concepts while training "
-            "(--save-every)"
+            f"The {name} similarities are of {len(values)} steps with {sorted(counts)} pictures, expected "
+            f"{len(steps) or 'one or more'} steps with the same pictures each. Keep concepts while training "
+            "(--save-every)."
         )
     table = np.array([values[step] for step in steps], np.float64)
     broken = np.argwhere(~np.isfinite(table))
     if len(broken):
         row, column = broken[0]
         raise TrainingError(
-            f"the {name} similarity of step {steps[row]} is {table[row, column]}, expected a number; the scorer is "
-            "damaged, use another"
+            f"The {name} similarity of step {steps[row]} is {table[row, column]}, expected a number. The scorer is "
+            "damaged; use another."
         )
     return table
 
 
-def _brought(table: Float64) -> Float64:
-    """Similarities (steps, pictures) on the scale on which the lowest step's mean is 0 and the highest's 1; all ones
-    where the two are not told apart."""
+def _rescaled(table: Float64) -> Float64:
+    """Similarities (steps, pictures), 0 at the lowest step's mean and 1 at the highest's; all ones where chance could
+    have made the difference."""
     means = table.mean(1)
-    low, high = int(means.argmin()), int(means.argmax())
-    spread = float(means[high] - means[low])
-    if spread <= max(1e-9, TOLD_APART * _error(table[high] - table[low])):
-        return np.ones_like(table)
-    # picture by picture, so that what is hard at all steps has no part in a score's error
-    return np.asarray((table - table[low]) / spread)
-
-
-def _error(differences: Float64) -> float:
-    """The standard error of their mean; of a single one nothing is known."""
-    if len(differences) < 2:
-        return float("inf")
-    return float(differences.std(ddof=1) / len(differences) ** 0.5)
+    low, high = table[int(means.argmin())], table[int(means.argmax())]
+    return rescale(table, low, high, max(1e-9, TOLD_APART * standard_error(high - low)))
 
 
 def _influence(images: Float64, texts: Float64) -> Float64:
@@ -247,13 +236,8 @@ def _choice(steps: Sequence[int], scores: Float64, influence: Float64) -> tuple[
         return last, "the snapshots differ by no more than chance, so the last one is taken"
     if best == last:
         return last, f"the last snapshot, of step {steps[last]}, scores best"
-    gain, error = float(scores[best] - scores[last]), _error(influence[best] - influence[last])
-    found = f"the snapshot of step {steps[best]} scores {gain:.2f} ± {error:.2f} more than the last"
+    gain, error = float(scores[best] - scores[last]), standard_error(influence[best] - influence[last])
+    reason = f"the snapshot of step {steps[best]} scores {gain:.2f} ± {error:.2f} more than the last"
     if gain <= BEATEN * error:
-        return last, f"{found}, which chance may have done, so the last one is taken"
-    return best, f"{found}, and is taken"
-
-
-def _harmonic(first: float, second: float) -> float:
-    """2ab / (a + b) of two numbers from zero up."""
-    return 2 * first * second / (first + second) if first + second > 0 else 0.0
+        return last, f"{reason}, which chance may have done, so the last one is taken"
+    return best, f"{reason}, and is taken"

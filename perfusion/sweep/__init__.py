@@ -1,10 +1,10 @@
-"""One concept file, every way to use it: drawn, judged, and the front between the pictures' look and the prompt's.
+"""One concept file, every way to use it: drawn, scored, and the front between the pictures' look and the prompt's.
 
-Torch is needed only where a CLIP folder judges.
+Torch is needed only where a CLIP folder is the scorer.
 """
 
 from perfusion.sweep.drawing import Drawings, Job, identity
-from perfusion.sweep.front import Judged, Point, pareto_front, points_of, similarities
+from perfusion.sweep.front import Point, pareto_front, points_of
 from perfusion.sweep.ranges import BIASES, FIELDS, Setting, all_settings, parse_values, varied
 from perfusion.sweep.sheet import grid, plot, ticks
 from perfusion.sweep.sweep_run import Sweep, sweep
@@ -14,7 +14,6 @@ __all__ = [
     "FIELDS",
     "Drawings",
     "Job",
-    "Judged",
     "Point",
     "Setting",
     "Sweep",
@@ -25,7 +24,6 @@ __all__ = [
     "parse_values",
     "plot",
     "points_of",
-    "similarities",
     "sweep",
     "ticks",
     "varied",

@@ -1,4 +1,4 @@
-"""Two similarities for every setting, the front of those that nothing beats in both, and the one to recommend."""
+"""The front of the settings that nothing beats in both similarities, and the one to recommend."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.errors import RequestError
+from perfusion.judging.scales import Similarities, harmonic_mean, rescale, standard_error
 from perfusion.sweep.ranges import FIELDS, Setting
 
-__all__ = ["Judged", "Point", "pareto_front", "points_of", "similarities"]
-
-Array = NDArray[np.float32]
+__all__ = ["Point", "pareto_front", "points_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,52 +27,12 @@ class Point:
     """Standard errors of the two means, over the pictures."""
     text_error: float
     cosine: float
-    """Mean cosine of the pictures with the subject's: simpler than `image`, and a worse judge (docs/method.md)."""
+    """Mean cosine of the pictures with the subject's: simpler than `image`, and a worse measure (docs/method.md)."""
     on_front: bool = False
     recommended: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Judged:
-    """Similarities of single pictures, (pictures,) each."""
-
-    image: NDArray[np.float64]
-    text: NDArray[np.float64]
-    cosine: NDArray[np.float64]
-
-
-def similarities(drawn: Array, plain: Array, subject: Array, prompts: Array) -> Judged:
-    """Similarities of pictures from embeddings of length one.
-
-    The image similarity is measured along the line from the base's pictures to the subject's: nearness alone also
-    grows when a picture becomes a surer example of its kind, whichever one it is.
-
-    Args:
-        drawn: (pictures, dim) with the concept.
-        plain: (pictures, dim) the same prompts and seeds with the superclass in its place.
-        subject: (n, dim) the subject's own pictures.
-        prompts: (pictures, dim) the prompts, the superclass in the concept's place.
-
-    Raises:
-        RequestError: the subject's pictures are the base's to the scorer: there is no line.
-    """
-    exact = [part.astype(np.float64) for part in (drawn, plain, subject)]  # differences of like embeddings
-    target, start = exact[2].mean(0), exact[1].mean(0)
-    line = target - start
-    length = line @ line
-    if length < 1e-12:
-        raise RequestError(
-            "The scorer cannot tell the subject's pictures from the base model's pictures of the superclass. "
-            "Give other pictures, or another scorer."
-        )
-    return Judged(
-        image=(exact[0] - start) @ line / length,
-        text=(exact[0] * prompts).sum(-1),
-        cosine=exact[0] @ target / np.linalg.norm(target),
-    )
-
-
-def points_of(judged: Mapping[Setting, Judged]) -> tuple[Point, ...]:
+def points_of(measured: Mapping[Setting, Similarities]) -> tuple[Point, ...]:
     """One point a setting, in order, with the front and the recommended one marked.
 
     Recommended is the best harmonic mean of both similarities, each brought to 0 … 1 over the settings of the
@@ -84,10 +42,10 @@ def points_of(judged: Mapping[Setting, Judged]) -> tuple[Point, ...]:
     """
     points = [
         Point(
-            setting=setting, image=float(one.image.mean()), text=float(one.text.mean()),
-            image_error=_error(one.image), text_error=_error(one.text), cosine=float(one.cosine.mean()),
+            setting=setting, image=float(pictures.image.mean()), text=float(pictures.text.mean()),
+            image_error=_error(pictures.image), text_error=_error(pictures.text), cosine=float(pictures.cosine.mean()),
         )
-        for setting, one in judged.items()
+        for setting, pictures in measured.items()
     ]  # fmt: skip
     front = pareto_front([(point.image, point.text) for point in points])
     best = _recommended([points[index] for index in front], _falling(points))
@@ -101,8 +59,8 @@ def pareto_front(values: Sequence[tuple[float, float]]) -> tuple[int, ...]:
     """The indices of the pairs that no other pair beats: at least as good in both and better in one."""
     return tuple(
         index
-        for index, one in enumerate(values)
-        if not any(a >= one[0] and b >= one[1] and (a, b) != one for a, b in values)
+        for index, (image, text) in enumerate(values)
+        if not any(a >= image and b >= text and (a, b) != (image, text) for a, b in values)
     )
 
 
@@ -130,19 +88,15 @@ def _mean_image(pool: Sequence[Point]) -> float:
 
 
 def _recommended(front: Sequence[Point], levelled: Mapping[Setting, float]) -> Point:
-    images = _brought([levelled[point.setting] for point in front])
-    texts = _brought([point.text for point in front])
-    scores = [2 * a * b / (a + b) if a + b else 0.0 for a, b in zip(images, texts, strict=True)]
+    images = np.array([levelled[point.setting] for point in front])
+    texts = np.array([point.text for point in front])
+    images, texts = (rescale(part, part.min(), part.max()) for part in (images, texts))
+    scores = [harmonic_mean(a, b) for a, b in zip(images.tolist(), texts.tolist(), strict=True)]
     return max(
         zip(front, scores, strict=True), key=lambda entry: (round(entry[1], 9), entry[0].text, entry[0].image)
     )[0]
 
 
-def _brought(values: Sequence[float]) -> list[float]:
-    """To 0 … 1; all ones when they are all the same."""
-    low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 1.0 for value in values]
-
-
 def _error(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    """A number in any case, since tables and JSON have no room for "unknown": of a single picture 0."""
+    return standard_error(values) if len(values) > 1 else 0.0

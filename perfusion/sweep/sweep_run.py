@@ -1,4 +1,4 @@
-"""A whole sweep: draw every prompt and seed with every setting, and judge what comes."""
+"""A whole sweep: draw every prompt and seed with every setting, and score what comes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from perfusion.errors import RequestError
+from perfusion.judging.scales import Similarities, similarities
 from perfusion.judging.scorer import Scorer
 from perfusion.sweep.drawing import Drawings, Job
-from perfusion.sweep.front import Judged, Point, points_of, similarities
+from perfusion.sweep.front import Point, points_of
 from perfusion.sweep.ranges import Setting, varied
 from perfusion.sweep.sheet import grid
 
@@ -58,18 +59,18 @@ def sweep(
     subjects: Sequence[Sequence[Image.Image]] = (),
     report: Callable[[int, int], None] | None = None,
 ) -> Sweep:
-    """Draw what is missing and judge everything.
+    """Draw what is missing and score everything.
 
     Args:
         drawings: where the pictures are kept, with the runtime that draws them.
         prompts: each names at least one concept.
         settings: what is compared.
-        scorer: None: nothing is judged.
-        subjects: for the judging, pictures of each concept's subject; more than one list for several concepts.
+        scorer: None: nothing is scored.
+        subjects: for the scorer, pictures of each concept's subject; more than one list for several concepts.
         report: called with the pictures that are there, and how many there will be.
 
     Raises:
-        RequestError: nothing to draw, or pictures that cannot be drawn or judged.
+        RequestError: nothing to draw, or pictures that cannot be drawn or scored.
     """
     if not prompts or not seeds or not settings:
         raise RequestError(
@@ -84,27 +85,28 @@ def sweep(
     )
     if scorer is None or not subjects:
         return made
-    return replace(made, points=points_of(_judged(drawings, pairs, settings, scorer, subjects)))
+    return replace(made, points=points_of(_measured(drawings, pairs, settings, scorer, subjects)))
 
 
-def _judged(
+def _measured(
     drawings: Drawings, pairs: Sequence[tuple[str, int]], settings: Sequence[Setting], scorer: Scorer,
     subjects: Sequence[Sequence[Image.Image]],
-) -> dict[Setting, Judged]:  # fmt: skip
+) -> dict[Setting, Similarities]:  # fmt: skip
     """Similarities by setting; over several subjects, the mean of each picture's."""
 
     def embedded(setting: Setting | None) -> np.ndarray:
         jobs = [Job(prompt=prompt, seed=seed, setting=setting) for prompt, seed in pairs]
         return scorer.embed_pictures([drawings.picture(job) for job in jobs])
 
-    read = scorer.embed_texts([drawings.plain(prompt) for prompt, _ in pairs])
+    texts = scorer.embed_texts([drawings.plain(prompt) for prompt, _ in pairs])
     plain, targets = embedded(None), [scorer.embed_pictures(subject) for subject in subjects]
-    found = {}
+    measured = {}
     for setting in settings:
-        drawn = embedded(setting)
-        each = [similarities(drawn, plain, target, read) for target in targets]
-        found[setting] = Judged(
-            image=np.mean([one.image for one in each], 0), text=each[0].text,
-            cosine=np.mean([one.cosine for one in each], 0),
-        )  # fmt: skip
-    return found
+        pictures = embedded(setting)
+        by_subject = [similarities(pictures, plain, target, texts) for target in targets]
+        measured[setting] = Similarities(
+            image=np.mean([subject.image for subject in by_subject], 0),
+            text=by_subject[0].text,
+            cosine=np.mean([subject.cosine for subject in by_subject], 0),
+        )
+    return measured

@@ -71,10 +71,10 @@ class TrainingConfig:
     save_every: int = 50
     """Steps between two snapshots, which are what `select` chooses from, and between two saved states."""
     select: str = "auto"
-    """`auto`: the snapshot with the best scores, where there is a judge at hand (the embedded model has one), else the
+    """`auto`: the snapshot with the best scores, where there is a scorer at hand (the embedded model has one), else the
     last; `last`: the last."""
     scorer: Path | None = None
-    """Folder of the judge: a CLIP model, or a scorer of ONNX graphs."""
+    """Folder of the scorer: a CLIP model, or ONNX graphs."""
 
     def __post_init__(self) -> None:
         if not self.superclass.strip():

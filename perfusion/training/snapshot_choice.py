@@ -1,4 +1,4 @@
-"""Choosing among a training's snapshots: who judges, on which prompts, against what."""
+"""Choosing among a training's snapshots: which scorer, on which prompts, against what."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ POCKET_PROMPTS = (
 """In the embedded model's own words: places that it can tell apart."""
 SEEDS = (0, 1)
 STEPS, POCKET_STEPS = 10, 5
-"""Of a validation picture. The embedded model's pictures after 5 and after 10 steps are judged alike (the cosines of
+"""Of a validation picture. The embedded model's pictures after 5 and after 10 steps are scored alike (the cosines of
 192 pictures correlate by 0.96 and 0.95), and 5 steps take six tenths of the time."""
 
 Say = Callable[[str], None]
 
 
 def find_scorer(base: BaseModel, config: TrainingConfig, device: torch.device, say: Say) -> Scorer | None:
-    """The judge for this training; None, with a line about it, where there is none or none is wanted.
+    """The scorer for this training; None, with a line about it, where there is none or none is wanted.
 
     Raises:
         ModelError, DeviceError: the one that was asked for cannot be used.
@@ -43,24 +43,24 @@ def find_scorer(base: BaseModel, config: TrainingConfig, device: torch.device, s
     if config.select == "last" or config.steps <= config.save_every:
         if config.scorer is not None:
             every = f"{config.steps} steps with a snapshot every {config.save_every}"
-            say(f"nothing to judge: {every} make one (--save-every)")
+            say(f"nothing to choose from: {every} make one (--save-every)")
         return None
     if config.scorer is not None:
         return open_scorer(config.scorer, device)
     if base.family != "pocket":
-        say("no judge for the snapshots (--scorer DIR, a CLIP model), so the last step is taken")
+        say("no scorer for the snapshots (--scorer DIR, a CLIP model), so the last step is taken")
         return None
     from perfusion.embedded import scorer_path
 
     try:
         return open_scorer(scorer_path(), device)
     except (ModelError, DeviceError) as error:
-        say(f"the snapshots cannot be judged ({error}), so the last step is taken")
+        say(f"the snapshots cannot be scored ({error}), so the last step is taken")
         return None
 
 
 def open_scorer(folder: Path, device: torch.device) -> Scorer:
-    """The judge in a folder: two ONNX graphs, or a CLIP model as transformers saves it.
+    """The scorer in a folder: two ONNX graphs, or a CLIP model as transformers saves it.
 
     Raises:
         ModelError: it is neither.
@@ -70,8 +70,8 @@ def open_scorer(folder: Path, device: torch.device) -> Scorer:
         return OnnxScorer(folder, threads=torch.get_num_threads())
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder}: no judge of pictures, expected a CLIP model's folder (config.json, model.safetensors, the "
-            "tokenizer's files) or a scorer's (image.onnx, text.onnx, tokenizer.json)"
+            f"{folder} holds no scorer of pictures, expected a CLIP model's folder (config.json, model.safetensors, "
+            "the tokenizer's files) or one with image.onnx, text.onnx and tokenizer.json."
         )
     from perfusion.judging.clip_scorer import ClipScorer
 
@@ -87,7 +87,7 @@ def choose(
     placement: Placement,
     report: Callable[[int, int], None] | None = None,
 ) -> Selection:
-    """Draw with every snapshot, have the pictures judged, and choose. The base model is on its device.
+    """Draw with every snapshot, have the pictures scored, and choose. The base model is on its device.
 
     Args:
         report: called with how many snapshots are done and how many there are.
@@ -107,11 +107,11 @@ def choose(
 
 def object_pictures(samples: Samples, crops: int) -> list[Image.Image]:
     """The first variant of each picture, the whole of it, cut to where the object is."""
-    found = []
+    cuts = []
     for image, mask in zip(samples.images[::crops], samples.masks[::crops], strict=True):
         levels = np.rint((image.numpy() / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8)
         picture = Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
         shape = np.rint(mask[0].clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
         where = Image.fromarray(shape).resize(picture.size, Image.Resampling.BILINEAR)
-        found.append(cut_to_mask(picture, where))
-    return found
+        cuts.append(cut_to_mask(picture, where))
+    return cuts

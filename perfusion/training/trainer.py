@@ -110,7 +110,7 @@ def train(
     Raises:
         TrainingError: the pictures, the superclass or the options cannot be used, the memory does not suffice, or what
             is kept belongs to another training.
-        ModelError: the base model, the segmenter or the judge cannot be used.
+        ModelError: the base model, the segmenter or the scorer cannot be used.
         DeviceError: the device asked for is not there.
         PerfusionError: what is to be kept cannot be written.
     """
@@ -206,7 +206,7 @@ class _Keeper:
         self._saved: Checkpoint | None = None
         if work is not None:
             work.check()
-            # the judge has no part in what is learned, and a large one would take long to read
+            # the scorer has no part in what is learned, and a large one would take long to read
             counted = replace(config, scorer=None, captions=caption_file(base, config.captions))
             schedule = json.dumps(dict(base.scheduler), sort_keys=True, default=str)
             self.identity = identity_of(counted, paths, base.fingerprint, noise_schedule=schedule)

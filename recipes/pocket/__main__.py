@@ -1,7 +1,7 @@
 """The recipe of the embedded model: python -m recipes.pocket train --work DIR
 
 One command trains what is not trained yet and continues where it was stopped:
-the autoencoder, the UNet with the text encoder, the judge of pictures, then the files that ship.
+the autoencoder, the UNet with the text encoder, the scorer of pictures, then the files that ship.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", "train whatever is not trained yet, then pack"),
         ("vae", "train the autoencoder"),
         ("unet", "train the UNet and the text encoder"),
-        ("scorer", "train the judge of pictures; needs nothing"),
+        ("scorer", "train the scorer of pictures; needs nothing"),
     ):
         part = parts.add_parser(name, help=text)
         part.add_argument(

@@ -1,7 +1,7 @@
 """The gauge to watch while pocket trains: does the noun in the caption matter?
 
 The wrong-noun gap is the rise of the denoising error when the caption's noun is swapped for another, with the same
-scene and the same noise. It is zero for a model that draws only the background, and needs no judge.
+scene and the same noise. It is zero for a model that draws only the background, and needs no scorer.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def run_unet(work: Path, config: UnetConfig, minutes: float, device: str) -> boo
 
 
 def run_scorer(work: Path, config: ScorerConfig, minutes: float, device: str) -> bool:
-    """Train the judge of the pictures in `work`; True when its steps are done."""
+    """Train the scorer of the pictures in `work`; True when its steps are done."""
     world, tokenizer = World(training_atlas(), device=device), build_tokenizer(words())
     scorer = build_scorer(tokenizer)
     return train_scorer(scorer, world, tokenizer, config, work / "scorer.safetensors", minutes)

@@ -1,4 +1,4 @@
-"""A judge for pocket's pictures: a small contrastive image and text encoder in CLIP's form, with exact probes.
+"""A scorer for pocket's pictures: a small contrastive image and text encoder in CLIP's form, with exact probes.
 
 The world is synthetic, so everything about a scene is known; beside the contrastive loss the image tower learns
 which nouns, which place, which colour and how many, and to tell scenes from texture. Embeddings compare pictures
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from perfusion.judging.pocket_scorer import COLOUR_NAMES, MAX_COUNT, NOUN_NAMES, PLACE_NAMES
 from recipes.pocket.tokenizer import CONTEXT_LENGTH
 
-__all__ = ["ImageTower", "Judgement", "Scorer", "build_scorer"]
+__all__ = ["ImageTower", "Answers", "Scorer", "build_scorer"]
 
 CHANNELS = (32, 64, 128, 192)
 EMBEDDING = 128
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judgement:
+class Answers:
     """What the scorer says of a batch of pictures; logits, except for the embeddings, which have length one."""
 
     embeddings: Tensor
@@ -95,10 +95,10 @@ class Scorer(nn.Module):
         self.text = text_encoder
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
-    def judge(self, pictures: Tensor) -> Judgement:
-        """Judge pictures (batch, 3, size, size) in [−1, 1]."""
+    def answer(self, pictures: Tensor) -> Answers:
+        """What is in pictures (batch, 3, size, size) in [−1, 1]."""
         features = F.gelu(self.hidden(self.tower(pictures)))
-        return Judgement(
+        return Answers(
             embeddings=F.normalize(self.embed(features).float(), dim=-1),
             nouns=self.nouns(features).float(),
             place=self.place(features).float(),

@@ -42,9 +42,9 @@ class Image(nn.Module):
         self.scorer = scorer
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        """The numbers of `Judgement`, in its order."""
-        judged = self.scorer.judge(pictures)
-        return judged.embeddings, judged.nouns, judged.place, judged.colour, judged.count, judged.scene
+        """The numbers of `Answers`, in its order."""
+        answers = self.scorer.answer(pictures)
+        return answers.embeddings, answers.nouns, answers.place, answers.colour, answers.count, answers.scene
 
 
 class Text(nn.Module):

@@ -25,7 +25,7 @@ from recipes.pocket.optim import (
     set_rate,
 )
 from recipes.pocket.pool import tokenise
-from recipes.pocket.scorer import Judgement, Scorer
+from recipes.pocket.scorer import Answers, Scorer
 from recipes.pocket.world import Scene, Taste, World
 
 __all__ = ["Labels", "ScorerConfig", "accuracies", "label", "spoil", "texture", "train_scorer"]
@@ -110,17 +110,17 @@ def texture(count: int, size: int, rng: random.Random, pictures: Tensor) -> Tens
     return torch.stack(made)
 
 
-def loss_of(scorer: Scorer, judged: Judgement, text: Tensor, labels: Labels, real: int) -> Tensor:
+def loss_of(scorer: Scorer, answers: Answers, text: Tensor, labels: Labels, real: int) -> Tensor:
     """Contrastive loss between pictures and captions, and the probes' losses. The first `real` rows are scenes."""
-    logits = judged.embeddings[:real] @ text.T * scorer.log_scale.exp().clamp(max=50)
+    logits = answers.embeddings[:real] @ text.T * scorer.log_scale.exp().clamp(max=50)
     target = torch.arange(real, device=logits.device)
     contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    nouns = F.binary_cross_entropy_with_logits(judged.nouns[:real], labels.nouns) * 8
-    place = F.cross_entropy(judged.place[:real], labels.place)
-    colour = F.cross_entropy(judged.colour[:real], labels.colour, ignore_index=-1)
-    count = F.cross_entropy(judged.count[:real], labels.count, ignore_index=-1)
-    is_scene = (torch.arange(len(judged.scene), device=logits.device) < real).float()
-    scene = F.binary_cross_entropy_with_logits(judged.scene, is_scene)
+    nouns = F.binary_cross_entropy_with_logits(answers.nouns[:real], labels.nouns) * 8
+    place = F.cross_entropy(answers.place[:real], labels.place)
+    colour = F.cross_entropy(answers.colour[:real], labels.colour, ignore_index=-1)
+    count = F.cross_entropy(answers.count[:real], labels.count, ignore_index=-1)
+    is_scene = (torch.arange(len(answers.scene), device=logits.device) < real).float()
+    scene = F.binary_cross_entropy_with_logits(answers.scene, is_scene)
     return contrastive + nouns + 0.5 * place + 0.5 * colour + 0.3 * count + 0.3 * scene
 
 
@@ -135,16 +135,16 @@ def accuracies(scorer: Scorer, world: World, *, count: int = 512, seed: int = 77
         for _ in range(0, count, 64):
             scenes = [world.sample(rng, TASTE) for _ in range(64)]
             pictures = world.render(scenes)[0] * 2 - 1
-            judged, labels = scorer.judge(pictures), label(scenes)
+            answers, labels = scorer.answer(pictures), label(scenes)
             single = torch.tensor([len(scene.nouns) == 1 for scene in scenes])
-            found = judged.nouns.cpu().argmax(1) == labels.nouns.argmax(1)
+            found = answers.nouns.cpu().argmax(1) == labels.nouns.argmax(1)
             right.setdefault("noun", []).append(found[single])
             for name in ("place", "colour", "count"):
                 truth = getattr(labels, name)
-                found = getattr(judged, name).cpu().argmax(1) == truth
+                found = getattr(answers, name).cpu().argmax(1) == truth
                 right.setdefault(name, []).append(found[truth >= 0])
-            nothing = scorer.judge(texture(32, world.size, rng, pictures)).scene.cpu() < 0
-            right.setdefault("scene", []).append(torch.cat([judged.scene.cpu() > 0, nothing]))
+            nothing = scorer.answer(texture(32, world.size, rng, pictures)).scene.cpu() < 0
+            right.setdefault("scene", []).append(torch.cat([answers.scene.cpu() > 0, nothing]))
     return {name: float(torch.cat(parts).float().mean()) for name, parts in right.items()}
 
 
@@ -211,6 +211,6 @@ def scorer_step(
     input_ids = tokenise(tokenizer, [scene.caption for scene in scenes]).to(world.device)
     labels = label(scenes)
     with mixed_precision(world.device):
-        judged, text = scorer.judge(torch.cat([pictures, nothing])), scorer.embed_text(input_ids)
+        answers, text = scorer.answer(torch.cat([pictures, nothing])), scorer.embed_text(input_ids)
     on_device = Labels(**{name: value.to(world.device) for name, value in vars(labels).items()})
-    return loss_of(scorer, judged, text, on_device, len(scenes))
+    return loss_of(scorer, answers, text, on_device, len(scenes))

@@ -198,7 +198,7 @@ def test_two_full_models_are_not_put_into_one_picture():
         artist_for(method, trained, (Setting(),), FULL)
 
 
-def test_prompts_ask_for_what_the_judge_can_answer():
+def test_prompts_ask_for_what_the_scorer_can_answer():
     for prompt in (*PROMPTS, *TUNING_PROMPTS):
         assert prompt.text.count("{}") == 1
         assert prompt.place in PLACES or prompt.place in COLOURS

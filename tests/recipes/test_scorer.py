@@ -1,4 +1,4 @@
-"""The judge of pocket's pictures: what it is taught, and that it learns."""
+"""The scorer of pocket's pictures: what it is taught, and that it learns."""
 
 import random
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_embeddings_have_length_one() -> None:
     tokenizer = build_tokenizer(words())
     scorer = build_scorer(tokenizer).eval()
     with torch.no_grad():
-        pictures = scorer.judge(torch.rand(3, 3, 64, 64) * 2 - 1).embeddings
+        pictures = scorer.answer(torch.rand(3, 3, 64, 64) * 2 - 1).embeddings
         texts = scorer.embed_text(tokenizer(["a cat"], padding="max_length", return_tensors="pt").input_ids)
     torch.testing.assert_close(pictures.norm(dim=-1), torch.ones(3))
     torch.testing.assert_close(texts.norm(dim=-1), torch.ones(1))

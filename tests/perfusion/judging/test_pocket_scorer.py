@@ -12,7 +12,7 @@ from PIL import Image
 
 from perfusion.embedded import scorer_path
 from perfusion.errors import ModelError
-from perfusion.judging.pocket_scorer import NOUN_NAMES, OUTPUTS, SCORER_FILE, Judge
+from perfusion.judging.pocket_scorer import NOUN_NAMES, OUTPUTS, SCORER_FILE, PocketScorer
 from perfusion.pocket.vocabulary import words
 from recipes.pocket.scorer import Scorer, build_scorer
 from recipes.pocket.scorer_files import save_scorer
@@ -49,14 +49,14 @@ def test_saved_scorer_says_what_the_trained_one_says(
 ) -> None:
     scorer, folder = untrained
     pictures = scenes[1][:3]
-    verdict = Judge(folder)(pictures)
+    verdict = PocketScorer(folder)(pictures)
     tensor = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
     with torch.no_grad():
-        judged = scorer.judge(tensor.float() / 127.5 - 1)
-    np.testing.assert_allclose(verdict.embeddings, judged.embeddings.numpy(), atol=1e-5)
-    np.testing.assert_allclose(verdict.nouns, judged.nouns.numpy(), atol=1e-4)
-    np.testing.assert_allclose(verdict.scene, judged.scene.numpy(), atol=1e-4)
-    assert verdict.best_nouns(0)[0] == NOUN_NAMES[int(judged.nouns[0].argmax())]
+        answers = scorer.answer(tensor.float() / 127.5 - 1)
+    np.testing.assert_allclose(verdict.embeddings, answers.embeddings.numpy(), atol=1e-5)
+    np.testing.assert_allclose(verdict.nouns, answers.nouns.numpy(), atol=1e-4)
+    np.testing.assert_allclose(verdict.scene, answers.scene.numpy(), atol=1e-4)
+    assert verdict.best_nouns(0)[0] == NOUN_NAMES[int(answers.nouns[0].argmax())]
 
 
 def test_saved_text_graph_gives_the_text_towers_embeddings(untrained: tuple[Scorer, Path]) -> None:
@@ -73,14 +73,14 @@ def test_saved_text_graph_gives_the_text_towers_embeddings(untrained: tuple[Scor
 
 
 def test_pictures_of_any_size_and_mode_are_judged(untrained: tuple[Scorer, Path]) -> None:
-    verdict = Judge(untrained[1])([Image.new("L", (40, 300)), Image.new("RGBA", (128, 128))])
+    verdict = PocketScorer(untrained[1])([Image.new("L", (40, 300)), Image.new("RGBA", (128, 128))])
     assert len(verdict.place) == 2
     assert all(1 <= count <= 3 for count in verdict.count)
 
 
 def test_folder_without_a_scorer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no scorer, it has no"):
-        Judge(tmp_path)
+        PocketScorer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ def test_damaged_or_foreign_scorer_is_refused(
     shutil.copytree(untrained[1], folder)
     (folder / SCORER_FILE).write_text(content)
     with pytest.raises(ModelError, match=message):
-        Judge(folder)
+        PocketScorer(folder)
 
 
 def test_shipped_scorer_is_small_and_reports_its_accuracies() -> None:
-    judge = Judge()
+    scorer = PocketScorer()
     assert sum(path.stat().st_size for path in scorer_path().iterdir()) <= 6_000_000
-    assert set(judge.accuracies) == {"noun", "place", "colour", "count", "scene"}
+    assert set(scorer.accuracies) == {"noun", "place", "colour", "count", "scene"}
     assert set(OUTPUTS) >= {"embeddings", "nouns", "place", "colour", "count", "scene"}
 
 
@@ -112,7 +112,7 @@ def test_shipped_scorer_is_right_about_scenes_whose_truth_is_known(
     scenes: tuple[list[Scene], list[Image.Image]],
 ) -> None:
     described, pictures = scenes
-    verdict = Judge()(pictures)
+    verdict = PocketScorer()(pictures)
     places = [found == scene.place for found, scene in zip(verdict.place, described, strict=True)]
     single = [row for row, scene in enumerate(described) if len(scene.nouns) == 1]
     nouns = [verdict.best_nouns(row)[0] == described[row].nouns[0] for row in single]
@@ -123,7 +123,7 @@ def test_shipped_scorer_is_right_about_scenes_whose_truth_is_known(
 
 def test_shipped_scorer_knows_noise_from_a_scene() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (8, 128, 128, 3)).astype(np.uint8)
-    assert (Judge()([Image.fromarray(picture) for picture in noise]).scene < 0).all()
+    assert (PocketScorer()([Image.fromarray(picture) for picture in noise]).scene < 0).all()
 
 
 def test_twelve_subjects_over_eight_superclasses_lie_in_the_examples() -> None:

@@ -1,4 +1,4 @@
-"""The judge of two ONNX graphs, on graphs whose answers can be computed by hand."""
+"""The scorer of two ONNX graphs, on graphs whose answers can be computed by hand."""
 
 from pathlib import Path
 

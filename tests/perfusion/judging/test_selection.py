@@ -1,4 +1,4 @@
-"""Choosing a step: by arithmetic that can be done by hand, with judges that can be understood."""
+"""Choosing a step: by arithmetic that can be done by hand, with scorers that can be understood."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def test_score_is_the_harmonic_mean_of_both_brought_to_zero_and_one() -> None:
     assert selection.why == "the snapshot of step 200 scores 0.72 ± 0.00 more than the last, and is taken"
 
 
-def test_choice_does_not_depend_on_order_or_on_the_scale_of_a_judge() -> None:
+def test_choice_does_not_depend_on_order_or_on_the_scale_of_a_scorer() -> None:
     image, text = sure({3: 0.7, 1: 0.1, 2: 0.6}), sure({2: 0.25, 3: 0.1, 1: 0.3})
     expected = select(image, text)
     scaled = select(
@@ -45,7 +45,7 @@ def test_choice_does_not_depend_on_order_or_on_the_scale_of_a_judge() -> None:
     ("image", "text", "best"),
     [
         ([0.3], [0.2], 1),  # a single step
-        ([0.3, 0.3, 0.3], [0.1, 0.3, 0.2], 2),  # one judge says nothing: the other decides
+        ([0.3, 0.3, 0.3], [0.1, 0.3, 0.2], 2),  # one scorer says nothing: the other decides
         ([0.1, 0.4, 0.3], [0.2, 0.2, 0.2], 2),
         ([0.3, 0.3, 0.3], [0.2, 0.2, 0.2], 3),  # neither says anything: the last
         ([0.5, 0.9], [0.3, 0.2], 2),  # each is worst in something: the last
@@ -144,7 +144,7 @@ def test_selection_can_be_printed_and_told_to_programs() -> None:
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "cat": (0, 0, 1)}
 
 
-class ColourJudge:
+class ColourScorer:
     """Pictures and texts as colours: a picture's mean colour, a text's named one. Remembers what it read."""
 
     def __init__(self) -> None:
@@ -191,15 +191,15 @@ def test_steps_are_drawn_and_judged_by_the_training_pictures_and_by_the_prompts(
         asked.extend(zip(prompts, seeds, strict=True))
         return draw(concept, prompts, seeds)
 
-    judge, reports = ColourJudge(), []
+    scorer, reports = ColourScorer(), []
     selection = score_snapshots(
-        snapshots, drawing, judge, [plain(0, 0, 255)], prompts=("a red {}", "a green {}"), seeds=(0, 1),
+        snapshots, drawing, scorer, [plain(0, 0, 255)], prompts=("a red {}", "a green {}"), seeds=(0, 1),
         report=lambda done, total: reports.append((done, total)),
     )  # fmt: skip
     assert selection.best.step == 200
     assert selection.scores[2].image == pytest.approx(1)
     assert asked[:4] == [("a red <cat>", 0), ("a red <cat>", 1), ("a green <cat>", 0), ("a green <cat>", 1)]
-    assert set(judge.read) == {"a red cat", "a green cat"}
+    assert set(scorer.read) == {"a red cat", "a green cat"}
     assert reports == [(1, 3), (2, 3), (3, 3)]
     mixed = np.array([127, 0, 128]) / np.linalg.norm([127, 0, 128])
     assert selection.scores[1].text == pytest.approx(mixed @ np.array([1, 0, 1]) / 2**0.5, abs=5e-3)
@@ -209,12 +209,12 @@ def test_validation_prompts_have_a_gap_and_drawings_are_counted(snapshots) -> No
     with pytest.raises(
         TrainingError, match=r"the validation prompt 'a red cat' was given, expected .* a gap"
     ):
-        score_snapshots(snapshots, draw, ColourJudge(), [plain(0, 0, 9)], prompts=["a red cat"])
+        score_snapshots(snapshots, draw, ColourScorer(), [plain(0, 0, 9)], prompts=["a red cat"])
     with pytest.raises(TrainingError, match="an empty list was given"):
-        score_snapshots(snapshots, draw, ColourJudge(), [])
+        score_snapshots(snapshots, draw, ColourScorer(), [])
     with pytest.raises(TrainingError, match="1 pictures were drawn for 2 prompts"):
         score_snapshots(
-            snapshots, lambda *_: [plain(0, 0, 9)], ColourJudge(), [plain(0, 0, 9)], prompts=["red {}"]
+            snapshots, lambda *_: [plain(0, 0, 9)], ColourScorer(), [plain(0, 0, 9)], prompts=["red {}"]
         )
     assert all("{}" in prompt for prompt in PROMPTS)
 

@@ -29,13 +29,15 @@ def test_likeness_falls_and_faith_to_the_prompt_rises_with_the_bias_on_average()
 def scores_of(name: str, noun: str) -> np.ndarray:
     """(biases, 2): how far along to the subject, and the cosine to the prompt with the noun in the concept's place."""
     from perfusion.embedded import scorer_path
-    from perfusion.judging.pocket_scorer import Judge
+    from perfusion.judging.pocket_scorer import PocketScorer
     from perfusion.judging.scorer import OnnxScorer
     from perfusion.runtime import Runtime
 
-    judge, reader = Judge(threads=1), OnnxScorer(scorer_path(), threads=1)
+    scorer, reader = PocketScorer(threads=1), OnnxScorer(scorer_path(), threads=1)
     named = [scene.format(noun) for scene in SCENES]
-    subject = judge([Image.open(path) for path in sorted((SUBJECTS / name).glob("*.png"))]).embeddings.mean(0)
+    subject = scorer([Image.open(path) for path in sorted((SUBJECTS / name).glob("*.png"))]).embeddings.mean(
+        0
+    )
     texts = reader.embed_texts(named)
     with Runtime(threads=1) as runtime:
         concept = runtime.load_concept(name)
@@ -46,13 +48,13 @@ def scores_of(name: str, noun: str) -> np.ndarray:
                 for at, prompt in enumerate(prompts)
             ]
 
-        base = judge(drawn(named, 1000)).embeddings.mean(0)
+        base = scorer(drawn(named, 1000)).embeddings.mean(0)
         axis = (subject - base) / np.linalg.norm(subject - base)
         scores = []
         for bias in BIASES:
             runtime.set_concept(concept.token, bias=bias)
             pictures = drawn([scene.format(concept.token) for scene in SCENES], 0)
-            further = (judge(pictures).embeddings - base) @ axis
+            further = (scorer(pictures).embeddings - base) @ axis
             scores.append((further.mean(), (reader.embed_pictures(pictures) * texts).sum(1).mean()))
     return np.array(scores)
 

@@ -155,9 +155,11 @@ def test_a_long_prompt_is_broken_into_lines_and_leaves_room_for_the_pictures():
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_a_plot_shows_every_point(count, judged):
+def test_a_plot_shows_every_point(count, similarities_of):
     settings = [Setting(bias=0.4 + index / 10, temperature=0.1) for index in range(count)]
-    points = points_of({one: judged([index, index], [-index, -index]) for index, one in enumerate(settings)})
+    points = points_of(
+        {one: similarities_of([index, index], [-index, -index]) for index, one in enumerate(settings)}
+    )
     made = plot(points, size=(400, 300))
     assert made.size == (400, 300)
     pixels = np.asarray(made, np.int16)

@@ -1,4 +1,4 @@
-"""Who judges the snapshots, and what is judged."""
+"""Which scorer chooses among the snapshots, and what it is shown."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,30 +17,30 @@ from perfusion.training.snapshot_choice import POCKET_PROMPTS, find_scorer, obje
 CPU = torch.device("cpu")
 
 
-def test_the_embedded_model_has_a_judge_and_others_say_that_they_have_none(tiny_base) -> None:
+def test_the_embedded_model_has_a_scorer_and_others_say_that_they_have_none(tiny_base) -> None:
     lines: list[str] = []
     options = TrainingConfig(superclass="cat", steps=100)
     assert isinstance(find_scorer(tiny_base, options, CPU, lines.append), OnnxScorer)
     other = replace(tiny_base, family="sd15")
     assert find_scorer(other, options, CPU, lines.append) is None
-    assert lines == ["no judge for the snapshots (--scorer DIR, a CLIP model), so the last step is taken"]
+    assert lines == ["no scorer for the snapshots (--scorer DIR, a CLIP model), so the last step is taken"]
 
 
 @pytest.mark.parametrize("change", [{"select": "last"}, {"steps": 50}])
-def test_no_judge_is_opened_where_there_is_nothing_to_choose(tiny_base, change) -> None:
+def test_no_scorer_is_opened_where_there_is_nothing_to_choose(tiny_base, change) -> None:
     options = TrainingConfig(**({"superclass": "cat", "steps": 100} | change))
     assert find_scorer(tiny_base, options, CPU, pytest.fail) is None
 
 
-def test_a_judge_that_was_asked_for_in_vain_is_told(tiny_base) -> None:
+def test_a_scorer_that_was_asked_for_in_vain_is_told(tiny_base) -> None:
     lines: list[str] = []
     options = TrainingConfig(superclass="cat", steps=50, scorer=Path("no"))
     assert find_scorer(tiny_base, options, CPU, lines.append) is None
-    assert lines == ["nothing to judge: 50 steps with a snapshot every 50 make one (--save-every)"]
+    assert lines == ["nothing to choose from: 50 steps with a snapshot every 50 make one (--save-every)"]
 
 
-def test_a_folder_without_a_judge_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no judge of pictures, expected a CLIP model's folder"):
+def test_a_folder_without_a_scorer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no scorer of pictures, expected a CLIP model's folder"):
         open_scorer(tmp_path, CPU)
     assert isinstance(open_scorer(scorer_path(), CPU), OnnxScorer)
 
@@ -60,7 +60,7 @@ def test_the_validation_prompts_are_in_the_embedded_models_words() -> None:
         assert set(prompt.replace("{}", "").split()) <= {*words(), "a"}
 
 
-def test_the_judge_sees_the_first_variant_of_each_picture_cut_to_its_object() -> None:
+def test_the_scorer_sees_the_first_variant_of_each_picture_cut_to_its_object() -> None:
     images = torch.full((4, 3, 40, 40), -1.0)
     images[2, 0, 20:36, 20:36] = 1.0
     masks = torch.ones(4, 1, 10, 10)
