@@ -57,7 +57,7 @@ class OnnxScorer:
         for name in ("image.onnx", "text.onnx", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise ModelError(
-                    f"{folder}: no {name}; expected a scorer's folder with image.onnx, text.onnx and tokenizer.json"
+                    f"{folder} has no {name}, expected a scorer's folder with image.onnx, text.onnx and tokenizer.json."
                 )
         self._image = open_session(folder / "image.onnx", threads)
         self._text = open_session(folder / "text.onnx", threads)
@@ -91,8 +91,8 @@ class OnnxScorer:
             or "embeddings" not in outputs
         ):
             raise ModelError(
-                f"{self._folder / file}: takes {shapes} and gives {', '.join(outputs)}; expected {name} of {rank} "
-                "dimensions, the last one fixed, and embeddings"
+                f"{self._folder / file} takes {shapes} and gives {', '.join(outputs)}, expected {name} of {rank} "
+                "dimensions, the last one fixed, and embeddings. It is another program's graph."
             )
         return int(shape[-1])
 
@@ -103,12 +103,12 @@ class OnnxScorer:
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises Exception itself
-            raise ModelError(f"{path}: not a tokenizer ({error})") from error
+            raise ModelError(f"{path} is not a tokenizer: {error}. Copy the scorer again.") from error
         tokenizer.enable_truncation(self._length)
         padding = tokenizer.padding or {}
         ids = tokenizer.encode("").ids
         if not ids:
-            raise ModelError(f"{path}: it puts no end token after a text, expected one of CLIP's form")
+            raise ModelError(f"{path} puts no end token after a text, expected a tokenizer of CLIP's form.")
         pad_id = int(padding.get("pad_id", ids[-1]))
         tokenizer.enable_padding(
             length=self._length, pad_id=pad_id, pad_token=tokenizer.id_to_token(pad_id) or "[PAD]"

@@ -79,7 +79,7 @@ def test_pictures_of_any_size_and_mode_are_judged(untrained: tuple[Scorer, Path]
 
 
 def test_folder_without_a_scorer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no scorer, it has no"):
+    with pytest.raises(ModelError, match="holds no scorer: it has no"):
         PocketScorer(tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_folder_without_a_scorer_is_refused(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "cannot be read"),
-        (json.dumps({"format": "other"}), "not a scorer of version 1"),
+        (json.dumps({"format": "other"}), "not the file of a scorer of version 1"),
         (json.dumps({"format": "perfusion-scorer", "format_version": 1, "nouns": ["cat"]}), "other words"),
     ],
 )

@@ -118,11 +118,11 @@ def test_the_error_of_a_gain_is_that_of_many_repetitions() -> None:
     ("image", "text", "message"),
     [
         ({}, {}, "expected one or more steps"),
-        ({1: [0.5]}, {2: [0.5]}, "the text similarities are of 1 steps .* expected 1 steps with the same"),
+        ({1: [0.5]}, {2: [0.5]}, "The text similarities are of 1 steps .* expected 1 steps with the same"),
         ({1: [0.5], 2: [0.5, 0.4]}, {1: [0.5], 2: [0.5]}, r"of 2 steps with \[1, 2\] pictures"),
         ({1: [0.5]}, {1: [0.5, 0.5]}, "1 pictures a step have an image similarity and 2 a text"),
-        ({1: [0.5], 2: [float("nan")]}, {1: [0.5], 2: [0.5]}, "the image similarity of step 2 is nan"),
-        ({1: [0.5]}, {1: [float("inf")]}, "the text similarity of step 1 is inf"),
+        ({1: [0.5], 2: [float("nan")]}, {1: [0.5], 2: [0.5]}, "The image similarity of step 2 is nan"),
+        ({1: [0.5]}, {1: [float("inf")]}, "The text similarity of step 1 is inf"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(image, text, message) -> None:
@@ -207,10 +207,10 @@ def test_steps_are_drawn_and_judged_by_the_training_pictures_and_by_the_prompts(
 
 def test_validation_prompts_have_a_gap_and_drawings_are_counted(snapshots) -> None:
     with pytest.raises(
-        TrainingError, match=r"the validation prompt 'a red cat' was given, expected .* a gap"
+        TrainingError, match=r"The validation prompt 'a red cat' was given, expected .* a gap"
     ):
         score_snapshots(snapshots, draw, ColourScorer(), [plain(0, 0, 9)], prompts=["a red cat"])
-    with pytest.raises(TrainingError, match="an empty list was given"):
+    with pytest.raises(TrainingError, match="An empty list was given"):
         score_snapshots(snapshots, draw, ColourScorer(), [])
     with pytest.raises(TrainingError, match="1 pictures were drawn for 2 prompts"):
         score_snapshots(
