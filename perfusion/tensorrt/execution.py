@@ -108,7 +108,7 @@ class TensorRTGraph:
         compiles: bool = False,
         changing: frozenset[str] = frozenset({"sample", "timestep", "latent_sample"}),
     ) -> None:
-        """Load the engine in the file `plan`; `runtime` and `logger` are of `loading.make_runtime`.
+        """Load the engine in the file `plan`; `runtime` and `logger` are of `deserialise.make_runtime`.
 
         `compiles`: this TensorRT compiles for the GPU at the first run (TensorRT for RTX); what it compiled is kept
         beside the plan.

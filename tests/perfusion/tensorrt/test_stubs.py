@@ -51,7 +51,7 @@ ONLY_RTX = {  # calls made for TensorRT for RTX alone, behind `compiles`
     *("create_runtime_cache", "set_runtime_cache"),
 }
 
-CALLING = ("build.py", "rtx.py", "logger.py", "loading.py", "run.py")
+CALLING = ("build.py", "rtx.py", "logger.py", "deserialise.py", "execution.py")
 """The modules that take `trt`."""
 
 
@@ -233,8 +233,8 @@ GONE = {
     "build.py": ("build_serialized_network", "WORKSPACE", "node_operator", "get_dimension_name", "set_shape"),
     "rtx.py": ("set_compute_capability",),
     "logger.py": ("INTERNAL_ERROR",),
-    "loading.py": ("deserialize_cuda_engine",),
-    "run.py": (
+    "deserialise.py": ("deserialize_cuda_engine",),
+    "execution.py": (
         "execute_async_v3",
         "device_memory_size_v2",
         "get_tensor_mode",
