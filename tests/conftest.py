@@ -1,9 +1,14 @@
 """What all tests share: no network, makers of concepts and of the spaces they live in, and `--require-gpu`."""
 
+import builtins
+import errno
+import io
 import os
 import signal
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -139,3 +144,76 @@ def _make_space(
 @pytest.fixture(scope="session")
 def make_space() -> SpaceMaker:
     return _make_space
+
+
+# --- Windows, imitated
+
+
+@pytest.fixture
+def windows_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text that is written without a word on line ends gets Windows' own."""
+    open_file = builtins.open
+
+    def windows_open(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, *rest, **more):
+        text = "b" not in mode and set(mode) & set("wax+")
+        newline = "\r\n" if text and newline is None else newline
+        return open_file(file, mode, buffering, encoding, errors, newline, *rest, **more)
+
+    for module in (builtins, io):
+        monkeypatch.setattr(module, "open", windows_open)
+
+
+class FileHeldError(PermissionError):
+    """What Windows says of a file that is open: ERROR_SHARING_VIOLATION."""
+
+    winerror = 32
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.EACCES, "The process cannot access the file", path)
+
+
+_holding_counts = False
+_MOVES = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1}
+"""The interpreter's audit events that move, replace or remove, with the number of paths each begins with."""
+
+
+def _held_paths() -> set[str]:
+    """What this process has open or mapped. Lock files are left out: perfusion.locking treats them otherwise there."""
+    paths = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            paths.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        except OSError:  # the listing's own
+            pass
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        paths |= {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if "/" in line}
+    return {path for path in paths if not path.endswith(".lock")}
+
+
+def _refuse_held(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _holding_counts or event not in _MOVES:
+        return
+    held = _held_paths()
+    for path in arguments[: _MOVES[event]]:
+        place = os.path.realpath(os.fsdecode(path))
+        if any(one == place or one.startswith(place + os.sep) for one in held):
+            raise FileHeldError(place)
+
+
+@pytest.fixture
+def held_files() -> Iterator[None]:
+    """Windows' rule: no file that this process has open or mapped is moved, replaced or removed."""
+    global _holding_counts
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("this system does not tell which files a process has open")
+    if not _hooked:
+        sys.addaudithook(_refuse_held)  # which cannot be taken away again
+        _hooked.append(True)
+    _holding_counts = True
+    try:
+        yield
+    finally:
+        _holding_counts = False
+
+
+_hooked: list[bool] = []

@@ -28,7 +28,7 @@ __all__ = ["build_from_recipe", "script_text", "write_script"]
 _SECONDS = 10
 _PACKAGES = ("perfusion.bundle", "perfusion.tensorrt")
 _MODULES = (
-    *("errors", "files", "locking", "bundle.guidance", "bundle.facts"),
+    *("errors", "locking", "files", "bundle.guidance", "bundle.facts"),
     *("tensorrt.interrupts", "tensorrt.rtx", "tensorrt.logger", "tensorrt.build", "tensorrt.driver"),
     *("tensorrt.flavour", "tensorrt.targets", "tensorrt.keys", "tensorrt.engine_store"),
     *("tensorrt.shape_ranges", "tensorrt.engines", "tensorrt.script"),

@@ -1,5 +1,6 @@
 """A lock is one process's, and nobody's when that process is gone."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from perfusion.errors import PerfusionError
-from perfusion.locking import HeldError, lock
+from perfusion.locking import HeldError, NoLocksError, lock
 
 HOLD = """
 import sys, time
@@ -89,3 +90,28 @@ def test_of_many_at_once_one_is_inside_at_any_time(tmp_path: Path) -> None:
             os._exit(code)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 12
+
+
+def test_a_file_system_without_locks_gets_a_warning_or_where_it_matters_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(descriptor: int, how: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with lock(tmp_path / "lock"):
+        assert f"The file system of {tmp_path} has no locks" in caplog.text
+    with pytest.raises(NoLocksError, match="has no locks"), lock(tmp_path / "lock", strict=True):
+        pytest.fail("the block must not run")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_file_system_that_mixes_up_files_is_one_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on network drives, where an open file and its name may be told to be two."""
+    monkeypatch.setattr(os.path, "samestat", lambda first, second: False)
+    with pytest.raises(NoLocksError), lock(tmp_path / "lock", strict=True):
+        pytest.fail("the block must not run")
