@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from perfusion.devices.planning.memory_plan import (
     request_of,
 )
 from perfusion.devices.profiles import DeviceProfile
+from perfusion.shell import quoted
 
 if TYPE_CHECKING:
     from perfusion.bundle.description import Bundle
@@ -51,7 +51,7 @@ class DevicePlan:
         batch = memory.batch if near is None else near.batch
         if near is not None and (near.width, near.height) != (memory.width, memory.height):
             side = max(near.width, near.height)
-        source = f"--bundle {shlex.quote(str(folder))}"
+        source = f"--bundle {quoted(folder)}"
         if not self.exported:
             model = "" if self.embedded else "--model MODEL "
             source = f"{model}--output BUNDLE --precision {self.precision}"

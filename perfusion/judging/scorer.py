@@ -142,7 +142,7 @@ def open_session(path: Path, threads: int | None) -> Any:
         DeviceError: onnxruntime is not installed.
     """
     onnxruntime = import_onnxruntime(
-        "Scoring pictures by ONNX graphs needs onnxruntime. Install perfusion-edge[cpu]."
+        'Scoring pictures by ONNX graphs needs onnxruntime. pip install "perfusion-edge[cpu]".'
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; it warns about its own optimiser's work

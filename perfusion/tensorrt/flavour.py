@@ -90,7 +90,7 @@ def _way_to_get(flavour: Flavour, root: Path, advice: str) -> str:
         )
     if flavour == "trt-rtx" and sys.platform not in ("linux", "win32"):
         return "It exists for Linux and Windows: build the engines there and copy the bundle's folder here."
-    wanted = "pip install 'perfusion-edge[trt-rtx]'" if flavour == "trt-rtx" else "pip install tensorrt"
+    wanted = 'pip install "perfusion-edge[trt-rtx]"' if flavour == "trt-rtx" else "pip install tensorrt"
     if flavour == "trt" and not driver_ready():
         return (
             "This machine has no NVIDIA GPU that its driver can use, and TensorRT builds an engine only on the kind of "

@@ -48,7 +48,7 @@ def require_provider(provider: str) -> None:
         available = ", ".join(_onnxruntime().get_available_providers())
         raise DeviceError(
             f"{_NAMES[provider]} was asked for, and onnxruntime has {available}. Uninstall it "
-            f"and install 'perfusion-edge[{provider}]', or use the provider 'cpu'."
+            f'and pip install "perfusion-edge[{provider}]", or use the provider "cpu".'
         )
 
 
@@ -180,7 +180,7 @@ def _allowed_threads() -> int:
 
 def _onnxruntime() -> Any:
     return import_onnxruntime(
-        "onnxruntime is not installed. pip install 'perfusion-edge[cpu]', or [cuda] for an NVIDIA GPU."
+        'onnxruntime is not installed. pip install "perfusion-edge[cpu]", or [cuda] for an NVIDIA GPU.'
     )
 
 

@@ -84,7 +84,7 @@ def test_doctor_ends_with_1_when_nothing_can_be_drawn(capsys, on, make_root):
     assert main(["doctor"]) == 1
     text = capsys.readouterr().out
     assert "stop: onnxruntime-missing" in text
-    assert "-> pip install 'perfusion-edge[cpu]'" in text
+    assert '-> pip install "perfusion-edge[cpu]"' in text
     facts = answer(capsys, "doctor", code=1)
     assert facts["can_draw"] is False
     assert facts["findings"][0]["name"] == "onnxruntime-missing"
