@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from perfusion.devices.environment import Environment
 from perfusion.devices.profiles import DeviceProfile
 from perfusion.devices.system import AUTO_SHARE
 from perfusion.errors import BundleError, RequestError
+from perfusion.shell import quoted
 
 if TYPE_CHECKING:
     from perfusion.bundle.description import Bundle
@@ -107,9 +107,14 @@ def _wanted(
     flavour: str, capability: tuple[int, int], found: Detected, python: Environment
 ) -> dict[str, Any]:
     """What an engine's key has to say here; what the machine does not tell is not asked for."""
+    from perfusion.tensorrt.keys import platform_of
     from perfusion.tensorrt.targets import target_of
 
-    wanted: dict[str, Any] = {"flavour": flavour, "target": target_of(capability)}
+    wanted: dict[str, Any] = {
+        "flavour": flavour,
+        "platform": platform_of(flavour),
+        "target": target_of(capability),
+    }
     if version := python.tensorrt_version(flavour):
         wanted["version"] = version
     cuda = found.cards.cuda or (found.jetpack.cuda if found.jetpack else None)
@@ -123,9 +128,7 @@ def _no_engines(
 ) -> Finding:
     """A warning where there are engines and they do not run here, a note where none has been built."""
     built = [reason for search in lacking.values() if (reason := _nearest(search, flavour))]
-    remedy = (
-        f"perfusion-export --bundle {shlex.quote(str(folder))} --engine {flavour} --device {profile.name}"
-    )
+    remedy = quoted("perfusion-export", "--bundle", folder, "--engine", flavour, "--device", profile.name)
     if not built:
         return Finding(
             name="engines-missing",

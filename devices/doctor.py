@@ -72,7 +72,7 @@ def _onnxruntime(found: Detected, python: Environment) -> Iterator[Finding]:
             name="onnxruntime-missing",
             level="warning" if engines else "stop",
             text="onnxruntime is not installed.",
-            remedy="pip install 'perfusion-edge[cpu]', or [cuda] for an NVIDIA GPU in a desktop or server.",
+            remedy='pip install "perfusion-edge[cpu]", or [cuda] for an NVIDIA GPU in a desktop or server.',
         )
     if plain and gpu:
         yield Finding(
@@ -92,8 +92,8 @@ def _onnxruntime(found: Detected, python: Environment) -> Iterator[Finding]:
             name="cpu-fallback",
             level="warning",
             text=f"There is a {found.cards.cards[0].name}, and {why}: pictures would be drawn on the processor.",
-            remedy="pip uninstall onnxruntime onnxruntime-gpu; pip install 'perfusion-edge[cuda]', or build engines "
-            "with perfusion-export --engine trt-rtx.",
+            remedy='pip uninstall onnxruntime onnxruntime-gpu, then pip install "perfusion-edge[cuda]"; or build '
+            "engines with perfusion-export --engine trt-rtx.",
         )
 
 
@@ -117,8 +117,13 @@ def _driver(found: Detected, python: Environment) -> Iterator[Finding]:
                 level="warning",
                 text=f"The driver {found.cards.driver} knows CUDA up to {have}, and {package} is made for CUDA "
                 f"{needed}: it will not load.",
-                remedy=f"Install a driver for CUDA {needed}, or the package for CUDA {found.cards.cuda[0]}.",
+                remedy=f"Install a driver for CUDA {needed}, or the package for CUDA {found.cards.cuda[0]}; "
+                'onnxruntime\'s for CUDA 12 comes with "perfusion-edge[cuda12]".',
             )
+
+
+_ONNXRUNTIME_CUDA = (((1, 27), 13), ((1, 19), 12))
+"""The first releases of onnxruntime-gpu on the package index that are made for a CUDA, newest first."""
 
 
 def _cuda_wanted(python: Environment) -> Iterator[tuple[str, int]]:
@@ -129,9 +134,10 @@ def _cuda_wanted(python: Environment) -> Iterator[tuple[str, int]]:
             yield f"{name} {version}", int(match[1])
         elif name == "onnxruntime-gpu":
             numbers = re.match(r"(\d+)\.(\d+)", version)
-            # its wheels went from CUDA 11 to 12 with 1.19
-            if numbers and (int(numbers[1]), int(numbers[2])) >= (1, 19):
-                yield f"{name} {version}", 12
+            release = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+            cuda = next((cuda for first, cuda in _ONNXRUNTIME_CUDA if release >= first), None)
+            if cuda is not None:
+                yield f"{name} {version}", cuda
 
 
 def _tensorrt(found: Detected, python: Environment, root: Path) -> Iterator[Finding]:

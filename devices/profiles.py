@@ -82,7 +82,7 @@ class DeviceProfile:
         """What the graphs run best as here."""
         if len(self.engines) == 1:
             return "onnx"
-        return "trt-rtx" if self.kind == "rtx" else "trt"
+        return "trt-rtx" if self.kind == "rtx" and "trt-rtx" in self.engines else "trt"
 
 
 # A headless Orin with 8 GB has 6.1 GiB free; a card holds back a little for its driver and a screen.
@@ -104,7 +104,7 @@ _PRECISIONS: Mapping[tuple[int, int], tuple[str, ...]] = {
     (12, 0): ("fp32", "fp16", "bf16", "int8", "fp8", "fp4"),
     (12, 1): ("fp32", "fp16", "bf16", "int8", "fp8", "fp4"),
 }
-_PORTABLE = {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}  # what TensorRT for RTX can build for
+_RTX = {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0)}  # what TensorRT for RTX runs on; it has no release for Arm
 
 # GFLOP/s: of fp16 products added up in float32, dense: as stated, or multiprocessors × GHz × operations of one in a
 # clock. These are 512 on GeForce cards (NVIDIA's architecture whitepapers state 53.8 TFLOP/s for the RTX 2080 Ti, 71
@@ -226,7 +226,7 @@ def _profile(line: str) -> DeviceProfile:
         bandwidth=bandwidth,
         fp16_flops=flops,
         precisions=_PRECISIONS.get(capability, ("fp32", "int8")),
-        engines=(*engines, "trt-rtx") if capability in _PORTABLE else engines,
+        engines=(*engines, "trt-rtx") if capability in _RTX else engines,
         source=source,
         note=_NOTES.get(name, ""),
     )

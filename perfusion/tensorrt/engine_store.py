@@ -34,7 +34,7 @@ __all__ = [
 
 ENGINES = "engines"
 FORMAT = "perfusion-engine"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _MOST_BYTES = 1 << 20  # a manifest has about 2 KB
 _POLL_SECONDS = 0.1

@@ -17,7 +17,7 @@ from perfusion.files import sha256_of, writing
 from perfusion.tensorrt.build import BuildOptions, Built, Phase, Profile, build_engine
 from perfusion.tensorrt.driver import query_driver
 from perfusion.tensorrt.engine_store import Engine, building, engine_folder, find_engine, store_engine
-from perfusion.tensorrt.keys import EngineKey, folder_name
+from perfusion.tensorrt.keys import EngineKey, folder_name, platform_of
 from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
 
 __all__ = [
@@ -119,6 +119,7 @@ def build_engines(
             graph_sha256=job.sha256,
             flavour=settings.flavour,
             version=str(trt.__version__),
+            platform=platform_of(settings.flavour),
             target=settings.target,
             driver=driver,
             precision=settings.precision,

@@ -9,7 +9,12 @@ from contextlib import contextmanager
 
 __all__ = ["held_interrupts"]
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_SIGNALS = (
+    "SIGINT",
+    "SIGTERM",
+    "SIGHUP",
+    "SIGBREAK",
+)  # the last is Windows', of Ctrl-Break and a closed console
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -12,13 +14,17 @@ from perfusion.tensorrt.build import Profile
 from perfusion.tensorrt.rtx import PORTABLE
 from perfusion.tensorrt.targets import TARGETS
 
-__all__ = ["EngineKey", "differences", "folder_name", "serves"]
+__all__ = ["EngineKey", "differences", "folder_name", "platform_of", "serves"]
+
+_PROCESSORS = {"amd64": "x86_64", "arm64": "aarch64"}
+"""Windows' and macOS' names of processors, as Linux spells them."""
 
 _TITLES = {
     "graph": "the graph",
     "graph_sha256": "the graph's checksum",
     "flavour": "the kind of TensorRT",
     "version": "TensorRT's version",
+    "platform": "the system and processor",
     "target": "the GPU",
     "driver": "the driver's CUDA",
     "precision": "the precision",
@@ -33,6 +39,7 @@ class EngineKey:
     graph_sha256: str  # over the graph and all weights it may refer to
     flavour: str  # "trt" or "trt-rtx"
     version: str  # TensorRT's, in full
+    platform: str | None  # system and processor, see `platform_of`
     target: str  # "sm87", "sm86+sm89", "portable"
     driver: int | None  # CUDA's major version in the driver; None where it was built without one
     precision: str  # of the graph
@@ -76,6 +83,19 @@ def _sizes(values: Any) -> tuple[int, int, int]:
     return smallest, usual, largest
 
 
+def platform_of(flavour: str) -> str | None:
+    """What this machine is to engines of a flavour: "linux-x86_64", "linux-aarch64", "windows-x86_64".
+
+    None for TensorRT for RTX, whose engines serve every system it runs on. Those of the full TensorRT are neither
+    portable between systems nor between processors (its support matrix, "Hardware and Precision").
+    """
+    if flavour != "trt":
+        return None
+    system = {"win32": "windows"}.get(sys.platform, sys.platform)
+    machine = platform.machine().lower()
+    return f"{system}-{_PROCESSORS.get(machine, machine)}"
+
+
 def folder_name(flavour: str, target: str) -> str:
     """The folder below `engines` that holds the plans of a flavour for a target."""
     return f"{flavour}-{target}"
@@ -86,7 +106,7 @@ def serves(target: str, gpu: str) -> bool:
     if target == gpu:
         return True
     if target == PORTABLE:
-        return gpu in TARGETS and TARGETS[gpu].rtx and gpu != "sm75"  # Turing only where it is named
+        return gpu in TARGETS and TARGETS[gpu].portable
     return gpu in target.split("+")
 
 

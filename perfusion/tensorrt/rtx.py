@@ -10,7 +10,7 @@ from perfusion.errors import ExportError
 __all__ = ["PORTABLE", "set_targets"]
 
 PORTABLE = "portable"
-"""The target of a plan for every GPU from Ampere on."""
+"""The target of an engine for several generations of GPUs; `targets.TARGETS` says which."""
 
 
 def set_targets(trt: Any, config: Any, targets: Sequence[str]) -> None:

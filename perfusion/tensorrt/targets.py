@@ -17,7 +17,8 @@ class Target:
 
     title: str
     precisions: tuple[str, ...]
-    rtx: bool  # TensorRT for RTX builds for it
+    rtx: bool = False  # TensorRT for RTX builds for it, and there is one that runs there
+    portable: bool = False  # its portable engines run there: NVIDIA's support matrices 1.0 to 1.5 name these
 
 
 _TURING = ("fp32", "fp16", "int8")
@@ -28,14 +29,15 @@ _BLACKWELL = (*_ADA, "fp4")
 TARGETS: Mapping[str, Target] = {
     "sm75": Target(title="RTX 20, GTX 16", precisions=_TURING, rtx=True),
     "sm80": Target(title="A100, A30", precisions=_AMPERE, rtx=True),
-    "sm86": Target(title="RTX 30, A10, A40", precisions=_AMPERE, rtx=True),
-    "sm87": Target(title="Jetson Orin", precisions=_AMPERE, rtx=False),
-    "sm89": Target(title="RTX 40, L4, L40", precisions=_ADA, rtx=True),
-    "sm90": Target(title="H100, H200", precisions=_ADA, rtx=False),
-    "sm100": Target(title="B200", precisions=_BLACKWELL, rtx=False),
-    "sm110": Target(title="Jetson Thor", precisions=_BLACKWELL, rtx=False),
-    "sm120": Target(title="RTX 50", precisions=_BLACKWELL, rtx=True),
-    "sm121": Target(title="DGX Spark", precisions=_BLACKWELL, rtx=True),
+    "sm86": Target(title="RTX 30, A10, A40", precisions=_AMPERE, rtx=True, portable=True),
+    "sm87": Target(title="Jetson Orin", precisions=_AMPERE),
+    "sm89": Target(title="RTX 40, L4, L40", precisions=_ADA, rtx=True, portable=True),
+    "sm90": Target(title="H100, H200", precisions=_ADA),
+    "sm100": Target(title="B200", precisions=_BLACKWELL),
+    "sm110": Target(title="Jetson Thor", precisions=_BLACKWELL),
+    "sm120": Target(title="RTX 50", precisions=_BLACKWELL, rtx=True, portable=True),
+    # TensorRT for RTX knows sm121, and has no release for the Arm processor beside it
+    "sm121": Target(title="DGX Spark", precisions=_BLACKWELL),
 }
 
 
@@ -55,8 +57,8 @@ def check_target(flavour: str, target: str) -> str:
         return PORTABLE
     if PORTABLE in names and flavour == "trt-rtx":
         raise DeviceError(
-            "A portable engine is for every GPU from Ampere on and cannot be for named ones as well. Build one after "
-            "the other."
+            f"A portable engine is for {', '.join(name for name, one in TARGETS.items() if one.portable)} and cannot "
+            "be for named GPUs as well. Build one after the other."
         )
     known = [name for name, one in TARGETS.items() if one.rtx or flavour == "trt"]
     for name in names:
@@ -64,7 +66,7 @@ def check_target(flavour: str, target: str) -> str:
             continue
         if name in TARGETS:
             raise DeviceError(
-                f"TensorRT for RTX does not build for {name} ({TARGETS[name].title}); it builds for "
+                f"TensorRT for RTX does not run on {name} ({TARGETS[name].title}); it builds for "
                 f"{', '.join(known)} and portable. Use the engine 'trt' on that device."
             )
         more = " or portable" if flavour == "trt-rtx" else ""

@@ -24,6 +24,7 @@ from perfusion.tensorrt.driver import query_driver
 from perfusion.tensorrt.engine_store import Engine, engine_damage, find_engines
 from perfusion.tensorrt.execution import Arena, TensorRTGraph
 from perfusion.tensorrt.flavour import FLAVOURS, Flavour, import_tensorrt, tensorrt_version
+from perfusion.tensorrt.keys import platform_of
 
 __all__ = ["TensorRTBackend"]
 
@@ -237,7 +238,12 @@ def _engines(
             f"{flavour} was asked for, and this machine has no NVIDIA GPU with a working driver. Install the driver, "
             "or use the provider 'cpu'."
         )
-    wanted: dict[str, Any] = {"flavour": flavour, "version": tensorrt_version(trt), "target": driver.target}
+    wanted: dict[str, Any] = {
+        "flavour": flavour,
+        "version": tensorrt_version(trt),
+        "platform": platform_of(flavour),
+        "target": driver.target,
+    }
     if flavour == "trt":
         wanted["driver"] = driver.cuda[0]
     found = {}

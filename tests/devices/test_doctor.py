@@ -105,6 +105,9 @@ def test_a_card_that_onnxruntime_would_not_use_is_found(desktop, packages, text)
     [
         ({"onnxruntime-gpu": "1.23.2"}, 11080, {"driver-old"}),
         ({"onnxruntime-gpu": "1.18.0"}, 11080, set()),
+        ({"onnxruntime-gpu": "1.26.0"}, 12060, set()),
+        ({"onnxruntime-gpu": "1.27.0"}, 12060, {"driver-old"}),
+        ({"onnxruntime-gpu": "1.31.1"}, 13000, set()),
         ({"onnxruntime-gpu": "1.23.2", "tensorrt-rtx-cu13-libs": "1.7.1"}, 12040, {"driver-old"}),
         ({"onnxruntime-gpu": "1.23.2", "torch": "2.13.0+cu130"}, 12080, {"driver-old"}),
         ({"onnxruntime-gpu": "1.23.2", "torch": "2.13.0+cpu"}, 12080, set()),
@@ -225,9 +228,10 @@ def store(bundle, graph, sha256, **changes):
 
     from perfusion.tensorrt.build import BuildOptions, Built
     from perfusion.tensorrt.engine_store import store_engine
-    from perfusion.tensorrt.keys import EngineKey
+    from perfusion.tensorrt.keys import EngineKey, platform_of
 
     values = {"flavour": "trt", "version": "10.3.0", "target": "sm87", "driver": 12, "precision": "fp16"}
+    values["platform"] = platform_of(changes.get("flavour", "trt"))
     key = EngineKey(
         graph=graph, graph_sha256=sha256, profiles=({"batch": (1, 1, 1)},), options=asdict(BuildOptions()),
         **(values | changes),

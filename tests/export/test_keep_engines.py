@@ -24,6 +24,7 @@ def store(bundle, graph, **fields):
         "graph_sha256": facts.graphs[graph].sha256,
         "flavour": "trt",
         "version": "10.3.0",
+        "platform": "linux-aarch64",
         "target": "sm87",
         "driver": 12,
         "precision": facts.precision,

@@ -23,7 +23,7 @@ TOY = Path(__file__).parents[2] / "data" / "toy_bundle"
 def rtx() -> Any:
     """TensorRT for RTX. Its wheels are for Linux and Windows; where they are missing nothing here can build."""
     if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
-        pytest.skip("TensorRT for RTX is not installed: pip install 'perfusion-edge[trt-rtx]'")
+        pytest.skip('TensorRT for RTX is not installed: pip install "perfusion-edge[trt-rtx]"')
     return import_tensorrt("trt-rtx")
 
 
@@ -50,6 +50,7 @@ def _make_key(**fields: Any) -> EngineKey:
         "graph_sha256": "ab" * 32,
         "flavour": "trt",
         "version": "10.3.0",
+        "platform": "linux-aarch64",
         "target": "sm87",
         "driver": 12,
         "precision": "fp16",

@@ -27,13 +27,15 @@ from perfusion.tensorrt.engine_store import (
     prune_engines,
     store_engine,
 )
-from perfusion.tensorrt.keys import EngineKey
+from perfusion.tensorrt.keys import EngineKey, platform_of
+from perfusion.tensorrt.targets import TARGETS
 
 WORKER = Path(__file__).with_name("build_worker.py")
 OTHER: dict[str, Any] = {
     "graph_sha256": "cd" * 32,
     "flavour": "trt-rtx",
     "version": "10.3.1",
+    "platform": "windows-x86_64",
     "target": "sm86",
     "driver": 13,
     "precision": "fp32",
@@ -44,6 +46,7 @@ NAMED = {
     "graph_sha256": "the graph's checksum is cdcdcdcdcdcd…, expected abababababab…",
     "flavour": "the kind of TensorRT is trt-rtx, expected trt",
     "version": "TensorRT's version is 10.3.1, expected 10.3.0",
+    "platform": "the system and processor is windows-x86_64, expected linux-aarch64",
     "target": "the GPU is sm86, expected sm87",
     "driver": "the driver's CUDA is 13, expected 12",
     "precision": "the precision is fp32, expected fp16",
@@ -89,6 +92,35 @@ def test_the_key_covers_every_option_of_the_builder():
     assert set(OTHER["options"]) == {field.name for field in fields(BuildOptions)}
 
 
+def test_an_engine_of_the_first_format_that_says_no_platform_is_not_taken(tmp_path, key, built):
+    manifest = store_engine(tmp_path, key, built, {}).plan.with_suffix(".json")
+    values = json.loads(manifest.read_text())
+    del values["key"]["platform"]
+    for version, reason in ((1, "another format version"), (2, "cannot be read")):
+        manifest.write_text(json.dumps(values | {"format_version": version}))
+        search = find_engine(tmp_path, "unet", {"flavour": "trt"})
+        assert search.engine is None
+        assert reason in search.explain()
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "platform"),
+    [
+        ("linux", "x86_64", "linux-x86_64"),
+        ("linux", "aarch64", "linux-aarch64"),
+        ("win32", "AMD64", "windows-x86_64"),
+        ("darwin", "arm64", "darwin-aarch64"),
+    ],
+)
+def test_engines_of_the_full_tensorrt_belong_to_a_system_and_a_processor(
+    monkeypatch, system, machine, platform
+):
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert platform_of("trt") == platform
+    assert platform_of("trt-rtx") is None
+
+
 def test_the_engine_of_one_text_encoder_is_not_the_others(tmp_path, built, make_key):
     store_engine(tmp_path, make_key(graph="text_encoder_2"), built, {})
     assert find_engine(tmp_path, "text_encoder", {}).engine is None
@@ -108,12 +140,11 @@ def test_a_gpu_takes_its_own_engine_before_one_for_several_and_that_before_a_por
         assert engine is not None and engine.key.target == target
 
 
-@pytest.mark.parametrize(
-    "gpu, found", [("sm86", True), ("sm120", True), ("sm75", False), ("sm90", False), ("sm87", False)]
-)
-def test_a_portable_engine_serves_the_rtx_gpus_from_ampere_on(tmp_path, built, gpu, found, make_key):
+@pytest.mark.parametrize("gpu", TARGETS)
+def test_a_portable_engine_serves_the_gpus_that_its_makers_matrix_names(tmp_path, built, gpu, make_key):
     store_engine(tmp_path, make_key(flavour="trt-rtx", target="portable"), built, {})
-    assert (find_engine(tmp_path, "unet", {"target": gpu}).engine is not None) is found
+    served = find_engine(tmp_path, "unet", {"target": gpu}).engine is not None
+    assert served is (gpu in ("sm86", "sm89", "sm120"))
 
 
 def test_an_engine_is_found_by_the_sizes_it_takes(tmp_path, key, built):
@@ -150,7 +181,7 @@ def damage(engine: Engine, how: str) -> None:
         values["key"]["version"] = "11.4.0"
         manifest.write_text(json.dumps(values))
     elif how == "description of the future":
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 2}))
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 3}))
     elif how == "description that is no object":
         manifest.write_text("[1, 2]")
     elif how == "description with a size that is none":

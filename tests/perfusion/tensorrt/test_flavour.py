@@ -50,7 +50,7 @@ def test_on_a_jetson_tensorrt_comes_with_jetpack(missing, machine, request):
 def test_on_a_desktop_with_a_gpu_it_comes_from_pip(missing, tmp_path, monkeypatch):
     monkeypatch.setattr(flavour, "driver_ready", lambda: True)
     assert refusal("trt", tmp_path).endswith("Install it with pip install tensorrt.")
-    assert refusal("trt-rtx", tmp_path).endswith("Install it with pip install 'perfusion-edge[trt-rtx]'.")
+    assert refusal("trt-rtx", tmp_path).endswith('Install it with pip install "perfusion-edge[trt-rtx]".')
 
 
 def test_without_a_gpu_what_the_caller_advises_is_offered_in_the_place_of_a_package(
@@ -172,10 +172,10 @@ def test_several_targets_are_one_key_however_they_are_written():
         (
             "trt-rtx",
             "sm87",
-            "does not build for sm87 .Jetson Orin.; it builds for sm75.*Use the engine 'trt'",
+            "does not run on sm87 .Jetson Orin.; it builds for sm75.*Use the engine 'trt'",
         ),
         ("trt-rtx", "sm99", "no target 'sm99', expected sm75.* or portable"),
-        ("trt-rtx", "portable,sm86", "cannot be for named ones as well"),
+        ("trt-rtx", "portable,sm86", "sm86, sm89, sm120 and cannot be for named GPUs as well"),
         ("trt", "portable", "no target 'portable', expected sm75"),
         ("trt", "sm86,sm89", "one kind of GPU, and sm86, sm89 were asked for"),
         ("trt", "", "no target ''"),

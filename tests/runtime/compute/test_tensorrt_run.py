@@ -32,7 +32,7 @@ from perfusion.tensorrt.deserialise import load_engine, make_runtime
 from perfusion.tensorrt.driver import Driver as DriverFacts
 from perfusion.tensorrt.engine_store import store_engine
 from perfusion.tensorrt.execution import Arena, TensorRTGraph
-from perfusion.tensorrt.keys import EngineKey
+from perfusion.tensorrt.keys import EngineKey, platform_of
 
 ARENA = 4096
 SIZES = {"tokens": (77, 77, 77), "height": (8, 8, 8), "width": (8, 8, 8), "concepts": (4, 4, 4)}
@@ -654,7 +654,7 @@ def store(
         plan = json.dumps({"onnx": str(folder / facts.graphs[name].file), "profiles": profiles}).encode()
         key = EngineKey(
             graph=name, graph_sha256=facts.graphs[name].sha256, flavour=flavour, version=version, target=target,
-            driver=12 if flavour == "trt" else None, precision="fp32",
+            platform=platform_of(flavour), driver=12 if flavour == "trt" else None, precision="fp32",
             profiles=tuple({name: tuple(sizes) for name, sizes in one.items()} for one in profiles), options={},
         )  # fmt: skip
         store_engine(folder, key, Built(plan=memoryview(plan), inputs={}, outputs={}, timing=None), {})
