@@ -35,8 +35,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--model",
         type=Path,
+        metavar="PATH",
+        help="diffusers folder, or a .safetensors checkpoint (default: the embedded pocket model)",
+    )
+    made.add_argument(
+        "--config",
+        type=Path,
         metavar="DIR",
-        help="a diffusers folder of Stable Diffusion (default: the embedded pocket model)",
+        help="for a checkpoint: diffusers folder of the same architecture, for its settings and tokenizer",
     )
     made.add_argument(
         "--bundle",
@@ -129,7 +135,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if given.bundle is None and given.output is None:
         made.error("the following arguments are required: --output, or --bundle")
     if given.bundle is not None:
-        for name in ("model", "output", "opset", "keep_fp32"):
+        for name in ("model", "config", "output", "opset", "keep_fp32"):
             if getattr(given, name) is not None:
                 made.error(f"argument --{name.replace('_', '-')}: not with --bundle, whose graphs are there")
         if given.engine == "onnx":
@@ -206,7 +212,11 @@ def _export_bundle(given: argparse.Namespace, precision: str) -> Exported:
 
     if precision not in PRECISIONS:
         raise ExportError(f"graphs are not written in {precision}, expected {', '.join(PRECISIONS)}")
-    further = {"opset": given.opset, "keep_fp32": tuple(given.keep_fp32) if given.keep_fp32 else None}
+    further = {
+        "config": given.config,
+        "opset": given.opset,
+        "keep_fp32": tuple(given.keep_fp32) if given.keep_fp32 else None,
+    }
     with Progress(len(STAGES), "export", quiet=given.quiet) as progress:
         return export_bundle(
             given.model,
