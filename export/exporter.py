@@ -155,7 +155,7 @@ def export_bundle(
     )
     stage = _stages(progress)
     with _inside(output) if link_weights else writing_folder(output) as folder:
-        (folder / TOKENIZER).write_text(plan.tokenizer, encoding="utf-8")
+        (folder / TOKENIZER).write_text(plan.tokenizer, encoding="utf-8", newline="\n")
         paths, parity, latent_rgb = _write_graphs(plan, folder, stage)
         stage("bundle")
         if plan.probe is not None:
@@ -291,7 +291,7 @@ def _write_manifest(manifest: dict[str, Any], folder: Path) -> None:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     manifest["files"] = file_table(folder, names)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    (folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _check_output(model: Path, output: Path, link: bool) -> None:

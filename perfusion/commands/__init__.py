@@ -211,12 +211,12 @@ def _drop_stdout() -> None:
 
 @contextmanager
 def _tidy_end() -> Iterator[None]:
-    """Let SIGTERM and a lost terminal end the command as an exception, so that half-written files go too."""
+    """Let SIGTERM, Ctrl-Break and a lost terminal end the command by an exception, so that half-written files go."""
 
     def end(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
     # one that is ignored, as under nohup, stays so; and only the main thread may set any
     ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():

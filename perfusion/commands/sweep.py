@@ -255,7 +255,7 @@ def _rows(result: "Sweep") -> list[dict[str, Any]]:
 
 def _csv(result: "Sweep") -> str:
     rows, text = _rows(result), io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -55,7 +55,7 @@ def load_captions(base: BaseModel, path: Path | None) -> list[str]:
             "come. Without it the captions that ship with us are used"
         )
     try:
-        lines = [line.strip() for line in source.read_text("utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in source.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise TrainingError(f"{source}: cannot be read as UTF-8 text ({error})") from error
     if len(lines) < MIN_CAPTIONS:
