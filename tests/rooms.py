@@ -25,7 +25,7 @@ DRAWING = re.compile(r"(?<=<!-- python -m tests.rooms --write -->\n```\n).*?(?=`
 ROOMS = (
     *("commands", "sweep", "training", "export", "diffusers", "judging", "runtime", "devices", "tensorrt"),
     *("base", "perfusion", "concept", "bundle", "pocket"),
-    *("embedded", "locking", "files", "onnx_runtime", "picture_input", "errors"),
+    *("embedded", "files", "locking", "onnx_runtime", "picture_input", "shell", "errors"),
 )
 """The rooms from top to bottom: who imports from whom."""
 

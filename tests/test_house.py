@@ -27,7 +27,7 @@ HEAVY = {
 TRAINING_ONLY = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript")
 WITHOUT_TORCH = (
     *("bundle", "concept", "devices", "judging", "pocket", "runtime", "sweep", "tensorrt", "commands"),
-    *("embedded", "errors", "files", "locking", "onnx_runtime", "picture_input"),
+    *("embedded", "errors", "files", "locking", "onnx_runtime", "picture_input", "shell"),
 )
 """The rooms that work where torch is not installed: the folder is the promise."""
 WITH_TORCH = ("perfusion.judging.clip_scorer", "perfusion.judging.local_model")
