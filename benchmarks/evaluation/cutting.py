@@ -1,4 +1,4 @@
-"""The object of a picture on plain grey, so that likeness is not judged by the beach behind it.
+"""The object of a picture on plain grey, so that likeness is not measured by the beach behind it.
 
 Where the object is, the base model says: its attention to the noun, the product's own masks. `report` tells how
 well they agree with the true masks of composed pictures.

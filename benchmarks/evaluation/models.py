@@ -26,10 +26,10 @@ __all__ = [
     "base_model",
     "config_of",
     "drawing_runtime",
-    "pocket_scorer",
     "pipeline_of",
+    "pocket_scorer",
     "samples_of",
-    "scorer",
+    "text_scorer",
     "threads",
 ]
 
@@ -53,11 +53,13 @@ def drawing_runtime() -> Runtime:
 
 @functools.cache
 def pocket_scorer() -> PocketScorer:
+    """Embeddings of pictures, and what is seen in them."""
     return PocketScorer(threads=threads())
 
 
 @functools.cache
-def scorer() -> OnnxScorer:
+def text_scorer() -> OnnxScorer:
+    """The same scorer's embeddings of texts beside those of pictures."""
     return OnnxScorer(scorer_path(), threads=threads())
 
 

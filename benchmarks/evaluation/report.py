@@ -12,7 +12,7 @@ from benchmarks.evaluation.figures import Interval, interval
 from benchmarks.evaluation.findings import sliders, verdicts
 from benchmarks.evaluation.measuring import measuring_units
 from benchmarks.evaluation.methods import DEFAULT_BIAS, METHODS, Method, Setting
-from benchmarks.evaluation.models import scorer
+from benchmarks.evaluation.models import text_scorer
 from benchmarks.evaluation.page import BY_HAND, page
 from benchmarks.evaluation.plot import Mark, scatter
 from benchmarks.evaluation.results import Point, Results, collect
@@ -56,7 +56,7 @@ def report(
     """
     chosen = _chosen(context)
     _check_trained(context, methods, subjects, chosen)
-    results = collect(context, methods, subjects, lambda texts: scorer().embed_texts(texts))
+    results = collect(context, methods, subjects, lambda texts: text_scorer().embed_texts(texts))
     pictures = docs / "pictures"
     with writing(pictures / "evaluation.svg", "w") as file:
         file.write(scatter(marks_of(results), across="image similarity", up="text similarity"))

@@ -15,7 +15,7 @@ from benchmarks.evaluation.drawing import draw_set
 from benchmarks.evaluation.figures import along, harmonic, scaled_text
 from benchmarks.evaluation.measuring import measure_pictures, own_embeddings
 from benchmarks.evaluation.methods import Method, method_named
-from benchmarks.evaluation.models import drawing_runtime, scorer
+from benchmarks.evaluation.models import drawing_runtime, text_scorer
 from benchmarks.evaluation.plan import TUNING_SUBJECTS, Plan, subject_named
 from benchmarks.evaluation.prompts import plain_text
 from benchmarks.evaluation.training import CHOSEN, train_method
@@ -95,7 +95,7 @@ def score(context: Context, method: Method, subject: Subject, weights: Path) -> 
     )  # fmt: skip
     drawn, base = (measure_pictures(as_array(part), rows, [noun]) for part in (pictures, plain))
     own, own_whole = own_embeddings(context, subject)
-    texts = scorer().embed_texts([plain_text(prompts[row["prompt"]], noun) for row in rows])
+    texts = text_scorer().embed_texts([plain_text(prompts[row["prompt"]], noun) for row in rows])
     ignoring = (own_whole @ texts.T).mean()
     image = float(along(drawn.objects[:, 0], base.objects[:, 0].mean(0), own.mean(0)).mean())
     cosines = (drawn.whole * texts).sum(-1)
