@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(
             parsed.stages or STAGES, work=parsed.work, small=parsed.small, processes=parsed.processes,
-            subjects=_names(parsed.subjects), methods=_names(parsed.methods), docs=parsed.docs,
+            subjects=_names(parsed.subjects), methods=_names(parsed.methods),
             estimate=parsed.estimate,
         )  # fmt: skip
     except PerfusionError as error:
@@ -58,9 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--processes", type=int, default=_cores(), metavar="N", help="of one core each (all cores)"
-    )
-    parser.add_argument(
-        "--docs", type=Path, metavar="DIR", help="where the page goes (docs; WORK/docs when small or partial)"
     )
     parser.add_argument("--estimate", action="store_true", help="say how long it would take and do nothing")
     return parser

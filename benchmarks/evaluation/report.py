@@ -1,4 +1,4 @@
-"""The stage that reports: docs/evaluation.md, its plot and sheets, and the record."""
+"""The stage that reports: the record, and of docs/evaluation.md the tables, the plot and the sheets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from benchmarks.evaluation.findings import sliders, verdicts
 from benchmarks.evaluation.measuring import measuring_units
 from benchmarks.evaluation.methods import DEFAULT_BIAS, METHODS, Method, Setting
 from benchmarks.evaluation.models import text_scorer
-from benchmarks.evaluation.page import BY_HAND, page
 from benchmarks.evaluation.plot import Mark, scatter
 from benchmarks.evaluation.results import Point, Results, collect
 from benchmarks.evaluation.sheets import method_sheet, overview_sheet, save_sheet
+from benchmarks.evaluation.tables import filled, tables
 from benchmarks.evaluation.training import CHOSEN, trained_folder
 from benchmarks.evaluation.units import Context
-from benchmarks.record import write_record
+from benchmarks.record import ROOT, write_record
 from perfusion.errors import RequestError
 from perfusion.files import writing
 
@@ -45,19 +45,32 @@ def measured(context: Context, methods: Sequence[Method], subjects: Sequence[str
     return tuple(method for method in methods if not lacking((method,)))
 
 
-def report(
-    context: Context, methods: Sequence[Method], subjects: Sequence[str], docs: Path, *, record: bool
-) -> Results:
-    """Write the page, its pictures and, if asked, the record.
+def report(context: Context, methods: Sequence[Method], subjects: Sequence[str], *, publish: bool) -> None:
+    """Write tables, plot and sheets: into `docs`, with the record, or beside what was measured.
 
     Args:
-        docs: the folder of evaluation.md and of pictures/.
-        record: not for a small run, whose numbers mean nothing.
+        publish: whether it is the whole evaluation, which the page and the record are made from.
     """
     chosen = _chosen(context)
     _check_trained(context, methods, subjects, chosen)
     results = collect(context, methods, subjects, lambda texts: text_scorer().embed_texts(texts))
-    pictures = docs / "pictures"
+    docs, rows = ROOT / "docs" if publish else context.work / "docs", record_rows(results, chosen)
+    _save_pictures(context, results, methods, subjects, docs / "pictures")
+    if publish:
+        page = docs / "evaluation.md"
+        text = filled(page.read_text("utf-8"), rows)
+        print(write_record("evaluation", rows))
+    else:
+        page = docs / "tables.md"
+        text = "\n".join(f"## {name}\n\n{table}\n" for name, table in tables(rows).items())
+    with writing(page, "w") as file:
+        file.write(text)
+
+
+def _save_pictures(
+    context: Context, results: Results, methods: Sequence[Method], subjects: Sequence[str], pictures: Path
+) -> None:
+    """The plot, and sheets of what was drawn."""
     with writing(pictures / "evaluation.svg", "w") as file:
         file.write(scatter(marks_of(results), across="image similarity", up="text similarity"))
     overview = [method for method in methods if method.group != "ablation"]
@@ -65,13 +78,6 @@ def report(
     for method in overview:
         sheet = method_sheet(context, method, subjects, method.settings(context.plan)[0])
         save_sheet(pictures / f"evaluation-{method.name}.png", sheet)
-    path = docs / "evaluation.md"
-    text = page(results, context.plan, chosen, overview) + _kept(path)
-    with writing(path, "w") as file:
-        file.write(text)
-    if record:
-        print(write_record("evaluation", record_rows(results, chosen)))
-    return results
 
 
 def marks_of(results: Results) -> list[Mark]:
@@ -189,10 +195,3 @@ def _chosen(context: Context) -> dict[str, Any]:
     path = context.work / CHOSEN
     found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return found
-
-
-def _kept(path: Path) -> str:
-    """What people wrote at the end of the page stays."""
-    before = path.read_text("utf-8") if path.exists() else ""
-    _, found, after = before.partition(BY_HAND)
-    return BY_HAND + (after if found else "\n")

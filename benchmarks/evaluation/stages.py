@@ -22,7 +22,7 @@ __all__ = ["run", "units_of"]
 
 def run(
     stages: Sequence[str], *, work: Path | None, small: bool, processes: int, subjects: tuple[str, ...] | None,
-    methods: tuple[str, ...] | None, docs: Path | None, estimate: bool = False,
+    methods: tuple[str, ...] | None, estimate: bool = False,
 ) -> None:  # fmt: skip
     """Do some stages for some subjects and methods; None: all of them.
 
@@ -42,10 +42,7 @@ def run(
         if stage == "report":
             if not estimate:
                 there = measured(context, wanted, named)
-                whole = there == wanted and not partial
-                page = docs or (ROOT / "docs" if whole else folder / "docs")
-                beside = not small and page.resolve() == (ROOT / "docs").resolve()
-                report(context, there, named, page, record=beside)
+                report(context, there, named, publish=there == wanted and not partial)
             continue
         for title, units in units_of(stage, wanted, named, plan):
             _do(title, units, context, processes, estimate)

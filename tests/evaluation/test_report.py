@@ -1,7 +1,7 @@
-"""The page, the plot and the verdicts, from figures made up for the purpose."""
+"""The tables, the plot and the verdicts, from figures made up for the purpose."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,11 +11,11 @@ from benchmarks.evaluation.drawing import drawing_path
 from benchmarks.evaluation.findings import front_of, sliders, verdicts
 from benchmarks.evaluation.measuring import Measured, _write
 from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Setting
-from benchmarks.evaluation.page import BY_HAND, _change, page
 from benchmarks.evaluation.plan import FULL
 from benchmarks.evaluation.plot import COLOURS, scatter
-from benchmarks.evaluation.report import _check_trained, _kept, marks_of, record_rows
+from benchmarks.evaluation.report import _check_trained, marks_of, record_rows
 from benchmarks.evaluation.results import Anchors, Point, Results, _as_few, _rows_of
+from benchmarks.evaluation.tables import _change, filled, tables
 from benchmarks.evaluation.training import trained_folder
 from benchmarks.evaluation.units import Context
 from perfusion.errors import RequestError
@@ -35,6 +35,11 @@ def figures(image, text, **more):
 
 def point(name, image, text, setting=None, **more):
     return Point(method=BY_NAME[name], setting=setting or Setting(), figures=figures(image, text, **more))
+
+
+def tables_of(results, chosen=None):
+    """The tables, by way of what the record's file keeps."""
+    return tables(json.loads(json.dumps(record_rows(results, chosen or {}))))
 
 
 @pytest.fixture
@@ -131,27 +136,32 @@ def test_what_is_nearer_to_the_front_than_can_be_told_lies_on_it(results):
         results.points.append(point("lora-values-1", 0.75, 0.6 + above))
         (found,) = (one for one in verdicts(results) if one.point.method.name == "lora-values-1")
         assert found.stands == stands and found.margin == pytest.approx(-above)
-        text = page(results, FULL, {}, [BY_NAME["perfusion"]])
-        assert ("; on it, to less than 0.005, with some setting: LoRA, rank 1" in text) == (stands == "on")
-        assert f"| 1.1 | {said} |" in text
+        assert f"| 1.1 | {said} |" in tables_of(results)["front"]
 
 
-def test_the_page_says_what_the_verdicts_say(results):
-    text = page(results, FULL, {}, [BY_NAME["perfusion"]])
-    assert "1 of the 2 baselines of at most 10 times its bytes lie below" in text
-    assert "one Perfusion file; above it with some setting: LoRA, rank 1, cross-attention values." in text
-    assert "beyond its end, where it is most alike with some setting: DreamBooth." in text
-    assert (
+def test_the_tables_say_what_the_figures_say(results):
+    found = tables_of(results)
+    truth = (
         "| *true pictures of the subject* | | | 0.90 (0.88–0.92) | 0.85 (0.83–0.87) | | 100 % | 50 % | | | |"
-        in text
     )
-    assert "another seed* | | | | | | | | | | 81 |" in text
-    assert "bit for bit as without it" in text
-    assert "both recognised in 70% of the pictures" in text and "The aim of 60% is reached." in text
-    assert "true pictures of the two in 88%" in text and "true pictures do not reach it" not in text
-    assert text.count("| both files are loaded |") == 3
-    assert "| Textual Inversion | 0.044 | yes |" in text and "| DreamBooth | 2,933 | no |" in text
-    assert "nan" not in text
+    assert truth in found["methods"]
+    assert "another seed* | | | | | | | | | | 81 |" in found["methods"]
+    assert found["pairs"].count("| both files are loaded |") == 3
+    assert "| *true pictures of the two* | | 88 % (88–88) | | |" in found["pairs"]
+    assert "| Textual Inversion | 0.044 | yes |" in found["front"]
+    assert "| DreamBooth | 2,933 | no | 0% | the front ends before it |" in found["front"]
+    assert "nan" not in "".join(found.values())
+
+
+def test_a_page_keeps_its_sentences_and_gets_its_tables_anew(results):
+    rows = record_rows(results, {})
+    places = "\n\n".join(f"<!-- table {name} -->\nold\n<!-- end of table -->" for name in tables(rows))
+    page = filled(f"# Page\n\n{places}\n\nThe hat is a hat.\n", rows)
+    assert page.startswith("# Page") and page.endswith("The hat is a hat.\n") and "old" not in page
+    assert all(table in page for table in tables(rows).values())
+    assert filled(page, rows) == page
+    with pytest.raises(RequestError, match="no place for the table 'front'"):
+        filled("# Page", rows)
 
 
 def test_the_table_of_the_tuning_marks_what_was_taken(results):
@@ -162,32 +172,15 @@ def test_the_table_of_the_tuning_marks_what_was_taken(results):
         entry | {"masks": False, "steps": 200, "score": 0.52},
     ]
     taken = {"rate": 0.003, "masks": False, "steps": 200, "at_edge": True}
-    text = page(results, FULL, {"lora-4": taken | {"grid": grid}}, [])
+    text = tables_of(results, {"lora-4": taken | {"grid": grid}})["tuning"]
     assert "| LoRA, rank 4, all attention | 0.001, 0.003 | 0.003 | 200 | yes | 0.41 | **0.52** |" in text
 
 
-def test_a_baseline_is_below_only_if_all_its_settings_are(results):
-    """A LoRA at half its scale is a point too."""
-    results.points = [one for one in results.points if one.method.name != "lora-values-1"]
-    results.points.append(point("lora-values-1", 0.2, 0.2))
-    assert "2 of the 2 baselines" in page(results, FULL, {}, [])
+def test_a_lora_has_a_point_for_each_scale(results):
     results.points.append(point("lora-values-1", 0.1, 0.99, Setting(scale=0.5)))
-    text = page(results, FULL, {}, [])
-    assert "1 of the 2 baselines" in text
-    assert "LoRA, rank 1, cross-attention values (scale 0.5) | 1.1 | no |" in text
+    assert "LoRA, rank 1, cross-attention values (scale 0.5) | 1.1 | no |" in tables_of(results)["front"]
     (mark,) = (mark for mark in marks_of(results) if mark.labels == ("×0.5", "×1"))
-    assert [round(image.mean, 6) for image, _ in mark.points] == [0.1, 0.2]
-
-
-def test_drift_that_is_there_is_not_called_none(results):
-    results.points[0].figures[NAMES[3]]["drift"] = 1.2
-    assert "bit for bit" not in page(results, FULL, {}, [])
-    assert "0.10 of 255 levels" in page(results, FULL, {}, [])
-
-
-def test_an_aim_that_true_pictures_miss_is_said_to_be_so(results):
-    results.truth_pairs = dict.fromkeys(NAMES, 0.46)
-    assert "true pictures do not reach it either." in page(results, FULL, {}, [])
+    assert [round(image.mean, 6) for image, _ in mark.points] == [0.1, 0.5]
 
 
 def test_the_best_pair_is_not_a_setting_that_draws_the_base_model(results):
@@ -197,21 +190,8 @@ def test_the_best_pair_is_not_a_setting_that_draws_the_base_model(results):
     ]
     results.pairs += lora
     results.facts["lora-4"] = results.facts["dreambooth"]
-    table = page(results, FULL, {}, []).partition("## Two subjects")[2].partition("\n## ")[0]
+    table = tables_of(results)["pairs"]
     assert "(scale 0.75)" in table and "(scale 0.5)" not in table
-
-
-def test_second_things_are_in_the_answer_with_what_the_best_settings_make_of_them(results):
-    """Of Perfusion and of the baselines alike, and never a setting that draws the base model."""
-    at = {"lock": "local", "bias": 0.75}
-    results.points[:3] = [point("perfusion", 0.6, 0.8, Setting(**at), both=0.21)]
-    results.points.append(point("perfusion", 0.4, 0.9, Setting(**at, start=0.45), both=0.38))
-    results.points.append(point("perfusion", 0.2, 0.9, Setting(**at, start=0.6), both=0.6))
-    results.points.append(point("lora-values-1", 0.4, 0.9, Setting(start=0.3), both=0.82))
-    results.points.append(point("lora-values-1", 0.2, 0.9, Setting(start=0.45), both=0.9))
-    text = page(results, FULL, {}, [])
-    assert "seen in 21% of its pictures, at local 0.75, start 0.45 in 38%; of the baselines" in text
-    assert "LoRA, rank 1, cross-attention values (start 0.3) has the most, 82%" in text
 
 
 @pytest.mark.parametrize(
@@ -245,14 +225,6 @@ def test_a_setting_that_nothing_was_drawn_with_is_refused():
         _rows_of(made, Setting(scale=0.5))
 
 
-def test_a_page_of_a_part_says_what_is_missing(results):
-    text = page(results, FULL, {}, [])
-    assert "**Interim: 12 of 12 subjects; not yet or not evaluated: keys trained instead of locked" in text
-    results.facts |= dict.fromkeys(BY_NAME, results.facts["perfusion"])
-    assert "Interim" not in page(results, FULL, {}, [])
-    assert "**Interim: 12 of 13 subjects.**" in page(results, replace(FULL, subjects=("one",) * 13), {}, [])
-
-
 def test_methods_of_other_numbers_of_seeds_are_compared_on_the_seeds_of_both(tmp_path):
     """Perfusion as shipped is drawn with more seeds than its ablations."""
     anchor = Anchors(
@@ -274,16 +246,9 @@ def test_methods_of_other_numbers_of_seeds_are_compared_on_the_seeds_of_both(tmp
 
 def test_the_ablations_begin_with_the_one_they_are_compared_with(results):
     results.selected = point("perfusion", 0.5, 0.8, Setting(lock="local", bias=0.75), harmonic=0.6)
-    table = page(results, FULL, {}, []).partition("## What each part is for")[2].partition("##")[0]
+    table = tables_of(results)["ablations"]
     assert table.index("Perfusion without selection |") < table.index("| Perfusion, as shipped |")
     assert "+0.10 (+0.10 to +0.10)" in table
-
-
-def test_what_people_wrote_stays_when_the_page_is_made_anew(tmp_path):
-    path = tmp_path / "evaluation.md"
-    assert _kept(path) == BY_HAND + "\n"
-    path.write_text(f"old numbers\n\n{BY_HAND}\n\nThe hat is a hat.\n")
-    assert _kept(path) == f"{BY_HAND}\n\nThe hat is a hat.\n"
 
 
 def test_the_plot_is_a_drawing_with_every_method_and_higher_text_is_higher_up(results):
