@@ -28,7 +28,7 @@ from benchmarks.evaluation.methods import Setting
 from benchmarks.evaluation.models import threads
 from benchmarks.evaluation.plan import FULL, subject_named
 from benchmarks.evaluation.prompts import PAIR_PROMPTS, PROMPTS, Prompt, plain_text
-from benchmarks.evaluation.subject_probe import SCENES, SEED, Question, SubjectProbe, compose, questions_of
+from benchmarks.evaluation.subject_probe import SEED, Question, SubjectProbe, compose, questions_of
 from benchmarks.record import write_record
 from perfusion.embedded import scorer_path
 from recipes.pocket.subjects import SUBJECTS
@@ -92,10 +92,11 @@ def main() -> int:
     torch.set_num_threads(threads())
     seconds, pairs = questions_of(FULL)
     began = time.process_time()
-    probe = SubjectProbe.taught([*seconds, *pairs])
+    probe = SubjectProbe.taught([*seconds, *pairs], FULL.probe_scenes)
     rows: list[dict[str, Any]] = [
         {
-            "what": "probe", "core_seconds": round(time.process_time() - began, 1), "scenes": SCENES, "seed": SEED,
+            "what": "probe", "core_seconds": round(time.process_time() - began, 1), "scenes": FULL.probe_scenes,
+            "seed": SEED,
             "scorer_sha256": hashlib.sha256((scorer_path() / "image.onnx").read_bytes()).hexdigest(),
         }
     ]  # fmt: skip

@@ -45,6 +45,7 @@ __all__ = [
     "render_pair",
     "render_subject",
     "target_path",
+    "write_measured",
 ]
 
 Array = NDArray[np.float32]
@@ -142,7 +143,7 @@ def measure_drawn(context: Context, name: str, whom: str, kind: str) -> None:
         original = read_drawn(context.work / drawing_path(base, nouns[0], "plain"))
         before = original.pictures[same_drawings(drawn.rows, original.rows)]
     found = measure_pictures(drawn.pictures, drawn.rows, nouns, before)
-    _write(context.work / drawing_path(name, whom, kind, "measure"), found)
+    write_measured(context.work / drawing_path(name, whom, kind, "measure"), found)
 
 
 def measure_subject(context: Context, name: str) -> None:
@@ -159,7 +160,7 @@ def measure_subject(context: Context, name: str) -> None:
         "exact": exact,
         "overlap": np.array([overlap(a, b) for a, b in zip(found, true, strict=True)], np.float32),
     }
-    _write(context.work / target_path(name), rendered, extra)
+    write_measured(context.work / target_path(name), rendered, extra)
 
 
 def own_embeddings(context: Context, subject: Subject) -> tuple[Array, Array]:
@@ -175,7 +176,7 @@ def own_embeddings(context: Context, subject: Subject) -> tuple[Array, Array]:
 def measure_pair(context: Context, first: str, second: str) -> None:
     """True pictures of two subjects side by side: how many the probe can recognise at all."""
     pictures, rows = render_pair([subject_named(first), subject_named(second)], context.plan)
-    _write(context.work / pair_path(first, second), measure_pictures(pictures, rows, []))
+    write_measured(context.work / pair_path(first, second), measure_pictures(pictures, rows, []))
 
 
 def render_pair(subjects: Sequence[Subject], plan: Plan) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
@@ -223,7 +224,8 @@ def read_measured(path: Path) -> tuple[Measured, dict[str, Array]]:
     return Measured(**own), numbers
 
 
-def _write(path: Path, found: Measured, extra: dict[str, Array] | None = None) -> None:
+def write_measured(path: Path, found: Measured, extra: dict[str, Array] | None = None) -> None:
+    """A finished file of measures."""
     texts = {"rows": found.rows, "places": found.places, "colours": found.colours}
     arrays: dict[str, Any] = {
         name: getattr(found, name) for name in ("whole", "objects", "nouns", "distance")

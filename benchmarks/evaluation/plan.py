@@ -54,6 +54,8 @@ class Plan:
     """True pictures of each subject that nothing was trained on: what a perfect method would draw."""
     leakage_levels: int = 10
     """Noise levels at which the attention is read."""
+    probe_scenes: int = 2600
+    """True pictures that the probe of subjects learns from."""
 
     @property
     def numbers_by_place(self) -> dict[str, int]:
@@ -72,6 +74,7 @@ SMALL = Plan(
     global_biases=(0.6,), late=(("local", 0.6),), starts=(0.5,),
     prompts=(PROMPTS[0], PROMPTS[2], PROMPTS[12]), plain=PLAIN[:1], tuning_prompts=TUNING_PROMPTS[:1],
     pair_prompts=PAIR_PROMPTS[:1], pairs=(("school-bus", "pink-cake"),), renders=2, leakage_levels=2,
+    probe_scenes=40,
 )  # fmt: skip
 """The whole machinery in minutes; its numbers mean nothing."""
 

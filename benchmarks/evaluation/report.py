@@ -14,16 +14,17 @@ from benchmarks.evaluation.measuring import measuring_units
 from benchmarks.evaluation.methods import DEFAULT_BIAS, METHODS, Method, Setting
 from benchmarks.evaluation.models import text_scorer
 from benchmarks.evaluation.plot import Mark, scatter
+from benchmarks.evaluation.regions import region_results
 from benchmarks.evaluation.results import Point, Results, collect
 from benchmarks.evaluation.sheets import method_sheet, overview_sheet, save_sheet
-from benchmarks.evaluation.tables import filled, tables
+from benchmarks.evaluation.tables import filled, regions_table, tables
 from benchmarks.evaluation.training import CHOSEN, trained_folder
 from benchmarks.evaluation.units import Context
 from benchmarks.record import ROOT, write_record
 from perfusion.errors import RequestError
 from perfusion.files import writing
 
-__all__ = ["measured", "record_rows", "report"]
+__all__ = ["measured", "record_rows", "report", "report_regions"]
 
 
 def measured(context: Context, methods: Sequence[Method], subjects: Sequence[str]) -> tuple[Method, ...]:
@@ -58,13 +59,24 @@ def report(context: Context, methods: Sequence[Method], subjects: Sequence[str],
     _save_pictures(context, results, methods, subjects, docs / "pictures")
     if publish:
         page = docs / "evaluation.md"
-        text = filled(page.read_text("utf-8"), rows)
+        text = filled(page.read_text("utf-8"), tables(rows))
         print(write_record("evaluation", rows))
     else:
         page = docs / "tables.md"
         text = "\n".join(f"## {name}\n\n{table}\n" for name, table in tables(rows).items())
     with writing(page, "w") as file:
         file.write(text)
+
+
+def report_regions(context: Context, subjects: Sequence[str], *, publish: bool) -> None:
+    """Write and print the table of regions, with `publish` the record, too."""
+    rows = region_results(context, subjects)
+    table = regions_table(rows)
+    print(table)
+    with writing(context.work / "docs" / "regions.md", "w") as file:
+        file.write(table + "\n")
+    if publish:
+        print(write_record("regions", rows))
 
 
 def _save_pictures(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evaluation.drawing import BASES, base_drawn_by, drawing_path, read_drawn, same_drawings
-from benchmarks.evaluation.figures import Interval, along, harmonic, interval, paired, scaled_text
+from benchmarks.evaluation.figures import Interval, along, harmonic, interval, scaled_text
 from benchmarks.evaluation.measuring import Measured, pair_path, read_measured, target_path
 from benchmarks.evaluation.methods import Method, Setting, method_named
 from benchmarks.evaluation.plan import Plan, subject_named
@@ -21,7 +21,7 @@ from benchmarks.evaluation.training import trained_folder
 from benchmarks.evaluation.units import Context
 from perfusion.errors import RequestError
 
-__all__ = ["Anchors", "Point", "Results", "collect", "difference"]
+__all__ = ["Anchors", "Point", "Results", "anchors_of", "collect", "figures_of", "pair_figures"]
 
 Array = NDArray[Any]
 Figures = dict[str, float]
@@ -96,7 +96,7 @@ def collect(context: Context, methods: Sequence[Method], subjects: Sequence[str]
         embed: text embeddings of length one.
     """
     plan, results = context.plan, Results()
-    anchors = {name: _anchors(context, name, embed) for name in subjects}
+    anchors = {name: anchors_of(context, name, embed) for name in subjects}
     for name, anchor in anchors.items():
         measured, extra = read_measured(context.work / target_path(name))
         results.truth[name] = {
@@ -177,13 +177,8 @@ def pair_figures(found: Measured, rows: Sequence[int], anchors: Sequence[Anchors
     }  # fmt: skip
 
 
-def difference(first: Point, second: Point, key: str) -> Interval:
-    """What the first has more than the second, paired over the subjects; both of the same prompts and seeds."""
-    a, b = ({name: row[key] for name, row in point.figures.items()} for point in (first, second))
-    return paired(a, b)
-
-
-def _anchors(context: Context, name: str, embed: Embed) -> Anchors:
+def anchors_of(context: Context, name: str, embed: Embed) -> Anchors:
+    """A subject's, from the base model's drawings of its noun and from its own pictures."""
     plan, subject = context.plan, subject_named(name)
     base, _ = _read(context, "base-runtime", subject.noun, "prompts")
     _, own = read_measured(context.work / target_path(name))

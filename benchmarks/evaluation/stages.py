@@ -9,9 +9,10 @@ from benchmarks.evaluation.drawing import drawing_units
 from benchmarks.evaluation.leakage import leakage_units
 from benchmarks.evaluation.measuring import measuring_units
 from benchmarks.evaluation.methods import Method, chosen_methods, trainings
-from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, Plan, open_work, subject_named
+from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, open_work, subject_named
 from benchmarks.evaluation.prior import prior_units
-from benchmarks.evaluation.report import measured, report
+from benchmarks.evaluation.regions import region_units
+from benchmarks.evaluation.report import measured, report, report_regions
 from benchmarks.evaluation.training import training_units
 from benchmarks.evaluation.tuning import choose, tuning_units, unmasking_units, widening_units
 from benchmarks.evaluation.units import Context, Unit, duration, run_units
@@ -44,8 +45,10 @@ def run(
                 there = measured(context, wanted, named)
                 report(context, there, named, publish=there == wanted and not partial)
             continue
-        for title, units in units_of(stage, wanted, named, plan):
+        for title, units in units_of(stage, wanted, named, context):
             _do(title, units, context, processes, estimate)
+        if stage == "regions" and not estimate:
+            report_regions(context, named, publish=not (small or subjects))
         if stage == "tune" and not estimate:
             while units := widening_units(wanted, context):
                 _do("tuning beyond the grid", units, context, processes, estimate)
@@ -63,9 +66,12 @@ def _do(title: str, units: Sequence[Unit], context: Context, processes: int, est
 
 
 def units_of(
-    stage: str, methods: Sequence[Method], subjects: Sequence[str], plan: Plan
+    stage: str, methods: Sequence[Method], subjects: Sequence[str], context: Context
 ) -> list[tuple[str, list[Unit]]]:
     """The units of a stage in groups, each of which needs the ones before."""
+    plan = context.plan
+    if stage == "regions":
+        return region_units(context, subjects)
     if stage == "tune":
         return [
             ("prior pictures for tuning", prior_units({subject.noun for subject in TUNING_SUBJECTS}, plan)),

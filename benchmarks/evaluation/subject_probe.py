@@ -45,8 +45,8 @@ __all__ = [
 Array = NDArray[np.float32]
 Pictures = NDArray[np.uint8]
 
-SCENES, SEED, RIDGE = 2600, 1, 0.03
-"""True pictures to learn from, their seed, and the penalty of the regression, fixed before a drawing was looked at."""
+SEED, RIDGE = 1, 0.03
+"""Of the pictures that are taught, and the penalty of the regression."""
 BACKDROPS, BATCH = 6, 32
 
 
@@ -59,6 +59,11 @@ class Question:
     expected: tuple[str, str]
     """In the order of mention, which is also the order of regions from left to right."""
     places: tuple[str, ...]
+
+    @property
+    def ordinary(self) -> tuple[str, ...]:
+        """The ordinary things in the places of the expected ones."""
+        return tuple(_styles()[thing][0] if thing in _styles() else thing for thing in self.expected)
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -98,7 +103,7 @@ class SubjectProbe:
     """(scenes, 2)"""
 
     @classmethod
-    def taught(cls, questions: Sequence[Question], scenes: int = SCENES, seed: int = SEED) -> SubjectProbe:
+    def taught(cls, questions: Sequence[Question], scenes: int, seed: int = SEED) -> SubjectProbe:
         """A probe for some questions: about a minute of one core for all of a plan's."""
         things = tuple(dict.fromkeys(thing for question in questions for thing in question.things))
         places = tuple(dict.fromkeys(place for question in questions for place in question.places))

@@ -14,7 +14,7 @@ from benchmarks.evaluation.figures import Interval, interval, paired
 from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, method_named
 from perfusion.errors import RequestError
 
-__all__ = ["Record", "filled", "tables"]
+__all__ = ["Record", "filled", "regions_table", "tables"]
 
 Row = Mapping[str, Any]
 SIMILARITIES = ("image", "text", "harmonic")
@@ -52,13 +52,35 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
     return {name: "\n".join(lines) for name, table in TABLES.items() if len(lines := table(record)) > 2}
 
 
-def filled(page: str, rows: Sequence[Row]) -> str:
-    """The page with its tables made anew. Raises `RequestError` where it has no place for one of them."""
-    made = tables(rows)
+def filled(page: str, made: Mapping[str, str]) -> str:
+    """The page with some tables, by their names, in their places. Raises `RequestError` where one has no place."""
     missing = sorted(set(made) - {name for _, name, _ in PLACE.findall(page)})
     if missing:
         raise RequestError(f"The page has no place for the table {missing[0]!r}; add its two comments.")
-    return PLACE.sub(lambda match: f"{match[1]}{made.get(match[2], '')}\n{match[3]}", page)
+
+    def replaced(match: re.Match[str]) -> str:
+        opening, name, closing = match.groups()
+        return f"{opening}{made[name]}\n{closing}" if name in made else match[0]
+
+    return PLACE.sub(replaced, page)
+
+
+def regions_table(rows: Sequence[Row]) -> str:
+    """Of `regions.region_results`: what every variant draws of second things, and of pairs."""
+    lines = _head(
+        "drawn | image similarity | text similarity | place | both nouns | second thing seen | subject and second | "
+        "in order | pairs: both nouns | both subjects | ordinary things | alike | the lesser | in order"
+    )
+    for row in rows:
+        singles, pairs = row["subjects"], row["pairs"]
+        cells = [
+            *_intervals(singles, ("image", "text")), *_percents(singles, ("place", "both", "second_seen")),
+            _interval(singles["subjects"]).percent(), *_percents(singles, ("in_order",)),
+            *(_interval(pairs[key]).percent() for key in ("both", "subjects")),
+            *_percents(pairs, ("ordinary",)), *_intervals(pairs, ("image", "lesser")), *_percents(pairs, ("in_order",)),
+        ]  # fmt: skip
+        lines.append(_line(row["title"], *cells))
+    return "\n".join(lines)
 
 
 def best(points: Iterable[Row], key: str, default: Row) -> Row:
@@ -216,7 +238,7 @@ def _intervals(row: Row, keys: Iterable[str]) -> list[str]:
 
 
 def _percents(row: Row, keys: Iterable[str]) -> list[str]:
-    return [_percent(row[key][0]) for key in keys]
+    return [_percent(row[key][0]) if key in row else "" for key in keys]
 
 
 def _percent(share: float) -> str:

@@ -9,7 +9,7 @@ from benchmarks.evaluation.figures import interval
 from benchmarks.evaluation.findings import LEAST
 from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, method_named
 from benchmarks.evaluation.plan import FULL
-from benchmarks.evaluation.tables import PLACE, Record, best, filled
+from benchmarks.evaluation.tables import PLACE, Record, best, filled, tables
 from benchmarks.evaluation.tuning import MORE_RATES
 from benchmarks.record import ROOT
 from perfusion.training import TrainingConfig
@@ -98,8 +98,8 @@ SENTENCES = [
     f"agree to at least {int(RECORD.part('engines')['least_decibels'])} dB",
     f"on {len(POCKET_PROMPTS)} prompts, {SHARED} of which are also among these",
     f"{FULL.steps} steps, where `perfusion-train` takes {TrainingConfig.__dataclass_fields__['steps'].default}",
-    "file is drawn with {} settings of lock, bias, strength and start, one LoRA with {} of scale and start, one learned "
-    "word with {} of start".format(
+    "file is drawn with {} settings of lock, bias, strength and start, one LoRA with {} of scale and start, one "
+    "learned word with {} of start".format(
         *(len(method_named(name).settings(FULL)) for name in ("perfusion", "lora-4", "textual-inversion"))
     ),
     f"up to {MORE_RATES} more beyond them",
@@ -143,7 +143,7 @@ def test_a_sentence_gives_the_numbers_of_the_record(sentence):
 
 
 def test_the_tables_are_those_of_the_record():
-    assert filled(PAGE, ROWS) == PAGE
+    assert filled(PAGE, tables(ROWS)) == PAGE
 
 
 def test_what_the_answer_says_of_the_front_is_so():

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.evaluation.drawing import drawing_path
 from benchmarks.evaluation.findings import front_of, sliders, verdicts
-from benchmarks.evaluation.measuring import Measured, _write
+from benchmarks.evaluation.measuring import Measured, write_measured
 from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Setting
 from benchmarks.evaluation.plan import FULL
 from benchmarks.evaluation.plot import COLOURS, scatter
@@ -154,14 +154,14 @@ def test_the_tables_say_what_the_figures_say(results):
 
 
 def test_a_page_keeps_its_sentences_and_gets_its_tables_anew(results):
-    rows = record_rows(results, {})
-    places = "\n\n".join(f"<!-- table {name} -->\nold\n<!-- end of table -->" for name in tables(rows))
-    page = filled(f"# Page\n\n{places}\n\nThe hat is a hat.\n", rows)
-    assert page.startswith("# Page") and page.endswith("The hat is a hat.\n") and "old" not in page
-    assert all(table in page for table in tables(rows).values())
-    assert filled(page, rows) == page
+    made = tables_of(results)
+    places = "\n\n".join(f"<!-- table {name} -->\nold\n<!-- end of table -->" for name in (*made, "other"))
+    page = filled(f"# Page\n\n{places}\n\nThe hat is a hat.\n", made)
+    assert page.startswith("# Page") and page.endswith("The hat is a hat.\n")
+    assert page.count("old") == 1 and all(table in page for table in made.values())
+    assert filled(page, made) == page
     with pytest.raises(RequestError, match="no place for the table 'front'"):
-        filled("# Page", rows)
+        filled("# Page", made)
 
 
 def test_the_table_of_the_tuning_marks_what_was_taken(results):
@@ -239,7 +239,7 @@ def test_methods_of_other_numbers_of_seeds_are_compared_on_the_seeds_of_both(tmp
             rows=tuple(rows), whole=np.zeros((count, 2)), objects=objects, nouns=np.zeros((count, 24)),
             places=("beach",) * count, colours=("red",) * count, distance=np.zeros(count),
         )  # fmt: skip
-        _write(tmp_path / drawing_path(name, "gold-hat", "prompts", "measure"), made)
+        write_measured(tmp_path / drawing_path(name, "gold-hat", "prompts", "measure"), made)
     found = _as_few(Context(plan=FULL, work=tmp_path), "perfusion", "unselected", {"gold-hat": anchor})
     assert found.figures["gold-hat"]["image"] == pytest.approx(0.15)
 
