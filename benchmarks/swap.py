@@ -29,7 +29,7 @@ from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import Request, make_request
 from perfusion.runtime.sampling.schedulers import NoiseModel
 from perfusion.runtime.text.feeds import Feeds
-from perfusion.runtime.text.prompts import PromptEncoder
+from perfusion.runtime.text.prompt_encoder import PromptEncoder
 
 TARGET_MS = 1.0
 TARGET_US = 50.0  # of host work for a picture whose settings changed

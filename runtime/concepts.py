@@ -5,27 +5,23 @@ Nothing is compiled and no graph changes when a concept comes or goes; loading o
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from perfusion.bundle.description import Bundle
-from perfusion.concept.bank import Base, ConceptBank, EditRows
+from perfusion.concept.bank import BaseTraits, Changes, ConceptBank, EditRows
 from perfusion.concept.concept_file import Concept
-from perfusion.concept.settings import SETTINGS, ConceptSettings, SettingChanges
-from perfusion.errors import BundleError, RequestError
+from perfusion.concept.settings import ConceptSettings, SettingChanges
+from perfusion.errors import BundleError
 from perfusion.runtime.cache import Cache
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Bank", "Changes", "EditRows"]
-
-Changes = Mapping[str, Mapping[str, float] | ConceptSettings]
-"""By a concept's token: settings to be used in the place of the bank's, or some of them by name."""
+__all__ = ["Bank"]
 
 _MOST_STACKED = 4 << 20  # bytes of several concepts' rows put together
 
@@ -40,7 +36,7 @@ class Bank(ConceptBank):
         )
         self._changing = Lock()  # two threads that change one concept: neither's change is lost
         super().__init__(
-            Base(
+            BaseTraits(
                 noun="bundle",
                 family=bundle.base,
                 fingerprint=bundle.base_fingerprint,
@@ -63,28 +59,10 @@ class Bank(ConceptBank):
             return super().change(token, **settings)
 
     def adjusted(self, changes: Changes | None = None) -> Bank:
-        """The bank as it is now, with other settings for one picture; what happens to this one does not reach it.
-
-        Raises:
-            RequestError: no such concept is loaded, or a setting is unknown or out of its range.
-        """
-        other = copy.copy(self)
-        other._loaded = dict(self._loaded)
+        """As `ConceptBank.adjusted`; the two banks keep no thread of each other's waiting."""
+        other = super().adjusted(changes)
         other._changing = Lock()
-        for token, change in (changes or {}).items():
-            if isinstance(change, ConceptSettings):
-                change = {name: getattr(change, name) for name in SETTINGS}
-            if not isinstance(change, Mapping) or not set(change) <= set(SETTINGS):
-                raise RequestError(
-                    f"The settings of {token} are {change!r}, expected some of {', '.join(SETTINGS)} by name."
-                )
-            other.change(token, **cast(SettingChanges, change))
         return other
-
-    def at(self, share: float) -> Bank:
-        """The bank at a share of the noise levels, from pure noise on: what starts later is off."""
-        settings = {token: loaded.settings.at(share) for token, loaded in self._loaded.items()}
-        return self.adjusted(settings)
 
     def unload(self, token: str) -> None:
         """Raises RequestError when no such concept is loaded."""

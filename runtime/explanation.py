@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.runtime.concepts import Bank
-from perfusion.runtime.text.encoder import Text
-from perfusion.runtime.text.prompts import PromptEncoder
+from perfusion.runtime.text.prompt_encoder import PromptEncoder
+from perfusion.runtime.text.text_encoders import TokenizedTexts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,10 +54,10 @@ class Explanation:
         wide = max(map(len, self.tokens))
         head = " " * wide + "".join(f"  {name[: _BAR + 12]:<{_BAR + 12}}" for name in self.concepts)
         lines = [head.rstrip()]
-        for token, read, opened in zip(self.tokens, self.similarity, self.gate, strict=True):
+        for token, similarity, gate in zip(self.tokens, self.similarity, self.gate, strict=True):
             cells = "".join(
                 f"  {s:5.2f} {g:5.2f} {'#' * round(g * _BAR):<{_BAR}}"
-                for s, g in zip(read, opened, strict=True)
+                for s, g in zip(similarity, gate, strict=True)
             )
             lines.append(f"{token:<{wide}}{cells}".rstrip())
         return "\n".join(lines)
@@ -85,35 +85,35 @@ class Explanation:
 
 def explain(prompts: PromptEncoder, bank: Bank, prompt: str, lock: str | None, gates: str) -> Explanation:
     """See `Runtime.explain`."""
-    prepared = prompts.prepare(prompt, bank, lock, gates)
-    texts = prompts.texts(prompt, bank) if prepared is None else prepared.texts
-    tokens = tuple(name for text in texts for name in _named(prompts, bank, text))
-    rows = bank.rows(() if prepared is None else prepared.active)
-    read = opened = np.zeros((len(tokens), len(rows.slots)))
-    if prepared is not None:
-        length = len(texts[0].tokens.input_ids)
-        kept = [at * length + place for at, text in enumerate(texts) for place in range(text.tokens.length)]
-        read = prepared.read[kept]
-        opened = np.asarray(prepared.row(rows).state.conditioning.value_gate[kept], np.float64)
+    encoded = prompts.encode_prompt(prompt, bank, lock, gates)
+    texts = prompts.texts(prompt, bank) if encoded is None else encoded.texts
+    tokens = tuple(name for text in texts for name in _names(prompts, bank, text))
+    rows = bank.rows(() if encoded is None else encoded.active)
+    response = opened = np.zeros((len(tokens), len(rows.slots)))
+    if encoded is not None:
+        length = len(texts[0][0].input_ids)
+        places = [at * length + place for at, text in enumerate(texts) for place in range(text[0].length)]
+        response = encoded.state.conditioning.response[places]
+        opened = np.asarray(encoded.row(rows).state.conditioning.value_gate[places], np.float64)
     return Explanation(
-        prompt=prompt, tokens=tokens, concepts=_columns(rows.slots), similarity=read, gate=opened
+        prompt=prompt, tokens=tokens, concepts=_columns(rows.slots), similarity=response, gate=opened
     )
 
 
-def _named(prompts: PromptEncoder, bank: Bank, text: Text) -> list[str]:
+def _names(prompts: PromptEncoder, bank: Bank, text: TokenizedTexts) -> list[str]:
     """What each token says; for a placeholder its concept, with the row where it has several."""
     names = list(prompts.read_back(text))
     placeholders = _placeholders(text, bank)
-    for at, one in enumerate(text.tokens.input_ids[: text.tokens.length]):
-        names[at] = placeholders.get(int(one), names[at])
+    for at, token_id in enumerate(text[0].input_ids[: text[0].length]):
+        names[at] = placeholders.get(int(token_id), names[at])
     return names
 
 
-def _placeholders(text: Text, bank: Bank) -> Mapping[int, str]:
+def _placeholders(text: TokenizedTexts, bank: Bank) -> Mapping[int, str]:
     """The rows of a text's concepts by their ids, which are above those of all words and follow one another."""
-    rows = bank.rows(text.tokens.concepts)
-    used = sorted({int(one) for one in text.tokens.input_ids})[-len(rows.slots) :] if rows.slots else []
-    return dict(zip(used, _columns(rows.slots), strict=True))
+    slots = bank.rows(text[0].concepts).slots
+    ids = sorted({int(token_id) for token_id in text[0].input_ids})[-len(slots) :] if slots else []
+    return dict(zip(ids, _columns(slots), strict=True))
 
 
 def _columns(slots: tuple[tuple[str, int], ...]) -> tuple[str, ...]:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
+from perfusion.concept.bank import Changes
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges
 from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.compute.graphs import Graphs
-from perfusion.runtime.concepts import Bank, Changes
+from perfusion.runtime.concepts import Bank
 from perfusion.runtime.explanation import Explanation, explain
 from perfusion.runtime.request import Options, Request, make_request
 from perfusion.runtime.sampling.loop import Phase, call_slices, decode, draw
@@ -27,7 +28,7 @@ from perfusion.runtime.sampling.schedulers import Schedule, make_schedule
 from perfusion.runtime.step import Step
 from perfusion.runtime.stopping import Stop, Stops
 from perfusion.runtime.text.feeds import Feeds
-from perfusion.runtime.text.prompts import Asked, PromptEncoder
+from perfusion.runtime.text.prompt_encoder import PromptEncoder, PromptSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -310,34 +311,34 @@ class Runtime:
         schedule = make_schedule(request.scheduler, self.bundle.noise_model, request.num_inference_steps)
         if request.images:
             schedule.last_part(request.image_strength)  # what it refuses is refused before the first step
-        asked = self._prompts.read(request)
-        schedule.check_start(max(one.start for one in asked))
-        admit = self._admission(request, asked)
+        specs = self._prompts.specs(request)
+        schedule.check_start(max(spec.start for spec in specs))
+        admit = self._admission(request, specs)
         admit()
         phases = list[list[Phase]]()
-        for one in asked:
+        for spec in specs:
             stop.check()
             phases.append(
-                [Phase(start=part.start, rows=self._prompts.encode(part, request)) for part in one.phases]
+                [Phase(start=phase.start, rows=self._prompts.encode(phase, request)) for phase in spec.phases]
             )
         return self._steps(request, schedule, phases, stop, admit)
 
-    def _admission(self, request: Request, asked: list[Asked]) -> Callable[[], None]:
+    def _admission(self, request: Request, specs: list[PromptSpec]) -> Callable[[], None]:
         """What makes the graphs ready for a request, or refuses it; again where another one came between."""
-        starts = {phase.start for one in asked for phase in one.phases}
+        starts = {phase.start for spec in specs for phase in spec.phases}
         concepts = [
-            {token: rows for one in now[group] for token, rows in one.slots.items()}
-            for now in ([one.at(start) for one in asked] for start in starts)
-            for group in call_slices([one.tokens for one in now], self._batch_size)
+            {token: rows for spec in now[group] for token, rows in spec.slots.items()}
+            for now in ([spec.at(start) for spec in specs] for start in starts)
+            for group in call_slices([spec.tokens for spec in now], self._batch_size)
         ]
         return partial(
             self._graphs.admit,
             width=request.width,
             height=request.height,
-            batch=min(self._batch_size, len(asked)),
+            batch=min(self._batch_size, len(specs)),
             guided=request.guided,
             concepts=max(sum(slots.values()) for slots in concepts),
-            tokens=max(phase.tokens for one in asked for phase in one.phases),
+            tokens=max(phase.tokens for spec in specs for phase in spec.phases),
             image=bool(request.images),
         )
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from perfusion.concept.bank import Changes
 from perfusion.concept.settings import DEFAULT_GATES, check_gates, check_lock
 from perfusion.errors import RequestError
 from perfusion.picture_input import as_rgb, mask_fault, mask_of, open_picture
-from perfusion.runtime.concepts import Changes
 from perfusion.runtime.pictures import as_mask
 
 if TYPE_CHECKING:

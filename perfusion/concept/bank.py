@@ -5,11 +5,12 @@ Shared by the runtime, whose base is a bundle, and by `perfusion.diffusers`, who
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +23,20 @@ from perfusion.concept.words import Word
 from perfusion.errors import ConceptError, RequestError
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
-__all__ = ["Base", "ConceptBank", "EditRows"]
+__all__ = ["BaseTraits", "Changes", "ConceptBank", "EditRows"]
 
 Array = NDArray[np.float32]
+
+Changes = Mapping[str, Mapping[str, float] | ConceptSettings]
+"""By a concept's token: settings to be used in the place of the bank's, or some of them by name."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Base:
+class BaseTraits:
     """What a concept is held against."""
 
     noun: str  # what messages call it: "bundle", "pipeline"
@@ -81,7 +85,7 @@ class _Loaded:
 class ConceptBank:
     """Concepts by their token."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: BaseTraits) -> None:
         self._base = base
         self._loaded: dict[str, _Loaded] = {}
         self._projections: NDArray[Any] | None = None
@@ -133,13 +137,37 @@ class ConceptBank:
         """Those of some concepts whose strength is not 0: the others are the base model's plain text."""
         return tuple(token for token in tokens if self._get(token).settings.strength > 0)
 
-    def starts(self, tokens: Iterable[str]) -> tuple[float, ...]:
-        """From where on, in order, other concepts of these are in force: 0 first, then every later start."""
-        return tuple(sorted({0.0, *(float(self._get(token).settings.start) for token in tokens)}))
+    def phases(self, tokens: Iterable[str]) -> tuple[tuple[float, Self], ...]:
+        """How some concepts come in, one after another: every start, from 0 on, with the bank as it is from there."""
+        starts = sorted({0.0, *(float(self._get(token).settings.start) for token in tokens)})
+        return tuple((start, self.at(start)) for start in starts)
 
-    def started(self, tokens: Iterable[str], share: float) -> tuple[str, ...]:
-        """Those of some concepts that are in force at a share of the noise levels, from pure noise on."""
-        return tuple(token for token in tokens if self._get(token).settings.start <= share)
+    def at(self, share: float) -> Self:
+        """The bank at a share of the noise levels, from pure noise on: what starts later is off."""
+        now = {token: entry.settings.at(share) for token, entry in self._loaded.items()}
+        changes = {
+            token: settings for token, settings in now.items() if settings != self._get(token).settings
+        }
+        return self.adjusted(changes) if changes else self
+
+    def adjusted(self, changes: Changes | None = None) -> Self:
+        """The bank as it is now, with other settings for one picture; what happens to this one does not reach it.
+
+        Raises:
+            RequestError: no such concept is loaded, or a setting is unknown or out of its range.
+        """
+        other = copy.copy(self)
+        other._loaded = dict(self._loaded)
+        for token, change in (changes or {}).items():
+            if isinstance(change, ConceptSettings):
+                change = {name: getattr(change, name) for name in SETTINGS}
+            if not isinstance(change, Mapping) or not set(change) <= set(SETTINGS):
+                raise RequestError(
+                    f"The settings of {token} are {change!r}, expected some of {', '.join(SETTINGS)} by name."
+                )
+            # by this very class's method: one that waits for other threads has no need to, nobody else knows `other`
+            ConceptBank.change(other, token, **cast(SettingChanges, change))
+        return other
 
     def readings(self, tokens: Iterable[str]) -> tuple[Reading, ...]:
         """The ways to read a prompt with some concepts at their strengths now; see `perfusion.concept.blending`."""
@@ -232,7 +260,7 @@ class ConceptBank:
         return self._projections
 
 
-def _check_fits(concept: Concept, base: Base) -> None:
+def _check_fits(concept: Concept, base: BaseTraits) -> None:
     """Refuse a concept of another family, or whose arrays are not as long as this base model's."""
     same = not base.family_is_certain and concept.base_fingerprint == base.fingerprint
     if concept.base != base.family and not same:
@@ -264,7 +292,7 @@ def _check_fits(concept: Concept, base: Base) -> None:
             )
 
 
-def _other_checkpoint(concept: Concept, base: Base) -> str:
+def _other_checkpoint(concept: Concept, base: BaseTraits) -> str:
     return f"{concept.token} was trained on another {concept.base} checkpoint than this {base.noun}'s"
 
 

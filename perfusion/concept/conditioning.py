@@ -10,7 +10,7 @@ from perfusion.concept.bank import EditRows
 from perfusion.concept.edit import Conditioning, condition
 from perfusion.concept.settings import DEFAULT_GATES, DEFAULT_LOCK
 
-__all__ = ["PromptState", "conditioned", "unet_feeds"]
+__all__ = ["PromptState", "conditioned", "reopened", "unet_feeds"]
 
 Array = NDArray[np.float32]
 
@@ -46,6 +46,12 @@ def conditioned(
     return PromptState(conditioning=conditioning, rows=rows)
 
 
+def reopened(state: PromptState, rows: EditRows, lock: str) -> PromptState:
+    """The same prompt where only biases and temperatures of its rows have changed."""
+    conditioning = state.conditioning.reopened(rows.bias, rows.temperature, rows.strength, lock)
+    return PromptState(conditioning=conditioning, rows=rows)
+
+
 def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
     """The UNet's inputs of one call, a row a prompt; gates are 0 for concepts it does not name.
 
@@ -59,10 +65,10 @@ def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
     for state in states:
         taken = [columns[slot] for slot in state.rows.slots]
         keys[taken], values[taken] = state.rows.keys, state.rows.values
-    made = [state.conditioning for state in states]
+    conditionings = [state.conditioning for state in states]
     return {
-        "encoder_hidden_states": np.stack([one.value_states for one in made]),
-        "key_hidden_states": np.stack([one.key_states for one in made]),
+        "encoder_hidden_states": np.stack([one.value_states for one in conditionings]),
+        "key_hidden_states": np.stack([one.key_states for one in conditionings]),
         "key_gate": np.stack(
             [_in_slots(state.conditioning.key_gate, state.rows, columns) for state in states]
         ),

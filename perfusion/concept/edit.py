@@ -146,13 +146,28 @@ def edited_projection(
 class Conditioning:
     """What cross-attention reads for one prompt: `K = W_K key_states + key_gate · o*_K`, and V likewise.
 
-    `key_states`, `value_states` (tokens, text_dim); `key_gate`, `value_gate` (tokens, J); all float32.
+    `key_states`, `value_states` (tokens, text_dim); `key_gate`, `value_gate` (tokens, J); all float32. `response`
+    (tokens, J) is what the gates read, 0 for a row that is absent.
     """
 
     key_states: Float32
     value_states: Float32
     key_gate: Float32
     value_gate: Float32
+    response: Float64
+
+    def reopened(
+        self, bias: Array | float, temperature: Array | float, strength: Array | float, lock: str
+    ) -> "Conditioning":
+        """With the gates that another bias and temperature open; strengths and lock are those it was made with."""
+        opened = np.asarray(gate(self.response, bias, temperature) * strength, dtype=np.float32)
+        return Conditioning(
+            key_states=self.key_states,
+            value_states=self.value_states,
+            key_gate=opened if lock == "local" else np.zeros_like(opened),
+            value_gate=opened,
+            response=self.response,
+        )
 
 
 def condition(
@@ -186,24 +201,34 @@ def condition(
         RequestError: an unknown lock or kind of gates, a temperature that is not above 0, or encodings of the
             superclass prompt that are missing or do not match.
     """
-    plain = np.asarray(encodings, dtype=np.float32)
     check_lock(lock)
     check_gates(gates)
+    plain = np.asarray(encodings, dtype=np.float32)
     keys = _global_keys(plain, lock, superclass_encodings)
-    weights = np.broadcast_to(_wide(strength), (len(direction),))
+    weights, beta, tau = (
+        np.broadcast_to(_wide(value), (len(direction),)) for value in (strength, bias, temperature)
+    )
+    # a row of strength 0 is left out, so that with none left nothing is computed and the base model is met exactly
     active = np.flatnonzero(weights)
-    opened = np.zeros((len(plain), len(direction)), dtype=np.float32)
-    if active.size == 0:
-        return Conditioning(key_states=plain, value_states=plain, key_gate=opened, value_gate=opened)
     rows, duals, energies = (np.asarray(array)[active] for array in (direction, dual, energy))
-    e_perp = project(encodings, rows, duals, energies, weights[active]).astype(np.float32)
-    beta, tau = (np.broadcast_to(_wide(value), weights.shape)[active] for value in (bias, temperature))
-    read = _read_by_gates(gates, encodings, rows, duals, energies, weights[active])
-    opened[:, active] = gate(read, beta, tau) * weights[active]
-    if keys is None:
-        return Conditioning(key_states=e_perp, value_states=e_perp, key_gate=opened, value_gate=opened)
+    # e_perp: the encodings without the concepts' directions
+    states = plain
+    if active.size:
+        states = project(encodings, rows, duals, energies, weights[active]).astype(np.float32)
+    # the gates: how far each concept's target is let through at each token
+    response = np.zeros((len(plain), len(direction)))
+    opened = np.zeros(response.shape, dtype=np.float32)
+    if active.size:
+        response[:, active] = _read_by_gates(gates, encodings, rows, duals, energies, weights[active])
+        opened[:, active] = gate(response[:, active], beta[active], tau[active]) * weights[active]
+    # under the global lock the keys are the superclass prompt's, and no target is added to them
+    local = keys is None or not active.size
     return Conditioning(
-        key_states=keys, value_states=e_perp, key_gate=np.zeros_like(opened), value_gate=opened
+        key_states=states if local else keys,
+        value_states=states,
+        key_gate=opened if local else np.zeros_like(opened),
+        value_gate=opened,
+        response=response,
     )
 
 

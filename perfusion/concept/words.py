@@ -24,7 +24,7 @@ __all__ = [
     "check_text",
     "named",
     "pieces",
-    "superclass_version",
+    "superclass_positions",
     "tokenize",
     "unknown",
 ]
@@ -122,27 +122,25 @@ def tokenize(
     )
 
 
-def superclass_version(prompt: TokenizedPrompt, frame: Frame) -> tuple[Ids, Ids]:
-    """The prompt with each superclass in its concept's place, and where each token has its counterpart.
+def superclass_positions(prompt: TokenizedPrompt) -> Ids:
+    """Where each token has its counterpart in the prompt with each superclass in its concept's place.
 
-    Ids and positions, both (context_length,). Token counts may differ: what stands behind a concept then has
-    another position in the two, so encodings are read through the positions, never side by side.
+    (context_length,). Token counts may differ: what stands behind a concept then has another position in the two, so
+    encodings are read through the positions, never side by side.
 
     Raises:
         RequestError: the superclasses make the prompt longer than the text encoder reads.
     """
-    length, limit = frame.context_length, frame.context_length - 2
-    count = len(prompt.superclass_tokens)
-    if count > limit:
+    length, count = len(prompt.input_ids), len(prompt.superclass_tokens)
+    if count > length - 2:
         raise RequestError(
             f"With the superclass in the concept's place the prompt has {count} tokens, and the model "
-            f"reads {limit}. Shorten it, or use the local lock."
+            f"reads {length - 2}. Shorten it, or use the local lock."
         )
     body = np.asarray(prompt.counterparts, np.int64) + 1
     # The end token's counterpart is the end token; padding follows as far as there is any.
     tail = count + 1 + np.arange(length - 1 - len(body))
-    positions = np.minimum(np.concatenate([[0], body, tail]), length - 1)
-    return frame.around(prompt.superclass_tokens), positions
+    return np.minimum(np.concatenate([[0], body, tail]), length - 1)
 
 
 def aligned(prompt: TokenizedPrompt, other: TokenizedPrompt) -> Ids:

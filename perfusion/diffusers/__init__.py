@@ -28,21 +28,21 @@ from perfusion.concept.concept_file import Concept
 from perfusion.concept.phases import noise_share
 from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges, check_gates, check_lock
 from perfusion.diffusers.parts import base_of, check_processors, check_same_parts, readers_of, unet_of
-from perfusion.diffusers.reading import Call, PromptReading
+from perfusion.diffusers.prompts import Call, PromptReader
 from perfusion.diffusers.rows import PromptRows
 from perfusion.errors import ConceptError, ModelError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Applied", "apply"]
+__all__ = ["AppliedConcepts", "apply"]
 
 Concepts = str | Path | Concept | Iterable[str | Path | Concept]
 
 
 def apply(
     pipeline: Any, concepts: Concepts = (), *, lock: str | None = None, gates: str = DEFAULT_GATES
-) -> Applied:
+) -> AppliedConcepts:
     """Put concepts into a pipeline of Stable Diffusion 1.x, 2.x or XL; it is then called exactly as before.
 
     `concepts`: files, or `Concept`s, one or several. `lock` ("local", "global"): where keys come from, by default
@@ -58,14 +58,14 @@ def apply(
         ConceptError: a broken file, a concept of another base model, a token that is taken.
         RequestError: an unknown lock or kind of gates.
     """
-    applied = Applied(pipeline, lock=lock, gates=gates)
+    applied = AppliedConcepts(pipeline, lock=lock, gates=gates)
     for concept in [concepts] if isinstance(concepts, str | Path | Concept) else concepts:
         applied.load(concept)
     applied._install()
     return applied
 
 
-class Applied:
+class AppliedConcepts:
     """Concepts in a pipeline, from `apply`. Settings hold from the next time that a prompt is encoded."""
 
     def __init__(self, pipeline: Any, *, lock: str | None = None, gates: str = DEFAULT_GATES) -> None:
@@ -73,7 +73,7 @@ class Applied:
         self._readers = readers_of(pipeline)
         self._bank = ConceptBank(base_of(pipeline, self._unet, self._readers))
         self._rows = PromptRows()
-        self._reading = PromptReading(self._readers, self._bank, self._rows)
+        self._reading = PromptReader(self._readers, self._bank, self._rows)
         self._pipelines: list[tuple[Any, Any, Any]] = []  # with the method that was theirs, and ours
         self._hook: Any = None
         self._removed = False
@@ -81,7 +81,7 @@ class Applied:
         self.lock = lock
         self.gates = gates
 
-    def __enter__(self) -> Applied:
+    def __enter__(self) -> AppliedConcepts:
         return self
 
     def __exit__(

@@ -11,7 +11,7 @@ from perfusion.base.base_model import FAMILY_FILE, fingerprint
 from perfusion.base.encoding import token_embedding
 from perfusion.base.families import family_of
 from perfusion.base.loading import read_json
-from perfusion.concept.bank import Base
+from perfusion.concept.bank import BaseTraits
 from perfusion.diffusers.placeholders import Reader
 from perfusion.errors import ModelError
 
@@ -109,7 +109,7 @@ def readers_of(pipeline: Any) -> tuple[Reader, ...]:
     return tuple(readers)
 
 
-def base_of(pipeline: Any, unet: UNet2DConditionModel, readers: Sequence[Reader]) -> Base:
+def base_of(pipeline: Any, unet: UNet2DConditionModel, readers: Sequence[Reader]) -> BaseTraits:
     """What concepts are held against.
 
     Raises:
@@ -125,7 +125,7 @@ def base_of(pipeline: Any, unet: UNet2DConditionModel, readers: Sequence[Reader]
     layers = layer_table(unet)
     words = [token_embedding(reader.text_encoder) for reader in readers]
     tables = [(table.num_embeddings, table.embedding_dim) for table in words]
-    return Base(
+    return BaseTraits(
         noun="pipeline",
         family=_family(pipeline, unet),
         fingerprint=fingerprint(unet, *tables[0], *tables[1:]),

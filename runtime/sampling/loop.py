@@ -19,7 +19,7 @@ from perfusion.runtime.sampling.noise import NoiseStream
 from perfusion.runtime.sampling.samplers import Parts
 from perfusion.runtime.sampling.schedulers import Schedule
 from perfusion.runtime.text.feeds import Feeds
-from perfusion.runtime.text.prompts import Row
+from perfusion.runtime.text.prompt_encoder import Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image

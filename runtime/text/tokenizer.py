@@ -6,10 +6,8 @@ from pathlib import Path
 from perfusion.bundle.description import TextEncoder
 from perfusion.concept.words import (
     Frame,
-    Ids,
     TokenizedPrompt,
     Word,
-    superclass_version,
     tokenize,
     unknown,
 )
@@ -77,16 +75,6 @@ class PromptTokenizer:
         ids = [int(one) for one in prompt.input_ids[: prompt.length]]
         names = [(self._tokenizer.id_to_token(one) or "") if one < known else "" for one in ids]
         return tuple(name.removesuffix("</w>") for name in names)
-
-    def superclass_version(self, prompt: TokenizedPrompt) -> tuple[Ids, Ids]:
-        """The prompt with each superclass in its concept's place, and where each token has its counterpart.
-
-        Ids and positions, both (context_length,); see `perfusion.concept.words.superclass_version`.
-
-        Raises:
-            RequestError: the superclasses make the prompt longer than the text encoder reads.
-        """
-        return superclass_version(prompt, self._frame)
 
     def _encode(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of a text and where each begins, without the ids for start and end."""

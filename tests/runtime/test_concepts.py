@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from perfusion.concept.bank import Base, ConceptBank
+from perfusion.concept.bank import BaseTraits, ConceptBank
 from perfusion.concept.settings import ConceptSettings
 from perfusion.errors import BundleError, ConceptError, RequestError
 from perfusion.runtime.concepts import Bank
@@ -185,7 +185,7 @@ def test_where_the_family_is_a_guess_an_equal_fingerprint_settles_it(make_concep
         "key_projections": None,
     }
     fitting = make_concept(base="mine")
-    base = Base(noun="pipeline", family="unknown", fingerprint=fitting.base_fingerprint, **sizes)
+    base = BaseTraits(noun="pipeline", family="unknown", fingerprint=fitting.base_fingerprint, **sizes)
     with pytest.raises(ConceptError, match="trained for mine, this pipeline is unknown"):
         ConceptBank(base).load(fitting)
     guess = ConceptBank(replace(base, family_is_certain=False))
@@ -197,7 +197,7 @@ def test_where_the_family_is_a_guess_an_equal_fingerprint_settles_it(make_concep
 def test_a_base_with_two_text_encoders_takes_a_word_for_each(make_concept):
     words = tuple(np.full((1, width), width, np.float32) for width in (16, 24))
     concept = make_concept(embeddings=words)
-    base = Base(
+    base = BaseTraits(
         noun="pipeline", family=concept.base, fingerprint=concept.base_fingerprint, text_dim=16,
         hidden_sizes=(16, 24), key_width=40, value_width=40, key_projections=None,
     )  # fmt: skip

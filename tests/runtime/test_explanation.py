@@ -20,7 +20,7 @@ def loaded(runtime, make_concept):
 
 def encodings(runtime, concepts, text):
     """(77, 16) by the text encoder's graph, placeholders numbered from the vocabulary's end."""
-    tokenizer = runtime._prompts._reader.tokenizer
+    tokenizer = runtime._prompts._encoders.tokenizer
     found = tokenizer.tokenize(text, runtime._bank.words())
     table = np.concatenate([one.embeddings[0] for one in concepts])
     return runtime._graphs.run("text_encoder", input_ids=found.input_ids[None], concept_embeddings=table)[

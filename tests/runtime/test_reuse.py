@@ -15,7 +15,7 @@ from perfusion.runtime import ConceptSettings, Runtime
 from perfusion.runtime.cache import Cache
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import make_request
-from perfusion.runtime.text.prompts import PromptEncoder
+from perfusion.runtime.text.prompt_encoder import PromptEncoder
 
 PROMPT = "a photo of <cat> on a beach"
 
@@ -150,13 +150,13 @@ def test_gates_of_a_kept_prompt_are_the_formulas(runtime, bundle, make_concept, 
     ((_, again),) = PromptEncoder(bundle, bank, runtime._graphs).rows(request)
     for name, array in vars(again.state.conditioning).items():
         np.testing.assert_array_equal(getattr(states, name), array)
-    prepared = encoder.prepare("a <cat> and a <dog>", bank, lock, gates)
-    assert prepared is not None
+    encoded = encoder.encode_prompt("a <cat> and a <dog>", bank, lock, gates)
+    assert encoded is not None
     columns = {
         name: getattr(rows, name)
         for name in ("direction", "dual", "energy", "bias", "temperature", "strength")
     }
-    text = encoder._reader.encode(prepared.texts[0], bank).hidden
+    text = encoder._encoders.encode(encoded.texts[0], bank).hidden
     expected = condition(text, **columns, lock=lock, superclass_encodings=states.key_states, gates=gates)
     for name, array in vars(expected).items():
         np.testing.assert_allclose(getattr(states, name), array, rtol=1e-6, atol=1e-7)

@@ -35,7 +35,8 @@ def test_a_conditioned_prompt_gives_the_reference_projection(make_space, strengt
     arguments = prompt(space, strength=np.array(strength), gates=gates)
     made = condition(space.encodings, **arguments)
     expected = edited_projection(space.encodings, space.weight, space.targets, **arguments)
-    assert {array.dtype for array in vars(made).values()} == {np.dtype(np.float32)}
+    fed = {name: array.dtype for name, array in vars(made).items() if name != "response"}
+    assert set(fed.values()) == {np.dtype(np.float32)}
     assert made.value_states.shape == space.encodings.shape
     assert made.value_gate.shape == (50, 2)
     for states, gates in ((made.key_states, made.key_gate), (made.value_states, made.value_gate)):

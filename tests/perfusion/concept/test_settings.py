@@ -22,7 +22,7 @@ WHERE_SETTINGS_ACT = {
     "perfusion/concept/edit.py": "the formula",
     "perfusion/concept/conditioning.py": "hands the rows to the formula",
     "perfusion/concept/concept_file.py": "the defaults that a file may have of its own",
-    "runtime/text/prompts.py": "opens the gates anew where only biases and temperatures changed",
+    "runtime/text/prompt_encoder.py": "encodings are kept by the strengths they depend on",
     "runtime/sampling/schedulers.py": "an image's strength, and whether a step meets a start",
     "perfusion/training/config.py": "the gate in training, which is no setting of a loaded concept",
     "perfusion/training/rank_one.py": "likewise",

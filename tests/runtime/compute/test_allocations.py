@@ -13,7 +13,7 @@ from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import make_request
 from perfusion.runtime.text.feeds import Feeds
-from perfusion.runtime.text.prompts import PromptEncoder
+from perfusion.runtime.text.prompt_encoder import PromptEncoder
 
 MOST = 16 << 10  # bytes; measured: 6.3 KiB, and 8 at the first change
 SHARED = ("encoder_hidden_states", "key_hidden_states", "concept_keys", "concept_values")

@@ -26,7 +26,11 @@ def state(bank, tokens, seed):
 
     gates = len(rows.slots)
     conditioning = Conditioning(
-        key_states=normal(16), value_states=normal(16), key_gate=normal(gates), value_gate=normal(gates)
+        key_states=normal(16),
+        value_states=normal(16),
+        key_gate=normal(gates),
+        value_gate=normal(gates),
+        response=normal(gates),
     )
     return PromptState(conditioning=conditioning, rows=rows)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from perfusion.concept.words import superclass_positions
 from perfusion.errors import BundleError, RequestError
 from perfusion.runtime.text.tokenizer import PromptTokenizer, Word
 
@@ -95,6 +96,11 @@ def test_bytes_that_are_not_utf_8_are_refused_by_place(tokenizer):
         tokenizer.tokenize("a \udc80", {})
 
 
+def read_as(tokenizer, token, prompt, superclass):
+    """The prompt as it is read while the concept is off."""
+    return tokenizer.tokenize(prompt, {token: Word(rows=1, superclass=superclass, active=False)})
+
+
 @pytest.mark.parametrize("superclass", ["cat", "teddy bear", "big old teddy bear"])
 @pytest.mark.parametrize("rows", [1, 2, 3])
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def test_every_token_around_a_concept_finds_itself_in_the_superclass_prompt(
     tokenizer, bundle, prompt, rows, superclass
 ):
     found = tokenizer.tokenize(prompt, {"<cat>": Word(rows=rows, superclass=superclass)})
-    ids, positions = tokenizer.superclass_version(found)
+    ids, positions = read_as(tokenizer, "<cat>", prompt, superclass).input_ids, superclass_positions(found)
     assert ids.tolist() == tokenizer.tokenize(prompt.replace("<cat>", superclass), {}).input_ids.tolist()
     own = found.input_ids < bundle.text_encoder.vocab_size
     np.testing.assert_array_equal(ids[positions][own], found.input_ids[own])
@@ -114,7 +120,10 @@ def test_every_token_around_a_concept_finds_itself_in_the_superclass_prompt(
 def test_a_concepts_rows_meet_the_last_tokens_of_the_superclass(tokenizer):
     def counterparts(rows: int, superclass: str) -> list[str]:
         found = tokenizer.tokenize("a <cat> !", {"<cat>": Word(rows=rows, superclass=superclass)})
-        ids, positions = tokenizer.superclass_version(found)
+        ids, positions = (
+            read_as(tokenizer, "<cat>", "a <cat> !", superclass).input_ids,
+            superclass_positions(found),
+        )
         tokens = {int(tokenizer.tokenize(word, {}).input_ids[1]): word for word in ("teddy", "bear", "cat")}
         return [tokens[int(ids[positions[at]])] for at in range(2, 2 + rows)]
 
@@ -126,14 +135,13 @@ def test_a_concepts_rows_meet_the_last_tokens_of_the_superclass(tokenizer):
 
 def test_equal_counts_leave_every_position_as_it_is(tokenizer):
     found = tokenizer.tokenize("a photo of <cat> on a beach", CAT)
-    _, positions = tokenizer.superclass_version(found)
-    np.testing.assert_array_equal(positions, np.arange(77))
+    np.testing.assert_array_equal(superclass_positions(found), np.arange(77))
 
 
 def test_a_superclass_that_does_not_fit_is_refused_only_when_it_is_needed(tokenizer):
     found = tokenizer.tokenize("cat " * 74 + "<cat>", {"<cat>": Word(rows=1, superclass="teddy bear")})
     with pytest.raises(RequestError, match=r"has 76 tokens, and the model reads 75.*local lock"):
-        tokenizer.superclass_version(found)
+        superclass_positions(found)
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(bundle, tmp_path):

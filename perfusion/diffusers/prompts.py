@@ -1,0 +1,172 @@
+"""What a pipeline makes of its prompts once it can read the concepts' words: encodings, and the edit of each."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from perfusion.concept.bank import ConceptBank
+from perfusion.concept.conditioning import conditioned
+from perfusion.concept.reading import Encoding, read_prompt
+from perfusion.concept.words import TokenizedPrompt, Word, named, unknown
+from perfusion.diffusers.placeholders import Reader, reading_words
+from perfusion.diffusers.rows import Phase, PromptRows, Texts, prompt_rows
+
+__all__ = ["Call", "PromptReader"]
+
+_log = logging.getLogger("perfusion.diffusers")
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """A call of a pipeline's own `encode_prompt`, which can be made again."""
+
+    pipeline: Any
+    method: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def make(self) -> Any:
+        """Encodings of prompts and of negative prompts; of two text encoders then both pooled states."""
+        return self.method(*self.args, **self.kwargs)
+
+    def arguments(self) -> Mapping[str, Any]:
+        """All of them by their names, with the defaults."""
+        bound = inspect.signature(self.method).bind(*self.args, **self.kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _PipelineText:
+    """One prompt among those of a call, as the pipeline has read it; a `perfusion.concept.reading.PromptText`."""
+
+    texts: Texts  # one a text encoder, which may say different things
+    readers: Sequence[Reader]
+    concepts: frozenset[str]  # all that are in force in it at some time
+    outputs: Mapping[frozenset[str], tuple[Any, ...]]  # the call's, by the concepts that were words in it
+    side: int
+    row: int
+
+    @property
+    def widths(self) -> list[int]:
+        return [int(reader.text_encoder.config.hidden_size) for reader in self.readers]
+
+    def tokenize(self, words: Mapping[str, Word]) -> tuple[TokenizedPrompt, ...]:
+        return tuple(
+            reader.tokenize(text, words) for reader, text in zip(self.readers, self.texts, strict=True)
+        )
+
+    def encode(self, prompt: tuple[TokenizedPrompt, ...]) -> Encoding:
+        """The call as a whole may name more concepts than this prompt, so several of its outputs may be alike here."""
+        active = {token for text in prompt for token in text.concepts}
+        output = next(output for words, output in self.outputs.items() if words & self.concepts == active)
+        pooled = _numbers(output[self.side + 2][self.row]) if len(output) > 2 else None
+        return Encoding(hidden=_numbers(output[self.side][self.row]), pooled=pooled)
+
+
+class PromptReader:
+    """Encodes prompts with the concepts of a bank as words, and keeps the edits of their encodings in `rows`."""
+
+    def __init__(self, readers: Sequence[Reader], bank: ConceptBank, rows: PromptRows) -> None:
+        self._readers, self._bank, self._rows = readers, bank, rows
+
+    def encode(self, call: Call, lock: str | None, gates: str) -> Any:
+        """The pipeline's encodings of a call's prompts. `lock` None: what the concepts' files say."""
+        sides = prompt_rows(call.arguments(), len(self._readers))
+        prompts = [texts for side in sides for texts in side]
+        self._warn(text for texts in prompts for text in texts)
+        known = self._bank.words()
+        if not any(named(text, known) for texts in prompts for text in texts):
+            return call.make()
+        active = [self._active(texts) for texts in prompts]
+        locks = {lock or self._bank.common_lock(tokens) for tokens in active if tokens}
+        outputs = self._outputs(call, [token for tokens in active for token in tokens], "global" in locks)
+        encodings = list(next(iter(outputs.values())))
+        for index, side in enumerate(sides):
+            for row, texts in enumerate(side):
+                if not (tokens := self._active(texts)):
+                    continue
+                count = len(encodings[index]) // len(side)  # each prompt has its pictures in a row
+                prompt = _PipelineText(
+                    texts=texts, readers=self._readers, concepts=frozenset(tokens), outputs=outputs,
+                    side=index, row=row * count,
+                )  # fmt: skip
+                phases, last = self._phases(prompt, tokens, lock or self._bank.common_lock(tokens), gates)
+                if len(self._bank.readings(tokens)) > 1:
+                    _put(encodings, index, slice(row * count, (row + 1) * count), last)
+                self._rows.keep(encodings[index][row * count], phases)
+        return tuple(encodings)
+
+    def _outputs(
+        self, call: Call, tokens: Iterable[str], superclasses: bool
+    ) -> dict[frozenset[str], tuple[Any, ...]]:
+        """What the call gives with some concepts as words, by which they are; the most of them first."""
+        tokens = tuple(dict.fromkeys(tokens))
+        actives = [
+            reading.active
+            for _, bank in reversed(self._bank.phases(tokens))
+            for reading in bank.readings(bank.active(tokens))
+        ]
+        if superclasses:
+            actives.append(frozenset())
+        return {active: self._output(call, active) for active in dict.fromkeys(actives)}
+
+    def _output(self, call: Call, active: Container[str]) -> tuple[Any, ...]:
+        with ExitStack() as stack:
+            for index, reader in enumerate(self._readers):
+                table = torch.from_numpy(self._bank.embeddings(list(self._bank.concepts), index).copy())
+                words = reader.numbered(self._bank.words(active))
+                stack.enter_context(reading_words(call.pipeline, reader, words, table))
+            return tuple(call.make())
+
+    def _phases(
+        self, prompt: _PipelineText, tokens: tuple[str, ...], lock: str, gates: str
+    ) -> tuple[list[Phase], Encoding]:
+        """The edits of one prompt's encodings, start after start, and the encodings of the last of them."""
+        phases: list[Phase] = []
+        for start, bank in self._bank.phases(tokens):
+            active = bank.active(tokens)
+            encoding, keys = read_prompt(prompt, bank, active, lock)
+            state = conditioned(encoding.hidden, bank.rows(active), lock, keys, gates)
+            pooled = encoding.pooled if len(active) < len(tokens) else None
+            phases.append(Phase(start=start, state=state, pooled=pooled))
+        return phases, encoding
+
+    def _active(self, texts: Texts) -> tuple[str, ...]:
+        """The concepts in force in a prompt, which may say different things to two text encoders."""
+        known = self._bank.words()
+        return self._bank.active(dict.fromkeys(token for text in texts for token in named(text, known)))
+
+    def _warn(self, texts: Iterable[str]) -> None:
+        known = self._bank.words()
+        words = dict.fromkeys(word for text in texts for word in unknown(text, known, self._readers[0].knows))
+        for word in words:
+            _log.warning("no concept named %s is loaded, so it is read as plain text", word)
+
+
+def _put(encodings: list[Any], side: int, span: slice, encoding: Encoding) -> None:
+    """Blended encodings in the place of one prompt's, in copies: what a pipeline returned is not ours to change."""
+    arrays = {side: encoding.hidden}
+    if encoding.pooled is not None:
+        arrays[side + 2] = encoding.pooled
+    for index, array in arrays.items():
+        copy = encodings[index].clone()
+        copy[span] = torch.from_numpy(array).to(copy.device, copy.dtype)
+        encodings[index] = copy
+
+
+def _numbers(encodings: Any) -> Array:
+    """A tensor as float32 numbers on the host."""
+    array: Array = encodings.detach().to("cpu", torch.float32).numpy()
+    return array

@@ -1,0 +1,312 @@
+"""From a request's prompts to the rows of the UNet's batch: tokens, encodings, edit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfusion.bundle.description import Bundle
+from perfusion.concept.bank import EditRows
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.conditioning import PromptState, conditioned, reopened
+from perfusion.concept.phases import in_force
+from perfusion.concept.reading import Encoding, joined, read_prompt
+from perfusion.concept.words import Word, check_text, named
+from perfusion.errors import RequestError
+from perfusion.runtime.cache import Cache
+from perfusion.runtime.compute.graphs import Graphs
+from perfusion.runtime.concepts import Bank
+from perfusion.runtime.request import Request
+from perfusion.runtime.text.text_encoders import TextEncoders, TokenizedTexts
+
+__all__ = ["EncodedPrompt", "PromptEncoder", "PromptSpec", "Row"]
+
+Array = NDArray[np.float32]
+
+_MOST_BYTES = 32 << 20
+_MOST_PLAIN_BYTES = 8 << 20
+_MOST_SPLIT_BYTES = 4 << 20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One row of the UNet's batch."""
+
+    state: PromptState
+    pooled: Array | None = None  # (width,) where the UNet reads pooled encodings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedPrompt:
+    """A prompt with its concepts taken out, as long as their strengths stay; biases and temperatures come later."""
+
+    texts: tuple[TokenizedTexts, ...]  # the parts of the prompt
+    active: tuple[str, ...]  # the concepts whose edit it has
+    lock: str
+    state: PromptState
+    pooled: Array | None
+
+    def row(self, rows: EditRows) -> Row:
+        """With the gates that biases and temperatures now open."""
+        return Row(state=reopened(self.state, rows, self.lock), pooled=self.pooled)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _PromptParts:
+    """A prompt in parts that the text encoder can read."""
+
+    parts: tuple[str, ...]
+    named: tuple[str, ...]  # the concepts in them
+    unknown: tuple[str, ...]  # what looks like a concept's word and is none
+    words: int  # of concepts that were loaded
+
+    @property
+    def nbytes(self) -> int:
+        """About what keeping it takes, with the prompt and the words it is kept under."""
+        return 500 + 200 * self.words + 8 * sum(map(len, self.parts))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptSpec:
+    """What one picture is drawn from, in parts that the text encoder can read."""
+
+    parts: tuple[str, ...]
+    negative_parts: tuple[str, ...] | None  # None without guidance
+    active: tuple[str, ...]  # the concepts that its prompt names and that are not off
+    bank: Bank  # with the settings of this picture
+    tokens: int  # that cross-attention reads
+    start: float = 0.0  # the share of the noise levels, from pure noise on, after which this holds
+    earlier: tuple[PromptSpec, ...] = ()  # what holds until then, by their starts
+
+    @property
+    def phases(self) -> tuple[PromptSpec, ...]:
+        """What holds one after another, this the last."""
+        return (*self.earlier, self)
+
+    def at(self, share: float) -> PromptSpec:
+        """What holds at a share of the noise levels."""
+        return in_force(self.phases, share)
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """How many rows each of its concepts has."""
+        return {concept.token: concept.rows for concept in self.bank.identity(self.active)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _BundleText:
+    """One part of a prompt, for a bundle's text encoders to read; a `perfusion.concept.reading.PromptText`."""
+
+    text: str
+    encoders: TextEncoders
+    bank: Bank
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.encoders.widths
+
+    def tokenize(self, words: Mapping[str, Word]) -> TokenizedTexts:
+        return self.encoders.tokenize(self.text, words)
+
+    def encode(self, prompt: TokenizedTexts) -> Encoding:
+        return self.encoders.encode(prompt, self.bank)
+
+
+class PromptEncoder:
+    """Prompts in the light of the concepts loaded now."""
+
+    def __init__(self, bundle: Bundle, bank: Bank, graphs: Graphs) -> None:
+        """Raises BundleError when a tokenizer cannot be read."""
+        self._bank = bank
+        self._encoders = TextEncoders(bundle, graphs)
+        self._context_length = bundle.text_encoder.context_length
+        self._zeros = bundle.force_zeros_for_empty_prompt
+        self._encoded: Cache[EncodedPrompt] = Cache(_MOST_BYTES, lambda prompt: _bytes(prompt.state))
+        self._plain_rows: Cache[Row] = Cache(_MOST_PLAIN_BYTES, lambda row: _bytes(row.state))
+        self._splits: Cache[_PromptParts] = Cache(_MOST_SPLIT_BYTES, lambda split: split.nbytes)
+
+    def knows(self, word: str) -> bool:
+        """Whether `word` is a token of the base model's own."""
+        return self._encoders.tokenizer.knows(word)
+
+    def forget(self) -> None:
+        """Give the memory of all that is kept back."""
+        self._encoders.forget()
+        for cache in (self._encoded, self._plain_rows, self._splits):
+            cache.clear()
+
+    def forget_concept(self, concept: Concept) -> None:
+        """Give the memory back of what was read with a concept: loaded anew it will be another one."""
+        self._encoders.forget_concept(concept)
+        self._encoded.drop(lambda key: concept in key[1])
+
+    def specs(self, request: Request) -> list[PromptSpec]:
+        """What each picture of a request is drawn from; nothing is encoded yet.
+
+        Raises:
+            RequestError: a prompt that cannot be served, or settings of a concept that is not loaded.
+        """
+        now = self._bank.adjusted()
+        if not request.guided and any(request.negative_prompts):
+            _log.warning("the negative prompt has no effect without guidance")
+        unknown: dict[str, None] = {}
+        specs: list[PromptSpec] = []
+        for prompt, negative_prompt, changes in zip(
+            request.prompts, request.negative_prompts, request.settings, strict=True
+        ):
+            bank = now.adjusted(changes) if changes else now
+            words = bank.words()
+            split, negative = self._split(prompt, words), self._split(negative_prompt, words)
+            _refuse_concepts(negative, words)
+            unknown |= dict.fromkeys(split.unknown + negative.unknown)
+            negative_parts = negative.parts if request.guided else None
+            earlier: tuple[PromptSpec, ...] = ()
+            for start, phase in bank.phases(bank.active(split.named)):
+                spec = self._spec(self._split(prompt, phase.words()), negative_parts, phase, start, earlier)
+                earlier = spec.phases
+            specs.append(spec)
+        for word in unknown:
+            _log.warning("no concept named %s is loaded, so it is read as plain text", word)
+        return specs
+
+    def _spec(
+        self, split: _PromptParts, negative: tuple[str, ...] | None, bank: Bank, start: float,
+        earlier: tuple[PromptSpec, ...],
+    ) -> PromptSpec:  # fmt: skip
+        """What a picture is drawn from on a start; `negative`: the parts of its negative prompt."""
+        parts = split.parts
+        if negative is not None and len(parts) != len(
+            negative
+        ):  # read side by side, the shorter one filled up
+            length = max(len(parts), len(negative))
+            parts, negative = (side + ("",) * (length - len(side)) for side in (parts, negative))
+        return PromptSpec(
+            parts=parts,
+            negative_parts=negative,
+            active=bank.active(split.named),
+            bank=bank,
+            tokens=len(parts) * self._context_length,
+            start=start,
+            earlier=earlier,
+        )
+
+    def encode(self, spec: PromptSpec, request: Request) -> tuple[Row, ...]:
+        """The UNet's rows of a picture: the unconditional one, when there is guidance, and its prompt's."""
+        conditional = self._conditional(spec, request)
+        if spec.negative_parts is None:
+            return (conditional,)
+        return self._negative(spec.negative_parts, spec.bank), conditional
+
+    def rows(self, request: Request) -> list[tuple[Row, ...]]:
+        """The UNet's rows of each picture of a request, with all its concepts. Raises as `specs`."""
+        return [self.encode(spec, request) for spec in self.specs(request)]
+
+    def encode_prompt(self, prompt: str, bank: Bank, lock: str | None, gates: str) -> EncodedPrompt | None:
+        """A prompt with the concepts it names, as `rows` reads it; None where it names none."""
+        split = self._split(prompt, bank.words())
+        active = bank.active(split.named)
+        return self._edited(split.parts, active, bank.rows(active), bank, lock, gates) if active else None
+
+    def texts(self, prompt: str, bank: Bank) -> tuple[TokenizedTexts, ...]:
+        """The parts of a prompt, tokenized."""
+        words = bank.words()
+        return tuple(self._encoders.tokenize(part, words) for part in self._split(prompt, words).parts)
+
+    def read_back(self, text: TokenizedTexts) -> tuple[str, ...]:
+        """What each token of a text says; see `PromptTokenizer.read_back`."""
+        return self._encoders.tokenizer.read_back(text[0])
+
+    def _split(self, prompt: str, words: dict[str, Word]) -> _PromptParts:
+        def split() -> _PromptParts:
+            parts = tokenizer.split(prompt, words)
+            return _PromptParts(
+                parts=parts,
+                named=tuple(dict.fromkeys(token for part in parts for token in named(part, words))),
+                unknown=tuple(word for part in parts for word in tokenizer.unknown(part, words)),
+                words=len(words),
+            )
+
+        tokenizer = self._encoders.tokenizer
+        check_text(prompt)
+        return self._splits.get((prompt, *words.items()), split)
+
+    def _negative(self, parts: tuple[str, ...], bank: Bank) -> Row:
+        """A prompt as the base model reads it; with some bases an empty one is nothing at all."""
+        nothing = self._zeros and not any(part.strip() for part in parts)
+        return self._plain(parts, bank, nothing)
+
+    def _plain(self, parts: tuple[str, ...], bank: Bank, nothing: bool = False) -> Row:
+        """Parts without active concepts: those that are not active were replaced when the prompt was split."""
+
+        def encode() -> Row:
+            texts = [self._encoders.tokenize(part, {}) for part in parts]
+            encoding = joined([self._encoders.encode(text, bank) for text in texts])
+            encoding = encoding.zeros() if nothing else encoding
+            return Row(state=conditioned(encoding.hidden, bank.rows(())), pooled=encoding.pooled)
+
+        return self._plain_rows.get((parts, nothing), encode)
+
+    def _conditional(self, spec: PromptSpec, request: Request) -> Row:
+        """A prompt with the edit of the concepts it names; those of strength 0 are read as their superclass."""
+        if not spec.active:
+            return self._plain(spec.parts, spec.bank)
+        rows = spec.bank.rows(spec.active)
+        prompt = self._edited(spec.parts, spec.active, rows, spec.bank, request.lock, request.gates)
+        return prompt.row(rows)
+
+    def _edited(
+        self,
+        parts: tuple[str, ...],
+        active: tuple[str, ...],
+        rows: EditRows,
+        bank: Bank,
+        lock: str | None,
+        gates: str,
+    ) -> EncodedPrompt:
+        lock = lock or bank.common_lock(active)
+        key = (parts, bank.identity(active), rows.strength.tobytes(), lock, gates)
+        return self._encoded.get(key, partial(self._edit, parts, active, rows, bank, lock, gates))
+
+    def _edit(
+        self,
+        parts: tuple[str, ...],
+        active: tuple[str, ...],
+        rows: EditRows,
+        bank: Bank,
+        lock: str,
+        gates: str,
+    ) -> EncodedPrompt:
+        texts = [_BundleText(text=part, encoders=self._encoders, bank=bank) for part in parts]
+        readings = [read_prompt(text, bank, active, lock) for text in texts]
+        encoding = joined([part for part, _ in readings])
+        superclass = [keys for _, keys in readings if keys is not None]
+        state = conditioned(
+            encoding.hidden, rows, lock, np.concatenate(superclass) if superclass else None, gates
+        )
+        return EncodedPrompt(
+            texts=tuple(text.tokenize(bank.words()) for text in texts),
+            active=active,
+            lock=lock,
+            state=state,
+            pooled=encoding.pooled,
+        )
+
+
+def _bytes(state: PromptState) -> int:
+    return state.conditioning.value_states.nbytes + state.conditioning.key_states.nbytes
+
+
+def _refuse_concepts(split: _PromptParts, words: dict[str, Word]) -> None:
+    """The unconditional row is the base model's, so a negative prompt names no concept."""
+    for token in split.named:
+        raise RequestError(
+            f"The negative prompt names {token}, and the unconditional row is always the base model's. "
+            f"Write {words[token].superclass!r} instead."
+        )
