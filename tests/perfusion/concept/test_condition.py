@@ -28,6 +28,11 @@ def applied(states, gates, weight, targets):
     return states.astype(np.float64) @ weight.T + gates.astype(np.float64) @ targets
 
 
+def fed(conditioning):
+    """What the UNet reads of it, and not what the gates were opened by."""
+    return {name: array for name, array in vars(conditioning).items() if name != "response"}
+
+
 @pytest.mark.parametrize("gates", ["similarity", "coordinates"])
 @pytest.mark.parametrize("strength", [[1.0, 1.0], [0.3, 0.9], [1.0, 0.5]])
 def test_a_conditioned_prompt_gives_the_reference_projection(make_space, strength, gates):
@@ -35,8 +40,7 @@ def test_a_conditioned_prompt_gives_the_reference_projection(make_space, strengt
     arguments = prompt(space, strength=np.array(strength), gates=gates)
     made = condition(space.encodings, **arguments)
     expected = edited_projection(space.encodings, space.weight, space.targets, **arguments)
-    fed = {name: array.dtype for name, array in vars(made).items() if name != "response"}
-    assert set(fed.values()) == {np.dtype(np.float32)}
+    assert {array.dtype for array in fed(made).values()} == {np.dtype(np.float32)}
     assert made.value_states.shape == space.encodings.shape
     assert made.value_gate.shape == (50, 2)
     for states, gates in ((made.key_states, made.key_gate), (made.value_states, made.value_gate)):
@@ -87,8 +91,8 @@ def test_a_small_strength_is_hardly_more_than_none(make_space, gates, lock):
         condition(space.encodings, **prompt(space, strength=np.array([1.0, least, 0.7]), **three), **options)
         for least in (0.0, 1e-6)
     )
-    for name, expected in vars(without).items():
-        np.testing.assert_allclose(vars(nearly)[name], expected, atol=1e-4)
+    for name, expected in fed(without).items():
+        np.testing.assert_allclose(fed(nearly)[name], expected, atol=1e-4)
 
 
 def test_one_concept_and_orthogonal_ones_have_the_same_gates_of_both_kinds(make_space):
