@@ -58,14 +58,60 @@ def test_an_inactive_concept_is_its_superclass_before_the_prompt_is_cut(tokenize
     assert tokenizer.split(prompt, words) == tokenizer.split(prompt.replace("<cat>", "teddy bear"), {})
 
 
-def test_a_prompt_without_end_and_a_word_without_end_are_refused(tokenizer):
+def test_a_prompt_without_end_and_a_concept_without_end_are_refused(tokenizer):
     assert len(tokenizer.split("cat " * 75 * MOST_CHUNKS, {})) == MOST_CHUNKS
     with pytest.raises(RequestError, match=f"expected at most {75 * MOST_CHUNKS}"):
         tokenizer.split("cat " * (75 * MOST_CHUNKS + 1), {})
-    with pytest.raises(RequestError, match=r"A word of the prompt has .* Put spaces into it"):
-        tokenizer.split("a " + "xqz" * 80, {})
+    with pytest.raises(RequestError, match=f"expected at most {75 * MOST_CHUNKS}"):
+        tokenizer.split("日" * 10_000, {})
+    rows = {"<cat>": Word(rows=76, superclass="cat")}
+    with pytest.raises(RequestError, match=r"<cat> takes 76 tokens, and the model reads 75"):
+        tokenizer.split("a <cat>", rows)
     with pytest.raises(RequestError, match="expected a text"):
         tokenizer.split(3, {})
+
+
+CHINESE = "一只可爱的猫坐在海滩上看日落，阳光洒在海面上，远处有一艘帆船，天空是橙色和紫色的"
+THAI = "แมวน่ารักนั่งอยู่บนชายหาดดูพระอาทิตย์ตกดินแสงแดดส่องลงบนผิวน้ำทะเลมีเรือใบอยู่ไกลๆ"
+JAPANESE = "かわいい猫が砂浜に座って夕日を見ている、海は輝き、遠くに帆船が見える、空は橙色と紫色"
+FAMILY, FLAG, WAVE = "👨\u200d👩\u200d👧", "🇩🇪", "👋🏽"
+
+
+@pytest.mark.parametrize(
+    "prompt", [CHINESE, THAI, JAPANESE, FAMILY * 12, FLAG * 40, WAVE * 30, "xqz" * 80, "e\u0301" * 60]
+)
+def test_a_sentence_without_blanks_is_cut_and_nothing_of_it_is_lost(tokenizer, prompt):
+    parts = tokenizer.split(prompt, {})
+    assert len(parts) > 1 and "".join(parts) == prompt
+    assert all(len(ids(tokenizer, part)) <= 75 for part in parts)
+
+
+def test_it_is_cut_behind_punctuation_where_there_is_some_and_is_then_read_as_a_whole(tokenizer):
+    parts = tokenizer.split(CHINESE, {})
+    assert [part[-1] for part in parts[:-1]] == ["，"] * (len(parts) - 1)
+    _, offsets = tokenizer._encode(CHINESE)
+    assert sum(len(ids(tokenizer, part)) for part in parts) == len(offsets)
+
+
+@pytest.mark.parametrize("letter", [FAMILY, FLAG, WAVE, "e\u0301", "น่"])
+def test_no_cut_goes_through_what_people_see_as_one_letter(tokenizer, letter):
+    assert all(not part.replace(letter, "") for part in tokenizer.split(letter * 60, {}))
+
+
+def test_a_letter_longer_than_a_part_is_cut_all_the_same(tokenizer):
+    prompt = "e" + "\u0301" * 100
+    assert "".join(tokenizer.split(prompt, {})) == prompt
+
+
+def test_a_concept_between_letters_stays_whole(tokenizer):
+    words = {"<猫>": Word(rows=2, superclass="cat")}
+    parts = tokenizer.split("日" * 24 + "<猫>" + "日" * 60, words)
+    assert sum(part.count("<猫>") for part in parts) == 1
+    assert "".join(parts) == "日" * 24 + "<猫>" + "日" * 60
+
+
+def test_a_prompt_without_blanks_is_drawn(runtime):
+    assert runtime.generate(CHINESE * 2, num_inference_steps=1).size
 
 
 @pytest.mark.parametrize("lock", ["local", "global"])
