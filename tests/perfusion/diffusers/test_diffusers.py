@@ -793,7 +793,10 @@ def test_a_compiled_unet_is_refused_and_compiling_after_the_concepts_works(pipel
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"lock": "globel"}, "lock is 'globel', expected one of local, global"), ({"gates": "g"}, "gates are 'g'")],
+    [
+        ({"lock": "globel"}, "lock is 'globel', expected one of local, global"),
+        ({"gates": "g"}, "gates are 'g'"),
+    ],
 )
 def test_options_that_do_not_exist_are_refused(pipeline, options, message):
     with pytest.raises(PerfusionError, match=message):
