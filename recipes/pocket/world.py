@@ -247,7 +247,7 @@ class World:
         """The objects' pictures in their colours, premultiplied. (batch, 4, 128, 128)."""
         sprite = self.sprites[torch.tensor([item.sprite for item in items], device=self.device)].float() / 255
         rgb, alpha = sprite[:, :3], sprite[:, 3:]
-        rgb = _rotate_hue(rgb, self._numbers(items, lambda i: i.hue)[..., 0, 0])
+        rgb = rotate_hue(rgb, self._numbers(items, lambda i: i.hue)[..., 0, 0])
         luminance = (rgb * torch.tensor([0.3, 0.59, 0.11], device=self.device).view(1, 3, 1, 1)).sum(
             1, keepdim=True
         )
@@ -305,7 +305,7 @@ def _restyle(rng: random.Random, noun: str, item: Item) -> tuple[str, Item]:
     return (f"{name} {noun}" if rng.random() < 0.6 else noun), patterned
 
 
-def _rotate_hue(rgb: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+def rotate_hue(rgb: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Turn colours about the grey axis. `turns` is (batch,)."""
     cos, sin = torch.cos(2 * torch.pi * turns), torch.sin(2 * torch.pi * turns) / 3**0.5
     even = (1 - cos) / 3
