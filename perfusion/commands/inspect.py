@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perfusion.commands import parser, run
+from perfusion.commands import check_outputs, parser, run
 from perfusion.concept.settings import FILE_SETTINGS
 from perfusion.errors import PerfusionError
 
@@ -56,6 +56,7 @@ def _inspect(args: argparse.Namespace) -> int:
     if path.name == _MANIFEST and path.is_file():
         path = path.parent
     path = _sample(path, args.bundle)
+    check_outputs([("--extract", args.extract), ("--heatmap", args.heatmap)], [("The file shown", path)])
     if args.extract and not path.is_file():
         raise PerfusionError(
             f"{path} is no card, expected a PNG that carries a concept. Give one with --extract."
@@ -113,20 +114,22 @@ def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The facts of a concept file for a program, and for a reader."""
     from perfusion.concept.card import extract, is_card
     from perfusion.concept.concept_file import FORMAT_VERSION, Concept
-    from perfusion.concept.container import unpack
+    from perfusion.concept.container import DIGEST, unpack
     from perfusion.concept.storage import stored_as
 
     concept = Concept.load(path)  # checks all of it
     data = path.read_bytes()
     card = is_card(data)
     file = extract(data) if card else data
+    tensors, metadata = unpack(file)
     facts: dict[str, Any] = {
         "kind": "concept",
         "path": str(path),
         "bytes": len(data),
         "card": card,
         "concept_bytes": len(file),
-        "storage": stored_as(unpack(file)[0]),
+        "storage": stored_as(tensors),
+        "sha256": metadata.get(DIGEST),
         "format_version": FORMAT_VERSION,
         "token": concept.token,
         "superclass": concept.superclass,
@@ -154,6 +157,7 @@ def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "values": f"{facts['value_width']} numbers a row",
         "keys": keys,
         "storage": facts["storage"] + (f", {len(file):,} bytes in a picture" if card else ""),
+        "checksum": "matches" if facts["sha256"] else "none, the file's writer gave no sha256",
         "energy": _listed(facts["energy"]),
         "norms": f"direction {_listed(facts['direction_norm'])}; word embedding "
         + " + ".join(map(_listed, facts["embedding_norms"])),

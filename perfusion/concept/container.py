@@ -4,11 +4,13 @@
     header      JSON, UTF-8: {"__metadata__": {name: text}, name: {"dtype", "shape", "data_offsets"}, ...}
     data        the tensors, little-endian, row-major, without gaps
 
+The metadata's `sha256` is that of the data: a bit that flips among the tensors would else be another valid number.
 The safetensors library reads what `pack` writes and writes what `unpack` reads. It is not used here for two
 reasons: its metadata comes in a different order on every run, so equal concepts would not be equal files; and
 its messages name neither what was expected nor what to do.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -19,8 +21,10 @@ import numpy.typing as npt
 
 from perfusion.errors import ConceptError
 
-__all__ = ["MAX_HEADER_BYTES", "pack", "unpack"]
+__all__ = ["DIGEST", "MAX_HEADER_BYTES", "pack", "unpack"]
 
+DIGEST = "sha256"
+"""The metadata's name for the SHA-256 of all bytes behind the header, 64 lower-case hex digits."""
 MAX_HEADER_BYTES = 64 * 1024
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -34,20 +38,24 @@ _AGAIN = "Copy or train the concept again."
 
 
 def pack(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """Lay out float32, float16, int16 and int8 tensors in the order given: equal input, equal bytes.
+    """Lay out float32, float16, int16 and int8 tensors in the order given, with their checksum: equal input, equal
+    bytes.
 
     Raises:
         ConceptError: the header does not fit `MAX_HEADER_BYTES`.
     """
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    layout: dict[str, Any] = {}
     pieces: list[bytes] = []
     end = 0
     for name, tensor in tensors.items():
         dtype = _NAMES[tensor.dtype.newbyteorder("<")]
         piece = np.ascontiguousarray(tensor, dtype=_DTYPES[dtype]).tobytes()
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + len(piece)]}
+        layout[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + len(piece)]}
         end += len(piece)
         pieces.append(piece)
+    body = b"".join(pieces)
+    metadata = {**metadata, DIGEST: hashlib.sha256(body).hexdigest()}
+    header = {"__metadata__": dict(sorted(metadata.items())), **layout}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > MAX_HEADER_BYTES:
@@ -55,20 +63,22 @@ def pack(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -
             f"The metadata takes {len(text)} bytes, expected at most {MAX_HEADER_BYTES}. "
             "Shorten the training facts."
         )
-    return b"".join([len(text).to_bytes(8, "little"), text, *pieces])
+    return b"".join([len(text).to_bytes(8, "little"), text, body])
 
 
 def unpack(data: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     """The tensors, as read-only views of `data`, and the metadata. Nothing is allocated by a header's word.
 
     Raises:
-        ConceptError: anything but a well-formed layout that covers `data` to the last byte.
+        ConceptError: anything but a well-formed layout that covers `data` to the last byte, or tensors whose checksum
+            is not the metadata's. Files of older writers have none, and are taken as they are.
     """
     text, body = _split(data)
     header = _parse(text)
     metadata = _metadata(header.pop("__metadata__", None))
     spans = {name: _span(name, entry) for name, entry in header.items()}
     _cover(spans, len(body))
+    _check_digest(metadata.get(DIGEST), body)
     tensors = {
         name: np.frombuffer(body, dtype, count=math.prod(shape), offset=begin).reshape(shape)
         for name, (dtype, shape, begin, _) in spans.items()
@@ -204,4 +214,14 @@ def _cover(spans: Mapping[str, _Span], size: int) -> None:
     if reached != size:
         raise ConceptError(
             f"{size - reached} bytes follow the last tensor, expected none: the file is damaged. {_AGAIN}"
+        )
+
+
+def _check_digest(expected: str | None, body: memoryview) -> None:
+    """Refuse tensors that are not those that were written."""
+    digest = hashlib.sha256(body).hexdigest()
+    if expected not in (None, digest):
+        raise ConceptError(
+            f"The tensors have SHA-256 {digest[:12]}…, expected {expected:.12}…: they were damaged, or changed by a "
+            f"program that left the old checksum. {_AGAIN}"
         )

@@ -191,6 +191,21 @@ def test_a_card_is_described_and_gives_its_file_back(make_concept, tmp_path, cap
     assert f"int8, {facts['concept_bytes']:,} bytes in a picture" in capsys.readouterr().out
 
 
+def test_the_checksum_of_the_tensors_is_told_and_that_there_is_none(concept, tmp_path, capsys):
+    data = concept.read_bytes()
+    body = data[8 + int.from_bytes(data[:8], "little") :]
+    older = tmp_path / "older.safetensors"
+    older.write_bytes(data.replace(b'"sha256"', b'"sha999"'))
+    for path, checksum, words in (
+        (concept, hashlib.sha256(body).hexdigest(), "checksum   matches"),
+        (older, None, "checksum   none, the file's writer gave no sha256"),
+    ):
+        assert main([str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["sha256"] == checksum
+        assert main([str(path)]) == 0
+        assert words in capsys.readouterr().out
+
+
 def test_nothing_is_extracted_of_what_is_no_card(concept, bundle, tmp_path, capsys):
     for path, found in ((concept, "a concept file already"), (bundle, "no card")):
         assert main([str(path), "--extract", str(tmp_path / "x")]) == 1

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import hashlib
+import json
 import re
 import struct
 import time
@@ -60,10 +62,14 @@ def test_the_bytes_are_known():
         target_values=np.array([[1.0, 2.0]]),
         training={"seed": "7"},
     )
+    floats = bytes.fromhex("0000003f 0000803f 00008040")
+    halves = bytes.fromhex("0040 0000 003c 00bc 0038 0034 0000 003c 0040")
     header = (
         b'{"__metadata__":{"base":"pocket","base_fingerprint":"' + b"0" * 64 + b'","bias":"0.75",'
         b'"created_with":"","format":"perfusion-concept","format_version":"1","lock":"local",'
-        b'"superclass":"b","temperature":"0.15","token":"<a>","training.seed":"7"},'
+        b'"sha256":"'
+        + hashlib.sha256(floats + halves).hexdigest().encode()
+        + b'","superclass":"b","temperature":"0.15","token":"<a>","training.seed":"7"},'
         b'"dual":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},'
         b'"energy":{"dtype":"F32","shape":[1],"data_offsets":[8,12]},'
         b'"direction":{"dtype":"F16","shape":[1,2],"data_offsets":[12,16]},'
@@ -72,8 +78,6 @@ def test_the_bytes_are_known():
         b'"target_values":{"dtype":"F16","shape":[1,2],"data_offsets":[26,30]}}'
     )
     header += b" " * (-len(header) % 8)
-    floats = bytes.fromhex("0000003f 0000803f 00008040")
-    halves = bytes.fromhex("0040 0000 003c 00bc 0038 0034 0000 003c 0040")
     assert concept.to_bytes() == struct.pack("<Q", len(header)) + header + floats + halves
 
 
@@ -102,6 +106,7 @@ def test_the_safetensors_library_reads_what_is_written(make_concept, tmp_path, s
 def test_what_the_safetensors_library_writes_is_read(make_concept):
     concept = make_concept()
     metadata = unpack(concept.to_bytes())[1]
+    del metadata["sha256"]  # of the tensors as we wrote them
     data = safetensors.numpy.save(arrays_of(concept), metadata)
     assert Concept.from_bytes(data).to_bytes("float32") == concept.to_bytes("float32")
 
@@ -243,6 +248,7 @@ def test_the_example_on_the_format_page_is_a_concept_byte_for_byte():
     numbers = bytes.fromhex("".join(line.split("#")[0] for line in blocks["hex"].splitlines()))
     length, body = numbers[:8], numbers[8:]
     data = length + header.ljust(int.from_bytes(length, "little")) + body
+    assert json.loads(header)["__metadata__"]["sha256"] == hashlib.sha256(body).hexdigest()
     concept = Concept.from_bytes(data)
     assert concept.to_bytes() == data
     assert concept.token == "<cat>"

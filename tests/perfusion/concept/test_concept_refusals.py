@@ -52,7 +52,9 @@ def rebuilt(concept, **tensors):
     data = concept.to_bytes("float32")
     arrays = {**safetensors.numpy.load(data), **tensors}
     kept = {name: array for name, array in arrays.items() if array is not None}
-    return safetensors.numpy.save(kept, split(data)[0]["__metadata__"])
+    metadata = split(data)[0]["__metadata__"]
+    del metadata["sha256"]  # of the tensors as they were
+    return safetensors.numpy.save(kept, metadata)
 
 
 def with_entry(data, name, **changes):
@@ -86,7 +88,40 @@ def test_a_header_whose_length_begins_like_a_pickle_is_read(make_concept, length
     assert Concept.from_bytes(padded).token == "<cat>"
 
 
+@pytest.mark.parametrize("storage", ["float16", "float32", "int8"])
+def test_files_of_older_writers_without_a_checksum_are_read(make_concept, storage):
+    data = make_concept().to_bytes(storage)
+    older = with_metadata(data, sha256=None)
+    assert b"sha256" not in older
+    assert Concept.from_bytes(older).to_bytes(storage) == Concept.from_bytes(data).to_bytes(storage)
+
+
 # --- what is refused
+
+
+@pytest.mark.parametrize("storage", ["float16", "float32", "int8"])
+def test_a_single_flipped_bit_of_any_tensor_is_refused(make_concept, storage):
+    data = make_concept(rows=2, embeddings=(np.ones((2, 8)), np.ones((2, 5)))).to_bytes(storage)
+    header, body = split(data)
+    start = len(data) - len(body)
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        for place in {entry["data_offsets"][0], entry["data_offsets"][1] - 1}:
+            for bit in range(8):
+                flipped = bytearray(data)
+                flipped[start + place] ^= 1 << bit
+                with pytest.raises(ConceptError, match=r"The tensors have SHA-256 .*: they were damaged"):
+                    Concept.from_bytes(bytes(flipped))
+
+
+@pytest.mark.parametrize("checksum", ["", "0" * 64, "no digest", "Ä"])
+def test_a_checksum_that_is_not_that_of_the_tensors_is_refused(make_concept, checksum):
+    data = with_metadata(make_concept().to_bytes(), sha256=checksum)
+    with pytest.raises(
+        ConceptError, match=r"SHA-256 .* the old checksum\. Copy or train the concept again\."
+    ):
+        Concept.from_bytes(data)
 
 
 @pytest.mark.parametrize(

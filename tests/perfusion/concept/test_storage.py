@@ -30,7 +30,9 @@ def rebuilt(concept, **changes):
     length = int.from_bytes(data[:8], "little")
     arrays = {**safetensors.numpy.load(data), **changes}
     kept = {name: array for name, array in arrays.items() if array is not None}
-    return safetensors.numpy.save(kept, json.loads(data[8 : 8 + length])["__metadata__"])
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    del metadata["sha256"]  # of the tensors as they were
+    return safetensors.numpy.save(kept, metadata)
 
 
 # --- what is written
