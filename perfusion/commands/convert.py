@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfusion.commands import parser, run
+from perfusion.commands import check_outputs, parser, run
 from perfusion.concept.settings import FILE_SETTINGS
 from perfusion.errors import RequestError
-from perfusion.files import check_writable
 
 if TYPE_CHECKING:
     from perfusion.concept.concept_file import Concept
@@ -84,9 +83,16 @@ _INVERSION, _CHECKPOINT = ("captions", "gated"), ("position",)
 
 
 def _convert(args: argparse.Namespace) -> int:
-    check_writable(args.output)
+    read = (
+        "textual_inversion",
+        "checkpoint",
+        "captions",
+    )  # a concept or a picture may become the card it was
+    check_outputs(
+        [("--output", args.output)], [(f"--{name.replace('_', '-')}", getattr(args, name)) for name in read]
+    )
     concept = _read(args) if args.concept else _import(args)
-    concept.save(args.output, args.storage, keys=not args.no_keys, picture=args.picture)
+    concept.save(args.output, args.storage, keys=not args.no_keys, picture=args.picture or _own_picture(args))
     size = args.output.stat().st_size
     if args.json:
         facts = {
@@ -108,6 +114,16 @@ def _read(args: argparse.Namespace) -> Concept:
 
     _refuse(args, _FOREIGN, "is for files of other programs; a concept file says all that itself.")
     return Concept.load(args.concept)
+
+
+def _own_picture(args: argparse.Namespace) -> Path | None:
+    """The card that becomes another card: its picture stays."""
+    from perfusion.concept.card import is_card
+
+    if args.concept is None or args.output.suffix.lower() != ".png":
+        return None
+    with open(args.concept, "rb") as file:
+        return args.concept if is_card(file.read(8)) else None
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None:

@@ -18,11 +18,18 @@ from perfusion.errors import ConceptError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["CHUNK", "MAX_CARD_BYTES", "embed", "extract", "is_card", "plain"]
+__all__ = ["CHUNK", "MAX_CARD_BYTES", "embed", "extract", "is_card", "plain", "refuse_other_pictures"]
 
 CHUNK = b"pfCo"
 MAX_CARD_BYTES = 64 * 1024 * 1024
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_OTHER_PICTURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
 _FRAME = 12  # length, type and CRC around a chunk's data
 _SIDE = 256  # pixels of a plain card
 _AGAIN = "Ask for the card again, as a file and not as a picture that a messenger may shrink."
@@ -31,6 +38,20 @@ _AGAIN = "Ask for the card again, as a file and not as a picture that a messenge
 def is_card(data: bytes) -> bool:
     """Whether the bytes begin as a PNG does."""
     return data[: len(_SIGNATURE)] == _SIGNATURE
+
+
+def refuse_other_pictures(data: bytes) -> None:
+    """Say of a picture that is no PNG that it cannot carry a concept. A concept file that begins like one of them would
+    have a header of more than the largest length.
+
+    Raises:
+        ConceptError: the bytes begin as a JPEG, WebP, GIF or TIFF does.
+    """
+    for start, kind in _OTHER_PICTURES.items():
+        if data.startswith(start):
+            raise ConceptError(
+                f"This is a {kind} picture, which carries no concept: only a PNG can. {_AGAIN}"
+            )
 
 
 def extract(data: bytes) -> bytes:
@@ -44,15 +65,15 @@ def extract(data: bytes) -> bytes:
             f"The picture has more than {MAX_CARD_BYTES} bytes, expected at most that of a card. Use a smaller one."
         )
     view = memoryview(data)
-    found = [(begin, end) for kind, begin, end in _chunks(data) if kind == CHUNK]
-    if not found:
+    spans = [(begin, end) for kind, begin, end in _chunks(data) if kind == CHUNK]
+    if not spans:
         raise ConceptError(
             "This picture carries no concept: it never was a card, or it was saved again by a program that drops "
             f"what it does not know. {_AGAIN}"
         )
-    if len(found) > 1:
-        raise ConceptError(f"This picture carries {len(found)} concepts, expected one. {_AGAIN}")
-    ((begin, end),) = found
+    if len(spans) > 1:
+        raise ConceptError(f"This picture carries {len(spans)} concepts, expected one. {_AGAIN}")
+    ((begin, end),) = spans
     body, crc = view[begin + 8 : end - 4], int.from_bytes(view[end - 4 : end], "big")
     if zlib.crc32(view[begin + 4 : end - 4]) != crc:
         raise ConceptError(f"The concept in this picture is damaged: its checksum does not match. {_AGAIN}")
@@ -62,10 +83,12 @@ def extract(data: bytes) -> bytes:
 def embed(picture: "Image | str | Path", concept: bytes) -> bytes:
     """A PNG of `picture`, pixel for pixel, that carries `concept`; one it carried before is replaced.
 
-    A PNG file keeps its bytes but for the chunk; anything else that Pillow opens is written as a PNG.
+    A PNG file keeps its bytes but for the chunk; anything else that Pillow opens is written as a PNG, turned as its
+    EXIF data say.
 
     Raises:
-        ConceptError: the picture cannot be read or is too large.
+        PictureError: the picture cannot be read.
+        ConceptError: the card would be too large.
     """
     data = _png_of(picture)
     pieces, last = [_SIGNATURE], b""
@@ -82,12 +105,12 @@ def embed(picture: "Image | str | Path", concept: bytes) -> bytes:
         struct.pack(">I", zlib.crc32(CHUNK + concept)),
         last,
     ]
-    made = b"".join(pieces)
-    if len(made) > MAX_CARD_BYTES:
+    card = b"".join(pieces)
+    if len(card) > MAX_CARD_BYTES:
         raise ConceptError(
-            f"The card would have {len(made)} bytes, expected at most {MAX_CARD_BYTES}. Give a smaller picture."
+            f"The card would have {len(card)} bytes, expected at most {MAX_CARD_BYTES}. Give a smaller picture."
         )
-    return made
+    return card
 
 
 def plain(token: str, superclass: str, base: str) -> "Image":
@@ -107,29 +130,15 @@ def plain(token: str, superclass: str, base: str) -> "Image":
 
 
 def _png_of(picture: "Image | str | Path") -> bytes:
-    """The bytes of a PNG: those of the file, or the image encoded."""
-    from PIL import Image
+    """The bytes of a PNG: those of the file, or the picture encoded, upright as its camera was held."""
+    from perfusion.picture_input import open_picture
 
+    image = open_picture(picture)  # a damaged picture is refused here and not by whoever opens the card
     if isinstance(picture, str | Path):
-        try:
-            data = Path(picture).read_bytes()
-            with Image.open(io.BytesIO(data)) as opened:
-                opened.load()  # a damaged picture is refused here and not by whoever opens the card
-                return data if is_card(data) else _encoded(opened)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ConceptError(
-                f"{picture} cannot be read as a picture: {error}. Give a PNG or JPEG file."
-            ) from error
-    if not isinstance(picture, Image.Image):
-        raise ConceptError(f"The picture is {type(picture).__name__}, expected a PIL image or a path.")
-    return _encoded(picture)
-
-
-def _encoded(image: "Image") -> bytes:
-    """A PNG of an image; a mode that PNG lacks (CMYK, floating-point numbers) becomes RGB."""
+        data = Path(picture).read_bytes()
+        if is_card(data):
+            return data
     file = io.BytesIO()
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        image = image.convert("RGB")
     image.save(file, format="PNG")
     return file.getvalue()
 

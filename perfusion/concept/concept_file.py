@@ -34,6 +34,7 @@ FORMAT_VERSION = 1
 _MAX_FILE_BYTES = 8 * 1024 * 1024
 _MAX_TEXT_ENCODERS = 2
 _MAX_TEXT = 1000  # characters of a metadata value
+_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 _TRAINING = "training."  # prefix of the training facts among the metadata
 
 _VECTORS = ("direction", "dual", "energy", "superclass_encoding")
@@ -127,6 +128,7 @@ class Concept:
         """
         if card.is_card(data):
             data = card.extract(data)
+        card.refuse_other_pictures(data)
         if len(data) > _MAX_FILE_BYTES:
             raise ConceptError(
                 f"The file has more than {_MAX_FILE_BYTES} bytes. This is no concept file; give one that "
@@ -157,16 +159,23 @@ class Concept:
         says what the concept is.
 
         Raises:
-            ConceptError: `storage` is unknown, a number does not fit it, or the picture cannot be used.
+            ConceptError: `storage` is unknown, a number does not fit it, or the file's name is that of another picture.
+            PictureError: the picture cannot be read.
             PerfusionError: the file cannot be written.
         """
         path, data = Path(path), self.to_bytes(storage, keys=keys)
         if path.suffix.lower() == ".png":
-            made = card.plain(self.token, self.superclass, self.base) if picture is None else picture
-            data = card.embed(made, data)
+            if picture is None:
+                picture = card.plain(self.token, self.superclass, self.base)
+            data = card.embed(picture, data)
         elif picture is not None:
             raise ConceptError(
                 f"{path} was to carry a picture, and only a PNG can. Choose a name that ends in .png."
+            )
+        elif path.suffix.lower() in _PICTURES:
+            raise ConceptError(
+                f"{path} is the name of a picture that carries no concept: only a PNG can. Choose a name that ends in "
+                ".png or .safetensors."
             )
         with writing(path) as file:
             file.write(data)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from perfusion.concept.card import CHUNK, MAX_CARD_BYTES, embed, extract
 from perfusion.concept.concept_file import Concept
-from perfusion.errors import ConceptError
+from perfusion.errors import ConceptError, PictureError
 
 
 @pytest.fixture
@@ -81,13 +81,31 @@ def test_a_png_file_keeps_its_bytes_but_for_the_chunk(card, drawing, tmp_path, m
     assert Concept.load(card).token == "<bird>"
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "F", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
 def test_any_mode_of_picture_can_be_a_card(make_concept, drawing, tmp_path, mode):
     picture = Image.new("I;16", (4, 4)) if mode == "I;16" else drawing.convert(mode)
     make_concept().save(tmp_path / "a.png", picture=picture)
     assert Concept.load(tmp_path / "a.png").token == "<cat>"
     with Image.open(tmp_path / "a.png") as opened:
         opened.load()
+
+
+def test_a_card_of_a_photo_is_upright_as_the_camera_was_held(make_concept, drawing, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by a quarter
+    drawing.save(tmp_path / "photo.jpg", exif=exif)
+    drawing.save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.jpg") as opened:
+        make_concept().save(tmp_path / "opened.png", picture=opened)
+        expected = np.rot90(np.asarray(opened), -1)
+    make_concept().save(tmp_path / "jpeg.png", picture=tmp_path / "photo.jpg")
+    for name in ("opened.png", "jpeg.png"):
+        with Image.open(tmp_path / name) as card:
+            np.testing.assert_array_equal(np.asarray(card), expected)
+            assert card.getexif().get(0x0112, 1) == 1
+    make_concept().save(tmp_path / "card.png", picture=tmp_path / "photo.png")
+    with Image.open(tmp_path / "card.png") as card:  # a PNG keeps its bytes, and with them what turns it
+        assert card.size == drawing.size and card.getexif()[0x0112] == 6
 
 
 def test_a_jpeg_becomes_a_png(make_concept, drawing, tmp_path):
@@ -129,13 +147,29 @@ def test_a_picture_in_a_file_that_is_no_png_is_refused(make_concept, drawing, tm
     assert not (tmp_path / "a.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["cat.jpg", "cat.WEBP", "cat.gif"])
+def test_a_picture_of_another_kind_is_never_the_name_of_a_concept(make_concept, tmp_path, name):
+    with pytest.raises(ConceptError, match="carries no concept: only a PNG can"):
+        make_concept().save(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WebP", "GIF", "TIFF"])
+def test_a_picture_of_another_kind_is_told_that_it_carries_no_concept(drawing, tmp_path, kind):
+    drawing.save(tmp_path / "cat", kind)
+    with pytest.raises(
+        ConceptError, match=f"cat: This is a {kind} picture, which carries no concept: only a PNG can"
+    ):
+        Concept.load(tmp_path / "cat")
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", None])
 def test_a_picture_that_cannot_be_read_is_refused(make_concept, tmp_path, content):
     if content is not None:
         (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(ConceptError, match=r"x\.png cannot be read as a picture"):
+    with pytest.raises(PictureError, match=r"x\.png cannot be read as a picture"):
         make_concept().save(tmp_path / "a.png", picture=tmp_path / "x.png")
-    with pytest.raises(ConceptError, match="The picture is int, expected a PIL image or a path"):
+    with pytest.raises(PictureError, match="The picture is int, expected a PIL image or a file"):
         make_concept().save(tmp_path / "a.png", picture=7)
     assert not (tmp_path / "a.png").exists()
 
