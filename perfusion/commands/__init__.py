@@ -18,15 +18,17 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, TextIO
 
 from perfusion import __version__
 from perfusion.errors import PerfusionError
+from perfusion.files import check_writable
 
-__all__ = ["Progress", "parser", "run", "say"]
+__all__ = ["Progress", "check_outputs", "parser", "run", "say"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +74,34 @@ def run(name: str, body: Callable[[], int]) -> int:
         detail = f" ({_one_line(error)})" if str(error) else ""
         say(f"{name}: not enough memory{detail}; close other programs or ask for a smaller size")
     return 1
+
+
+_Option = tuple[str, Path | None]
+"""An option and the file it names, None where it was not given."""
+
+
+def check_outputs(outputs: Iterable[_Option], inputs: Iterable[_Option] = ()) -> None:
+    """Refuse, before the work, outputs that cannot be written, that would replace one another, or what is read.
+
+    Raises:
+        PerfusionError: which options, and why.
+    """
+    options = {_place(path): option for option, path in inputs if path is not None}
+    for option, path in outputs:
+        if path is None:
+            continue
+        check_writable(path)
+        other = options.setdefault(_place(path), option)
+        if other is not option:
+            raise PerfusionError(
+                f"{other} and {option} are the same file, {path}, and what one of them holds would be lost. Choose "
+                f"another name for {option}."
+            )
+
+
+def _place(path: Path) -> str:
+    """The same for every way to write a file's name."""
+    return os.path.normcase(os.path.realpath(path))
 
 
 class Progress:

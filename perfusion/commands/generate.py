@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.commands import Progress, parser, run
+from perfusion.commands import Progress, check_outputs, parser, run
 from perfusion.concept.settings import DEFAULT_GATES, GATES, LOCKS, SETTINGS
-from perfusion.files import check_writable, writing
+from perfusion.files import writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +30,10 @@ _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is 
 )  # fmt: skip
 _PROVIDERS = ("auto", "cpu", "cuda", "trt", "trt-rtx")
 
-# A setting's value holds no path separator, so that C:\cats\a=b.safetensors is a path and nothing else.
-_SPEC = re.compile(r"(?P<path>.+?):(?P<settings>\w+=[^,:/\\]*(?:,\w+=[^,:/\\]*)*)", re.DOTALL)
+# A setting's value holds no path separator, so that C:\cats\a=b.safetensors is a path and nothing else; a word in angle
+# brackets may hold anything. A comma before digits alone is a decimal one, to be told and not to be taken for a path.
+_SETTING = r"\w+=(?:<[^<>\s]*>|[^,:/\\]*(?:,\d+(?!\w*=))*)"
+_SPEC = re.compile(rf"(?P<path>.+?):(?P<settings>{_SETTING}(?:,{_SETTING})*)", re.DOTALL)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,8 +132,12 @@ def _add_output(add: "Callable[..., object]") -> None:
 
 def _generate(args: argparse.Namespace) -> int:
     paths = _paths(args.output, 1 if args.grid else args.count)
-    for path in [*paths, *([args.explain] if args.explain else [])]:
-        check_writable(path)
+    read = [
+        *(("--concept", path) for path, _ in args.concepts),
+        ("--image", args.image),
+        ("--mask", args.mask),
+    ]
+    check_outputs([*(("--output", path) for path in paths), ("--explain", args.explain)], read)
     from perfusion.runtime import Runtime
     from perfusion.runtime.pictures import grid
 
@@ -195,11 +201,11 @@ def _paths(output: Path, count: int) -> list[Path]:
 
 def _concept(spec: str) -> tuple[Path, dict[str, Any]]:
     """FILE:bias=0.6,strength=1 as a path and settings."""
-    found = _SPEC.fullmatch(spec)
-    if found is None:
+    match = _SPEC.fullmatch(spec)
+    if match is None:
         return Path(spec), {}
     settings: dict[str, Any] = {}
-    for setting in found["settings"].split(","):
+    for setting in re.findall(_SETTING, match["settings"]):
         name, _, value = setting.partition("=")
         if name in settings or name not in (*SETTINGS, "token"):
             problem = "is given twice" if name in settings else "is no setting"
@@ -207,14 +213,15 @@ def _concept(spec: str) -> tuple[Path, dict[str, Any]]:
                 f"{name!r} {problem} in {spec!r}; use {', '.join(SETTINGS)} or token"
             )
         settings[name] = value if name == "token" else _number(name, value)
-    return Path(found["path"]), settings
+    return Path(match["path"]), settings
 
 
 def _number(name: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{name} is {value!r}, expected a number") from None
+        point = f" with a point, {value.replace(',', '.')}" if value.count(",") == 1 else ""
+        raise argparse.ArgumentTypeError(f"{name} is {value!r}, expected a number{point}") from None
 
 
 def _at_least_one(text: str) -> int:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.commands import Progress, parser, run
+from perfusion.commands import Progress, check_outputs, parser, run
 from perfusion.concept.settings import FILE_SETTINGS, LOCKS, SETTINGS, ConceptSettings
 from perfusion.errors import ModelError, RequestError
 from perfusion.files import cache_folder, writing
@@ -115,6 +115,8 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what would come to nothing, before anything is drawn."""
+    outputs = [(f"--{name}", getattr(args, name)) for name in ("grid", "plot", "csv")]
+    check_outputs(outputs, [("--concept", Path(name)) for name in args.concepts])
     if len(args.images) not in (0, len(args.concepts)):
         raise RequestError(
             f"There are {len(args.images)} folders of pictures for {len(args.concepts)} concepts; give --images "
@@ -290,8 +292,6 @@ def _tell(args: argparse.Namespace, result: "Sweep", chosen: dict[str, Any] | No
 
 def _write_defaults(path: Path, chosen: dict[str, Any]) -> None:
     """The same file, storage and all, with other defaults."""
-    from PIL import Image
-
     from perfusion.concept.card import extract, is_card
     from perfusion.concept.concept_file import Concept
     from perfusion.concept.container import unpack
@@ -300,11 +300,7 @@ def _write_defaults(path: Path, chosen: dict[str, Any]) -> None:
     concept, data = Concept.load(path), path.read_bytes()
     card = is_card(data)
     storage = stored_as(unpack(extract(data) if card else data)[0])
-    picture = None
-    if card:
-        with Image.open(io.BytesIO(data)) as opened:
-            picture = opened.convert("RGB")
-    replace(concept, **chosen).save(path, storage, picture=picture)
+    replace(concept, **chosen).save(path, storage, picture=path if card else None)
 
 
 def _chosen(text: str | None) -> dict[str, Any] | None:

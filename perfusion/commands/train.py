@@ -9,9 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.commands import Progress, parser, run, say
+from perfusion.commands import Progress, check_outputs, parser, run, say
 from perfusion.errors import TrainingError
-from perfusion.files import check_writable
 
 if TYPE_CHECKING:
     from perfusion.training.config import TrainingConfig
@@ -137,7 +136,8 @@ def _train(args: argparse.Namespace) -> int:
         raise TrainingError(
             f"{args.output} is neither a .safetensors file nor a .png picture with the concept inside; name one"
         )
-    check_writable(args.output)
+    pictures = args.images.iterdir() if args.images.is_dir() else ()
+    check_outputs([("--output", args.output)], [("--images", path) for path in pictures])
     config = _options(args)
     from perfusion.training.parallel import opened
     from perfusion.training.work_folder import WorkFolder

@@ -157,6 +157,8 @@ def test_a_missing_folder_is_made(generate):
         (r"C:a=b\cat.safetensors", r"C:a=b\cat.safetensors", {}),
         ("C:/a=b,c=d/cat.safetensors", "C:/a=b,c=d/cat.safetensors", {}),
         ("cat.safetensors:", "cat.safetensors:", {}),
+        ("cat.png:token=<style:ink>", "cat.png", {"token": "<style:ink>"}),
+        ("a:b.png:token=<a,b=1/2\\c>,bias=0.5", "a:b.png", {"token": "<a,b=1/2\\c>", "bias": 0.5}),
     ],
 )
 def test_a_concept_is_a_path_and_perhaps_settings(generate, monkeypatch, spec, path, settings):
@@ -179,6 +181,9 @@ def test_a_concept_is_a_path_and_perhaps_settings(generate, monkeypatch, spec, p
         ),
         (["--concept", "cat:bias=1,bias=2"], "'bias' is given twice"),
         (["--concept", "cat:bias=high"], "bias is 'high', expected a number"),
+        (["--concept", "cat:bias=0,5"], "bias is '0,5', expected a number with a point, 0.5"),
+        (["--concept", "cat:bias=0,5,start=0,25"], "bias is '0,5', expected a number with a point, 0.5"),
+        (["--concept", "cat:bias=1,2,3"], "bias is '1,2,3', expected a number"),
         (["--count", "0"], "'0' is no whole number from 1 on"),
         (["--count", "two"], "'two' is no whole number"),
         (["--output", "out.bmp"], "'out.bmp' does not end in one of .png, .jpg, .jpeg, .webp"),

@@ -1,5 +1,6 @@
 """What every command does the same way: exit codes, one-line errors, progress."""
 
+import importlib
 import io
 import logging
 import os
@@ -7,12 +8,14 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
-from perfusion import __version__
-from perfusion.commands import Progress, parser, run
-from perfusion.errors import ConceptError
+from perfusion import Concept, __version__
+from perfusion.commands import Progress, check_outputs, parser, run
+from perfusion.embedded import bundle_path
+from perfusion.errors import ConceptError, PerfusionError
 
 
 def raising(error):
@@ -25,6 +28,59 @@ def raising(error):
 def test_the_bodys_number_is_the_exit_code():
     assert run("perfusion-x", lambda: 0) == 0
     assert run("perfusion-x", lambda: 1) == 1
+
+
+def test_outputs_that_would_replace_one_another_or_what_is_read_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "cat.png").touch()
+    (tmp_path / "link.png").symlink_to("cat.png")
+    check_outputs(
+        [("--a", Path("a.png")), ("--b", Path("b.png")), ("--c", None)], [("--in", Path("cat.png"))]
+    )
+    for other in ("a.png", "./a.png", "folder/../a.png", str(tmp_path / "a.png")):
+        with pytest.raises(PerfusionError, match=r"--a and --b are the same file, .*another name for --b"):
+            check_outputs([("--a", Path("a.png")), ("--b", Path(other))])
+    for other in ("cat.png", "link.png"):
+        with pytest.raises(PerfusionError, match="--in and --b are the same file"):
+            check_outputs([("--b", Path(other))], [("--in", Path("cat.png")), ("--none", None)])
+    with pytest.raises(PerfusionError, match="is a folder, expected the name of a file"):
+        check_outputs([("--a", Path("folder"))])
+
+
+def pairs(tmp_path):
+    """Command lines of which two files are one."""
+    card, other, pictures = tmp_path / "hat.png", tmp_path / "other.png", tmp_path / "pictures"
+    sample = ["--concept", "gold-hat", "--prompt", "a <gold-hat>", "--steps", "1"]
+    return {
+        "generate --output --explain": [*sample, "--output", other, "--explain", other],
+        "generate --concept --output": [*sample, "--concept", f"{card}:token=<a>", "--output", card],
+        "generate --concept --explain": [*sample, "--concept", card, "--output", other, "--explain", card],
+        "generate --image --output": [*sample, "--image", card, "--output", card],
+        "generate --mask --explain": [*sample, "--mask", card, "--output", other, "--explain", card],
+        "sweep --grid --plot": [*sample, "--images", pictures, "--grid", other, "--plot", other],
+        "sweep --grid --csv": [*sample, "--images", pictures, "--grid", other, "--csv", other],
+        "sweep --concept --grid": [*sample, "--concept", card, "--grid", card],
+        "inspect --extract --heatmap": [card, "--prompt", "a", "--extract", other, "--heatmap", other],
+        "inspect shown --extract": [card, "--extract", card],
+        "inspect shown --heatmap": [card, "--prompt", "a", "--heatmap", card],
+        "convert --checkpoint --output": ["--checkpoint", card, "--output", card],
+        "convert --textual-inversion --output": ["--textual-inversion", card, "--output", card],
+        "train --images --output": ["--images", tmp_path, "--superclass", "hat", "--output", card],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", pairs(Path()))
+def test_no_command_loses_one_of_two_files_of_one_name(case, tmp_path, capsys):
+    card = tmp_path / "hat.png"
+    Concept.load(bundle_path() / "concepts" / "gold-hat.safetensors").save(card)
+    before = card.read_bytes()
+    command, first, second = case.split()
+    main = importlib.import_module(f"perfusion.commands.{command}").main
+    assert main(list(map(str, pairs(tmp_path)[case]))) == 1
+    err = capsys.readouterr().err
+    assert "are the same file" in err and first in err and second in err and err.count("\n") == 1
+    assert card.read_bytes() == before and os.listdir(tmp_path) == ["hat.png"]
 
 
 @pytest.mark.parametrize(
