@@ -11,14 +11,15 @@ STAMP := $(VENV)/installed.stamp
 EXTRAS := cpu,train,export,trt-rtx,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint
+.PHONY: help demo test test-slow bench lint format
 
 help:
 	@echo "make demo       draw with the embedded model and a concept"
 	@echo "make test       linters, types, and every test that is neither slow nor needs a GPU"
 	@echo "make test-slow  the slow tests"
 	@echo "make bench      measure this machine; records go to benchmarks/records/"
-	@echo "make lint       linters and types alone"
+	@echo "make lint       linters, format and types alone"
+	@echo "make format     sort the imports and lay the code out"
 
 # A .venv without the stamp (made by hand, or left by a failed install) is completed, not thrown away.
 $(STAMP): pyproject.toml constraints.txt
@@ -32,7 +33,12 @@ demo: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
