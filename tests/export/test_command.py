@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from perfusion.commands.export import main
+from perfusion.errors import ExportError
 from perfusion.export.convert import to_onnx
 from perfusion.export.weights import save, store_as_float16
 from perfusion.tensorrt.targets import TARGETS
@@ -104,6 +105,22 @@ def test_success_is_exit_code_0_and_one_line_on_stdout(fast_export, exported, to
     size = f"{exported.size / 1e6:.1f} MB"
     assert captured.out.startswith(f"{output}: pocket, fp32, {size}; largest difference from torch ")
     assert captured.out.count("\n") == 1
+
+
+def test_a_single_file_is_exported_with_the_settings_of_a_folder(monkeypatch, tmp_path, capsys):
+    calls = []
+
+    def export_bundle(model, output, **options):
+        calls.append((model, output, options["config"]))
+        raise ExportError("That is all.")
+
+    monkeypatch.setattr("perfusion.export.export_bundle", export_bundle)
+    file, settings, output = (tmp_path / name for name in ("model.safetensors", "settings", "bundle"))
+    arguments = ["--model", str(file), "--config", str(settings), "--output", str(output)]
+    assert main(arguments) == 1
+    assert calls == [(file, output, settings)]
+    assert main(["--bundle", "x", "--engine", "trt", "--config", "y"]) == 2
+    assert "--config: not with --bundle" in capsys.readouterr().err
 
 
 def test_json_holds_what_a_program_would_ask(fast_export, exported, toy_model, tmp_path, capsys):

@@ -123,7 +123,9 @@ def test_a_failed_export_leaves_the_bundle_that_was_there(fast_export, exported,
     assert snapshot(tmp_path) == before
 
 
-def test_a_second_export_replaces_the_first(fast_export, exported, toy_model, tmp_path):
+def test_a_second_export_replaces_the_first_with_nothing_of_it_open(
+    fast_export, exported, toy_model, tmp_path, held_files
+):
     output = shutil.copytree(exported.folder, tmp_path / "bundle")
     (output / "old.engine").write_bytes(b"of another model")
     export_bundle(toy_model, output)

@@ -40,11 +40,12 @@ def sweep(concept):
     return run
 
 
-def test_writes_the_grid_the_plot_and_the_table(sweep, tmp_path, capsys, cache):
+def test_writes_the_grid_the_plot_and_the_table(sweep, tmp_path, capsys, cache, windows_text):
     grid, plot, table = tmp_path / "grid.png", tmp_path / "plot.png", tmp_path / "front.csv"
     wanted = ["--bias", "0.5:0.9:3", "--lock", "both", "--images", IMAGES, "--masks", IMAGES / "masks"]
     assert sweep(*wanted, "--grid", grid, "--plot", plot, "--csv", table, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
+    assert b"\r" not in table.read_bytes()
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert len(rows) == len(facts["points"]) == 6
     assert [float(row["image"]) for row in rows] == [point["image"] for point in facts["points"]]
@@ -66,7 +67,7 @@ def test_the_base_model_draws_its_column_whatever_the_settings(sweep, tmp_path):
     assert {path.name for path in work.glob("*.png")} > first and len(list(work.glob("*.png"))) == 3
 
 
-def test_the_recommended_settings_become_the_files_defaults(sweep, concept, capsys):
+def test_the_recommended_settings_become_the_files_defaults(sweep, concept, capsys, held_files):
     before = Concept.load(concept)
     assert sweep("--bias", "0.42,0.91", "--temperature", "0.2", "--images", IMAGES, "--choose", "--json") == 0
     facts, after = json.loads(capsys.readouterr().out), Concept.load(concept)
