@@ -33,22 +33,22 @@ def main() -> int:
             runtime.load_concept(SAMPLES[index % len(SAMPLES)], token=token, bias=0.4 + 0.02 * index)
 
         def seconds(chosen: list[str]) -> float:
-            began = time.perf_counter()
+            start = time.perf_counter()
             runtime.generate(
                 [f"a photo of a {token} on a beach" for token in chosen],
                 seed=list(range(BATCH)),
                 num_inference_steps=steps,
             )
-            return time.perf_counter() - began
+            return time.perf_counter() - start
 
         different, same = tokens, tokens[:1] * BATCH
         seconds(different), seconds(same)  # the first of each pays for what is set up once
-        measured = [(seconds(different), seconds(same)) for _ in range(pairs)]
+        times = [(seconds(different), seconds(same)) for _ in range(pairs)]
     row: dict[str, Any] = {
         "model": "pocket", "batch": BATCH, "steps": steps, "pairs": pairs,
-        "different_seconds": round(statistics.median(one for one, _ in measured), 4),
-        "same_seconds": round(statistics.median(other for _, other in measured), 4),
-        "different_over_same": round(statistics.median(one / other for one, other in measured), 3),
+        "different_seconds": round(statistics.median(one for one, _ in times), 4),
+        "same_seconds": round(statistics.median(other for _, other in times), 4),
+        "different_over_same": round(statistics.median(one / other for one, other in times), 3),
         "target": TARGET,
         "peak_memory_mb": peak_memory_mb(),
     }  # fmt: skip

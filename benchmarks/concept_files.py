@@ -156,9 +156,9 @@ def load_ms(path: Path, seconds: float = 0.5) -> float:
     times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 20:
-        began = time.perf_counter()
+        start = time.perf_counter()
         Concept.load(path)
-        times.append(1000 * (time.perf_counter() - began))
+        times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[5:])
 
 

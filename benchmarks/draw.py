@@ -29,20 +29,20 @@ def main() -> int:
     pipeline.set_progress_bar_config(disable=True)
     runtime = Runtime()
     concept = runtime.load_concept("school-bus")
-    named = PROMPT.replace("a bus", f"a {concept.token}")
+    with_word = PROMPT.replace("a bus", f"a {concept.token}")
 
     def ours(prompt: str) -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         runtime.generate(prompt, seed=0, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     def theirs() -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     ours(PROMPT), theirs()  # the first of each pays for what is set up once
-    pairs = [(ours(PROMPT), ours(named), theirs()) for _ in range(PAIRS)]
+    pairs = [(ours(PROMPT), ours(with_word), theirs()) for _ in range(PAIRS)]
     plain, with_concept, diffusers = ([round(pair[index], 4) for pair in pairs] for index in range(3))
     row = {
         "model": "pocket", "resolution": 128, "steps": STEPS, "threads": torch.get_num_threads(), "pairs": PAIRS,

@@ -24,7 +24,7 @@ from benchmarks.record import ROOT, write_record
 EXPORT = """
 import json, sys, time
 from pathlib import Path
-began = [time.perf_counter(), time.process_time()]
+start = [time.perf_counter(), time.process_time()]
 stages, last = [], []
 def peak():
     status = Path("/proc/self/status").read_text()
@@ -34,10 +34,10 @@ def peak():
 def tell(stage, done, total):
     now = [time.perf_counter(), time.process_time()]
     if last:
-        spent = [round(b - a, 1) for a, b in zip(began, now)]
+        spent = [round(b - a, 1) for a, b in zip(start, now)]
         stages.append({"stage": last.pop(), "seconds": spent[0], "cpu_seconds": spent[1], "peak_gb": peak()})
         print(stages[-1], file=sys.stderr, flush=True)
-    began[:] = now
+    start[:] = now
     last.append(stage)
 from perfusion.export import export_bundle
 made = export_bundle(sys.argv[1], sys.argv[2], precision=sys.argv[3], opset=int(sys.argv[4]), progress=tell)
@@ -71,23 +71,23 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
         "--base", default="sd15", help="a name in tests/data/base_models (default: %(default)s)"
     )
-    made.add_argument("--precision", default="fp32,fp16,int8", help="default: %(default)s")
-    made.add_argument("--opset", type=int, default=20)
-    made.add_argument("--cost", action="store_true", help="measure the cost of the concept inputs")
-    made.add_argument("--work", type=Path, help="where there is room for the model and its bundle")
-    return made.parse_args()
+    parser.add_argument("--precision", default="fp32,fp16,int8", help="default: %(default)s")
+    parser.add_argument("--opset", type=int, default=20)
+    parser.add_argument("--cost", action="store_true", help="measure the cost of the concept inputs")
+    parser.add_argument("--work", type=Path, help="where there is room for the model and its bundle")
+    return parser.parse_args()
 
 
 def _export(base: str, work: Path, precision: str, opset: int) -> dict[str, Any]:
     """The record of one export."""
     model, load = work / "model", os.getloadavg()[0]
-    began = time.perf_counter()
+    start = time.perf_counter()
     told, anonymous = _watched_export(model, work / "bundle", precision, opset)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     stored = sum(path.stat().st_size for path in model.rglob("*.safetensors"))
     row: dict[str, Any] = {
         "base": base,
@@ -212,9 +212,9 @@ def _ratios(sessions: dict[str, Any], feeds: dict[str, dict[str, Any]]) -> list[
     """CPU time of a call of the bundle's graph over that of the plain one, in pairs that follow one another."""
 
     def seconds(name: str) -> float:
-        began = time.process_time()
+        start = time.process_time()
         sessions[name].run(None, feeds[name])
-        return time.process_time() - began
+        return time.process_time() - start
 
     ratios = []
     for pair in range(PAIRS + 2):

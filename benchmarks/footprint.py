@@ -34,7 +34,7 @@ BROUGHT = {
     "pkg_resources",
 }  # by the environment itself
 FIRST_PICTURE = """
-import json, resource, sys
+import json, sys
 from perfusion.runtime import Runtime
 Runtime(provider="cpu").generate("a photo of a bus on a beach", seed=0)
 forbidden = sorted({"torch", "diffusers", "transformers", "onnx"} & set(sys.modules))
@@ -75,19 +75,19 @@ def first_pictures(python: Path, runs: int) -> tuple[list[float], dict[str, Any]
     """Seconds from the start of fresh processes to their end, after one that warms the disk's cache."""
     seconds = []
     for _ in range(runs + 1):
-        began = time.perf_counter()
-        done = subprocess.run(
+        start = time.perf_counter()
+        process = subprocess.run(
             [python, "-c", FIRST_PICTURE], cwd=FOLDER, capture_output=True, text=True, check=True
         )
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:], json.loads(done.stdout)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:], json.loads(process.stdout)
 
 
 def main() -> int:
     """Measure, print and record."""
-    given = argparse.ArgumentParser(description=__doc__)
-    given.add_argument("--short", action="store_true", help="one process, and no record")
-    args = given.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="one process, and no record")
+    args = parser.parse_args()
     python = install()
     weighed = sizes(python)
     seconds, facts = first_pictures(python, 1 if args.short else RUNS)

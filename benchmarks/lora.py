@@ -67,10 +67,10 @@ def lora_swaps(unet: Any, paths: list[Path], count: int) -> list[float]:
     times = []
     unet.load_lora_adapter(str(paths[0]), prefix="unet", adapter_name="cat")
     for index in range(count + 1):
-        began = time.perf_counter()
+        start = time.perf_counter()
         unet.delete_adapters("cat")
         unet.load_lora_adapter(str(paths[(index + 1) % 2]), prefix="unet", adapter_name="cat")
-        times.append(1000 * (time.perf_counter() - began))
+        times.append(1000 * (time.perf_counter() - start))
     return times[1:]
 
 
@@ -79,11 +79,11 @@ def concept_swaps(bank: Bank, paths: list[Path], count: int) -> list[float]:
     times = []
     bank.load(Concept.load(paths[0]))
     for index in range(count + 1):
-        began = time.perf_counter()
+        start = time.perf_counter()
         bank.unload("<cat>")
         bank.load(Concept.load(paths[(index + 1) % 2]))
         bank.rows(["<cat>"])
-        times.append(1000 * (time.perf_counter() - began))
+        times.append(1000 * (time.perf_counter() - start))
     return times[1:]
 
 

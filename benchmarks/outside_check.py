@@ -56,17 +56,17 @@ def main() -> int:
     """Export, draw twice, compare, record; fails where the pictures differ."""
     python = _environment()
     plain = FOLDER / "plain"
-    expected = _export(plain)
+    reference = _export(plain)
     arguments = [str(plain), PROMPT, str(STEPS), str(GUIDANCE_SCALE)]
     subprocess.run([str(python), "-W", "ignore", "-c", DRAW, *arguments], check=True)
-    found = np.load(plain / "picture.npy")
-    levels = np.abs(np.rint(found * 255) - np.rint(expected * 255))
+    picture = np.load(plain / "picture.npy")
+    levels = np.abs(np.rint(picture * 255) - np.rint(reference * 255))
     row: dict[str, Any] = {
         "what": "ORTStableDiffusionPipeline with our plain export of the embedded model, against diffusers",
         "packages": OWN,
         "prompt": PROMPT,
         "steps": STEPS,
-        "relative_l2": float(f"{np.linalg.norm(found - expected) / np.linalg.norm(expected):.1e}"),
+        "relative_l2": float(f"{np.linalg.norm(picture - reference) / np.linalg.norm(reference):.1e}"),
         "largest_difference_of_255": int(levels.max()),
         "target_largest_difference_of_255": LARGEST_DIFFERENCE,
     }

@@ -47,9 +47,9 @@ for name, dims in json.loads(sys.argv[4]).items():
     feeds[name] = np.zeros(shape, np.int64) if name == "input_ids" else random.normal(size=shape).astype("f4") * 0.1
 opened, seconds = peak() - before, []
 for _ in range(runs):
-    began = time.process_time()
+    start = time.process_time()
     graph.run(**feeds)
-    seconds.append(time.process_time() - began)
+    seconds.append(time.process_time() - start)
 print(json.dumps({"opened": opened, "peak": peak() - before, "seconds": min(seconds)}))
 """
 
@@ -74,12 +74,12 @@ def measure(name: str, path: Path, sizes: dict[str, int]) -> dict[str, Any]:
 
     graph = read_graph(path)
     inputs = {value.name: list(value.dims) for value in graph.inputs}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEASURE, str(path), json.dumps(sizes), str(RUNS), json.dumps(inputs),
          graph.outputs[0].name],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(process.stdout)
     return answer
 
 
@@ -90,20 +90,20 @@ def compared(label: str, name: str, path: Path, side: int, rows: int) -> dict[st
         downscale=8, step=8, tokens=77,
     )  # fmt: skip
     sizes = graph_sizes(name, request)
-    measured = measure(name, path, sizes)
+    measures = measure(name, path, sizes)
     costs = graph_costs(path, name, request)
     planned = LIBRARY + open_size(costs) + costs.arena.touched
     core = processor_profile(cores=1, memory=8 * GIB)
     seconds = graph_seconds(path, name, request, core)
     return {
         "what": f"{label} {name}, {side}×{side} latents, {rows} rows",
-        "peak_mib": round(measured["peak"] / MIB, 1),
+        "peak_mib": round(measures["peak"] / MIB, 1),
         "planned_mib": round(planned / MIB, 1),
-        "error": round(planned / measured["peak"] - 1, 3),
+        "error": round(planned / measures["peak"] - 1, 3),
         "live_mib": round(costs.activations / MIB, 1),
-        "seconds": round(measured["seconds"], 5),
+        "seconds": round(measures["seconds"], 5),
         "estimated_seconds": round(seconds, 5),
-        "seconds_error": round(seconds / measured["seconds"] - 1, 3),
+        "seconds_error": round(seconds / measures["seconds"] - 1, 3),
     }
 
 

@@ -53,7 +53,7 @@ def accuracy(probe: SubjectProbe, question: Question, seed: int) -> dict[str, An
     }
 
 
-def summary(what: str, rows: Sequence[dict[str, Any]], drawn: Sequence[bool]) -> dict[str, Any]:
+def summary(what: str, rows: Sequence[dict[str, Any]], alarms: Sequence[bool]) -> dict[str, Any]:
     """What the record says of one kind of question."""
     worst = min(rows, key=lambda row: float(row["right"]))
     return {
@@ -61,7 +61,7 @@ def summary(what: str, rows: Sequence[dict[str, Any]], drawn: Sequence[bool]) ->
         "right": round(float(np.mean([row["right"] for row in rows])), 4),
         "worst": round(float(worst["right"]), 4), "worst_question": worst["question"],
         "false_alarms": round(float(np.mean(np.concatenate([row["alarms"] for row in rows]))), 4),
-        "false_alarms_in_drawings": round(float(np.mean(drawn)), 4), "drawings": len(drawn),
+        "false_alarms_in_drawings": round(float(np.mean(alarms)), 4), "drawings": len(alarms),
         "by_question": {row["question"]: round(float(row["right"]), 4) for row in rows},
     }  # fmt: skip
 
@@ -75,11 +75,11 @@ def alarms_in_drawings(
         prompts: for each question those that ask for its things.
     """
     artist, alarms = RuntimeArtist(None, {}, (), FULL.num_inference_steps), list[bool]()
-    for question, asking in zip(questions, prompts, strict=True):
+    for question, question_prompts in zip(questions, prompts, strict=True):
         nouns = [subject_named(name).noun for name in question.subjects]
         jobs = [
             Job(text=plain_text(prompt, *nouns), seed=FIRST_NOISE + 100 * number + seed, setting=Setting())
-            for number, prompt in enumerate(asking)
+            for number, prompt in enumerate(question_prompts)
             for seed in range(DRAWINGS)
         ]
         answers = probe(as_array(artist.draw(jobs)), question)
@@ -91,11 +91,11 @@ def main() -> int:
     """Teach, ask, print, record."""
     torch.set_num_threads(threads())
     seconds, pairs = questions_of(FULL)
-    began = time.process_time()
+    start = time.process_time()
     probe = SubjectProbe.taught([*seconds, *pairs], FULL.probe_scenes)
     rows: list[dict[str, Any]] = [
         {
-            "what": "probe", "core_seconds": round(time.process_time() - began, 1), "scenes": FULL.probe_scenes,
+            "what": "probe", "core_seconds": round(time.process_time() - start, 1), "scenes": FULL.probe_scenes,
             "seed": SEED,
             "scorer_sha256": hashlib.sha256((scorer_path() / "image.onnx").read_bytes()).hexdigest(),
         }

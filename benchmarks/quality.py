@@ -37,13 +37,13 @@ class Prompt:
 
 def make_prompts(seed: int = 20) -> list[Prompt]:
     """The 200 prompts; every noun and every place comes up about as often as any other."""
-    rng, made = random.Random(seed), []
+    rng, prompts = random.Random(seed), []
     nouns, places = list(NOUNS), list(PLACES)
     for kind, count in COUNTS.items():
         for number in range(count):
             noun, place = nouns[number % len(nouns)], rng.choice(places)
             where, colour = rng.choice(PLACES[place]), ""
-            named: tuple[str, ...] = (noun,)
+            things: tuple[str, ...] = (noun,)
             if kind == "noun":
                 what = f"a photo of {article(noun)}"
             elif kind == "colour":
@@ -52,9 +52,11 @@ def make_prompts(seed: int = 20) -> list[Prompt]:
             else:
                 other = rng.choice([one for one in nouns if one != noun])
                 what = f"{article(noun)} {rng.choice(RELATIONS)} {article(other)}"
-                named = (noun, other)
-            made.append(Prompt(kind=kind, text=f"{what} {where}", nouns=named, place=place, colour=colour))
-    return made
+                things = (noun, other)
+            prompts.append(
+                Prompt(kind=kind, text=f"{what} {where}", nouns=things, place=place, colour=colour)
+            )
+    return prompts
 
 
 def score_prompt(prompt: Prompt, verdict: Verdict) -> dict[str, list[bool]]:
@@ -72,7 +74,7 @@ def score_prompt(prompt: Prompt, verdict: Verdict) -> dict[str, list[bool]]:
 
 def main() -> int:
     """Draw, score, record."""
-    scorer, found, by_noun = PocketScorer(), dict[str, list[bool]](), dict[str, list[bool]]()
+    scorer, answers_by_name, by_noun = PocketScorer(), dict[str, list[bool]](), dict[str, list[bool]]()
     started = time.perf_counter()
     with Runtime() as runtime:
         for number, prompt in enumerate(make_prompts()):
@@ -80,11 +82,11 @@ def main() -> int:
             pictures = runtime.generate([prompt.text] * SEEDS, seed=seeds, num_inference_steps=STEPS)
             right = score_prompt(prompt, scorer(pictures))
             for name, answers in right.items():
-                found.setdefault(name, []).extend(answers)
+                answers_by_name.setdefault(name, []).extend(answers)
             by_noun.setdefault(prompt.nouns[0], []).extend(right.get("noun", []))
     rows = [
-        {"what": f"{name} right", "percent": round(100 * sum(found[name]) / len(found[name]), 1),
-         "bar": 100 * bar, "pictures": len(found[name])}
+        {"what": f"{name} right", "percent": round(100 * sum(answers_by_name[name]) / len(answers_by_name[name]), 1),
+         "bar": 100 * bar, "pictures": len(answers_by_name[name])}
         for name, bar in BARS.items()
     ]  # fmt: skip
     for row in rows:

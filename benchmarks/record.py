@@ -77,11 +77,11 @@ def _processor() -> str:
     """The processor's name as Linux tells it (a board's own name on ARM), or what Python knows."""
     for path, pattern in (("/proc/device-tree/model", "(.+)"), ("/proc/cpuinfo", r"model name\s*: (.+)")):
         try:
-            found = re.search(pattern, Path(path).read_text(errors="replace").rstrip("\0\n"))
+            match = re.search(pattern, Path(path).read_text(errors="replace").rstrip("\0\n"))
         except OSError:
             continue
-        if found:
-            return " ".join(found.group(1).split())
+        if match:
+            return " ".join(match.group(1).split())
     return platform.processor() or platform.machine() or "unknown"
 
 
@@ -91,10 +91,10 @@ def _cores() -> int:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

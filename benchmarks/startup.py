@@ -16,10 +16,14 @@ from benchmarks.record import ROOT, write_record
 
 RUNS = 7
 FIRST_PICTURE = """
-import resource
 from perfusion.runtime import Runtime
 Runtime().generate("a photo of a bus on a beach", seed=0)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+try:
+    import resource
+except ImportError:  # Windows, which keeps this number elsewhere
+    print(0)
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 CASES: dict[str, tuple[list[str], float | None]] = {
     "python itself": (["-c", "pass"], None),
@@ -33,13 +37,13 @@ def measure(arguments: list[str]) -> tuple[list[float], str]:
     """Wall seconds of some runs after one that warms the disk's cache, and what the last one printed."""
     seconds, output = [], ""
     for run in range(RUNS + 1):
-        began = time.perf_counter()
-        done = subprocess.run(
+        start = time.perf_counter()
+        process = subprocess.run(
             [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
         )
         if run:
-            seconds.append(time.perf_counter() - began)
-        output = done.stdout
+            seconds.append(time.perf_counter() - start)
+        output = process.stdout
     return seconds, output
 
 
@@ -55,7 +59,7 @@ def main() -> int:
         }
         if target is not None:
             row["target_seconds"] = target
-        if arguments[-1] is FIRST_PICTURE:
+        if arguments[-1] is FIRST_PICTURE and int(output):
             row["peak_memory_mb"] = round(int(output) / 1024)
         rows.append(row)
         print(row)

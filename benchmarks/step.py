@@ -82,12 +82,12 @@ def feeds(unet: Any, side: int) -> dict[str, np.ndarray]:
 
 def main() -> int:
     """Measure, print and record."""
-    given = argparse.ArgumentParser(description=__doc__)
-    given.add_argument("--short", action="store_true", help="a narrow UNet, two pairs, and no record")
-    given.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="a narrow UNet, two pairs, and no record")
+    parser.add_argument(
         "--side", type=int, default=32, help="of the latents: 32 for pictures of 256 pixels (default)"
     )
-    args = given.parse_args()
+    args = parser.parse_args()
     settings = json.loads(CONFIG.read_text())["unet"] | (SHORT if args.short else {})
     unet = build_unet(settings)
     shutil.rmtree(FOLDER, ignore_errors=True)
@@ -107,9 +107,9 @@ def main() -> int:
         return unet(sample, timestep, states, return_dict=False)[0].numpy()
 
     def seconds(step: Any) -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         step()
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     expected = theirs()
     distance = float(np.linalg.norm(ours() - expected) / np.linalg.norm(expected))

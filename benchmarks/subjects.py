@@ -70,49 +70,49 @@ def score_subject(
 ) -> tuple[dict[str, Any], list[Image.Image]]:
     """The row of the record, and the pictures of the first seeds: one of the subject, then with and without."""
     assert all(place in PLACES for place in SCENES)
-    own = [Image.open(path).convert("RGB") for path in sorted((FOLDER / subject.name).glob("*.png"))]
+    own_pictures = [Image.open(path).convert("RGB") for path in sorted((FOLDER / subject.name).glob("*.png"))]
     prompts = [text for text in SCENES.values() for _ in range(SEEDS)]
     seeds = list(range(len(prompts)))
     with_concept = runtime.generate([text.format(subject.token) for text in prompts], seed=seeds)
-    named = [with_article(text.format(subject.noun), subject.noun) for text in prompts]
-    plain = runtime.generate(named, seed=seeds)
-    elsewhere = runtime.generate(named, seed=[1000 + seed for seed in seeds])
-    target, base = scorer(own).embeddings.mean(0), scorer(elsewhere).embeddings.mean(0)
+    plain_prompts = [with_article(text.format(subject.noun), subject.noun) for text in prompts]
+    plain = runtime.generate(plain_prompts, seed=seeds)
+    elsewhere = runtime.generate(plain_prompts, seed=[1000 + seed for seed in seeds])
+    target, base = scorer(own_pictures).embeddings.mean(0), scorer(elsewhere).embeddings.mean(0)
     concepts, plains = scorer(with_concept), scorer(plain)
     moved = concepts.embeddings - plains.embeddings
     further, nearer = moved @ (target - base) / np.linalg.norm(target - base), moved @ target
-    wanted = [place for place in SCENES for _ in range(SEEDS)]
-    kept = float(np.mean([a == b for a, b in zip(concepts.place, wanted, strict=True)]))
+    places = [place for place in SCENES for _ in range(SEEDS)]
+    place_share = float(np.mean([a == b for a, b in zip(concepts.place, places, strict=True)]))
     share = float((further > 0).mean())
     is_one = float(np.mean([concepts.best_nouns(row)[0] == subject.noun for row in range(len(prompts))]))
     row = {
         "subject": subject.name, "noun": subject.noun, "further_percent": round(100 * share, 1),
         "gain": round(float(further.mean()), 3), "nearer_percent": round(100 * float((nearer > 0).mean()), 1),
-        "place_percent": round(100 * kept, 1), "noun_percent": round(100 * is_one, 1),
-        "takes": share >= TAKES and kept >= KEEPS and is_one >= IS_ONE,
+        "place_percent": round(100 * place_share, 1), "noun_percent": round(100 * is_one, 1),
+        "takes": share >= TAKES and place_share >= KEEPS and is_one >= IS_ONE,
     }  # fmt: skip
-    return row, [own[0], *with_concept[::SEEDS], *plain[::SEEDS][:2]]
+    return row, [own_pictures[0], *with_concept[::SEEDS], *plain[::SEEDS][:2]]
 
 
 def main() -> int:
-    """Train, draw, scorer, record; the concepts are kept in build/subjects."""
-    trained = "--trained" in sys.argv[1:]
+    """Train, draw, score, record; the concepts are kept in build/subjects."""
+    reuse = "--trained" in sys.argv[1:]
     base, scorer, rows = load_base(None), PocketScorer(), list[dict[str, Any]]()
     pictures, captions = list[Image.Image](), list[str]()
     with Runtime() as runtime:
         for subject in SUBJECTS:
             path = ROOT / "build" / "subjects" / f"{subject.name}.safetensors"
             concept, seconds = (
-                (Concept.load(path), seconds_before(subject)) if trained else train(subject, base)
+                (Concept.load(path), seconds_before(subject)) if reuse else train(subject, base)
             )
-            if not trained:
+            if not reuse:
                 concept.save(path)
             runtime.load_concept(concept)
-            row, drawn = score_subject(subject, runtime, scorer)
+            row, subject_pictures = score_subject(subject, runtime, scorer)
             runtime.unload_concept(subject.token)
             rows.append({**row, "seconds": round(seconds, 1)})
             print(rows[-1], flush=True)
-            pictures += drawn
+            pictures += subject_pictures
             scenes = [text.format(subject.token) for text in SCENES.values()]
             captions += [f"one of five pictures of {subject.name}", *scenes]
             captions += [

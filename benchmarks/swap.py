@@ -84,11 +84,11 @@ def swap_times(bank: Bank, paths: list[Path], seconds: float = 1.0) -> list[floa
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 20:
         path = paths[len(times) % len(paths)]
-        began = time.perf_counter()
+        start = time.perf_counter()
         bank.unload("<cat>")
         bank.load(Concept.load(path))
         bank.rows(["<cat>"])
-        times.append(1000 * (time.perf_counter() - began))
+        times.append(1000 * (time.perf_counter() - start))
     return times[10:]
 
 
@@ -146,11 +146,11 @@ def host_times(base: str, folder: Path, seconds: float = 1.0) -> dict[str, float
         times: list[float] = []
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(times) < 40:
-            began = time.perf_counter()
+            start = time.perf_counter()
             request = change(len(times))
             for rows in prompts.rows(request):
                 feeds.of(rows, request)
-            times.append(1e6 * (time.perf_counter() - began))
+            times.append(1e6 * (time.perf_counter() - start))
         medians[name] = round(statistics.median(times[20:]), 1)
         bank.change("<cat>", strength=1)
     return medians

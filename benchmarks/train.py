@@ -23,14 +23,14 @@ def main() -> int:
         superclass="bus", token="<school-bus>", masks=pictures / "masks", steps=STEPS, select="last"
     )
     times: list[float] = []
-    began = time.perf_counter()
+    start = time.perf_counter()
     concept = train_concept(pictures, config, report=lambda step, loss: times.append(time.perf_counter()))
     with tempfile.TemporaryDirectory() as folder:
         concept.save(Path(folder) / "concept.safetensors")
         size = (Path(folder) / "concept.safetensors").stat().st_size
     row: dict[str, Any] = {
         "model": "pocket", "steps": STEPS, "batch_size": config.batch_size, "threads": torch.get_num_threads(),
-        "seconds": round(time.perf_counter() - began, 1), "target_seconds": TARGET_SECONDS,
+        "seconds": round(time.perf_counter() - start, 1), "target_seconds": TARGET_SECONDS,
         "steps_per_second": round((len(times) - 1) / (times[-1] - times[0]), 2), "file_bytes": size,
     }  # fmt: skip
     print(row)

@@ -107,16 +107,16 @@ def step_times(case: Case) -> dict[str, list[float]]:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    began = clock()
+    start = clock()
 
     def after() -> None:
-        nonlocal began
-        times["perfusion"].append(clock() - began)
+        nonlocal start
+        times["perfusion"].append(clock() - start)
         for name, loop in loops.items():
-            began = clock()
+            start = clock()
             loop.step()
-            times[name].append(clock() - began)
-        began = clock()
+            times[name].append(clock() - start)
+        start = clock()
 
     train_ours(base, case, case.rounds, after)
     return {name: series[WARM_UP:] for name, series in times.items()}

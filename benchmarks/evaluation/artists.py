@@ -56,21 +56,21 @@ class Artist(Protocol):
         ...
 
 
-def artist_for(method: Method | None, trained: Trained, settings: Sequence[Setting], plan: Plan) -> Artist:
+def artist_for(method: Method | None, weights: Trained, settings: Sequence[Setting], plan: Plan) -> Artist:
     """The artist of a method with weights of one or two subjects; without a method the base model's pipeline."""
     steps = plan.num_inference_steps
     if method is None:
         return PipelineArtist(pipeline_of(base_model()), steps)
     if method.artist == "runtime":
-        return RuntimeArtist(method, trained, settings, steps)
+        return RuntimeArtist(method, weights, settings, steps)
     if method.fixed_gate:
-        ((subject, folder),) = trained.items()
+        ((subject, folder),) = weights.items()
         return GateArtist(method.name, subject, folder, steps)
     with _quietly():
-        pipeline = _loaded(method, trained)
+        pipeline = _loaded(method, weights)
     if not method.starts:
         return PipelineArtist(pipeline, steps)
-    plain = {f"{IDENTIFIER} ": ""} if method.scales else {one.token: one.noun for one in trained}
+    plain = {f"{IDENTIFIER} ": ""} if method.scales else {one.token: one.noun for one in weights}
     return TurningArtist(pipeline, steps, plain)
 
 
@@ -78,10 +78,10 @@ class RuntimeArtist:
     """Every setting is a word of its own, so that several of them are drawn in one call."""
 
     def __init__(
-        self, method: Method | None, trained: Trained, settings: Sequence[Setting], steps: int
+        self, method: Method | None, weights: Trained, settings: Sequence[Setting], steps: int
     ) -> None:
         self.runtime, self.steps, self.tokens = drawing_runtime(), steps, list[str]()
-        for subject, folder in trained.items():
+        for subject, folder in weights.items():
             assert method is not None
             for setting in settings:
                 token = method.word(subject, setting)
@@ -212,12 +212,12 @@ class GateArtist(PipelineArtist):
 
     def _row(self, text: str) -> tuple[Tensor, Tensor]:
         """(tokens, text_dim) and (tokens, 1) of one prompt."""
-        base, named = base_model(), self.token in text
-        words = [base.vocab_size] if named else []
-        prompt = input_ids(base, text.replace(self.token, "{}", 1) if named else text + "{}", [words])
+        base, has_token = base_model(), self.token in text
+        words = [base.vocab_size] if has_token else []
+        prompt = input_ids(base, text.replace(self.token, "{}", 1) if has_token else text + "{}", [words])
         table = [torch.from_numpy(np.array(self.concept.embeddings[0]))]
         hidden = base.encode(as_tensors([prompt], torch.device("cpu")), table).hidden.float()
-        if not named:
+        if not has_token:
             return hidden[0], hidden.new_zeros(hidden.shape[1], 1)
         dual, direction = (
             torch.from_numpy(np.array(one)) for one in (self.concept.dual, self.concept.direction)
@@ -244,14 +244,14 @@ def noise_of(seeds: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.concatenate([initial_noise(seed, shape) for seed in seeds]))
 
 
-def _loaded(method: Method, trained: Trained) -> Any:
+def _loaded(method: Method, weights: Trained) -> Any:
     """A pipeline with a baseline's weights, by diffusers' own loaders where there are some."""
     base = base_model()
-    if len(trained) > 1 and not method.combines:
+    if len(weights) > 1 and not method.combines:
         raise RequestError(f"{method.name} cannot put two separately trained subjects into one picture")
     if method.name == "textual-inversion":
         pipeline = _pipeline_with_words(base.unet)
-        for subject, folder in trained.items():
+        for subject, folder in weights.items():
             pipeline.load_textual_inversion(
                 load_file(folder / "learned_embeds.safetensors"), token=subject.token
             )
@@ -259,20 +259,20 @@ def _loaded(method: Method, trained: Trained) -> Any:
     unet = own_copy(base.unet)
     if method.name.startswith("lora"):
         pipeline, names = pipeline_of(base, unet), list[str]()
-        for subject, folder in trained.items():
+        for subject, folder in weights.items():
             names.append(subject.name.replace("-", "_"))
             pipeline.load_lora_weights(folder, adapter_name=names[-1])
         pipeline.set_adapters(names)
         return pipeline
     if method.name == "custom-diffusion":
-        states = {s: load_file(f / "custom_diffusion.safetensors") for s, f in trained.items()}
+        states = {s: load_file(f / "custom_diffusion.safetensors") for s, f in weights.items()}
         words = {subject: state.pop("modifier_token").float() for subject, state in states.items()}
         unet.load_state_dict(merged_projections(base, states, words), strict=False)
         pipeline = _pipeline_with_words(unet)
         for subject, word in words.items():
             pipeline.load_textual_inversion({subject.token: word}, token=subject.token)
         return pipeline
-    ((_, folder),) = trained.items()
+    ((_, folder),) = weights.items()
     state = load_file(folder / "diffusion_pytorch_model.fp16.safetensors")
     unet.load_state_dict({name: value.float() for name, value in state.items()})
     return pipeline_of(base, unet)
@@ -285,15 +285,15 @@ def _quietly() -> Iterator[None]:
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
-    before = [(part, part.get_verbosity()) for part in (of_diffusers, of_transformers)]
+    levels_before = [(part, part.get_verbosity()) for part in (of_diffusers, of_transformers)]
     try:
-        for part, _ in before:
+        for part, _ in levels_before:
             part.set_verbosity_error()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
             yield
     finally:
-        for part, level in before:
+        for part, level in levels_before:
             part.set_verbosity(level)
 
 

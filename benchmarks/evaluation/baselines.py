@@ -64,13 +64,13 @@ class Learner:
         """Writes what the method's users keep, as it is now, in float16."""
         raise NotImplementedError
 
-    def encode(self, chosen: Sequence[int], prior: bool = False) -> Tensor:
+    def encode(self, templates: Sequence[int], prior: bool = False) -> Tensor:
         """(len(chosen), tokens, text_dim) of templates with the subject's words, or the superclass's. Frozen."""
-        for index in set(chosen) - {index for known, index in self._encoded if known == prior}:
+        for index in set(templates) - {index for known, index in self._encoded if known == prior}:
             with torch.no_grad():
                 ids = as_tensors([self.prompts[int(prior)][index]], torch.device("cpu"))
                 self._encoded[prior, index] = self.base.encode(ids).hidden[0].float()
-        return torch.stack([self._encoded[prior, index] for index in chosen])
+        return torch.stack([self._encoded[prior, index] for index in templates])
 
 
 class TextualInversion(Learner):
@@ -86,8 +86,8 @@ class TextualInversion(Learner):
         tensors = {self.subject.token: self.embedding.detach().half()[0].clone()}
         return lambda folder: _write(folder / "learned_embeds.safetensors", tensors)
 
-    def encode(self, chosen: Sequence[int], prior: bool = False) -> Tensor:
-        return _with_word(self, chosen) if not prior else super().encode(chosen, prior)
+    def encode(self, templates: Sequence[int], prior: bool = False) -> Tensor:
+        return _with_word(self, templates) if not prior else super().encode(templates, prior)
 
 
 class Lora(Learner):
@@ -150,8 +150,8 @@ class CustomDiffusion(Learner):
         tensors["modifier_token"] = self.embedding.detach().half()[0].clone()
         return lambda folder: _write(folder / "custom_diffusion.safetensors", tensors)
 
-    def encode(self, chosen: Sequence[int], prior: bool = False) -> Tensor:
-        return _with_word(self, chosen) if not prior else super().encode(chosen, prior)
+    def encode(self, templates: Sequence[int], prior: bool = False) -> Tensor:
+        return _with_word(self, templates) if not prior else super().encode(templates, prior)
 
 
 class DreamBooth(Learner):
@@ -187,30 +187,30 @@ def train_baseline(
     samples = samples_of(plan, work, subject)
     weights = samples.masks if masks else torch.ones_like(samples.masks)
     learner = LEARNERS[name](base, subject)
-    own = plan.batch_size // 2 if learner.prior else plan.batch_size
+    own_count = plan.batch_size // 2 if learner.prior else plan.batch_size
     prior = prior_latents(plan, work, subject.noun) if learner.prior else samples.latents[:0]
     noising, placement = Noising.of(base), Placement.pick("cpu")
     optimiser = torch.optim.AdamW(learner.parameters, lr=rate, weight_decay=1e-2)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     with installed(learner.unet):
         for step in range(1, steps + 1):
-            picked = [rng.randrange(len(samples.latents)) for _ in range(own)]
-            others = [rng.randrange(len(prior)) for _ in range(plan.batch_size - own)]
-            latents = torch.cat([samples.latents[picked], prior[others]])
-            counted = torch.cat([weights[picked], torch.ones(len(others), *weights.shape[1:])])
-            chosen = [rng.randrange(len(TEMPLATES)) for _ in range(plan.batch_size)]
+            picked = [rng.randrange(len(samples.latents)) for _ in range(own_count)]
+            prior_rows = [rng.randrange(len(prior)) for _ in range(plan.batch_size - own_count)]
+            latents = torch.cat([samples.latents[picked], prior[prior_rows]])
+            error_weights = torch.cat([weights[picked], torch.ones(len(prior_rows), *weights.shape[1:])])
+            templates = [rng.randrange(len(TEMPLATES)) for _ in range(plan.batch_size)]
             noise = torch.randn(latents.shape, generator=generator)
             count = noising.scheduler.config.num_train_timesteps
             timesteps = torch.randint(0, count, (plan.batch_size,), generator=generator)
             noisy, target = noising(latents, noise, timesteps)
-            states = learner.encode(chosen[:own])
-            if others:
-                states = torch.cat([states, learner.encode(chosen[own:], prior=True)])
+            states = learner.encode(templates[:own_count])
+            if prior_rows:
+                states = torch.cat([states, learner.encode(templates[own_count:], prior=True)])
             with placement.autocast():
                 output = learner.unet(noisy, timesteps, states).sample.float()
-            loss = masked_error(output[:own], target[:own], counted[:own])
-            if others:
-                loss = loss + (output[own:] - target[own:]).square().mean()
+            loss = masked_error(output[:own_count], target[:own_count], error_weights[:own_count])
+            if prior_rows:
+                loss = loss + (output[own_count:] - target[own_count:]).square().mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(learner.parameters, 1.0)
             optimiser.step()
@@ -221,12 +221,12 @@ def train_baseline(
                 keep(step, learner.saving())
 
 
-def _with_word(learner: Any, chosen: Sequence[int]) -> Tensor:
+def _with_word(learner: Any, templates: Sequence[int]) -> Tensor:
     """Templates with the word that is being learned, each encoded once."""
-    used = sorted(set(chosen))
+    used = sorted(set(templates))
     ids = as_tensors([learner.prompts[0][index] for index in used], torch.device("cpu"))
     encoded: Tensor = learner.base.encode(ids, [learner.embedding]).hidden.float()
-    return encoded[torch.tensor([used.index(index) for index in chosen])]
+    return encoded[torch.tensor([used.index(index) for index in templates])]
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

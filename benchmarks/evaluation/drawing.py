@@ -23,16 +23,16 @@ from perfusion.files import writing
 __all__ = [
     "BASES",
     "FIRST_SEEDS",
-    "Drawn",
+    "Drawings",
     "base_drawn_by",
     "draw_set",
     "drawing_path",
     "drawing_units",
     "jobs_of",
     "prompts_of",
-    "read_drawn",
+    "read_drawings",
     "same_drawings",
-    "write_drawn",
+    "write_drawings",
 ]
 
 BASES = {"base-runtime": "runtime", "base-pipeline": "pipeline"}
@@ -44,7 +44,7 @@ SECONDS = {"runtime": 0.45, "pipeline": 0.6}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn:
+class Drawings:
     """Pictures with what each was asked to be."""
 
     pictures: np.ndarray
@@ -64,10 +64,10 @@ def drawing_units(methods: Sequence[Method], subjects: Sequence[str], plan: Plan
     for base, engine in BASES.items():
         cost = SECONDS[engine] * plan.seeds
         for noun in nouns:
-            wanted = ("prompts", "plain") if base == "base-runtime" else ("plain",)
+            kinds = ("prompts", "plain") if base == "base-runtime" else ("plain",)
             units += [
                 _unit(base, noun, kind, cost * len(prompts_of(plan, kind)), draw_base, (base, (noun,), kind))
-                for kind in wanted
+                for kind in kinds
             ]
     for pair in pairs:
         both = tuple(subject_named(name).noun for name in pair)
@@ -76,11 +76,11 @@ def drawing_units(methods: Sequence[Method], subjects: Sequence[str], plan: Plan
             _unit("base-runtime", "+".join(both), "pairs", cost, draw_base, ("base-runtime", both, "pairs"))
         )
     for method in methods:
-        whom: list[tuple[tuple[str, ...], str]] = [
+        targets: list[tuple[tuple[str, ...], str]] = [
             ((name,), kind) for name in subjects for kind in ("prompts", "plain")
         ]
-        whom += [(pair, "pairs") for pair in pairs if method.combines and method.seeds(plan) == plan.seeds]
-        for names, kind in whom:
+        targets += [(pair, "pairs") for pair in pairs if method.combines and method.seeds(plan) == plan.seeds]
+        for names, kind in targets:
             many = 1 if kind == "plain" else len(method.settings(plan))
             cost = SECONDS[method.artist] * many * method.seeds(plan) * len(prompts_of(plan, kind))
             arguments = (method.name, names, kind)
@@ -111,7 +111,7 @@ def jobs_of(
     first: int,
     plain: bool = False,
 ) -> tuple[list[Job], list[dict[str, Any]]]:
-    """Every prompt with its own seeds, the same for all methods; and what the rows of `Drawn` say of them."""
+    """Every prompt with its own seeds, the same for all methods; and what the rows of `Drawings` say of them."""
     jobs, rows = [], []
     for number, prompt in enumerate(prompts):
         text = plain_text(prompt, *words) if plain else prompt.text.format(*words)
@@ -130,7 +130,7 @@ def draw_base(context: Context, base: str, nouns: tuple[str, ...], kind: str) ->
         else PipelineArtist(pipeline_of(base_model()), steps)
     )
     jobs, rows = jobs_of(prompts_of(plan, kind), nouns, Setting(), plan.seeds, FIRST_SEEDS[kind], plain=True)
-    write_drawn(context.work / drawing_path(base, "+".join(nouns), kind), artist.draw(jobs), rows)
+    write_drawings(context.work / drawing_path(base, "+".join(nouns), kind), artist.draw(jobs), rows)
 
 
 def draw_method(context: Context, name: str, names: tuple[str, ...], kind: str) -> None:
@@ -138,7 +138,7 @@ def draw_method(context: Context, name: str, names: tuple[str, ...], kind: str) 
     method = method_named(name)
     folders = {one: context.work / trained_folder(method, one) for one in names}
     pictures, rows = draw_set(context.plan, method, folders, kind)
-    write_drawn(context.work / drawing_path(name, "+".join(names), kind), pictures, rows)
+    write_drawings(context.work / drawing_path(name, "+".join(names), kind), pictures, rows)
 
 
 def draw_set(
@@ -154,26 +154,26 @@ def draw_set(
             seeds are counted.
     """
     subjects = [subject_named(name) for name in folders]
-    trained = {subject: folders[subject.name] for subject in subjects}
-    wanted = tuple(method.settings(plan) if settings is None else settings)
-    wanted = wanted[:1] if kind == "plain" else wanted
+    weights = {subject: folders[subject.name] for subject in subjects}
+    used_settings = tuple(method.settings(plan) if settings is None else settings)
+    used_settings = used_settings[:1] if kind == "plain" else used_settings
     start = FIRST_SEEDS[kind] if first is None else first
     jobs, rows = list[Job](), list[dict[str, Any]]()
-    for setting in wanted:
+    for setting in used_settings:
         words = [one.noun if kind == "plain" else method.word(one, setting) for one in subjects]
-        made = jobs_of(
+        setting_jobs = jobs_of(
             prompts_of(plan, kind) if prompts is None else prompts, words, setting, seeds or method.seeds(plan),
             start, plain=kind == "plain",
         )  # fmt: skip
-        jobs, rows = jobs + made[0], rows + made[1]
-    artist = artist_for(method, trained, wanted, plan)
+        jobs, rows = jobs + setting_jobs[0], rows + setting_jobs[1]
+    artist = artist_for(method, weights, used_settings, plan)
     try:
         return artist.draw(jobs), rows
     finally:
         artist.close()
 
 
-def write_drawn(path: Path, pictures: Sequence[Image.Image], rows: Sequence[dict[str, Any]]) -> None:
+def write_drawings(path: Path, pictures: Sequence[Image.Image], rows: Sequence[dict[str, Any]]) -> None:
     """A finished file of pictures."""
     with writing(path) as file:
         np.savez_compressed(
@@ -183,14 +183,14 @@ def write_drawn(path: Path, pictures: Sequence[Image.Image], rows: Sequence[dict
         )
 
 
-def read_drawn(path: Path) -> Drawn:
-    """What `write_drawn` wrote."""
+def read_drawings(path: Path) -> Drawings:
+    """What `write_drawings` wrote."""
     with np.load(path) as arrays:
-        return Drawn(pictures=arrays["pictures"], rows=tuple(json.loads(str(arrays["rows"]))))
+        return Drawings(pictures=arrays["pictures"], rows=tuple(json.loads(str(arrays["rows"]))))
 
 
 def same_drawings(rows: Sequence[dict[str, Any]], among: Sequence[dict[str, Any]]) -> list[int]:
-    """For each row of `Drawn` the place, among those of another, of the picture of the same prompt and seed."""
+    """For each row of `Drawings` the place, among those of another, of the picture of the same prompt and seed."""
     known = {(row["prompt"], row["seed"]): at for at, row in enumerate(among)}
     return [known[row["prompt"], row["seed"]] for row in rows]
 

@@ -61,12 +61,12 @@ def harmonic(image: float, text: float) -> float:
 
 def interval(values: Sequence[float] | Floats) -> Interval:
     """Percentile bootstrap over subjects; the same subjects are drawn for every figure."""
-    known = np.asarray(values, np.float64)
-    if not len(known):
+    sample = np.asarray(values, np.float64)
+    if not len(sample):
         return Interval(mean=float("nan"), low=float("nan"), high=float("nan"))
-    picked = np.random.default_rng(SEED).integers(0, len(known), (RESAMPLES, len(known)))
-    low, high = np.percentile(known[picked].mean(1), [2.5, 97.5])
-    return Interval(mean=float(known.mean()), low=float(low), high=float(high))
+    picked = np.random.default_rng(SEED).integers(0, len(sample), (RESAMPLES, len(sample)))
+    low, high = np.percentile(sample[picked].mean(1), [2.5, 97.5])
+    return Interval(mean=float(sample.mean()), low=float(low), high=float(high))
 
 
 def paired(first: Mapping[str, float], second: Mapping[str, float]) -> Interval:

@@ -97,28 +97,35 @@ def sliders(results: Results) -> list[Slider]:
     """Those of one Perfusion file; what is weaker and starts late as well lies on none."""
     lines: dict[tuple[str, str, float], list[Point]] = {}
     points = [point for point in results.of(FRONT) if point.setting.scale == 1 or not point.setting.start]
-    late = {(point.setting.lock, point.setting.bias) for point in points if point.setting.start}
-    weaker = {(point.setting.lock, point.setting.bias) for point in points if point.setting.scale != 1}
-    for point in sorted(points, key=lambda one: (-one.setting.bias, -one.setting.start, one.setting.scale)):
-        one = point.setting
-        if one.scale == 1 and not one.start:
-            lines.setdefault(("bias", one.lock, 0.0), []).append(point)
-        if one.scale == 1 and (one.lock, one.bias) in late:
-            lines.setdefault(("start", one.lock, one.bias), []).append(point)
-        if not one.start and (one.lock, one.bias) in weaker:
-            lines.setdefault(("strength", one.lock, one.bias), []).append(point)
+    start_sliders = {(point.setting.lock, point.setting.bias) for point in points if point.setting.start}
+    strength_sliders = {
+        (point.setting.lock, point.setting.bias) for point in points if point.setting.scale != 1
+    }
+    for point in sorted(points, key=_from_the_base):
+        setting = point.setting
+        if setting.scale == 1 and not setting.start:
+            lines.setdefault(("bias", setting.lock, 0.0), []).append(point)
+        if setting.scale == 1 and (setting.lock, setting.bias) in start_sliders:
+            lines.setdefault(("start", setting.lock, setting.bias), []).append(point)
+        if not setting.start and (setting.lock, setting.bias) in strength_sliders:
+            lines.setdefault(("strength", setting.lock, setting.bias), []).append(point)
     return [
         Slider(lock=lock, turned=turned, points=tuple(lines[turned, lock, bias]))
         for turned, lock, bias in sorted(lines, key=lambda key: (key[0], key[1] == "global", key[2]))
     ]
 
 
+def _from_the_base(point: Point) -> tuple[float, float, float]:
+    """Orders settings by how near they are to the base model, the nearest first."""
+    return -point.setting.bias, -point.setting.start, point.setting.scale
+
+
 def verdicts(results: Results) -> list[Verdict]:
     """Every baseline's, in the table's order; none where Perfusion was not evaluated."""
-    found = list[Verdict]()
+    result = list[Verdict]()
     if FRONT not in results.facts:
-        return found
-    own = results.facts[FRONT]["bytes"]
+        return result
+    own_bytes = results.facts[FRONT]["bytes"]
     for point in results.points:
         if point.method.group != "baseline":
             continue
@@ -134,13 +141,13 @@ def verdicts(results: Results) -> list[Verdict]:
 
         is_below, confidence = below(where, front, len(names))
         image, text = where(np.arange(len(names)))
-        found.append(
+        result.append(
             Verdict(
-                point=point, times_bytes=results.facts[point.method.name]["bytes"] / own, is_below=is_below,
+                point=point, times_bytes=results.facts[point.method.name]["bytes"] / own_bytes, is_below=is_below,
                 confidence=confidence, margin=reach(front(np.arange(len(names))), image) - text,
             )
         )  # fmt: skip
-    return found
+    return result
 
 
 def _mean(figures: object, names: Sequence[str]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Attention leakage: what share of its attention a concept's word draws from outside the object.
 
-The paper's argument for locked keys is that a trained key grabs attention all over the picture. Measured on pictures
+The paper's argument for locked keys is that a trained key grabs attention all over the picture. Measures on pictures
 whose object is known: true pictures of the subject that nothing was trained on, with their true masks, and what the
 method itself drew, with the base model's masks. Each is noised to several levels, the UNet reads it under a prompt with
 the concept, and the attention of all heads and layers to the concept's token is summed inside and outside.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.evaluation.cutting import encoded, object_masks
-from benchmarks.evaluation.drawing import drawing_path, read_drawn
+from benchmarks.evaluation.drawing import drawing_path, read_drawings
 from benchmarks.evaluation.measuring import render_subject
 from benchmarks.evaluation.methods import Method, method_named
 from benchmarks.evaluation.models import base_model
@@ -66,32 +66,37 @@ def measure_leakage(context: Context, subject_name: str) -> None:
     numbers = plan.numbers_by_place
     prompts = [plan.prompts[numbers[row["place"]]] for row in rows]
     share = float(1 - masks.mean())
-    found: dict[str, Any] = {"background": share, "renders": {}, "drawings": {}, "left_out": {}}
+    leakage: dict[str, Any] = {"background": share, "renders": {}, "drawings": {}, "left_out": {}}
     plain = _reading(None, prompts, subject.noun)
-    found["renders"]["base"] = outside_shares(encoded(pictures), masks, plain, plan)
+    leakage["renders"]["base"] = outside_shares(encoded(pictures), masks, plain, plan)
     for name in CONTENDERS:
         method = method_named(name)
         concept = Concept.load(context.work / trained_folder(method, subject_name) / "concept.safetensors")
-        found["renders"][name] = outside_shares(
+        leakage["renders"][name] = outside_shares(
             encoded(pictures), masks, _reading(concept, prompts, ""), plan
         )
-        drawn = read_drawn(context.work / drawing_path(name, subject_name, "prompts"))
+        drawings = read_drawings(context.work / drawing_path(name, subject_name, "prompts"))
         default = method.settings(plan)[0]
-        chosen = [
+        default_rows = [
             at
-            for at, row in enumerate(drawn.rows)
+            for at, row in enumerate(drawings.rows)
             if default.drew(row) and plan.prompts[row["prompt"]].keeps_look
         ]
-        own, shown = drawn.pictures[chosen], [plan.prompts[drawn.rows[at]["prompt"]] for at in chosen]
-        seen = object_masks(own, subject.noun)
+        default_pictures, asking_prompts = (
+            drawings.pictures[default_rows],
+            [plan.prompts[drawings.rows[at]["prompt"]] for at in default_rows],
+        )
+        areas = object_masks(default_pictures, subject.noun)
         # where no object was found the mask is all of the picture, and nothing would be outside
-        kept = [at for at, mask in enumerate(seen) if (mask < 1).any()]
-        found["left_out"][name] = len(own) - len(kept)
-        if kept:
-            reading = _reading(concept, [shown[at] for at in kept], "")
-            found["drawings"][name] = outside_shares(encoded(own[kept]), seen[kept], reading, plan)
+        clear = [at for at, mask in enumerate(areas) if (mask < 1).any()]
+        leakage["left_out"][name] = len(default_pictures) - len(clear)
+        if clear:
+            reading = _reading(concept, [asking_prompts[at] for at in clear], "")
+            leakage["drawings"][name] = outside_shares(
+                encoded(default_pictures[clear]), areas[clear], reading, plan
+            )
     with writing(context.work / leakage_path(subject_name), "w") as file:
-        file.write(json.dumps(found))
+        file.write(json.dumps(leakage))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,11 +147,13 @@ def _reading(concept: Concept | None, prompts: Sequence[Prompt], noun: str) -> R
     for prompt in prompts:
         if concept is None:
             text = prompt.text.replace("a {}", article(noun)[: -len(noun)] + "{}")
-            made, table = input_ids(base, text, [word_ids(base.tokenizer, noun)]), None
+            prompt_ids, table = input_ids(base, text, [word_ids(base.tokenizer, noun)]), None
         else:
-            made = input_ids(base, prompt.text, [[base.vocab_size + row for row in range(concept.rows)]])
+            prompt_ids = input_ids(
+                base, prompt.text, [[base.vocab_size + row for row in range(concept.rows)]]
+            )
             table = [torch.from_numpy(np.array(one)) for one in concept.embeddings]
-        hidden = base.encode(as_tensors([made], torch.device("cpu")), table).hidden[0].float().detach()
+        hidden = base.encode(as_tensors([prompt_ids], torch.device("cpu")), table).hidden[0].float().detach()
         gate = hidden.new_zeros(len(hidden), 1)
         if concept is not None:
             edit = condition(
@@ -154,7 +161,7 @@ def _reading(concept: Concept | None, prompts: Sequence[Prompt], noun: str) -> R
                 bias=concept.bias, temperature=concept.temperature, strength=1.0,
             )  # fmt: skip
             hidden, gate = torch.from_numpy(edit.value_states), torch.from_numpy(edit.value_gate)
-        states, gates, places = [*states, hidden], [*gates, gate], [*places, made.last]
+        states, gates, places = [*states, hidden], [*gates, gate], [*places, prompt_ids.last]
     widths = [sum(layer.key_dim for layer in base.layers), sum(layer.value_dim for layer in base.layers)]
     keys, values = (torch.zeros(gates[0].shape[1], width) for width in widths)
     if concept is not None:

@@ -23,7 +23,7 @@ from benchmarks.evaluation.drawing import (
     base_drawn_by,
     drawing_path,
     drawing_units,
-    read_drawn,
+    read_drawings,
     same_drawings,
 )
 from benchmarks.evaluation.methods import Method, method_named
@@ -36,16 +36,16 @@ from recipes.pocket.subjects import Subject, only
 from recipes.pocket.world import Taste, World
 
 __all__ = [
-    "Measured",
+    "Measures",
     "measure_pictures",
     "measuring_units",
     "own_embeddings",
     "pair_path",
-    "read_measured",
+    "read_measures",
     "render_pair",
     "render_subject",
     "target_path",
-    "write_measured",
+    "write_measures",
 ]
 
 Array = NDArray[np.float32]
@@ -54,11 +54,11 @@ RENDER_SEED = 911
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Measured:
+class Measures:
     """What the scorer says of some pictures; the arrays have a row each."""
 
     rows: tuple[dict[str, Any], ...]
-    """As in `Drawn`."""
+    """As in `Drawings`."""
     whole: Array
     """(n, 128) embeddings of whole pictures, of length one."""
     objects: Array
@@ -89,7 +89,7 @@ def measuring_units(methods: Sequence[Method], subjects: Sequence[str], plan: Pl
         whom, kind, _ = unit.path.name.split(".")
         path = Path("measure") / unit.path.relative_to("draw")
         arguments = (unit.path.parent.name, whom, kind)
-        units.append(Unit(path=path, cost=0.15 * unit.cost, call=measure_drawn, arguments=arguments))
+        units.append(Unit(path=path, cost=0.15 * unit.cost, call=measure_drawings, arguments=arguments))
     return units
 
 
@@ -107,8 +107,8 @@ def measure_pictures(
     pictures: NDArray[np.uint8],
     rows: Sequence[dict[str, Any]],
     nouns: Sequence[str],
-    before: NDArray[np.uint8] | None = None,
-) -> Measured:
+    originals: NDArray[np.uint8] | None = None,
+) -> Measures:
     """Score pictures, whole and for each noun cut to its object.
 
     Args:
@@ -122,72 +122,76 @@ def measure_pictures(
         for noun in nouns
     ]
     distance = np.full(len(pictures), np.nan)
-    if before is not None:
-        distance = np.sqrt(np.square(pictures.astype(np.float64) - before).mean((1, 2, 3)))
-    return Measured(
+    if originals is not None:
+        distance = np.sqrt(np.square(pictures.astype(np.float64) - originals).mean((1, 2, 3)))
+    return Measures(
         rows=tuple(rows), whole=verdict.embeddings, nouns=verdict.nouns, places=verdict.place, colours=verdict.colour,
         objects=np.stack(cuts, 1) if cuts else np.empty((len(pictures), 0, verdict.embeddings.shape[1]), np.float32),
         distance=distance.astype(np.float32),
     )  # fmt: skip
 
 
-def measure_drawn(context: Context, name: str, whom: str, kind: str) -> None:
+def measure_drawings(context: Context, name: str, label: str, kind: str) -> None:
     """One file of drawings."""
-    drawn, nouns, before = read_drawn(context.work / drawing_path(name, whom, kind)), list[str](), None
+    drawings, nouns, originals = (
+        read_drawings(context.work / drawing_path(name, label, kind)),
+        list[str](),
+        None,
+    )
     if name in BASES:
-        nouns = [noun.replace("-", " ") for noun in whom.split("+")]
+        nouns = [noun.replace("-", " ") for noun in label.split("+")]
     else:
-        nouns = [subject_named(one).noun for one in whom.split("+")]
+        nouns = [subject_named(one).noun for one in label.split("+")]
     if kind == "plain" and name not in BASES:
         base = base_drawn_by(method_named(name).artist)
-        original = read_drawn(context.work / drawing_path(base, nouns[0], "plain"))
-        before = original.pictures[same_drawings(drawn.rows, original.rows)]
-    found = measure_pictures(drawn.pictures, drawn.rows, nouns, before)
-    write_measured(context.work / drawing_path(name, whom, kind, "measure"), found)
+        original = read_drawings(context.work / drawing_path(base, nouns[0], "plain"))
+        originals = original.pictures[same_drawings(drawings.rows, original.rows)]
+    measures = measure_pictures(drawings.pictures, drawings.rows, nouns, originals)
+    write_measures(context.work / drawing_path(name, label, kind, "measure"), measures)
 
 
 def measure_subject(context: Context, name: str) -> None:
     """A subject's five pictures with their true masks, and true pictures that nobody has seen, with found ones."""
     subject, plan = subject_named(name), context.plan
-    own, own_whole = own_embeddings(context, subject)
+    own_objects, own_whole = own_embeddings(context, subject)
     renders, true, rows = render_subject(subject, plan)
-    found = object_masks(renders, subject.noun)
+    masks = object_masks(renders, subject.noun)
     rendered = measure_pictures(renders, rows, [subject.noun])
     exact = pocket_scorer()([cut(one, mask) for one, mask in zip(renders, true, strict=True)]).embeddings
     extra = {
-        "own": own,
+        "own": own_objects,
         "own_whole": own_whole,
         "exact": exact,
-        "overlap": np.array([overlap(a, b) for a, b in zip(found, true, strict=True)], np.float32),
+        "overlap": np.array([overlap(a, b) for a, b in zip(masks, true, strict=True)], np.float32),
     }
-    write_measured(context.work / target_path(name), rendered, extra)
+    write_measures(context.work / target_path(name), rendered, extra)
 
 
 def own_embeddings(context: Context, subject: Subject) -> tuple[Array, Array]:
     """Of a subject's five pictures, (5, 128): cut to the object by their true masks, and whole."""
     folder = pictures_of(context.work, subject)
-    own = as_array([Image.open(path) for path in sorted(folder.glob("*.png"))])
+    pictures = as_array([Image.open(path) for path in sorted(folder.glob("*.png"))])
     masks = [Image.open(path).convert("L") for path in sorted(folder.glob("masks/*.png"))]
     levels = [np.asarray(mask, np.float32) / np.float32(255) for mask in masks]
-    objects = pocket_scorer()([cut(one, mask) for one, mask in zip(own, levels, strict=True)]).embeddings
-    return objects, pocket_scorer()([Image.fromarray(one) for one in own]).embeddings
+    objects = pocket_scorer()([cut(one, mask) for one, mask in zip(pictures, levels, strict=True)]).embeddings
+    return objects, pocket_scorer()([Image.fromarray(one) for one in pictures]).embeddings
 
 
 def measure_pair(context: Context, first: str, second: str) -> None:
     """True pictures of two subjects side by side: how many the probe can recognise at all."""
     pictures, rows = render_pair([subject_named(first), subject_named(second)], context.plan)
-    write_measured(context.work / pair_path(first, second), measure_pictures(pictures, rows, []))
+    write_measures(context.work / pair_path(first, second), measure_pictures(pictures, rows, []))
 
 
 def render_pair(subjects: Sequence[Subject], plan: Plan) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
     """True pictures of two subjects in the places of the pair prompts, as the world paints pairs; and their places."""
     parts = [only(held_out_atlas(), subject.noun, subject.style) for subject in subjects]
-    both = Atlas(
+    atlas = Atlas(
         pixels=np.concatenate([part.pixels for part in parts]), nouns=sum((part.nouns for part in parts), ()),
         styles=sum((part.styles for part in parts), ()),
     )  # fmt: skip
     places = [prompt.place for prompt in plan.pair_prompts]
-    pictures, _, rows = _rendered(both, Taste(pairs=1.0, recoloured=0.0), None, places, plan.renders)
+    pictures, _, rows = _rendered(atlas, Taste(pairs=1.0, recoloured=0.0), None, places, plan.renders)
     return pictures, rows
 
 
@@ -214,21 +218,21 @@ def _rendered(
     return levels, masks[:, 0].numpy(), rows
 
 
-def read_measured(path: Path) -> tuple[Measured, dict[str, Array]]:
+def read_measures(path: Path) -> tuple[Measures, dict[str, Array]]:
     """What a unit of this stage wrote, and the arrays that only a subject's file has."""
     with np.load(path) as arrays:
         texts = json.loads(str(arrays["texts"]))
         numbers = {name: arrays[name] for name in arrays.files if name != "texts"}
     own: dict[str, Any] = {name: numbers.pop(name) for name in ("whole", "objects", "nouns", "distance")}
     own |= {name: tuple(texts[name]) for name in ("rows", "places", "colours")}
-    return Measured(**own), numbers
+    return Measures(**own), numbers
 
 
-def write_measured(path: Path, found: Measured, extra: dict[str, Array] | None = None) -> None:
+def write_measures(path: Path, measures: Measures, extra: dict[str, Array] | None = None) -> None:
     """A finished file of measures."""
-    texts = {"rows": found.rows, "places": found.places, "colours": found.colours}
+    texts = {"rows": measures.rows, "places": measures.places, "colours": measures.colours}
     arrays: dict[str, Any] = {
-        name: getattr(found, name) for name in ("whole", "objects", "nouns", "distance")
+        name: getattr(measures, name) for name in ("whole", "objects", "nouns", "distance")
     }
     with writing(path) as file:
         np.savez_compressed(file, texts=np.array(json.dumps(texts)), **(arrays | (extra or {})))

@@ -31,13 +31,13 @@ def merged_projections(
         return {name: value.float() for state in states.values() for name, value in state.items()}
     moment = cached_second_moment(base, load_captions(base, None), lambda line: None)
     raised = inverse(moment)
-    own = base.unet.state_dict()
+    weights = base.unet.state_dict()
     encodings = {subject: _encodings(base, subject, words[subject]) for subject in states}
     result = {}
     for name in next(iter(states.values())):
         targets = [encodings[subject] @ state[name].float().T for subject, state in states.items()]
         result[name] = merged(
-            own[name].float(), torch.cat(list(encodings.values())), torch.cat(targets), raised
+            weights[name].float(), torch.cat(list(encodings.values())), torch.cat(targets), raised
         )
     return result
 

@@ -43,7 +43,7 @@ class Setting:
         return ", ".join(filter(None, (own, turned, late)))
 
     def drew(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of `Drawn` is of a picture with this setting."""
+        """Whether a row of `Drawings` is of a picture with this setting."""
         return all(row[name] == value for name, value in asdict(self).items())
 
 
@@ -87,8 +87,8 @@ class Method:
     def settings(self, plan: Plan) -> tuple[Setting, ...]:
         """What it is drawn with, the default first."""
         if self.group == "baseline" or self.fixed_gate:
-            late = (Setting(scale=scale, start=start) for scale, start in self.starts)
-            return (*(Setting(scale=scale) for scale in (1.0, *self.scales)), *late)
+            late_settings = (Setting(scale=scale, start=start) for scale, start in self.starts)
+            return (*(Setting(scale=scale) for scale in (1.0, *self.scales)), *late_settings)
         if not self.slides:
             return (Setting(lock="local", bias=DEFAULT_BIAS),)
         local = [DEFAULT_BIAS, *(bias for bias in plan.biases if bias != DEFAULT_BIAS)]
@@ -96,16 +96,16 @@ class Method:
             return tuple(
                 Setting(lock="local", bias=bias) for bias in local if bias in (0.6, DEFAULT_BIAS, 0.9)
             )
-        early = (
+        early_settings = (
             Setting(lock=lock, bias=bias)
             for lock, biases in (("local", local), ("global", plan.global_biases))
             for bias in biases
         )
-        weaker = (Setting(lock="local", bias=DEFAULT_BIAS, scale=scale) for scale in self.scales)
-        late = (
+        weaker_settings = (Setting(lock="local", bias=DEFAULT_BIAS, scale=scale) for scale in self.scales)
+        late_settings = (
             Setting(lock=lock, bias=bias, start=start) for lock, bias in plan.late for start in plan.starts
         )
-        return (*early, *weaker, *late, FOR_PAIRS)
+        return (*early_settings, *weaker_settings, *late_settings, FOR_PAIRS)
 
     def seeds(self, plan: Plan) -> int:
         """Drawings of each prompt."""
@@ -172,11 +172,11 @@ def chosen_methods(names: Iterable[str] | None) -> tuple[Method, ...]:
     """All, or those of these names, in the table's order. Raises `RequestError` for a name that is none of them."""
     if names is None:
         return METHODS
-    wanted, known = set(names), [method.name for method in METHODS]
-    unknown = sorted(wanted - set(known))
+    selection, valid = set(names), [method.name for method in METHODS]
+    unknown = sorted(selection - set(valid))
     if unknown:
-        raise RequestError(f"there is no method {unknown[0]!r}; choose among {', '.join(known)}")
-    return tuple(method for method in METHODS if method.name in wanted)
+        raise RequestError(f"there is no method {unknown[0]!r}; choose among {', '.join(valid)}")
+    return tuple(method for method in METHODS if method.name in selection)
 
 
 def method_named(name: str) -> Method:

@@ -85,11 +85,11 @@ def own_copy(part: Any) -> Any:
 
 def config_of(plan: Plan, subject: Subject, pictures: Path, **options: Any) -> TrainingConfig:
     """Perfusion's options for this plan: what is not said is the product's default."""
-    known: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "superclass": subject.noun, "token": subject.token, "masks": pictures / "masks", "steps": plan.steps,
         "batch_size": plan.batch_size, "crops": plan.crops, "save_every": plan.save_every,
     }  # fmt: skip
-    return TrainingConfig(**(known | options))
+    return TrainingConfig(**(defaults | options))
 
 
 def samples_of(plan: Plan, work: Path, subject: Subject) -> Samples:

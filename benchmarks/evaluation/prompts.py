@@ -53,7 +53,7 @@ PROMPTS = (
 """Twelve that leave the subject its look, by which likeness is measured, and two that ask for another colour."""
 
 PLAIN = tuple(prompt for prompt in PROMPTS if prompt.kind == "scene")[:3]
-"""Drawn of the plain superclass under every method's weights: does "a cat" still draw the base model's cats?"""
+"""Drawings of the plain superclass under every method's weights: does "a cat" still draw the base model's cats?"""
 
 TUNING_PROMPTS = (
     Prompt(kind="scene", text="a photo of a {} underwater", place="underwater"),

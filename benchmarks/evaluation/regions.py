@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evaluation.drawing import FIRST_SEEDS, drawing_units, read_drawn, write_drawn
+from benchmarks.evaluation.drawing import FIRST_SEEDS, drawing_units, read_drawings, write_drawings
 from benchmarks.evaluation.figures import interval
 from benchmarks.evaluation.measuring import (
-    Measured,
+    Measures,
     measure_pictures,
     measuring_units,
-    read_measured,
-    write_measured,
+    read_measures,
+    write_measures,
 )
 from benchmarks.evaluation.methods import DEFAULT_BIAS
 from benchmarks.evaluation.models import drawing_runtime, text_scorer
@@ -108,11 +108,11 @@ def region_units(
 
 def concept_path(work: Path, subject: str) -> Path:
     """The file of a subject's concept, trained or shipped."""
-    trained = work / "train" / "unselected" / subject / "concept.safetensors"
-    shipped = model_path() / "concepts" / f"{subject}.safetensors"
-    if trained.exists() or shipped.exists():
-        return trained if trained.exists() else shipped
-    raise RequestError(f"{trained} is not there yet; run the stage train with --methods unselected first.")
+    own_file = work / "train" / "unselected" / subject / "concept.safetensors"
+    shipped_file = model_path() / "concepts" / f"{subject}.safetensors"
+    if own_file.exists() or shipped_file.exists():
+        return own_file if own_file.exists() else shipped_file
+    raise RequestError(f"{own_file} is not there yet; run the stage train with --methods unselected first.")
 
 
 def text_of(variant: Variant, prompt: Prompt, names: Sequence[str]) -> str:
@@ -155,15 +155,16 @@ def draw_variant(context: Context, variant: Variant, names: tuple[str, ...]) -> 
     finally:
         for token in tokens:
             runtime.unload_concept(token)
-    write_drawn(context.work / _path("draw", variant, names), pictures, rows)
+    write_drawings(context.work / _path("draw", variant, names), pictures, rows)
 
 
 def measure_variant(context: Context, variant: Variant, names: tuple[str, ...]) -> None:
     """What the scorer sees in them."""
-    drawn = read_drawn(context.work / _path("draw", variant, names))
+    drawings = read_drawings(context.work / _path("draw", variant, names))
     nouns = [subject_named(name).noun for name in names]
-    write_measured(
-        context.work / _path("measure", variant, names), measure_pictures(drawn.pictures, drawn.rows, nouns)
+    write_measures(
+        context.work / _path("measure", variant, names),
+        measure_pictures(drawings.pictures, drawings.rows, nouns),
     )
 
 
@@ -210,33 +211,33 @@ def _of_subject(
     context: Context, variant: Variant, name: str, anchor: Anchors, probe: SubjectProbe
 ) -> Figures:
     """Likeness, text, place and nouns over all prompts; second things over those that ask for one."""
-    plan, (pictures, measured) = context.plan, _read(context, variant, (name,))
-    figures = figures_of(measured, range(len(measured.rows)), anchor, plan)
+    plan, (pictures, measures) = context.plan, _read(context, variant, (name,))
+    figures = figures_of(measures, range(len(measures.rows)), anchor, plan)
     answers, seconds = list[Figures](), list[bool]()
     for number, prompt in _prompts(plan, (name,)).items():
         if prompt.other:
-            own = [at for at, row in enumerate(measured.rows) if row["prompt"] == number]
+            own = [at for at, row in enumerate(measures.rows) if row["prompt"] == number]
             question = second_thing_question(name, prompt)
             answers.append(answer_shares(question, probe(pictures[own], question)))
-            seconds += [prompt.other in measured.seen(at, 2) for at in own]
+            seconds += [prompt.other in measures.seen(at, 2) for at in own]
     return figures | _means(answers) | {"second_seen": float(np.mean(seconds))}
 
 
 def _of_pair(
     context: Context, variant: Variant, pair: tuple[str, str], anchors: Sequence[Anchors], probe: SubjectProbe
 ) -> Figures:
-    prompts, (pictures, measured) = context.plan.pair_prompts, _read(context, variant, pair)
+    prompts, (pictures, measures) = context.plan.pair_prompts, _read(context, variant, pair)
     question = pair_question(pair, prompts)
     places = [
-        seen == prompts[row["prompt"]].place for seen, row in zip(measured.places, measured.rows, strict=True)
+        seen == prompts[row["prompt"]].place for seen, row in zip(measures.places, measures.rows, strict=True)
     ]
-    figures = pair_figures(measured, range(len(measured.rows)), anchors)
+    figures = pair_figures(measures, range(len(measures.rows)), anchors)
     return figures | answer_shares(question, probe(pictures, question)) | {"place": float(np.mean(places))}
 
 
-def _read(context: Context, variant: Variant, names: tuple[str, ...]) -> tuple[Any, Measured]:
-    drawn = read_drawn(context.work / _path("draw", variant, names))
-    return drawn.pictures, read_measured(context.work / _path("measure", variant, names))[0]
+def _read(context: Context, variant: Variant, names: tuple[str, ...]) -> tuple[Any, Measures]:
+    drawings = read_drawings(context.work / _path("draw", variant, names))
+    return drawings.pictures, read_measures(context.work / _path("measure", variant, names))[0]
 
 
 def _prompts(plan: Plan, names: Sequence[str]) -> dict[int, Prompt]:

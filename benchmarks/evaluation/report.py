@@ -24,10 +24,12 @@ from benchmarks.record import ROOT, write_record
 from perfusion.errors import RequestError
 from perfusion.files import writing
 
-__all__ = ["measured", "record_rows", "report", "report_regions"]
+__all__ = ["finished_methods", "record_rows", "report", "report_regions"]
 
 
-def measured(context: Context, methods: Sequence[Method], subjects: Sequence[str]) -> tuple[Method, ...]:
+def finished_methods(
+    context: Context, methods: Sequence[Method], subjects: Sequence[str]
+) -> tuple[Method, ...]:
     """Those of the methods that everything is measured of, so that a run that is not done shows what it has.
 
     Raises:
@@ -52,10 +54,10 @@ def report(context: Context, methods: Sequence[Method], subjects: Sequence[str],
     Args:
         publish: whether it is the whole evaluation, which the page and the record are made from.
     """
-    chosen = _chosen(context)
-    _check_trained(context, methods, subjects, chosen)
+    tuning = _chosen(context)
+    _check_trained(context, methods, subjects, tuning)
     results = collect(context, methods, subjects, lambda texts: text_scorer().embed_texts(texts))
-    docs, rows = ROOT / "docs" if publish else context.work / "docs", record_rows(results, chosen)
+    docs, rows = ROOT / "docs" if publish else context.work / "docs", record_rows(results, tuning)
     _save_pictures(context, results, methods, subjects, docs / "pictures")
     if publish:
         page = docs / "evaluation.md"
@@ -121,24 +123,26 @@ def marks_of(results: Results) -> list[Mark]:
 
 def _marks_of(points: Sequence[Point], method: Method) -> Iterator[Mark]:
     """A method's points: by scale, and for each scale those that start late."""
-    at_once = sorted((one for one in points if not one.setting.start), key=lambda one: one.setting.scale)
+    at_once = sorted(
+        (point for point in points if not point.setting.start), key=lambda point: point.setting.scale
+    )
     if at_once:
-        labels = tuple(f"×{one.setting.scale:g}" for one in at_once) if method.scales else ()
-        default = next((at for at, one in enumerate(at_once) if one.setting == Setting()), 0)
+        labels = tuple(f"×{point.setting.scale:g}" for point in at_once) if method.scales else ()
+        default = next((at for at, point in enumerate(at_once) if point.setting == Setting()), 0)
         yield Mark(title=method.title, points=tuple(map(_place, at_once)), labels=labels, barred=default)
-    late = [one for one in points if one.setting.start]
-    for scale in sorted({one.setting.scale for one in late}):
+    late = [point for point in points if point.setting.start]
+    for scale in sorted({point.setting.scale for point in late}):
         group = sorted(
-            (one for one in late if one.setting.scale == scale), key=lambda one: -one.setting.start
+            (point for point in late if point.setting.scale == scale), key=lambda point: -point.setting.start
         )
         yield Mark(
             title=f"{method.title}{f' ×{scale:g}' if scale != 1 else ''}, by start",
-            points=tuple(map(_place, group)), labels=tuple(f"{one.setting.start:g}" for one in group), dashed=True,
+            points=tuple(map(_place, group)), labels=tuple(f"{point.setting.start:g}" for point in group), dashed=True,
             barred=-1, like=method.title,
         )  # fmt: skip
 
 
-def record_rows(results: Results, chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
+def record_rows(results: Results, tuning: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every figure with its interval, for programs."""
     rows: list[dict[str, Any]] = []
     kinds = [("prompts", results.points), ("pairs", results.pairs)]
@@ -169,7 +173,7 @@ def record_rows(results: Results, chosen: Mapping[str, Any]) -> list[dict[str, A
         )  # fmt: skip
     return [
         *rows,
-        {"what": "trainings", **results.facts}, {"what": "tuning", **chosen}, {"what": "leakage", **results.leakage},
+        {"what": "trainings", **results.facts}, {"what": "tuning", **tuning}, {"what": "leakage", **results.leakage},
         {"what": "base", **results.base}, {"what": "base pairs", **results.base_pairs},
         {"what": "truth", **results.truth}, {"what": "truth pairs", **results.truth_pairs},
         {"what": "engines", "least_decibels": round(results.engines, 1)},
@@ -186,7 +190,7 @@ def _numbers(found: Interval) -> list[float]:
 
 
 def _check_trained(
-    context: Context, methods: Sequence[Method], subjects: Sequence[str], chosen: Mapping[str, Any]
+    context: Context, methods: Sequence[Method], subjects: Sequence[str], tuning: Mapping[str, Any]
 ) -> None:
     """Refuse weights that were trained before the tuning chose otherwise."""
     for method in (method for method in methods if method.tuned):
@@ -195,7 +199,7 @@ def _check_trained(
             facts = json.loads((context.work / folder / "facts.json").read_text("utf-8"))
             for key in ("rate", "masks", "steps"):
                 # there were masks before there was a choice
-                used, wanted = facts.get(key, True), chosen[method.name][key]
+                used, wanted = facts.get(key, True), tuning[method.name][key]
                 if used != wanted:
                     raise RequestError(
                         f"{folder} was trained with {key} {used}, and the tuning has chosen {wanted} since; delete "
@@ -205,5 +209,5 @@ def _check_trained(
 
 def _chosen(context: Context) -> dict[str, Any]:
     path = context.work / CHOSEN
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return found
+    tuning: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return tuning

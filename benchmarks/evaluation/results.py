@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.evaluation.drawing import BASES, base_drawn_by, drawing_path, read_drawn, same_drawings
+from benchmarks.evaluation.drawing import BASES, base_drawn_by, drawing_path, read_drawings, same_drawings
 from benchmarks.evaluation.figures import Interval, along, harmonic, interval, scaled_text
-from benchmarks.evaluation.measuring import Measured, pair_path, read_measured, target_path
+from benchmarks.evaluation.measuring import Measures, pair_path, read_measures, target_path
 from benchmarks.evaluation.methods import Method, Setting, method_named
 from benchmarks.evaluation.plan import Plan, subject_named
 from benchmarks.evaluation.prompts import plain_text
@@ -98,20 +98,20 @@ def collect(context: Context, methods: Sequence[Method], subjects: Sequence[str]
     plan, results = context.plan, Results()
     anchors = {name: anchors_of(context, name, embed) for name in subjects}
     for name, anchor in anchors.items():
-        measured, extra = read_measured(context.work / target_path(name))
+        measures, extra = read_measures(context.work / target_path(name))
         results.truth[name] = {
-            "image": float(along(measured.objects[:, 0], anchor.start, anchor.target).mean()),
+            "image": float(along(measures.objects[:, 0], anchor.start, anchor.target).mean()),
             "image_exact": float(along(extra["exact"], anchor.start, anchor.target).mean()),
-            "noun": _share([measured.seen(row)[0] == anchor.noun for row in range(len(measured.nouns))]),
+            "noun": _share([measures.seen(row)[0] == anchor.noun for row in range(len(measures.nouns))]),
             "overlap": float(extra["overlap"].mean()),
-            **_followed(measured, anchor, plan),
+            **_followed(measures, anchor, plan),
         }
         base, _ = _read(context, "base-runtime", anchor.noun, "prompts")
         results.base[name] = figures_of(base, range(len(base.rows)), anchor, plan)
     pairs = plan.pairs_among(subjects)
     for pair in pairs:
         nouns = [anchors[name].noun for name in pair]
-        shown, _ = read_measured(context.work / pair_path(*pair))
+        shown, _ = read_measures(context.work / pair_path(*pair))
         results.truth_pairs["+".join(pair)] = _share(
             [set(shown.seen(row, 2)) == set(nouns) for row in range(len(shown.rows))]
         )
@@ -136,44 +136,46 @@ def collect(context: Context, methods: Sequence[Method], subjects: Sequence[str]
     return results
 
 
-def figures_of(found: Measured, rows: Sequence[int], anchor: Anchors, plan: Plan) -> Figures:
+def figures_of(measures: Measures, rows: Sequence[int], anchor: Anchors, plan: Plan) -> Figures:
     """One subject's figures from some of its pictures."""
-    numbers = [int(found.rows[row]["prompt"]) for row in rows]
+    numbers = [int(measures.rows[row]["prompt"]) for row in rows]
     likeness = [
         (row, number) for row, number in zip(rows, numbers, strict=True) if plan.prompts[number].keeps_look
     ]
-    kept, wanted = [row for row, _ in likeness], [number for _, number in likeness]
-    objects = found.objects[kept, 0]
-    cosines = (found.whole[kept] * anchor.texts[wanted]).sum(-1)
+    look_rows, look_numbers = [row for row, _ in likeness], [number for _, number in likeness]
+    objects = measures.objects[look_rows, 0]
+    cosines = (measures.whole[look_rows] * anchor.texts[look_numbers]).sum(-1)
     image = float(along(objects, anchor.start, anchor.target).mean())
-    text = float(scaled_text(cosines, anchor.floor[wanted].mean(), anchor.ceiling[wanted].mean()).mean())
+    text = float(
+        scaled_text(cosines, anchor.floor[look_numbers].mean(), anchor.ceiling[look_numbers].mean()).mean()
+    )
     figures = {
         "image": image, "text": text, "harmonic": harmonic(image, text), "text_cosine": float(cosines.mean()),
         "image_cosine": float((objects @ anchor.target / np.linalg.norm(anchor.target)).mean()),
-        "place": _share([found.places[row] == plan.prompts[n].place for row, n in zip(rows, numbers, strict=True)]),
+        "place": _share([measures.places[row] == plan.prompts[n].place for row, n in zip(rows, numbers, strict=True)]),
     }  # fmt: skip
-    asked: dict[str, list[bool]] = {}
+    answers: dict[str, list[bool]] = {}
     for row, number in zip(rows, numbers, strict=True):
         prompt = plan.prompts[number]
         if prompt.only_place:
-            asked.setdefault("noun", []).append(found.seen(row)[0] == anchor.noun)
+            answers.setdefault("noun", []).append(measures.seen(row)[0] == anchor.noun)
         elif prompt.kind == "relation":
-            asked.setdefault("both", []).append(set(found.seen(row, 2)) == {anchor.noun, prompt.other})
+            answers.setdefault("both", []).append(set(measures.seen(row, 2)) == {anchor.noun, prompt.other})
         else:
-            asked.setdefault("colour", []).append(found.colours[row] == prompt.colour)
-    return figures | {name: _share(answers) for name, answers in asked.items()}
+            answers.setdefault("colour", []).append(measures.colours[row] == prompt.colour)
+    return figures | {name: _share(some) for name, some in answers.items()}
 
 
-def pair_figures(found: Measured, rows: Sequence[int], anchors: Sequence[Anchors]) -> Figures:
+def pair_figures(measures: Measures, rows: Sequence[int], anchors: Sequence[Anchors]) -> Figures:
     """Of pictures of two subjects: whether both nouns are seen, how alike the two are on average and at the least."""
     nouns = {anchor.noun for anchor in anchors}
-    each = [
-        along(found.objects[list(rows), at], anchor.start, anchor.target).mean()
+    likeness = [
+        along(measures.objects[list(rows), at], anchor.start, anchor.target).mean()
         for at, anchor in enumerate(anchors)
     ]
     return {
-        "both": _share([set(found.seen(row, 2)) == nouns for row in rows]),
-        "image": float(np.mean(each)), "lesser": float(min(each)),
+        "both": _share([set(measures.seen(row, 2)) == nouns for row in rows]),
+        "image": float(np.mean(likeness)), "lesser": float(min(likeness)),
     }  # fmt: skip
 
 
@@ -181,14 +183,14 @@ def anchors_of(context: Context, name: str, embed: Embed) -> Anchors:
     """A subject's, from the base model's drawings of its noun and from its own pictures."""
     plan, subject = context.plan, subject_named(name)
     base, _ = _read(context, "base-runtime", subject.noun, "prompts")
-    _, own = read_measured(context.work / target_path(name))
+    _, own_measures = read_measures(context.work / target_path(name))
     texts = embed([plain_text(prompt, subject.noun) for prompt in plan.prompts])
     numbers = np.array([row["prompt"] for row in base.rows])
     looks = np.array([plan.prompts[number].keeps_look for number in numbers])
     cosines = (base.whole * texts[numbers]).sum(-1)
     return Anchors(
-        noun=subject.noun, start=base.objects[looks, 0].mean(0), target=own["own"].mean(0), texts=texts,
-        floor=(own["own_whole"] @ texts.T).mean(0),
+        noun=subject.noun, start=base.objects[looks, 0].mean(0), target=own_measures["own"].mean(0), texts=texts,
+        floor=(own_measures["own_whole"] @ texts.T).mean(0),
         ceiling=np.array([cosines[numbers == number].mean() for number in range(len(plan.prompts))]),
     )  # fmt: skip
 
@@ -200,15 +202,15 @@ def _points(context: Context, method: Method, anchors: Mapping[str, Anchors]) ->
     plain = {name: _read(context, method.name, name, "plain")[0] for name in anchors}
     for at, setting in enumerate(method.settings(plan)):
         figures = {}
-        for name, found in files.items():
-            figures[name] = figures_of(found, _rows_of(found, setting), anchors[name], plan)
+        for name, measures in files.items():
+            figures[name] = figures_of(measures, _rows_of(measures, setting), anchors[name], plan)
             if at == 0:
                 figures[name] |= _drift(context, method, plain[name], anchors[name])
         points.append(Point(method=method, setting=setting, figures=figures))
     return points
 
 
-def _drift(context: Context, method: Method, plain: Measured, anchor: Anchors) -> Figures:
+def _drift(context: Context, method: Method, plain: Measures, anchor: Anchors) -> Figures:
     """How far the plain superclass has moved: in levels of 255, and towards the subject."""
     before, _ = _read(context, base_drawn_by(method.artist), anchor.noun, "plain")
     same = same_drawings(plain.rows, before.rows)
@@ -237,24 +239,24 @@ def _pair_points(
     ]
 
 
-def _as_few(context: Context, name: str, other: str, anchors: Mapping[str, Anchors]) -> Point:
+def _as_few(context: Context, name: str, reference: str, anchors: Mapping[str, Anchors]) -> Point:
     """A method with its default setting, on the prompts and seeds that another one was drawn with."""
     method = method_named(name)
     setting, figures = method.settings(context.plan)[0], {}
     for subject, anchor in anchors.items():
-        found, fewer = (_read(context, one, subject, "prompts")[0] for one in (name, other))
-        shared = {(row["prompt"], row["seed"]) for row in fewer.rows}
+        measures, fewer_measures = (_read(context, one, subject, "prompts")[0] for one in (name, reference))
+        common = {(row["prompt"], row["seed"]) for row in fewer_measures.rows}
         rows = [
             at
-            for at in _rows_of(found, setting)
-            if (found.rows[at]["prompt"], found.rows[at]["seed"]) in shared
+            for at in _rows_of(measures, setting)
+            if (measures.rows[at]["prompt"], measures.rows[at]["seed"]) in common
         ]
-        figures[subject] = figures_of(found, rows, anchor, context.plan)
+        figures[subject] = figures_of(measures, rows, anchor, context.plan)
     return Point(method=method, setting=setting, figures=figures)
 
 
-def _rows_of(found: Measured, setting: Setting) -> list[int]:
-    rows = [at for at, row in enumerate(found.rows) if setting.drew(row)]
+def _rows_of(measures: Measures, setting: Setting) -> list[int]:
+    rows = [at for at, row in enumerate(measures.rows) if setting.drew(row)]
     if not rows:
         raise RequestError(
             f"nothing was drawn with {setting.label or 'the default setting'} of what was measured before the settings "
@@ -263,28 +265,30 @@ def _rows_of(found: Measured, setting: Setting) -> list[int]:
     return rows
 
 
-def _followed(found: Measured, anchor: Anchors, plan: Plan) -> Figures:
+def _followed(measures: Measures, anchor: Anchors, plan: Plan) -> Figures:
     """Text similarity and place of true pictures, each held against the prompt of its place."""
     numbers = plan.numbers_by_place
-    wanted = [numbers[row["place"]] for row in found.rows]
-    cosines = (found.whole * anchor.texts[wanted]).sum(-1)
-    places = [seen == row["place"] for seen, row in zip(found.places, found.rows, strict=True)]
-    text = scaled_text(cosines, anchor.floor[wanted].mean(), anchor.ceiling[wanted].mean()).mean()
+    numbers_of_rows = [numbers[row["place"]] for row in measures.rows]
+    cosines = (measures.whole * anchor.texts[numbers_of_rows]).sum(-1)
+    places = [seen == row["place"] for seen, row in zip(measures.places, measures.rows, strict=True)]
+    text = scaled_text(
+        cosines, anchor.floor[numbers_of_rows].mean(), anchor.ceiling[numbers_of_rows].mean()
+    ).mean()
     return {"text": float(text), "place": _share(places)}
 
 
 def _other_seed(context: Context, nouns: set[str]) -> float:
     """See `Results.other_seed`."""
-    far = list[float]()
+    distances = list[float]()
     for noun in nouns:
-        drawn = read_drawn(context.work / drawing_path("base-pipeline", noun, "plain"))
-        pictures = drawn.pictures.astype(np.float64)
-        far += [
+        drawings = read_drawings(context.work / drawing_path("base-pipeline", noun, "plain"))
+        pictures = drawings.pictures.astype(np.float64)
+        distances += [
             float(np.sqrt(np.square(pictures[a] - pictures[b]).mean()))
-            for (a, one), (b, other) in itertools.combinations(enumerate(drawn.rows), 2)
+            for (a, one), (b, other) in itertools.combinations(enumerate(drawings.rows), 2)
             if one["prompt"] == other["prompt"]
         ]
-    return float(np.mean(far)) if far else float("nan")
+    return float(np.mean(distances)) if distances else float("nan")
 
 
 def _facts(context: Context, method: Method, subjects: Sequence[str]) -> dict[str, float]:
@@ -303,7 +307,7 @@ def _engines(context: Context, nouns: set[str]) -> float:
     least = np.inf
     for noun in nouns:
         first, second = (
-            read_drawn(context.work / drawing_path(base, noun, "plain")).pictures.astype(np.float64)
+            read_drawings(context.work / drawing_path(base, noun, "plain")).pictures.astype(np.float64)
             for base in BASES
         )
         error = np.square(first - second).mean((1, 2, 3)).max()
@@ -311,8 +315,8 @@ def _engines(context: Context, nouns: set[str]) -> float:
     return float(least)
 
 
-def _read(context: Context, name: str, whom: str, kind: str) -> tuple[Measured, dict[str, Any]]:
-    return read_measured(context.work / drawing_path(name, whom, kind, "measure"))
+def _read(context: Context, name: str, whom: str, kind: str) -> tuple[Measures, dict[str, Any]]:
+    return read_measures(context.work / drawing_path(name, whom, kind, "measure"))
 
 
 def _share(answers: Sequence[bool]) -> float:

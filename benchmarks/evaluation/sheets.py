@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.evaluation.drawing import drawing_path, read_drawn
+from benchmarks.evaluation.drawing import drawing_path, read_drawings
 from benchmarks.evaluation.methods import Method, Setting
 from benchmarks.evaluation.plan import pictures_of, subject_named
 from benchmarks.evaluation.units import Context
@@ -45,12 +45,12 @@ def save_sheet(path: Path, sheet: Image.Image) -> None:
 
 def _drawn(context: Context, name: str, whom: str, setting: Setting) -> dict[int, Image.Image]:
     """The first picture of every prompt, by its number."""
-    found = read_drawn(context.work / drawing_path(name, whom, "prompts"))
-    chosen: dict[int, Image.Image] = {}
-    for picture, row in zip(found.pictures, found.rows, strict=True):
+    drawings = read_drawings(context.work / drawing_path(name, whom, "prompts"))
+    pictures: dict[int, Image.Image] = {}
+    for picture, row in zip(drawings.pictures, drawings.rows, strict=True):
         if setting.drew(row):
-            chosen.setdefault(int(row["prompt"]), Image.fromarray(picture))
-    return chosen
+            pictures.setdefault(int(row["prompt"]), Image.fromarray(picture))
+    return pictures
 
 
 def _own(context: Context, name: str) -> Image.Image:

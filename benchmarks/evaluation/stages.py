@@ -12,7 +12,7 @@ from benchmarks.evaluation.methods import Method, chosen_methods, trainings
 from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, open_work, subject_named
 from benchmarks.evaluation.prior import prior_units
 from benchmarks.evaluation.regions import region_units
-from benchmarks.evaluation.report import measured, report, report_regions
+from benchmarks.evaluation.report import finished_methods, report, report_regions
 from benchmarks.evaluation.training import training_units
 from benchmarks.evaluation.tuning import choose, tuning_units, unmasking_units, widening_units
 from benchmarks.evaluation.units import Context, Unit, duration, run_units
@@ -34,26 +34,26 @@ def run(
     plan = SMALL if small else FULL
     folder = work or ROOT / "build" / ("evaluation-small" if small else "evaluation")
     context = Context(plan=plan, work=folder)
-    named, wanted = subjects or plan.subjects, chosen_methods(methods)
-    for name in named:
+    named_subjects, named_methods = subjects or plan.subjects, chosen_methods(methods)
+    for name in named_subjects:
         subject_named(name)
     open_work(folder, plan)
     partial = small or subjects is not None or methods is not None
     for stage in stages:
         if stage == "report":
             if not estimate:
-                there = measured(context, wanted, named)
-                report(context, there, named, publish=there == wanted and not partial)
+                finished = finished_methods(context, named_methods, named_subjects)
+                report(context, finished, named_subjects, publish=finished == named_methods and not partial)
             continue
-        for title, units in units_of(stage, wanted, named, context):
+        for title, units in units_of(stage, named_methods, named_subjects, context):
             _do(title, units, context, processes, estimate)
         if stage == "regions" and not estimate:
-            report_regions(context, named, publish=not (small or subjects))
+            report_regions(context, named_subjects, publish=not (small or subjects))
         if stage == "tune" and not estimate:
-            while units := widening_units(wanted, context):
+            while units := widening_units(named_methods, context):
                 _do("tuning beyond the grid", units, context, processes, estimate)
-            _do("tuning without masks", unmasking_units(wanted, context), context, processes, estimate)
-            choose(wanted, context)
+            _do("tuning without masks", unmasking_units(named_methods, context), context, processes, estimate)
+            choose(named_methods, context)
 
 
 def _do(title: str, units: Sequence[Unit], context: Context, processes: int, estimate: bool) -> None:

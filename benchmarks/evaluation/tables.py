@@ -52,15 +52,15 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
     return {name: "\n".join(lines) for name, table in TABLES.items() if len(lines := table(record)) > 2}
 
 
-def filled(page: str, made: Mapping[str, str]) -> str:
+def filled(page: str, new_tables: Mapping[str, str]) -> str:
     """The page with some tables, by their names, in their places. Raises `RequestError` where one has no place."""
-    missing = sorted(set(made) - {name for _, name, _ in PLACE.findall(page)})
-    if missing:
-        raise RequestError(f"The page has no place for the table {missing[0]!r}; add its two comments.")
+    homeless = sorted(set(new_tables) - {name for _, name, _ in PLACE.findall(page)})
+    if homeless:
+        raise RequestError(f"The page has no place for the table {homeless[0]!r}; add its two comments.")
 
     def replaced(match: re.Match[str]) -> str:
         opening, name, closing = match.groups()
-        return f"{opening}{made[name]}\n{closing}" if name in made else match[0]
+        return f"{opening}{new_tables[name]}\n{closing}" if name in new_tables else match[0]
 
     return PLACE.sub(replaced, page)
 
@@ -112,12 +112,12 @@ def _methods(record: Record) -> list[str]:
     image, text, place, noun = (
         record.over_subjects("truth", key) for key in ("image", "text", "place", "noun")
     )
-    seen = [_percent(place.mean), _percent(noun.mean)]
+    shares = [_percent(place.mean), _percent(noun.mean)]
     another = f"{record.part('another seed')['levels']:.0f}"
     return [
         *lines,
         _line("*the base model, plain noun*", "", "", "0", "1", "", *base, "0"),
-        _line("*true pictures of the subject*", "", "", image.text(), text.text(), "", *seen, "", "", ""),
+        _line("*true pictures of the subject*", "", "", image.text(), text.text(), "", *shares, "", "", ""),
         _line("*the base model, another seed*", *[""] * 9, another),
     ]
 
@@ -186,11 +186,11 @@ def _leakage(record: Record) -> list[str]:
     )
     subjects = record.part("leakage").values()
     for kind, title in (("renders", "true pictures, true masks"), ("drawings", "own drawings, found masks")):
-        both = [row[kind] for row in subjects if {"unselected", "trained-keys"} <= row[kind].keys()]
-        if not both:
+        rows = [row[kind] for row in subjects if {"unselected", "trained-keys"} <= row[kind].keys()]
+        if not rows:
             continue
-        locked, trained = ([row[name] for row in both] for name in ("unselected", "trained-keys"))
-        plain = [row["base"] for row in both if "base" in row]
+        locked, trained = ([row[name] for row in rows] for name in ("unselected", "trained-keys"))
+        plain = [row["base"] for row in rows if "base" in row]
         gap = interval([100 * (b - a) for a, b in zip(locked, trained, strict=True)])
         means = [f"{interval(part).mean:.1%}" if part else "" for part in (plain, locked, trained)]
         lines.append(_line(title, *means, f"{gap.mean:+.1f} ({gap.low:+.1f} to {gap.high:+.1f}) points"))
@@ -201,16 +201,16 @@ def _tuning(record: Record) -> list[str]:
     lines = _head("method | rates | best rate | steps | at the edge | score with masks | without")
     chosen = record.part("tuning")
     for method in (method for method in METHODS if method.name in chosen):
-        own = chosen[method.name]
-        rates = ", ".join(f"{rate:g}" for rate in sorted({entry["rate"] for entry in own["grid"]}))
+        entry = chosen[method.name]
+        rates = ", ".join(f"{rate:g}" for rate in sorted({entry["rate"] for entry in entry["grid"]}))
         scores = []
         for masks in (True, False):
             score = max(
-                (entry["score"] for entry in own["grid"] if entry["masks"] is masks), default=math.nan
+                (entry["score"] for entry in entry["grid"] if entry["masks"] is masks), default=math.nan
             )
-            scores.append(f"**{score:.2f}**" if own["masks"] is masks else f"{score:.2f}")
-        edge = "yes" if own["at_edge"] else "no"
-        lines.append(_line(method.title, rates, f"{own['rate']:g}", str(own["steps"]), edge, *scores))
+            scores.append(f"**{score:.2f}**" if entry["masks"] is masks else f"{score:.2f}")
+        edge = "yes" if entry["at_edge"] else "no"
+        lines.append(_line(method.title, rates, f"{entry['rate']:g}", str(entry["steps"]), edge, *scores))
     return lines
 
 

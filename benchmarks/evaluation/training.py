@@ -54,9 +54,9 @@ def train_unit(context: Context, name: str, subject_name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rate, steps, masks = method.factor, context.plan.steps, True
     if method.tuned:
-        found = json.loads((context.work / CHOSEN).read_text("utf-8"))[name]
-        rate, steps, masks = found["rate"], found["steps"], found["masks"]
-    began, busy = time.perf_counter(), time.process_time()
+        tuned = json.loads((context.work / CHOSEN).read_text("utf-8"))[name]
+        rate, steps, masks = tuned["rate"], tuned["steps"], tuned["masks"]
+    start_time, start_work = time.perf_counter(), time.process_time()
     if method.name == "perfusion":
         _train_as_shipped(context, subject_name, folder)
     else:
@@ -67,8 +67,8 @@ def train_unit(context: Context, name: str, subject_name: str) -> None:
 
         train_method(context, method, subject_name, rate, steps, keep, masks)
     facts = {
-        "rate": rate, "steps": steps, "masks": masks, "seconds": round(time.perf_counter() - began, 1),
-        "core_seconds": round(time.process_time() - busy, 1), "bytes": saved_bytes(folder),
+        "rate": rate, "steps": steps, "masks": masks, "seconds": round(time.perf_counter() - start_time, 1),
+        "core_seconds": round(time.process_time() - start_work, 1), "bytes": saved_bytes(folder),
     }  # fmt: skip
     with writing(folder / "facts.json", "w") as file:
         file.write(json.dumps(facts))

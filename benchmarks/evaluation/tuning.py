@@ -45,11 +45,11 @@ def tuning_units(methods: Sequence[Method], plan: Plan) -> list[Unit]:
 
 def widening_units(methods: Sequence[Method], context: Context) -> list[Unit]:
     """For every method whose best rate is at the edge of what was tried, the next rate beyond it."""
-    found, units = choose(methods, context), list[Unit]()
+    choices, units = choose(methods, context), list[Unit]()
     for method in (method for method in methods if method.tuned):
         rates = _tried(method, context)
-        if found[method.name]["at_edge"] and len(rates) < len(method.rates) + MORE_RATES:
-            low = found[method.name]["rate"] == rates[0]
+        if choices[method.name]["at_edge"] and len(rates) < len(method.rates) + MORE_RATES:
+            low = choices[method.name]["rate"] == rates[0]
             edge, inner = rates[:2] if low else rates[:-3:-1]
             units += _units(method, float(f"{edge * edge / inner:.2g}"), context.plan)
     return units
@@ -57,12 +57,12 @@ def widening_units(methods: Sequence[Method], context: Context) -> list[Unit]:
 
 def unmasking_units(methods: Sequence[Method], context: Context) -> list[Unit]:
     """Every method's best rate once more, with an error that counts in the whole picture."""
-    found = choose(methods, context)
+    choices = choose(methods, context)
     return [
         unit
         for method in methods
         if method.tuned
-        for unit in _units(method, found[method.name]["rate"], context.plan, masks=False)
+        for unit in _units(method, choices[method.name]["rate"], context.plan, masks=False)
     ]
 
 
@@ -93,23 +93,29 @@ def score(context: Context, method: Method, subject: Subject, weights: Path) -> 
         [plain_text(prompts[row["prompt"]], noun) for row in rows], seed=[row["seed"] for row in rows],
         num_inference_steps=plan.num_inference_steps,
     )  # fmt: skip
-    drawn, base = (measure_pictures(as_array(part), rows, [noun]) for part in (pictures, plain))
+    drawn_measures, base_measures = (
+        measure_pictures(as_array(part), rows, [noun]) for part in (pictures, plain)
+    )
     own, own_whole = own_embeddings(context, subject)
     texts = text_scorer().embed_texts([plain_text(prompts[row["prompt"]], noun) for row in rows])
     ignoring = (own_whole @ texts.T).mean()
-    image = float(along(drawn.objects[:, 0], base.objects[:, 0].mean(0), own.mean(0)).mean())
-    cosines = (drawn.whole * texts).sum(-1)
-    text = float(scaled_text(cosines, float(ignoring), float((base.whole * texts).sum(-1).mean())).mean())
+    image = float(
+        along(drawn_measures.objects[:, 0], base_measures.objects[:, 0].mean(0), own.mean(0)).mean()
+    )
+    cosines = (drawn_measures.whole * texts).sum(-1)
+    text = float(
+        scaled_text(cosines, float(ignoring), float((base_measures.whole * texts).sum(-1).mean())).mean()
+    )
     return {"image": image, "text": text, "score": harmonic(image, text)}
 
 
 def choose(methods: Sequence[Method], context: Context) -> dict[str, Any]:
     """Each method's best rate, step and use of masks by the mean score of the tuning subjects; written beside what it
     rests on."""
-    found: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
     path = context.work / CHOSEN
     if path.exists():
-        found = json.loads(path.read_text("utf-8"))
+        choices = json.loads(path.read_text("utf-8"))
     for method in (method for method in methods if method.tuned):
         grid, rates = [], _tried(method, context)
         for rate, masks in ((rate, masks) for masks in (True, False) for rate in rates):
@@ -125,10 +131,10 @@ def choose(methods: Sequence[Method], context: Context) -> dict[str, Any]:
         best = max(grid, key=lambda entry: entry["score"])
         at_edge = len(rates) > 1 and best["rate"] in (rates[0], rates[-1])
         taken = {key: best[key] for key in ("rate", "masks", "steps")}
-        found[method.name] = taken | {"at_edge": at_edge, "grid": grid}
+        choices[method.name] = taken | {"at_edge": at_edge, "grid": grid}
     with writing(path, "w") as file:
-        file.write(json.dumps(found, indent=1))
-    return found
+        file.write(json.dumps(choices, indent=1))
+    return choices
 
 
 def _units(method: Method, rate: float, plan: Plan, masks: bool = True) -> list[Unit]:

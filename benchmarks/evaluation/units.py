@@ -40,19 +40,19 @@ class Unit:
     arguments: tuple[Any, ...] = ()
 
 
-def run_units(units: Sequence[Unit], context: Context, processes: int, say: Say = print) -> None:
+def run_units(units: Sequence[Unit], context: Context, processes: int, report: Say = print) -> None:
     """Do what is not done yet. An exception in one ends them all; what was finished stays.
 
     Args:
         processes: with 1 everything happens in this process.
         say: told after every unit what was done and how long is left.
     """
-    waiting = [unit for unit in units if not (context.work / unit.path).exists()]
-    total, done, began = sum(unit.cost for unit in waiting), 0.0, time.perf_counter()
-    for number, (unit, seconds) in enumerate(_done(waiting, context, processes), 1):
+    pending = [unit for unit in units if not (context.work / unit.path).exists()]
+    total, done, start = sum(unit.cost for unit in pending), 0.0, time.perf_counter()
+    for number, (unit, seconds) in enumerate(_done(pending, context, processes), 1):
         done += unit.cost
-        left = (time.perf_counter() - began) / done * (total - done)
-        say(f"{number}/{len(waiting)}  {unit.path}  {seconds:.0f} s; {duration(left)} left in this stage")
+        left = (time.perf_counter() - start) / done * (total - done)
+        report(f"{number}/{len(pending)}  {unit.path}  {seconds:.0f} s; {duration(left)} left in this stage")
 
 
 def duration(seconds: float) -> str:
@@ -72,26 +72,26 @@ def _done(units: Sequence[Unit], context: Context, processes: int) -> Iterator[t
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
     try:
         # no more at a time than there are processes: what a pool holds ready is done even when it is to stop
-        waiting = iter(units)
-        futures = {pool.submit(_do, unit, context): unit for unit in itertools.islice(waiting, processes)}
+        pending = iter(units)
+        futures = {pool.submit(_do, unit, context): unit for unit in itertools.islice(pending, processes)}
         while futures:
             finished, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in finished:
-                done = futures.pop(future)
-                for unit in itertools.islice(waiting, 1):
+                unit = futures.pop(future)
+                for unit in itertools.islice(pending, 1):
                     futures[pool.submit(_do, unit, context)] = unit
-                yield done, future.result()
+                yield unit, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _do(unit: Unit, context: Context) -> float:
     """Seconds that it took."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     unit.call(context, *unit.arguments)
     if not (context.work / unit.path).exists():
         raise RuntimeError(f"{unit.path} was not written by its unit")
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _begin() -> None:

@@ -35,12 +35,12 @@ def kept(name: str, make: Callable[[Path], None], made_from: Iterable[Path], fol
 
 def _digest(files: Iterable[Path]) -> str:
     """Of the files' bytes and of the packages that export, 16 hexadecimal digits."""
-    seen = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in files:
-        seen.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     for package in PACKAGES:
         try:
-            seen.update(f"{package} {version(package)}\n".encode())
+            digest.update(f"{package} {version(package)}\n".encode())
         except PackageNotFoundError:
             continue
-    return seen.hexdigest()[:16]
+    return digest.hexdigest()[:16]

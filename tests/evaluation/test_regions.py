@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.evaluation import regions
-from benchmarks.evaluation.drawing import read_drawn
+from benchmarks.evaluation.drawing import read_drawings
 from benchmarks.evaluation.plan import FULL, SMALL
 from benchmarks.evaluation.prompts import PAIR_PROMPTS, PROMPTS
 from benchmarks.evaluation.regions import (
@@ -89,7 +89,7 @@ def test_options_reach_the_runtime_with_the_evaluations_own_seeds(tmp_path, monk
     assert loaded == {"<school-bus>": ("school-bus.safetensors", 0.75)} and double.loaded == {}
     assert len(plain) == 5 * FULL.seeds and [re.sub("[{}]", "", text) for text in marked] == plain
     assert seeds == same and seeds[:5] == [10_000, 10_001, 10_002, 10_003, 10_100] and 11_000 in seeds
-    rows = read_drawn(tmp_path / "draw" / "regions-concepts" / "school-bus.npz").rows
+    rows = read_drawings(tmp_path / "draw" / "regions-concepts" / "school-bus.npz").rows
     assert {row["prompt"] for row in rows} == {0, 1, 2, 6, 10}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.evaluation.drawing import drawing_path
 from benchmarks.evaluation.findings import front_of, sliders, verdicts
-from benchmarks.evaluation.measuring import Measured, write_measured
+from benchmarks.evaluation.measuring import Measures, write_measures
 from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, Setting
 from benchmarks.evaluation.plan import FULL
 from benchmarks.evaluation.plot import COLOURS, scatter
@@ -216,7 +216,7 @@ def test_weights_of_another_tuning_are_refused(tmp_path):
 
 def test_a_setting_that_nothing_was_drawn_with_is_refused():
     drawn = [{"prompt": 0, "seed": 0, **asdict(Setting())}]
-    made = Measured(
+    made = Measures(
         rows=tuple(drawn), whole=np.zeros((1, 2)), objects=np.zeros((1, 1, 2)), nouns=np.zeros((1, 24)),
         places=("beach",), colours=("red",), distance=np.zeros(1),
     )  # fmt: skip
@@ -235,11 +235,11 @@ def test_methods_of_other_numbers_of_seeds_are_compared_on_the_seeds_of_both(tmp
         setting = asdict(Setting(lock="local", bias=0.75))
         rows = [{"prompt": 0, "seed": seed, **setting} for seed in range(len(images))]
         count, objects = len(images), np.array([[[x, 0.0]] for x in images])
-        made = Measured(
+        made = Measures(
             rows=tuple(rows), whole=np.zeros((count, 2)), objects=objects, nouns=np.zeros((count, 24)),
             places=("beach",) * count, colours=("red",) * count, distance=np.zeros(count),
         )  # fmt: skip
-        write_measured(tmp_path / drawing_path(name, "gold-hat", "prompts", "measure"), made)
+        write_measures(tmp_path / drawing_path(name, "gold-hat", "prompts", "measure"), made)
     found = _as_few(Context(plan=FULL, work=tmp_path), "perfusion", "unselected", {"gold-hat": anchor})
     assert found.figures["gold-hat"]["image"] == pytest.approx(0.15)
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.evaluation.measuring import measuring_units
 from benchmarks.evaluation.methods import chosen_methods
 from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, open_work, subject_named
-from benchmarks.evaluation.report import measured
+from benchmarks.evaluation.report import finished_methods
 from benchmarks.evaluation.training import CHOSEN
 from benchmarks.evaluation.tuning import MORE_RATES, choose, unmasking_units, widening_units
 from benchmarks.evaluation.units import Context, Unit, duration, run_units
@@ -148,12 +148,12 @@ def test_the_best_rate_is_tried_without_masks_and_the_better_way_taken(better, t
 def test_a_report_shows_what_is_measured_and_asks_for_the_base_model_at_least(tmp_path):
     context, methods = Context(plan=SMALL, work=tmp_path), chosen_methods(["perfusion", "lora-4"])
     with pytest.raises(RequestError, match="expected the measures of the base model"):
-        measured(context, methods, SMALL.subjects)
+        finished_methods(context, methods, SMALL.subjects)
     for some, there in (((), ()), (methods[:1], methods[:1]), (methods, methods)):
         for unit in measuring_units(some, SMALL.subjects, SMALL):
             (tmp_path / unit.path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / unit.path).touch()
-        assert measured(context, methods, SMALL.subjects) == there
+        assert finished_methods(context, methods, SMALL.subjects) == there
 
 
 PROGRAM = """
