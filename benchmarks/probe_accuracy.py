@@ -3,8 +3,8 @@
 It is taught as the evaluation teaches it, then asked about true pictures of other seeds: every subject beside every
 second thing of the evaluation's prompts, and every pair. A picture counts when both of its halves are right. A false
 alarm is a subject that is seen in a picture of ordinary things: in true pictures, and in drawings of the base model,
-which knows none of the subjects. The regression, its penalty and its pictures were fixed before any drawing was shown
-to it.
+which knows none of the subjects. A drawing passes if the probe sees in it all that was expected of the concepts.
+Pictures and penalty of the regression were fixed before a drawing was shown to it.
 """
 
 import hashlib
@@ -53,7 +53,9 @@ def accuracy(probe: SubjectProbe, question: Question, seed: int) -> dict[str, An
     }
 
 
-def summary(what: str, rows: Sequence[dict[str, Any]], alarms: Sequence[bool]) -> dict[str, Any]:
+def summary(
+    what: str, rows: Sequence[dict[str, Any]], mistakes: Sequence[tuple[bool, bool]]
+) -> dict[str, Any]:
     """What the record says of one kind of question."""
     worst = min(rows, key=lambda row: float(row["right"]))
     return {
@@ -61,20 +63,22 @@ def summary(what: str, rows: Sequence[dict[str, Any]], alarms: Sequence[bool]) -
         "right": round(float(np.mean([row["right"] for row in rows])), 4),
         "worst": round(float(worst["right"]), 4), "worst_question": worst["question"],
         "false_alarms": round(float(np.mean(np.concatenate([row["alarms"] for row in rows]))), 4),
-        "false_alarms_in_drawings": round(float(np.mean(alarms)), 4), "drawings": len(alarms),
+        "false_alarms_in_drawings": round(float(np.mean([seen for seen, _ in mistakes])), 4),
+        "passed_in_drawings": round(float(np.mean([passed for _, passed in mistakes])), 4), "drawings": len(mistakes),
         "by_question": {row["question"]: round(float(row["right"]), 4) for row in rows},
     }  # fmt: skip
 
 
-def alarms_in_drawings(
+def answers_to_drawings(
     probe: SubjectProbe, questions: Sequence[Question], prompts: Sequence[tuple[Prompt, ...]]
-) -> list[bool]:
-    """For drawings of ordinary things by the base model whether the probe sees a subject in them.
+) -> list[tuple[bool, bool]]:
+    """For drawings of ordinary things by the base model: whether the probe sees a subject, and everything expected.
 
     Args:
         prompts: for each question those that ask for its things.
     """
-    artist, alarms = RuntimeArtist(None, {}, (), FULL.num_inference_steps), list[bool]()
+    artist = RuntimeArtist(None, {}, (), FULL.num_inference_steps)
+    mistakes = list[tuple[bool, bool]]()
     for question, question_prompts in zip(questions, prompts, strict=True):
         nouns = [subject_named(name).noun for name in question.subjects]
         jobs = [
@@ -83,8 +87,8 @@ def alarms_in_drawings(
             for seed in range(DRAWINGS)
         ]
         answers = probe(as_array(artist.draw(jobs)), question)
-        alarms += [bool(NAMES & set(answer)) for answer in answers]
-    return alarms
+        mistakes += [(bool(NAMES & set(answer)), set(answer) == set(question.expected)) for answer in answers]
+    return mistakes
 
 
 def main() -> int:
@@ -107,7 +111,7 @@ def main() -> int:
     for what, questions, prompts in (("second things", seconds, by_second), ("pairs", pairs, by_pair)):
         found = [accuracy(probe, question, first + number) for number, question in enumerate(questions)]
         first += len(questions)
-        rows.append(summary(what, found, alarms_in_drawings(probe, questions, prompts)))
+        rows.append(summary(what, found, answers_to_drawings(probe, questions, prompts)))
         print(rows[-1], flush=True)
     print(write_record("probe_accuracy", rows))
     return 0
