@@ -137,7 +137,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no iterator)
+            # copies: the tensors lie in a map of the file, and Windows replaces no file that is mapped
+            flat = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no iterator)
         facts, optimisers, rng = (json.loads(metadata[name]) for name in ("facts", "optimisers", "random"))
         if metadata.get("sha256", "") not in ("", _digest(flat)):  # files of version 0.1 have none
             raise ValueError("its numbers are not those that were written")

@@ -263,3 +263,18 @@ def test_killed_many_times_it_gives_the_same_bytes(tmp_path: Path) -> None:
         folder.mkdir()
         run_worker(folder, 12)
         assert (folder / "killed.bin").read_bytes() == (folder / "whole.bin").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks the system which files are mapped")
+def test_a_state_that_was_read_keeps_no_hold_on_its_file(tmp_path: Path) -> None:
+    """Windows replaces no file that somebody has mapped, and the next save would fail."""
+    path, loop = tmp_path / "state.safetensors", Loop()
+    loop.steps(2)
+    write_checkpoint(
+        path, {"loop": {"weight": loop.weight}}, optimisers=[loop.optimiser], rng=loop.rng,
+        generators={"draws": loop.generator}, facts={},
+    )  # fmt: skip
+    saved = read_checkpoint(path)
+    assert path.name not in Path("/proc/self/maps").read_text()
+    saved.restore(optimisers=[loop.optimiser], rng=loop.rng, generators={"draws": loop.generator})
+    assert path.name not in Path("/proc/self/maps").read_text()
