@@ -65,6 +65,11 @@ def run(name: str, body: Callable[[], int]) -> int:
         return 130
     except PerfusionError as error:
         say(f"{name}: {_one_line(error)}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _TRAINING_PACKAGES:
+            raise
+        say(f"{name}: Needs the package {package}. Install perfusion-edge[train].")
     except BrokenPipeError:
         _drop_stdout()
     except OSError as error:
@@ -74,6 +79,10 @@ def run(name: str, body: Callable[[], int]) -> int:
         detail = f" ({_one_line(error)})" if str(error) else ""
         say(f"{name}: not enough memory{detail}; close other programs or ask for a smaller size")
     return 1
+
+
+_TRAINING_PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
+"""What an install for drawing alone has not."""
 
 
 _Option = tuple[str, Path | None]

@@ -347,3 +347,10 @@ def test_no_work_at_all_is_done_at_once(clock, stderr):
     with Progress(0, "drawing") as progress:
         progress.update(0)
     assert stream.getvalue() == "drawing 0/0, 0:00 elapsed\n"
+
+
+def test_a_package_of_the_training_that_is_not_installed_is_named(capsys):
+    assert run("perfusion-x", raising(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))) == 1
+    assert capsys.readouterr().err == "perfusion-x: Needs the package torch. Install perfusion-edge[train].\n"
+    with pytest.raises(ModuleNotFoundError):  # a bug of ours stays one
+        run("perfusion-x", raising(ModuleNotFoundError("No module named 'nothing'", name="nothing")))
