@@ -21,6 +21,7 @@ from perfusion.concept import card
 from perfusion.concept.container import pack, unpack
 from perfusion.concept.settings import DEFAULT_LOCK, FILE_SETTINGS, LOCKS, ConceptSettings
 from perfusion.concept.storage import narrow, widen
+from perfusion.concept.words import hidden_character
 from perfusion.errors import ConceptError
 from perfusion.files import writing
 
@@ -306,13 +307,14 @@ def _check_texts(concept: Concept) -> None:
     texts = {name: getattr(concept, name) for name in ("token", "superclass", "base", "lock", "created_with")}
     texts |= {f"{_TRAINING}{name}": value for name, value in concept.training.items()}
     for name, text in texts.items():
-        if (
-            not isinstance(text, str)
-            or not (name + text).isprintable()
-            or max(len(text), len(name)) > _MAX_TEXT
-        ):
+        if not isinstance(text, str) or max(len(text), len(name)) > _MAX_TEXT:
             raise ConceptError(
                 f"{name!r:.80} is {text!r:.80}, expected one line of at most {_MAX_TEXT} characters."
+            )
+        if (hidden := hidden_character(name + text)) is not None:
+            raise ConceptError(
+                f"{name!r:.80} is {text!r:.80}, with the character {hidden}, which cannot be seen, expected one line "
+                "that can be typed."
             )
     if not re.fullmatch(r"<[^<>\s]{1,62}>", concept.token):
         raise ConceptError(

@@ -6,6 +6,7 @@ which reads a bundle's tokenizer, and by `perfusion.diffusers`, which borrows a 
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ __all__ = [
     "Word",
     "aligned",
     "check_text",
+    "hidden_character",
     "named",
     "pieces",
     "superclass_positions",
@@ -185,6 +187,17 @@ def check_text(prompt: object) -> None:
         raise RequestError(
             f"The prompt holds bytes that are not UTF-8 at character {error.start}."
         ) from error
+
+
+def hidden_character(text: str) -> str | None:
+    """The first character of a text that cannot be seen or breaks the line, by its number and name; None without one.
+
+    A concept's file holds no such names: whoever types them again types them without it.
+    """
+    hidden = next((character for character in text if not character.isprintable()), None)
+    if hidden is None:
+        return None
+    return f"U+{ord(hidden):04X} {unicodedata.name(hidden, '')}".rstrip()
 
 
 def _first_ids(concepts: Sequence[str], words: Mapping[str, Word], frame: Frame) -> dict[str, int]:

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from perfusion.concept.words import hidden_character
 from perfusion.errors import TrainingError
 
-__all__ = ["TrainingConfig"]
+__all__ = ["TrainingConfig", "check_visible"]
 
 MASKS = ("auto", "alpha", "clipseg", "none")
 """What `TrainingConfig.masks` may say besides a folder."""
@@ -77,6 +78,8 @@ class TrainingConfig:
     """Folder of the scorer: a CLIP model, or ONNX graphs."""
 
     def __post_init__(self) -> None:
+        check_visible("superclass", self.superclass)
+        check_visible("token", self.token)
         if not self.superclass.strip():
             raise TrainingError(
                 'the superclass is empty; say what kind of thing the pictures show, such as "cat"'
@@ -135,3 +138,15 @@ class TrainingConfig:
             raise TrainingError(
                 "a scorer was given, and with --select last nothing is scored; leave one of them out"
             )
+
+
+def check_visible(name: str, text: str) -> None:
+    """Refuse now what the concept's file would refuse after the training.
+
+    Raises:
+        TrainingError: a character of the text cannot be seen, so that nobody could type it in a prompt.
+    """
+    if (hidden := hidden_character(text)) is not None:
+        raise TrainingError(
+            f"The {name} is {text!r:.80}, with the character {hidden}, which cannot be seen. Type it without."
+        )

@@ -10,6 +10,7 @@ import torch
 
 from perfusion.base.base_model import BaseModel
 from perfusion.errors import TrainingError
+from perfusion.training.config import check_visible
 
 __all__ = ["TEMPLATES", "Prompt", "as_tensors", "check_superclass", "check_token", "input_ids", "word_ids"]
 
@@ -75,6 +76,7 @@ def _around(tokenizer: Any, template: str, subject: Sequence[int]) -> tuple[list
 
 def check_superclass(base: BaseModel, superclass: str) -> tuple[list[int], ...]:
     """The superclass's token ids for each text encoder. Raises `TrainingError` for a word that the base cannot know."""
+    check_visible("superclass", superclass)
     tokenizer: Any = base.tokenizer
     if base.family == "pocket":
         from perfusion.pocket.vocabulary import NOUNS
@@ -97,6 +99,7 @@ def check_superclass(base: BaseModel, superclass: str) -> tuple[list[int], ...]:
 
 def check_token(base: BaseModel, token: str) -> None:
     """Raise `TrainingError` for a placeholder that already means something to the tokenizer."""
+    check_visible("token", token)
     tokenizer: Any = base.tokenizer
     if token.lower() in {name.lower() for name in tokenizer.get_vocab()}:
         raise TrainingError(
