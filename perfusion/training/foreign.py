@@ -6,6 +6,7 @@ opened with torch's weights-only reader, which builds tensors and containers and
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perfusion.base.loading import first_line
 from perfusion.errors import ConceptError
 
 __all__ = ["Checkpoint", "TextualInversion", "read_checkpoint", "read_textual_inversion"]
 
 _MAX_BYTES = 256 * 1024 * 1024
-_GENERIC = ("*", "emb_params", "clip_l", "clip_g")  # names that say nothing about what was learned
+_PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+"""SDXL's two tables in one file: the names of most programs, and those of diffusers' DreamBooth scripts."""
+_GENERIC = ("*", "emb_params", *_PAIRS[0], *_PAIRS[1])
+"""Names that say nothing about what was learned."""
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,32 +50,62 @@ class Checkpoint:
     values: Mapping[str, Tensor] | tuple[Tensor, ...]  # (d_V,) likewise
 
 
-def read_textual_inversion(path: Path) -> TextualInversion:
-    """Read the forms in use: diffusers' {token: tensor}, "emb_params", "clip_l" with "clip_g", "string_to_param".
+def read_textual_inversion(path: Path, encoders: int = 1) -> TextualInversion:
+    """Read the forms in use: diffusers' {token: tensor}, "emb_params", two tables by their names, "string_to_param".
+
+    Args:
+        encoders: of the base model. diffusers' script for SDXL writes two files for its two, learned_embeds and
+            learned_embeds_2: both are read, whichever is given.
 
     Raises:
-        ConceptError: the file cannot be read or holds something else.
+        ConceptError: the file cannot be read, holds something else, or its other half is missing.
     """
-    found = _read(path)
-    if "string_to_param" in found:
-        name, table = str(found.get("name") or ""), dict(found["string_to_param"])
-    else:
-        name, table = "", {key: value for key, value in found.items() if isinstance(value, Tensor)}
-    pair = {"clip_l", "clip_g"} <= set(table)
-    if not table or (len(table) > 1 and not (pair and len(table) == 2)):
-        raise ConceptError(
-            f"{path} holds {sorted(map(str, found))!r:.200}, expected one learned word: a token with its tensor, "
-            "'emb_params', or 'clip_l' with 'clip_g'. Give the file of a textual inversion."
-        )
-    parts = [table["clip_l"], table["clip_g"]] if pair else list(table.values())
-    rows = [_matrix(path, part) for part in parts]
+    name, tables = _learned_word(path)
+    if len(tables) == 1 and encoders == 2:
+        name, tables = _both_halves(path)
+    rows = [_matrix(path, table) for table in tables]
     if len({len(row) for row in rows}) != 1:
         raise ConceptError(
             f"{path} has {' and '.join(str(len(row)) for row in rows)} vectors for its two text encoders, expected as "
             "many for one as for the other. Give a whole file."
         )
-    (only, *_) = table
-    return TextualInversion(name=name or ("" if only in _GENERIC else str(only)), embeddings=tuple(rows))
+    return TextualInversion(name=name, embeddings=tuple(rows))
+
+
+def _learned_word(path: Path) -> tuple[str, list[Any]]:
+    """What a file calls its word, "" where it says nothing; and the word's tables, one or two."""
+    content = _read(path)
+    if "string_to_param" in content:
+        name, tables = str(content.get("name") or ""), dict(content["string_to_param"])
+    else:
+        name, tables = "", {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    for pair in _PAIRS:
+        if set(tables) == set(pair):
+            return name, [tables[half] for half in pair]
+    if len(tables) != 1:
+        raise ConceptError(
+            f"{path} holds {sorted(map(str, content))!r:.200}, expected one learned word: a token with its tensor, "
+            "'emb_params', or 'clip_l' with 'clip_g'. Give the file of a textual inversion."
+        )
+    ((key, table),) = tables.items()
+    return name or ("" if key in _GENERIC else str(key)), [table]
+
+
+def _both_halves(path: Path) -> tuple[str, list[Any]]:
+    """The word of two files that differ by a "_2", in the order of the text encoders."""
+    stem, steps = re.fullmatch(r"(.*?)((?:-steps-\d+)?)", path.stem).groups()  # type: ignore[union-attr]
+    first = path.with_name(stem.removesuffix("_2") + steps + path.suffix)
+    second = path.with_name(stem.removesuffix("_2") + "_2" + steps + path.suffix)
+    missing = next((half for half in (first, second) if not half.is_file()), None)
+    if missing is not None:
+        raise ConceptError(
+            f"{path} has a word for one text encoder, and this base model has two. The other half belongs beside it "
+            f"as {missing.name}: copy both, or give one file with both."
+        )
+    (name, tables), (other, further) = _learned_word(first), _learned_word(second)
+    if name != other:
+        raise ConceptError(f"{first} holds {name!r} and {second} {other!r}, expected one word in both.")
+    return name, [*tables, *further]
 
 
 def read_checkpoint(path: Path, position: int | None = None) -> Checkpoint:
@@ -188,10 +224,20 @@ def _read(path: Path) -> Mapping[str, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (ConceptError, MemoryError):
         raise
-    except Exception as error:  # the readers raise a dozen kinds for a damaged file or a forbidden object
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except pickle.UnpicklingError as error:  # what torch says advises to let the file run its code
+        forbidden = _GLOBAL.search(str(error))
+        reason = (
+            f"wants to call {forbidden[1].rstrip('.')}"
+            if forbidden
+            else "holds more than tensors, or is damaged"
+        )
         raise ConceptError(
-            f"{path} cannot be read: {reason:.200} Expected safetensors, or a pickle of nothing but tensors."
+            f"{path} cannot be read: it is a pickle that {reason}, and a pickle can run code. Expected safetensors, or "
+            "a pickle of nothing but tensors."
+        ) from error
+    except Exception as error:  # the readers raise a dozen kinds for a damaged file
+        raise ConceptError(
+            f"{path} cannot be read: {first_line(error):.200}. Expected safetensors, or a pickle of tensors alone."
         ) from error
     if not isinstance(found, Mapping):
         raise ConceptError(f"{path} holds a {type(found).__name__}, expected names with tensors.")

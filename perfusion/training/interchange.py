@@ -93,11 +93,11 @@ def from_textual_inversion(
         ConceptError: the file cannot be read, is for another text encoder, or its vectors cannot be told apart.
         TrainingError: the superclass, the token or the captions cannot be used.
     """
-    found = read_textual_inversion(Path(path))
-    token = _token(base, options, found.name)
+    inversion = read_textual_inversion(Path(path), encoders=len(base.text_encoders))
+    token = _token(base, options, inversion.name)
     check_superclass(base, options.superclass)
-    _check_words(Path(path), base, found.embeddings)
-    embeddings = [table.to(_device(base)) for table in found.embeddings]
+    _check_words(Path(path), base, inversion.embeddings)
+    embeddings = [table.to(_device(base)) for table in inversion.embeddings]
     moment = cached_second_moment(base, load_captions(base, options.captions), say)
     encodings = _template_encodings(base, embeddings)
     if options.gated:
@@ -107,9 +107,9 @@ def from_textual_inversion(
         edit = _idle(encodings, moment, rows=len(embeddings[0]))
     say(f"plain textual inversion is met within {edit.deviation:.2g} of the encodings' length")
     # locked keys are W_K times the stand-in, so a base that derives them anew finds the same ones
-    made = _concept(base, options, token, edit, found.embeddings)
+    concept = _concept(base, options, token, edit, inversion.embeddings)
     facts = {"imported": "textual inversion", "deviation": f"{edit.deviation:.3g}"}
-    return replace(made, bias=edit.bias, temperature=edit.temperature, training=facts)
+    return replace(concept, bias=edit.bias, temperature=edit.temperature, training=facts)
 
 
 def from_checkpoint(path: str | Path, base: BaseModel, options: ImportOptions) -> Concept:
@@ -160,7 +160,8 @@ def from_checkpoint(path: str | Path, base: BaseModel, options: ImportOptions) -
 
 def _token(base: BaseModel, options: ImportOptions, name: str) -> str:
     """The word that stands for the concept, checked."""
-    plain = re.sub(r"[<>\s]+", "-", name).strip("-") or "-".join(options.superclass.lower().split())
+    visible = "".join(character for character in re.sub(r"[<>\s]+", "-", name) if character.isprintable())
+    plain = visible.strip("-") or "-".join(options.superclass.lower().split())
     token = options.token or f"<{plain[:62]}>"
     check_token(base, token)
     return token
