@@ -18,7 +18,14 @@ from torch import Tensor
 from perfusion.base.attention import Layer, layer_table
 from perfusion.base.encoding import Encodings, encode, encode_prompts, token_embedding
 from perfusion.base.families import check_pipeline, check_unet_config, family_of, parts_of
-from perfusion.base.loading import load_scheduler, load_tokenizer, load_weights, read_index, read_json
+from perfusion.base.loading import (
+    check_finite,
+    load_scheduler,
+    load_tokenizer,
+    load_weights,
+    read_index,
+    read_json,
+)
 from perfusion.base.single_file import check_single_file, find_config, load_single_file
 from perfusion.errors import ModelError
 
@@ -215,8 +222,9 @@ def load_base(
         parts = {
             name: load_weights(folder, name, kind, dtypes.get(name, dtype)) for name, kind in kinds.items()
         }
-    for part in parts.values():
+    for name, part in parts.items():
         part.requires_grad_(False).eval()
+        check_finite(folder, name, part)
     return _assemble(folder, source, parts, encoders, tuple(tokenizers.values()))
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_complete",
+    "check_finite",
     "first_line",
     "load_scheduler",
     "load_tokenizer",
@@ -74,6 +75,20 @@ def load_weights(folder: Path, part: str, kind: str, dtype: torch.dtype) -> Any:
         raise ModelError(f"{folder}: its {part} cannot be read: {first_line(error)}") from error
     check_complete(folder, part, sorted(info["missing_keys"]))
     return model
+
+
+def check_finite(where: Path, part: str, module: torch.nn.Module) -> None:
+    """Raise `ModelError` for weights that are no numbers: later they would be blamed on a rate or on packages."""
+    import torch
+
+    for name, weight in (*module.named_parameters(), *module.named_buffers()):
+        if not weight.is_floating_point() or not weight.numel():
+            continue
+        if not all(torch.isfinite(bound) for bound in torch.aminmax(weight.detach())):
+            raise ModelError(
+                f"{where}: the weight {name} of its {part} holds NaN or infinity (read as {weight.dtype}). The file is "
+                "damaged, or was merged or rounded wrongly; use another copy of the model."
+            )
 
 
 def check_complete(where: Path, part: str, missing: list[str]) -> None:
@@ -190,6 +205,15 @@ def load_scheduler(folder: Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
+    """What an error of a library says, on one line without its stop, and without the library's advice: to read what
+    can run code, to go on with random weights, or to set what our callers cannot."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    sentences = re.split(r"(?<=[.;!])\s+", lines[0]) if lines else []
+    facts = " ".join(sentence for sentence in sentences if not _ADVICE.search(sentence))
+    return facts.rstrip(".;") or type(error).__name__
+
+
+_ADVICE = re.compile(
+    r"weights_only|trust_remote_code|allow_pickle|use_safetensors|from_pt|from_tf|low_cpu_mem_usage|device_map|"
+    r"ignore_mismatched_sizes|safe_globals|force_download|local_files_only|\blogin\b|huggingface\.co"
+)
