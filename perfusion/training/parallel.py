@@ -61,14 +61,12 @@ def opened() -> Iterator[World]:
         yield world()
         return
     on_gpu = torch.cuda.is_available()
+    fast = on_gpu and dist.is_nccl_available()  # Windows has none; gloo adds up a GPU's tensors too
     try:
         if on_gpu:  # "cuda" is this process's GPU from here on
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # torch's errors of the meeting point, and of a GPU that is not there
+        dist.init_process_group("nccl" if fast else "gloo")
+    except (RuntimeError, ValueError) as error:  # of the meeting point, and of a GPU that is not there
         raise TrainingError(
             f"the processes of this training did not find each other ({error}); start them with accelerate launch, one "
             "for each GPU"

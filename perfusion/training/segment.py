@@ -71,7 +71,7 @@ def _settings(folder: Path, side: int) -> tuple[Tensor, Tensor, int]:
     found: dict[str, Any] = {}
     if path.is_file():
         try:
-            found = json.loads(path.read_text("utf-8"))
+            found = json.loads(path.read_text("utf-8-sig"))
             size: Any = found.get("size", side)
             if isinstance(size, dict):
                 size = size.get("height") or size.get("shortest_edge") or side
