@@ -71,8 +71,8 @@ VARIANTS = (
     Variant(name="nouns-regions", title="the base model in regions", learned=False, options=_AUTO),
     Variant(name="concepts", title="concepts, bias 0.75"),
     Variant(name="concepts-regions", title="concepts in regions, bias 0.75", options=_AUTO),
-    Variant(name="open", title="concepts, bias 0.6", bias=0.6),
-    Variant(name="open-regions", title="concepts in regions, bias 0.6", bias=0.6, options=_AUTO),
+    Variant(name="concepts-0.6", title="concepts, bias 0.6", bias=0.6),
+    Variant(name="concepts-0.6-regions", title="concepts in regions, bias 0.6", bias=0.6, options=_AUTO),
 )
 
 

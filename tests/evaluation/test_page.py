@@ -17,14 +17,26 @@ from perfusion.training.snapshot_choice import POCKET_PROMPTS
 
 PAGE = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
 WORDS = " ".join(PLACE.sub("", PAGE).replace("*", "").split())
-ROWS = json.loads((ROOT / "benchmarks" / "records" / "evaluation-amd-epyc-2.json").read_text("utf-8"))["rows"]
+RECORDS = ROOT / "benchmarks" / "records"
+ROWS = json.loads((RECORDS / "evaluation-amd-epyc-2.json").read_text("utf-8"))["rows"]
 RECORD = Record(ROWS)
+PROBE = {
+    row["what"]: row
+    for row in json.loads((RECORDS / "probe_accuracy-amd-epyc-2.json").read_text("utf-8"))["rows"]
+}
+SECONDS, PAIRS = PROBE["second things"], PROBE["pairs"]
 FACTS = RECORD.part("trainings")
 UNSEEN = {name for name, share in RECORD.part("truth pairs").items() if share == 0}
 
 
 def setting(method, label="", what="prompts"):
     (row,) = (row for row in RECORD.points(what, method) if row["setting"] == label)
+    return row
+
+
+def default(method):
+    row = RECORD.default(method)
+    assert row is not None
     return row
 
 
@@ -50,7 +62,7 @@ def among_other_pairs(row):
     return f"{100 * sum(shares) / len(shares):.0f} %"
 
 
-OURS = RECORD.default("perfusion")
+OURS = default("perfusion")
 BEST = best(RECORD.points("prompts", "perfusion"), "both", OURS)
 BASELINES = [method.name for method in METHODS if method.group == "baseline"]
 BEST_BASELINE = best([row for name in BASELINES for row in RECORD.points("prompts", name)], "both", OURS)
@@ -102,13 +114,17 @@ SENTENCES = [
     "learned word with {} of start".format(
         *(len(method_named(name).settings(FULL)) for name in ("perfusion", "lora-4", "textual-inversion"))
     ),
+    f"both halves right in {100 * SECONDS['right']:.0f} % (a subject and a second thing)",
+    f"and {100 * PAIRS['right']:.0f} % (two subjects)",
+    f"and in {100 * min(SECONDS['worst'], PAIRS['worst']):.0f} % where it is worst",
+    f"in {100 * SECONDS['false_alarms']:.1f} % and {100 * PAIRS['false_alarms']:.1f} % of the true pictures",
     f"up to {MORE_RATES} more beyond them",
     "after {}, {} and {} steps".format(*FULL.checkpoints),
     f"on two subjects and {len(FULL.tuning_prompts)} prompts that are not",
     f"the rank-4 LoRA at {TIMES['lora-4']:.0f} times the size",
     f"has {margin('lora-4'):.2f} more text similarity (rank 4) and {margin('lora-values-1'):.2f} more (rank 1",
     f"sure in {100 * RECORD.points('front', 'lora-values-1')[0]['confidence']:.0f} % of the",
-    f"(drift {RECORD.default('lora-4')['drift'][0]:.0f} and {RECORD.default('lora-values-1')['drift'][0]:.0f}; "
+    f"(drift {default('lora-4')['drift'][0]:.0f} and {default('lora-values-1')['drift'][0]:.0f}; "
     f"another seed of the base model gives {RECORD.part('another seed')['levels']:.0f})",
     f"in {FACTS['textual-inversion']['bytes']:.0f} bytes, with a likeness of {level(setting('textual-inversion'))}",
     f"front ends at a likeness of {FRONT_END:.2f}. The rank-1 LoRA turned up to 1.25 goes on to {level(TURNED_UP)}, "
@@ -118,9 +134,9 @@ SENTENCES = [
     f"Custom Diffusion, at {TIMES['custom-diffusion']:.0f} times the bytes, by {-margin('custom-diffusion'):.2f}",
     f"({level(WITHOUT_MASKS)} and {level(WITHOUT_MASKS, 'text')}, ablations)",
     f"DreamBooth, at {TIMES['dreambooth']:,.0f} times the bytes, by {-margin('dreambooth'):.2f}, and by far where a "
-    f"second thing is asked for: {share(RECORD.default('dreambooth'))} against {share(OURS)}",
+    f"second thing is asked for: {share(default('dreambooth'))} against {share(OURS)}",
     f"the base model's own words, too ({100 * leakage('renders', 'base'):.0f} %)",
-    f"loses second things alike ({share(RECORD.default('lora-values-1'))})",
+    f"loses second things alike ({share(default('lora-values-1'))})",
     f"{share(BEST)} at a likeness of {level(BEST)}",
     "(rank 1: {} at {}; rank 4: {} at {})".format(*(f(row) for row in LATE_LORAS for f in (share, level))),
     f"all twelve give {share(PICKED['lora-4'])} (rank 4), {share(PICKED['lora-values-1'])} (rank 1) and "
@@ -129,9 +145,9 @@ SENTENCES = [
     f"and in {share(PAIR)} here. Strength 0.5 showed both in 66 % there and "
     f"{share(setting('perfusion', 'local 0.75, strength 0.5', 'pairs'))} here",
     f"trained keys have {GAP.mean:.1f} points more outside it on true pictures ({GAP.low:.1f} to {GAP.high:.1f})",
-    f"({share(RECORD.default('unselected'), 'place')} against {share(RECORD.default('trained-keys'), 'place')})",
-    f"obeys in {share(RECORD.default('own-position'), 'colour')} of the pictures, where the logistic gate obeys in "
-    f"{share(RECORD.default('unselected'), 'colour')}",
+    f"({share(default('unselected'), 'place')} against {share(default('trained-keys'), 'place')})",
+    f"obeys in {share(default('own-position'), 'colour')} of the pictures, where the logistic gate obeys in "
+    f"{share(default('unselected'), 'colour')}",
     f"more than the local one, {level(GLOBAL)} and {level(GLOBAL, 'text')}, and more second things, {share(GLOBAL)}.",
     f"it loses colours that are asked for, {share(GLOBAL, 'colour')} against {share(OURS, 'colour')}",
 ]  # fmt: skip
