@@ -46,11 +46,19 @@ def _parser() -> argparse.ArgumentParser:
         )
         part.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
         part.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+        part.add_argument(
+            "--start-from", type=Path, metavar="FILE",
+            help="weights that the autoencoder begins with, where there is no checkpoint yet",
+        )  # fmt: skip
         part.add_argument("--vae-steps", type=int, metavar="N")
         part.add_argument("--unet-steps", type=int, metavar="N")
         part.add_argument("--scorer-steps", type=int, metavar="N")
     pack = parts.add_parser("pack", help="write the model folder and its bundle from the checkpoints")
     pack.add_argument("--work", type=Path, required=True, metavar="DIR")
+    for name in ("train", "vae", "unet", "pack"):
+        parts.choices[name].add_argument(
+            "--edition", type=int, default=1, choices=(1, 2), help="1 is what ships"
+        )
     for part in (parts.choices["train"], pack):
         part.add_argument(
             "--output", type=Path, metavar="DIR", help="default: the embedded model's own folder"
@@ -73,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
 def _body(args: argparse.Namespace) -> int:
     if not args.quiet:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-        logging.getLogger("perfusion").setLevel(logging.INFO)
+        for name in ("perfusion", "recipes"):
+            logging.getLogger(name).setLevel(logging.INFO)
     if args.part == "sprites":
         _build_atlases(args)
         return 0
@@ -90,7 +99,7 @@ def _body(args: argparse.Namespace) -> int:
 
         draw_sheet(args.output)
         return 0
-    if args.part == "pack" or (_train(args) and args.part == "train"):
+    if args.part == "pack" or (_train(args) and args.part == "train" and (args.edition == 1 or args.output)):
         _pack(args)
     return 0
 
@@ -108,10 +117,17 @@ def _build_atlases(args: argparse.Namespace) -> None:
 
 def _pack(args: argparse.Namespace) -> None:
     from perfusion.embedded import model_path, scorer_path
+    from perfusion.errors import ModelError
+    from recipes.pocket.editions import EDITIONS
     from recipes.pocket.recipe import pack, pack_scorer
 
-    pack(args.work, args.output or model_path())
-    pack_scorer(args.work, args.scorer_output or scorer_path())
+    if args.edition != 1 and not args.output:
+        raise ModelError(
+            "Only the first edition has a folder of its own yet; name one for this with --output."
+        )
+    pack(args.work, EDITIONS[args.edition], args.output or model_path())
+    if args.edition == 1:
+        pack_scorer(args.work, args.scorer_output or scorer_path())
 
 
 def _train(args: argparse.Namespace) -> bool:
@@ -120,27 +136,24 @@ def _train(args: argparse.Namespace) -> bool:
 
     import torch
 
-    from perfusion.training.placement import Placement
+    from perfusion.training.placement import pick_device
+    from recipes.pocket.editions import EDITIONS
     from recipes.pocket.recipe import run_scorer, run_unet, run_vae
     from recipes.pocket.train_scorer import ScorerConfig
-    from recipes.pocket.train_unet import UnetConfig
-    from recipes.pocket.train_vae import VaeConfig
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = Placement.pick(args.device).device.type
+    device, edition = pick_device(args.device).type, EDITIONS[getattr(args, "edition", 1)]
     args.work.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * args.minutes
     done = True
     if args.part in ("train", "vae"):
-        config = VaeConfig()
-        config = replace(config, steps=args.vae_steps or config.steps)
-        done = run_vae(args.work, config, args.minutes, device)
+        vae = replace(edition.vae, steps=args.vae_steps or edition.vae.steps)
+        done = run_vae(args.work, edition, vae, args.minutes, device, args.start_from)
     if done and args.part in ("train", "unet"):
-        unet = UnetConfig()
-        unet = replace(unet, steps=args.unet_steps or unet.steps)
-        done = run_unet(args.work, unet, (ends - time.monotonic()) / 60, device)
-    if done and args.part in ("train", "scorer"):
+        unet = replace(edition.unet, steps=args.unet_steps or edition.unet.steps)
+        done = run_unet(args.work, edition, unet, (ends - time.monotonic()) / 60, device)
+    if done and (args.part == "scorer" or (args.part == "train" and edition is EDITIONS[1])):
         scorer = ScorerConfig()
         scorer = replace(scorer, steps=args.scorer_steps or scorer.steps)
         done = run_scorer(args.work, scorer, (ends - time.monotonic()) / 60, device)

@@ -7,12 +7,14 @@ resolution.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from perfusion.pocket.vocabulary import words
+from perfusion.pocket import vocabulary
+from recipes.pocket import language
 from recipes.pocket.tokenizer import CONTEXT_LENGTH, build_tokenizer
 
 if TYPE_CHECKING:
@@ -32,6 +34,11 @@ class Size:
     text_layers: int
     vae_channels: tuple[int, ...]
     """One entry a resolution; the downscale factor is 2 ** (len − 1)."""
+    latent_channels: int = 4
+    transformer_layers: tuple[int, ...] | int = 1
+    """Attention layers in each attention block, one number or one a resolution."""
+    words: Callable[[], list[str]] = vocabulary.words
+    """The tokenizer's whole words."""
 
     @property
     def downscale(self) -> int:
@@ -42,10 +49,19 @@ class Size:
 SIZES = {
     "pocket": Size(resolution=128, unet_channels=(64, 128, 192), layers_per_block=1, head_dim=32,
                    text_dim=128, text_layers=3, vae_channels=(32, 64, 96, 96)),
+    "pocket2": Size(resolution=128, unet_channels=(64, 128, 192), layers_per_block=1, head_dim=32,
+                    text_dim=128, text_layers=3, vae_channels=(32, 64, 96, 96), latent_channels=12,
+                    transformer_layers=(1, 2, 2), words=language.words),
     "tiny": Size(resolution=32, unet_channels=(16, 32), layers_per_block=1, head_dim=8,
                  text_dim=32, text_layers=1, vae_channels=(8, 8, 16)),
+    "tiny2": Size(resolution=32, unet_channels=(16, 32), layers_per_block=1, head_dim=8,
+                  text_dim=32, text_layers=1, vae_channels=(8, 8, 16), latent_channels=12,
+                  transformer_layers=(1, 2), words=language.words),
 }  # fmt: skip
-"""`pocket` is what ships; `tiny` has the same structure with random weights, for tests."""
+"""`pocket` is what ships, `pocket2` its second edition; `tiny` and `tiny2` have their structure, for tests.
+
+Of one forward pass at 16 × 16 latents `pocket` takes 1.08 GFLOP and `pocket2` 1.34; two layers at the finest resolution
+as well would take 1.52, and two whole blocks a resolution 1.63."""
 
 SCHEDULER = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -63,7 +79,7 @@ def build_pipeline(size: str | Size = "pocket", seed: int = 0) -> StableDiffusio
     chosen = SIZES[size] if isinstance(size, str) else size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = build_tokenizer(words())
+        tokenizer = build_tokenizer(chosen.words())
         return StableDiffusionPipeline(
             vae=build_vae(chosen),
             text_encoder=build_text_encoder(chosen, tokenizer),
@@ -97,7 +113,7 @@ def build_text_encoder(size: Size, tokenizer: object) -> torch.nn.Module:
 
 
 def build_vae(size: Size) -> torch.nn.Module:
-    """A KL autoencoder with four latent channels. Groups of eight channels: smaller ones trained badly."""
+    """A KL autoencoder. Groups of eight channels: smaller ones trained badly."""
     from diffusers import AutoencoderKL
 
     levels = len(size.vae_channels)
@@ -106,7 +122,7 @@ def build_vae(size: Size) -> torch.nn.Module:
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=size.vae_channels,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=size.latent_channels,
         norm_num_groups=size.vae_channels[0] // 8,
         sample_size=size.resolution,
         mid_block_add_attention=False,
@@ -120,10 +136,13 @@ def build_unet(size: Size) -> torch.nn.Module:
     levels = len(size.unet_channels)
     return UNet2DConditionModel(
         sample_size=size.resolution // size.downscale,
+        in_channels=size.latent_channels,
+        out_channels=size.latent_channels,
         down_block_types=("CrossAttnDownBlock2D",) * levels,
         up_block_types=("CrossAttnUpBlock2D",) * levels,
         block_out_channels=size.unet_channels,
         layers_per_block=size.layers_per_block,
+        transformer_layers_per_block=size.transformer_layers,
         cross_attention_dim=size.text_dim,
         # diffusers reads this parameter as the number of heads, whatever its name says
         attention_head_dim=tuple(channels // size.head_dim for channels in size.unet_channels),

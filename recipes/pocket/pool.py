@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from recipes.pocket.world import Scene, World
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Latents (batch, 4, h, w), already scaled; soft object masks (batch, 1, h, w); token ids (batch, 77)."""
+    """Latents (batch, channels, h, w), already scaled; soft object masks (batch, 1, h, w); token ids (batch, 77)."""
 
     latents: torch.Tensor
     masks: torch.Tensor
@@ -30,14 +31,24 @@ class Batch:
 def encode_scenes(world: World, vae: torch.nn.Module, tokenizer: object, scenes: Sequence[Scene]) -> Batch:
     """Compose, encode and tokenise scenes."""
     pictures, masks = world.render(scenes)
-    with mixed_precision(pictures.device):
-        latents = vae.encode(pictures * 2 - 1).latent_dist.mode()  # type: ignore[operator]
-    latents = latents.float() * vae.config.scaling_factor  # type: ignore[union-attr]
+    latents = encode(vae, pictures)
     return Batch(
         latents=latents,
         masks=F.adaptive_avg_pool2d(masks, latents.shape[-1]),
         input_ids=tokenise(tokenizer, [scene.caption for scene in scenes]).to(latents.device),
     )
+
+
+@torch.no_grad()
+def encode(vae: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+    """The scaled latents of pictures in [0, 1]."""
+    with mixed_precision(pictures.device):
+        latents = vae.encode(pictures * 2 - 1).latent_dist.mode()  # type: ignore[operator]
+    scaled: torch.Tensor = latents.float() * vae.config.scaling_factor  # type: ignore[union-attr]
+    return scaled
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def tokenise(tokenizer: object, captions: list[str]) -> torch.Tensor:
@@ -47,20 +58,16 @@ def tokenise(tokenizer: object, captions: list[str]) -> torch.Tensor:
     ).input_ids
 
 
-class Pool:
-    """A ring of encoded scenes on the world's device."""
+class Pool(Generic[AnyBatch]):
+    """A ring of encoded scenes on the world's device, kept in half the bytes. `kind` is the class of its batches."""
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.count, self.next = capacity, 0, 0
+    def __init__(self, capacity: int, kind: type[AnyBatch]) -> None:
+        self.capacity, self.kind, self.count, self.next = capacity, kind, 0, 0
         self.tensors: dict[str, torch.Tensor] = {}
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: AnyBatch) -> None:
         """Store a batch, overwriting the oldest scenes once the ring is full."""
-        parts = {
-            "latents": batch.latents.half(),
-            "masks": batch.masks.half(),
-            "input_ids": batch.input_ids.short(),
-        }
+        parts = {name: _narrow(part) for name, part in vars(batch).items()}
         if not self.tensors:
             self.tensors = {
                 name: part.new_zeros(self.capacity, *part.shape[1:]) for name, part in parts.items()
@@ -74,14 +81,19 @@ class Pool:
         self.next = int(where[-1] + 1) % self.capacity
         self.count = min(self.capacity, self.count + len(where))
 
-    def draw(self, rng: random.Random, size: int) -> Batch:
+    def draw(self, rng: random.Random, size: int) -> AnyBatch:
         """A random batch, with replacement."""
         index = torch.tensor(
             [rng.randrange(self.count) for _ in range(size)], device=self.tensors["latents"].device
         )
-        picked = {name: part[index] for name, part in self.tensors.items()}
-        return Batch(
-            latents=picked["latents"].float(),
-            masks=picked["masks"].float(),
-            input_ids=picked["input_ids"].long(),
+        parts = {name: part[index] for name, part in self.tensors.items()}
+        return self.kind(
+            **{
+                name: part.float() if part.is_floating_point() else part.long()
+                for name, part in parts.items()
+            }
         )
+
+
+def _narrow(part: torch.Tensor) -> torch.Tensor:
+    return part.half() if part.is_floating_point() else part.short()

@@ -9,6 +9,7 @@ import json
 import logging
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from perfusion.files import writing
 from perfusion.pocket.vocabulary import words
 from perfusion.runtime.contact_sheet import contact_sheet
 from recipes.pocket.architecture import build_pipeline
+from recipes.pocket.editions import Edition
 from recipes.pocket.pool import encode_scenes
 from recipes.pocket.scorer import build_scorer
 from recipes.pocket.sheet import PROMPTS
@@ -29,6 +31,7 @@ from recipes.pocket.tokenizer import build_tokenizer
 from recipes.pocket.train_scorer import ScorerConfig, accuracies, train_scorer
 from recipes.pocket.train_unet import Trainer, UnetConfig, train_unet
 from recipes.pocket.train_vae import VaeConfig, train_vae
+from recipes.pocket.warm_start import start_vae, weights_in
 from recipes.pocket.world import Taste, World
 
 __all__ = [
@@ -47,25 +50,40 @@ GUIDANCE_SCALE, STEPS = 3.0, 20
 CAPTIONS = 5_000
 
 
-def run_vae(work: Path, config: VaeConfig, minutes: float, device: str) -> bool:
-    """Train the autoencoder in `work`; True when its steps are done."""
-    pipeline = build_pipeline()
-    return train_vae(
-        pipeline.vae, World(training_atlas(), device=device), config, work / "vae.safetensors", minutes
-    )
+def run_vae(
+    work: Path,
+    edition: Edition,
+    config: VaeConfig,
+    minutes: float,
+    device: str,
+    start_from: Path | None = None,
+) -> bool:
+    """Train the autoencoder in `work`; True when its steps are done. `start_from` replaces the first weights."""
+    pipeline, world = build_pipeline(edition.family), edition.world(device=device)
+    start = edition.start_vae
+    if start_from:
+        earlier = weights_in(start_from)
+        start = lambda vae: start_vae(vae, earlier)  # noqa: E731
+    checkpoint, gauge = work / "vae.safetensors", edition.gauge(world)
+    return train_vae(pipeline.vae, world, config, checkpoint, minutes, start=start, gauge=gauge)
 
 
-def run_unet(work: Path, config: UnetConfig, minutes: float, device: str) -> bool:
+def run_unet(work: Path, edition: Edition, config: UnetConfig, minutes: float, device: str) -> bool:
     """Train the UNet and the text encoder in `work`; writes a sample sheet at every checkpoint."""
-    world = World(training_atlas(), device=device)
-    pipeline = build_pipeline()
+    world, pipeline, checkpoint = (
+        edition.world(device=device),
+        build_pipeline(edition.family),
+        work / "unet.safetensors",
+    )
     load_vae(pipeline, world, work / "vae.safetensors")
-    trainer = Trainer(pipeline, world, config)
+    if edition.start_unet and not checkpoint.exists():
+        edition.start_unet(pipeline)
+    trainer = edition.trainer(pipeline, world, config)
 
     def show(_: Trainer) -> None:
         save_sheet(pipeline, work / "sheet.png")
 
-    return train_unet(trainer, work / "unet.safetensors", minutes, show)
+    return train_unet(trainer, checkpoint, minutes, show)
 
 
 def run_scorer(work: Path, config: ScorerConfig, minutes: float, device: str) -> bool:
@@ -102,10 +120,10 @@ def load_vae(pipeline: Any, world: World, checkpoint: Path) -> None:
     vae.register_to_config(scaling_factor=round(float(1 / batch.latents.std()), 4))
 
 
-def load_trained(work: Path) -> Any:
+def load_trained(work: Path, edition: Edition) -> Any:
     """The pipeline with the averaged weights of both checkpoints."""
-    pipeline = build_pipeline()
-    load_vae(pipeline, World(training_atlas(), backdrops=8), work / "vae.safetensors")
+    pipeline = build_pipeline(edition.family)
+    load_vae(pipeline, edition.world(backdrops=8), work / "vae.safetensors")
     pipeline.unet.load_state_dict(averaged(work / "unet.safetensors", "average.unet"), strict=False)
     pipeline.text_encoder.load_state_dict(averaged(work / "unet.safetensors", "average.text"), strict=False)
     return pipeline
@@ -128,22 +146,22 @@ def save_sheet(pipeline: Any, path: Path) -> None:
         contact_sheet(pictures, PROMPTS).save(file, "PNG")
 
 
-def pack(work: Path, folder: Path) -> None:
+def pack(work: Path, edition: Edition, folder: Path) -> None:
     """Write the shipped folder: float16 weights in diffusers' layout, captions, and the bundle that reads them.
 
     Made beside the folder and moved into it when everything is there: an export that fails leaves the old model whole.
     """
     from perfusion.export import export_bundle
 
-    pipeline = load_trained(work).to(dtype=torch.float16)
-    facts = {"family": "pocket", "guidance_scale": GUIDANCE_SCALE, "num_inference_steps": STEPS}
+    pipeline = load_trained(work, edition).to(dtype=torch.float16)
+    facts = {"family": edition.family, "guidance_scale": GUIDANCE_SCALE, "num_inference_steps": STEPS}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         made = Path(temporary) / folder.name
         pipeline.save_pretrained(made, safe_serialization=True)
         with writing(made / "perfusion.json", "w") as file:
             file.write(json.dumps(facts, indent=2) + "\n")
-        write_captions(made / "captions.txt")
+        write_captions(made / "captions.txt", edition)
         export_bundle(made, made, link_weights=True)
         for path in sorted(made.rglob("*")):
             if path.is_file():
@@ -162,9 +180,9 @@ def pack_scorer(work: Path, folder: Path) -> None:
     save_scorer(scorer, folder, accuracies(scorer, world, count=2048, seed=4321))
 
 
-def write_captions(path: Path, count: int = CAPTIONS, seed: int = 9) -> None:
+def write_captions(path: Path, edition: Edition, count: int = CAPTIONS, seed: int = 9) -> None:
     """Captions of the world's scenes, for the second moment of the text encodings."""
-    world, rng = World(training_atlas(), size=16, backdrops=1), random.Random(seed)
-    taste = Taste(pairs=0.25, counts=0.1)
+    world, rng = edition.world(size=16, backdrops=1), random.Random(seed)
+    taste = replace(edition.caption_taste, empty_caption=0.0)
     with writing(path, "w") as file:
         file.write("".join(world.sample(rng, taste).caption + "\n" for _ in range(count)))

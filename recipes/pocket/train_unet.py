@@ -65,26 +65,36 @@ def taste_at(progress: float) -> Taste:
     return Taste(size=(0.45, 0.88), spread=0.15, recoloured=0.5, pairs=0.3, counts=0.12, empty_caption=0.1)
 
 
-def loss_of(
-    unet: torch.nn.Module, text_encoder: torch.nn.Module, batch: Batch, object_weight: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted velocity error and, for the log, the plain one."""
-    device, count = batch.latents.device, len(batch.latents)
+def draw_timesteps(count: int, device: torch.device) -> torch.Tensor:
+    """Four in five of them noisy ones. (count,)."""
     noisy = torch.randint(250, 1000, (count,), device=device)
-    steps = torch.where(
+    return torch.where(
         torch.rand(count, device=device) < 0.8, noisy, torch.randint(0, 1000, (count,), device=device)
     )
-    alpha, noise = alphas(device)[steps], torch.randn_like(batch.latents)
-    with mixed_precision(device):
-        hidden = text_encoder(batch.input_ids).last_hidden_state
-        output = unet(noised(batch.latents, noise, alpha), steps, hidden).sample.float()
-    error = (output - velocity(batch.latents, noise, alpha)).square()
+
+
+def weigh(error: torch.Tensor, batch: Batch, alpha: torch.Tensor, object_weight: float) -> torch.Tensor:
+    """The mean of a squared velocity error, more inside the objects, less where there is hardly noise."""
     inside = 1 + object_weight * batch.masks
     inside = inside / inside.mean()
     signal = alpha / (1 - alpha)
     # min-SNR weighting (Hang et al., 2023) for a velocity, with a floor so that no timestep is forgotten
     weight = (1.6 * signal.clamp(max=5) / (signal + 1) + 0.15).view(-1, 1, 1, 1)
-    return (weight * inside * error).mean(), error.detach().mean()
+    return (weight * inside * error).mean()
+
+
+def loss_of(
+    unet: torch.nn.Module, text_encoder: torch.nn.Module, batch: Batch, object_weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted velocity error and, for the log, the plain one."""
+    device = batch.latents.device
+    steps = draw_timesteps(len(batch.latents), device)
+    alpha, noise = alphas(device)[steps], torch.randn_like(batch.latents)
+    with mixed_precision(device):
+        hidden = text_encoder(batch.input_ids).last_hidden_state
+        output = unet(noised(batch.latents, noise, alpha), steps, hidden).sample.float()
+    error = (output - velocity(batch.latents, noise, alpha)).square()
+    return weigh(error, batch, alpha, object_weight), error.detach().mean()
 
 
 def optimisers_for(
@@ -128,20 +138,38 @@ class Trainer:
             "unet": Average(self.unet, config.average),
             "text": Average(self.text_encoder, config.average),
         }
-        self.pool = Pool(config.pool)
+        self.pool: Pool[Any] = self.new_pool()
         self.latents = _digest(self.vae)
+
+    def new_pool(self) -> Pool[Any]:
+        """An empty pool for the batches of `fresh`."""
+        return Pool(self.config.pool, Batch)
+
+    def fresh(self, count: int, progress: float) -> Batch:
+        """New scenes, as the curriculum has them at this share of the steps."""
+        scenes = [self.world.sample(self.rng, taste_at(progress)) for _ in range(count)]
+        return encode_scenes(self.world, self.vae, self.tokenizer, scenes)
+
+    def loss(self, batch: Any, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is minimised and, for the log, the plain error."""
+        return loss_of(self.unet, self.text_encoder, batch, object_weight=4 - 2 * progress)
+
+    def gauges(self) -> str:
+        """What the log says of the averaged networks."""
+        gap = wrong_noun_gap(self.world, self.vae, self.text_encoder, self.unet, self.tokenizer)
+        return f"wrong-noun gap {100 * gap:+.1f}%"
 
     def advance(self) -> float:
         """One step: fresh scenes into the pool, a batch out of it, an update. Returns the plain error."""
         progress = self.step / self.config.steps
         wanted = self.config.fresh if self.pool.count else self.config.first
         while wanted > 0:
-            scenes = [self.world.sample(self.rng, taste_at(progress)) for _ in range(min(wanted, 64))]
-            self.pool.add(encode_scenes(self.world, self.vae, self.tokenizer, scenes))
-            wanted -= len(scenes)
+            count = min(wanted, 64)
+            self.pool.add(self.fresh(count, progress))
+            wanted -= count
         set_rate(self.optimisers, rate(self.step, self.config.steps))
         batch = self.pool.draw(self.rng, self.config.batch)
-        loss, error = loss_of(self.unet, self.text_encoder, batch, object_weight=4 - 2 * progress)
+        loss, error = self.loss(batch, progress)
         loss.backward()
         params = [*self.unet.parameters(), *self.text_encoder.parameters()]
         torch.nn.utils.clip_grad_norm_(params, 1.0)
@@ -213,20 +241,20 @@ def train_unet(
             continue
         trainer.save(checkpoint)
         with trainer.averaged():
-            gap = wrong_noun_gap(
-                trainer.world, trainer.vae, trainer.text_encoder, trainer.unet, trainer.tokenizer
-            )
+            gauges = trainer.gauges()
             if show:
                 show(trainer)
         saved = time.monotonic()
         speed = (trainer.step - first) / (saved - started)
         logger.info(
-            "step %d of %d, %.0f samples/s, %.0f min left, error %.4f, wrong-noun gap %+.1f%%",
+            "step %d of %d, %.1f samples/s, %.0f min left, error %.4f, %s",
             trainer.step,
             config.steps,
             speed * config.batch,
             (config.steps - trainer.step) / speed / 60,
             shown,
-            100 * gap,
+            gauges,
         )
+    if trainer.step < config.steps:
+        trainer.save(checkpoint)
     return trainer.step >= config.steps

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from recipes.pocket.optim import (
     Average,
@@ -28,6 +30,9 @@ from recipes.pocket.world import Taste, World
 logger = logging.getLogger(__name__)
 
 
+SCENES = Taste(pairs=0.25, counts=0.15, recoloured=0.6)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
     """How the autoencoder is trained."""
@@ -38,6 +43,10 @@ class VaeConfig:
     whole_from: float = 0.96
     """From this share of the steps on it sees whole pictures, a quarter as many: normalisation by groups has other
     statistics over a crop, and an autoencoder that never saw more shifts the colours of a picture."""
+    whole_every: int = 0
+    """Before that, every how many steps there are whole pictures; never by default."""
+    edges: float = 0.0
+    """How much more an error weighs on the strongest edge of a picture than on a flat."""
     adam_lr: float = 1e-3
     muon_lr: float = 0.018
     kl: float = 3e-3
@@ -46,9 +55,8 @@ class VaeConfig:
     seed: int = 0
     save_every: int = 60
     """Seconds between checkpoints."""
-
-
-SCENES = Taste(pairs=0.25, counts=0.15, recoloured=0.6)
+    taste: Taste = SCENES
+    """The scenes that it sees."""
 
 
 def split_parameters(
@@ -84,18 +92,28 @@ def loss_of(
         mean, logvar = latent.mean.float(), latent.logvar.float()
         output = vae.decode(mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)).sample.float()  # type: ignore[operator]
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / crops.numel()
-    error = output - crops
+    error = (output - crops) * edge_weights(crops, config.edges)
     across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
     edges = across.abs().mean() + down.abs().mean()
     absolute = error.abs().mean()
     return absolute + 0.5 * error.square().mean() + 0.5 * edges + config.kl * divergence, absolute.detach()
 
 
+def edge_weights(pictures: torch.Tensor, extra: float) -> torch.Tensor:
+    """1 on flats … 1 + extra on strong edges, each picture's mean 1. (batch, 1, height, width)."""
+    grey = F.pad(pictures.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    across = grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2]
+    down = grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1]
+    weights = 1 + extra * (across.square() + down.square()).sqrt().clamp(max=1)
+    return weights / weights.mean((1, 2, 3), keepdim=True)
+
+
 def draw_pictures(world: World, rng: random.Random, config: VaeConfig, step: int) -> torch.Tensor:
     """Random crops of fresh scenes, four from each, or towards the end whole scenes: channels last, in [−1, 1]."""
     batch, crop = config.batch, config.crop
-    pictures = world.render([world.sample(rng, SCENES) for _ in range(max(1, batch // 4))])[0] * 2 - 1
-    if step >= config.whole_from * config.steps:
+    pictures = world.render([world.sample(rng, config.taste) for _ in range(max(1, batch // 4))])[0] * 2 - 1
+    regularly = config.whole_every and step % config.whole_every == 0
+    if regularly or step >= config.whole_from * config.steps:
         return pictures.contiguous(memory_format=torch.channels_last)
     corners = [
         (rng.randrange(world.size - crop + 1), rng.randrange(world.size - crop + 1)) for _ in range(batch)
@@ -104,12 +122,41 @@ def draw_pictures(world: World, rng: random.Random, config: VaeConfig, step: int
     return torch.stack(crops).contiguous(memory_format=torch.channels_last)
 
 
+Pictures = Mapping[str, torch.Tensor]
+"""Fixed pictures in [−1, 1] by what they show, which the quality is read from."""
+
+
+def gauge_pictures(world: World, seed: int = 7, count: int = 32) -> Pictures:
+    """The same scenes at every call."""
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        rng = random.Random(seed)
+        return {"scenes": world.render([world.sample(rng, SCENES) for _ in range(count)])[0] * 2 - 1}
+
+
+def qualities(vae: torch.nn.Module, pictures: Pictures) -> dict[str, float]:
+    """How well pictures come back, in dB."""
+    return {name: psnr(reconstruct(vae, picture).float(), picture) for name, picture in pictures.items()}
+
+
 def train_vae(
-    vae: torch.nn.Module, world: World, config: VaeConfig, checkpoint: Path, minutes: float
-) -> bool:
+    vae: torch.nn.Module, world: World, config: VaeConfig, checkpoint: Path, minutes: float, *,
+    start: Callable[[torch.nn.Module], None] | None = None, gauge: Pictures | None = None,
+    stop: int | None = None,
+) -> bool:  # fmt: skip
     """Train until the steps are done (True) or the minutes are over (False); the module ends with averaged weights.
 
     Resumes from `checkpoint` when it exists, at exactly the state it was left in.
+
+    Args:
+        vae: the autoencoder, changed in place.
+        world: what it sees.
+        config: how.
+        checkpoint: where the state is kept.
+        minutes: how long at most.
+        start: gives the module its first weights, where there is no checkpoint yet.
+        gauge: pictures to read the quality from.
+        stop: a step to stop at, before the last.
     """
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
@@ -119,6 +166,12 @@ def train_vae(
         Muon(hidden, config.muon_lr),
         torch.optim.AdamW(rest, config.adam_lr, betas=(0.9, 0.99), weight_decay=0),
     ]
+    if not checkpoint.exists() and start:
+        start(vae)
+    elif not checkpoint.exists():
+        with torch.no_grad():
+            channels = vae.config.latent_channels  # type: ignore[union-attr]
+            vae.quant_conv.bias[channels:] = -5.0  # type: ignore[operator, union-attr]  # start with little latent noise
     average = Average(vae, config.average)
     step = 0
     if checkpoint.exists():
@@ -126,13 +179,11 @@ def train_vae(
         vae.load_state_dict(groups["live"])
         average.restore(groups["average"], facts["average_steps"])
         step = facts["step"]
-    else:
-        with torch.no_grad():
-            vae.quant_conv.bias[4:] = -5.0  # type: ignore[operator, union-attr]  # start with little latent noise
-    held_out = world.render([world.sample(random.Random(7), SCENES) for _ in range(32)])[0] * 2 - 1
+    gauge = gauge or gauge_pictures(world)
     started = saved = time.monotonic()
     first, shown = step, 0.0
-    while step < config.steps and time.monotonic() - started < 60 * minutes:
+    last = min(config.steps, stop or config.steps)
+    while step < last:
         set_rate(optimisers, rate(step, config.steps, decay_from=0.3))
         loss, absolute = loss_of(vae, draw_pictures(world, rng, config, step), config)
         vae.zero_grad()
@@ -143,17 +194,20 @@ def train_vae(
         average.update()
         step += 1
         shown = 0.98 * shown + 0.02 * float(absolute) if step > first + 1 else float(absolute)
-        if time.monotonic() - saved > config.save_every or step == config.steps:
+        over = time.monotonic() - started >= 60 * minutes
+        if over or time.monotonic() - saved > config.save_every or step == last:
             saved = time.monotonic()
             facts = {"step": step, "average_steps": average.steps}
             save_checkpoint(
                 checkpoint, {"live": vae.state_dict(), "average": average.state}, optimisers, rng, facts
             )
-            with average.applied(), mixed_precision(held_out.device):
-                quality = psnr(reconstruct(vae, held_out).float(), held_out)
+            with average.applied(), mixed_precision(world.device):
+                quality = ", ".join(f"{name} {value:.2f} dB" for name, value in qualities(vae, gauge).items())
             speed = (step - first) / (saved - started)
-            logger.info("step %d of %d, %.1f steps/s, %.0f min left, error %.4f, %.2f dB", step, config.steps, speed,
+            logger.info("step %d of %d, %.2f steps/s, %.0f min left, error %.4f, %s", step, config.steps, speed,
                         (config.steps - step) / speed / 60, shown, quality)  # fmt: skip
+        if over:
+            break
     vae.load_state_dict(average.state, strict=False)
     vae.eval()
     return step >= config.steps

@@ -1,0 +1,112 @@
+"""The two editions of the embedded model: what each is, what it sees and how it is trained."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from perfusion.embedded import model_path
+from recipes.pocket.drawings import wide_atlas
+from recipes.pocket.sprites import training_atlas
+from recipes.pocket.train_unet import Trainer, UnetConfig
+from recipes.pocket.train_vae import Pictures, VaeConfig, gauge_pictures
+from recipes.pocket.train_wide import WideConfig, WideTrainer, wide_taste_at
+from recipes.pocket.warm_start import start_text_encoder, start_unet, start_vae, weights_in
+from recipes.pocket.wide_world import WideScene, WideTaste, WideWorld
+from recipes.pocket.world import Taste, World
+
+__all__ = ["EDITIONS", "Edition"]
+
+WIDE_SCENES = WideTaste(pairs=0.3, triples=0.15, counts=0.12, recoloured=0.6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edition:
+    """One edition of the recipe."""
+
+    family: str
+    """What the model's folder calls itself; also the key of its `Size`."""
+    world: Callable[..., World]
+    """Takes `size`, `backdrops`, `device`, `seed`."""
+    vae: VaeConfig
+    unet: UnetConfig
+    trainer: Callable[[Any, Any, Any], Trainer]
+    caption_taste: Taste
+    """The scenes whose captions describe the model's language."""
+    gauge: Callable[[World], Pictures]
+    """Fixed pictures that the autoencoder is judged by."""
+    start_vae: Callable[[torch.nn.Module], None] | None = None
+    start_unet: Callable[[Any], None] | None = None
+    """Take over earlier weights: of the autoencoder, and, given the pipeline, of the UNet and the text encoder."""
+
+
+def first_world(**options: Any) -> World:
+    """The first edition's world."""
+    return World(training_atlas(), **options)
+
+
+def second_world(**options: Any) -> WideWorld:
+    """The second edition's world."""
+    return WideWorld(wide_atlas(), **options)
+
+
+def old_and_new_drawings(world: World, seed: int = 7, count: int = 24) -> Pictures:
+    """The same scenes at every call: some of drawings that the first edition knew, some of those it did not."""
+    first, rng = len(training_atlas().pixels), random.Random(seed)
+    scenes: dict[str, list[WideScene]] = {"old drawings": [], "new drawings": []}
+    while any(len(some) < count for some in scenes.values()):
+        scene = world.sample(rng, WIDE_SCENES)
+        known = {item.sprite < first for item in scene.items}
+        if len(known) == 1 and isinstance(scene, WideScene):
+            scenes["old drawings" if known.pop() else "new drawings"].append(scene)
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        return {name: world.render(some[:count])[0] * 2 - 1 for name, some in scenes.items()}
+
+
+def start_vae_from_first(vae: torch.nn.Module) -> None:
+    """Take over the first edition's autoencoder."""
+    start_vae(vae, weights_in(model_path() / "vae" / "diffusion_pytorch_model.safetensors"))
+
+
+def start_unet_from_first(pipeline: Any) -> None:
+    """Take over the first edition's UNet and text encoder."""
+    from transformers import CLIPTokenizer
+
+    folder = model_path()
+    start_unet(pipeline.unet, weights_in(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    start_text_encoder(
+        pipeline.text_encoder,
+        pipeline.tokenizer.get_vocab(),
+        weights_in(folder / "text_encoder" / "model.safetensors"),
+        CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab(),
+    )
+
+
+EDITIONS = {
+    1: Edition(
+        family="pocket",
+        world=first_world,
+        vae=VaeConfig(),
+        unet=UnetConfig(),
+        trainer=Trainer,
+        caption_taste=Taste(pairs=0.25, counts=0.1),
+        gauge=gauge_pictures,
+    ),
+    2: Edition(
+        family="pocket2",
+        world=second_world,
+        vae=VaeConfig(steps=10_000, whole_every=8, edges=2.0, adam_lr=7e-4, muon_lr=0.012, taste=WIDE_SCENES),
+        unet=WideConfig(),
+        trainer=WideTrainer,
+        caption_taste=wide_taste_at(1.0),
+        gauge=old_and_new_drawings,
+        start_vae=start_vae_from_first,
+        start_unet=start_unet_from_first,
+    ),
+}
+"""By number; the first is what ships."""

@@ -1,0 +1,273 @@
+"""The second edition's recipe at sizes that take seconds: warm starts, words and their things, exact resume."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from perfusion.errors import ModelError
+from recipes.pocket.architecture import SIZES, build_pipeline
+from recipes.pocket.attention import (
+    FAIR_SHARE,
+    THINGS,
+    WideBatch,
+    area_under_curve,
+    areas_between,
+    attention_loss,
+    encode_things,
+    noun_shares,
+    recorded_attention,
+    without_padding,
+)
+from recipes.pocket.drawings import wide_atlas
+from recipes.pocket.editions import EDITIONS, old_and_new_drawings
+from recipes.pocket.train_unet import train_unet
+from recipes.pocket.train_vae import VaeConfig, edge_weights, train_vae
+from recipes.pocket.train_wide import WideConfig, WideTrainer, attention_gauge, wide_taste_at
+from recipes.pocket.warm_start import start_text_encoder, start_unet, start_vae, weights_in
+from recipes.pocket.wide_world import WideTaste, WideWorld
+
+
+@pytest.fixture(scope="module")
+def world() -> WideWorld:
+    return WideWorld(wide_atlas(), size=32, backdrops=1)
+
+
+@pytest.fixture(scope="module")
+def batch(world: WideWorld) -> WideBatch:
+    pipeline, rng = build_pipeline("tiny2"), random.Random(2)
+    scenes = [world.sample(rng, WideTaste(pairs=1.0)) for _ in range(6)]
+    return encode_things(world, pipeline.vae, pipeline.tokenizer, scenes)
+
+
+# --- warm starts
+
+
+@torch.no_grad()
+def test_wider_autoencoder_begins_as_the_narrow_one() -> None:
+    """The new channels are there and the decoder hears them faintly; without them the pictures are the same."""
+    narrow, wide = build_pipeline("tiny", seed=1).vae, build_pipeline("tiny2", seed=2).vae
+    start_vae(wide, narrow.state_dict())
+    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
+    before, after = narrow.encode(pictures).latent_dist, wide.encode(pictures).latent_dist
+    torch.testing.assert_close(after.mean[:, :4], before.mean)
+    torch.testing.assert_close(after.std[:, :4], before.std)
+    old_channels = after.mean.clone()
+    old_channels[:, 4:] = 0
+    torch.testing.assert_close(
+        wide.decode(old_channels).sample, narrow.decode(before.mean).sample, atol=1e-5, rtol=0
+    )
+
+
+@torch.no_grad()
+def test_wider_unet_begins_as_the_narrow_one() -> None:
+    narrow, wide = build_pipeline("tiny", seed=1).unet, build_pipeline("tiny2", seed=2).unet
+    start_unet(wide, narrow.state_dict())
+    latents, hidden = torch.randn(1, 12, 8, 8), torch.randn(1, 9, 32)
+    latents[:, 4:] = 0
+    steps = torch.tensor([400])
+    torch.testing.assert_close(
+        wide(latents, steps, hidden).sample[:, :4],
+        narrow(latents[:, :4], steps, hidden).sample,
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+def test_words_keep_their_embeddings_under_another_vocabulary() -> None:
+    before, after = build_pipeline("tiny", seed=1), build_pipeline("tiny2", seed=2)
+    words, known = after.tokenizer.get_vocab(), before.tokenizer.get_vocab()
+    start_text_encoder(after.text_encoder, words, before.text_encoder.state_dict(), known)
+    new, old = (p.text_encoder.get_input_embeddings().weight for p in (after, before))
+    assert words["umbrella</w>"] != known["umbrella</w>"], "otherwise this shows nothing"
+    for word in ("umbrella</w>", "cat</w>", "<|endoftext|>"):
+        assert torch.equal(new[words[word]], old[known[word]])
+
+
+def test_weights_are_read_from_checkpoints_and_from_plain_files(tmp_path: Path) -> None:
+    save_file({"average/a": torch.ones(2), "live/a": torch.zeros(2)}, tmp_path / "checkpoint.safetensors")
+    save_file({"a": torch.ones(2).half()}, tmp_path / "plain.safetensors")
+    for name in ("checkpoint", "plain"):
+        weights = weights_in(tmp_path / f"{name}.safetensors")
+        assert torch.equal(weights["a"], torch.ones(2))
+        assert len(weights) == 1
+    with pytest.raises(ModelError, match="no such weights"):
+        weights_in(tmp_path / "absent.safetensors")
+
+
+# --- words and their things
+
+
+def test_owners_mark_the_words_of_each_thing(world: WideWorld) -> None:
+    pipeline = build_pipeline("tiny2")
+    scenes = [world.sample(random.Random(seed), WideTaste(pairs=0.5, counts=0.3)) for seed in range(40)]
+    batch = encode_things(world, pipeline.vae, pipeline.tokenizer, scenes)
+    for scene, ids, owners in zip(scenes, batch.input_ids, batch.owners, strict=True):
+        for number, thing in enumerate(scene.things, 1):
+            assert pipeline.tokenizer.decode(ids[owners == number]).strip() == thing.name
+            assert (
+                pipeline.tokenizer.decode(ids[owners.abs() == number]).replace(" - ", "-").strip()
+                == thing.phrase
+            )
+
+
+@torch.no_grad()
+def test_masking_the_padding_equals_leaving_it_out() -> None:
+    pipeline = build_pipeline("tiny2")
+    ids = pipeline.tokenizer(["a cat on a beach"], padding="max_length", return_tensors="pt").input_ids
+    mask = without_padding(ids, pipeline.tokenizer.eos_token_id)
+    count = int(mask.sum())
+    assert ids[0, count - 1] == pipeline.tokenizer.eos_token_id
+    latents, steps = torch.randn(1, 12, 8, 8), torch.tensor([500])
+    hidden = pipeline.text_encoder(ids).last_hidden_state
+    short = pipeline.text_encoder(ids[:, :count]).last_hidden_state
+    masked = pipeline.unet(latents, steps, hidden, encoder_attention_mask=mask).sample
+    torch.testing.assert_close(masked, pipeline.unet(latents, steps, short).sample, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(masked, pipeline.unet(latents, steps, hidden).sample, atol=1e-4)
+
+
+@torch.no_grad()
+def test_recording_attention_changes_no_output_and_notes_probabilities() -> None:
+    pipeline = build_pipeline("pocket2")
+    latents, steps, hidden = torch.randn(2, 12, 16, 16), torch.tensor([5, 900]), torch.randn(2, 11, 128)
+    plain = pipeline.unet(latents, steps, hidden).sample
+    with recorded_attention(pipeline.unet) as maps:
+        recorded = pipeline.unet(latents, steps, hidden).sample
+    torch.testing.assert_close(recorded, plain, atol=1e-4, rtol=1e-4)
+    assert {tuple(probabilities.shape) for probabilities in maps} == {(2, 64, 11), (2, 256, 11)}
+    for probabilities in maps:
+        torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:2]))
+    pipeline.unet(latents, steps, hidden)
+    assert len(maps) == 5, "recording has ended"
+
+
+def attention_of(batch: WideBatch, swapped: bool) -> torch.Tensor:
+    """Maps that put each noun on its own thing or on the other one, and the rest on the first token."""
+    maps = torch.zeros(len(batch.latents), batch.things.shape[-1] ** 2, batch.owners.shape[1])
+    for row, (owners, masks) in enumerate(zip(batch.owners, batch.things.flatten(2), strict=True)):
+        for number in range(THINGS):
+            tokens = (owners == number + 1).nonzero()[:, 0]
+            where = masks[1 - number if swapped and number < 2 else number] > 0.5
+            for token in tokens:
+                maps[row, where, token] = 1 / len(tokens)
+    maps[..., 0] = 1 - maps.sum(-1)
+    return maps
+
+
+def test_attention_loss_is_low_for_words_on_their_things_and_high_for_swapped_ones(batch: WideBatch) -> None:
+    counted = torch.ones(len(batch.latents), dtype=torch.bool)
+    right, wrong = (float(attention_loss([attention_of(batch, s)], batch, counted)) for s in (False, True))
+    assert right < 0.6
+    assert wrong > right + 0.5
+    assert float(attention_loss([attention_of(batch, True)], batch, ~counted)) == 0
+
+
+def test_gauge_of_attention_tells_right_from_swapped(batch: WideBatch) -> None:
+    right, wrong = attention_of(batch, False), attention_of(batch, True)
+    assert areas_between([right], batch) == 1
+    assert areas_between([wrong], batch) == 0
+    assert areas_between([torch.full_like(right, 1 / 77)], batch) == 0.5
+    assert noun_shares([right], batch) > FAIR_SHARE > noun_shares([wrong], batch)
+
+
+def test_area_under_the_curve_counts_pairs() -> None:
+    assert area_under_curve(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 1.0])) == 2.5 / 4
+
+
+def test_attention_gauge_is_reproducible_and_leaves_the_generator_alone(world: WideWorld) -> None:
+    pipeline = build_pipeline("tiny2")
+    parts = (pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.tokenizer)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first = attention_gauge(world, *parts, count=4, timesteps=(500,))
+    assert torch.equal(torch.rand(1), expected)
+    assert attention_gauge(world, *parts, count=4, timesteps=(500,)) == first
+
+
+# --- trainings
+
+
+def test_curriculum_has_pairs_from_the_first_third_on() -> None:
+    assert wide_taste_at(0.34).pairs >= 0.3
+    assert wide_taste_at(0.34).triples > 0
+    assert wide_taste_at(0.2).pairs > 0
+
+
+def wide_trainer(world: WideWorld) -> WideTrainer:
+    config = WideConfig(steps=6, batch=4, pool=16, fresh=4, first=8, save_every=10_000)
+    return WideTrainer(build_pipeline("tiny2"), world, config)
+
+
+def test_resumed_second_edition_equals_an_uninterrupted_one(world: WideWorld, tmp_path: Path) -> None:
+    whole = wide_trainer(world)
+    for _ in range(6):
+        whole.advance()
+    first = wide_trainer(world)
+    for _ in range(3):
+        first.advance()
+    first.save(tmp_path / "state.safetensors")
+    second = wide_trainer(world)
+    torch.manual_seed(99)
+    assert train_unet(second, tmp_path / "state.safetensors", minutes=5)
+    for name, value in whole.unet.state_dict().items():
+        assert torch.equal(value, second.unet.state_dict()[name]), name
+
+
+def test_resumed_autoencoder_equals_an_uninterrupted_one(world: WideWorld, tmp_path: Path) -> None:
+    """Whole pictures, the quality read on the way and a stop between two saves change nothing."""
+    config = VaeConfig(
+        steps=6, crop=16, whole_every=2, edges=2.0, save_every=10_000, taste=WideTaste(pairs=0.5)
+    )
+    weights = []
+    for stops in ((6,), (3, 6)):
+        checkpoint = tmp_path / f"{len(stops)}.safetensors"
+        for stop in stops:
+            vae = build_pipeline("tiny2").vae
+            assert train_vae(vae, world, config, checkpoint, minutes=5, stop=stop) == (stop == 6)
+        weights.append(vae.state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_stopped_training_has_saved_its_last_step(world: WideWorld, tmp_path: Path) -> None:
+    trainer = wide_trainer(world)
+    trainer.advance()
+    assert not train_unet(trainer, tmp_path / "state.safetensors", minutes=0)
+    again = wide_trainer(world)
+    again.restore(tmp_path / "state.safetensors")
+    assert again.step == 1
+
+
+def test_errors_weigh_more_on_edges() -> None:
+    picture = torch.zeros(1, 3, 8, 8)
+    picture[..., 4:] = 1
+    weights = edge_weights(picture, extra=2.0)
+    assert float(weights.mean()) == pytest.approx(1)
+    assert float(weights[..., 3:5].min()) > 1.5 * float(weights[..., :3].max())
+    assert torch.equal(edge_weights(picture, extra=0.0), torch.ones(1, 1, 8, 8))
+
+
+def test_gauge_of_the_autoencoder_tells_old_drawings_from_new_and_never_changes(world: WideWorld) -> None:
+    pictures, again = old_and_new_drawings(world, count=3), old_and_new_drawings(world, count=3)
+    assert set(pictures) == {"old drawings", "new drawings"}
+    assert all(torch.equal(pictures[name], again[name]) for name in pictures)
+    assert not torch.equal(pictures["old drawings"], pictures["new drawings"])
+
+
+@torch.no_grad()
+def test_second_edition_starts_from_the_first() -> None:
+    """The shipped weights fit: nearly all of the UNet and all of the autoencoder's inner layers."""
+    edition, pipeline = EDITIONS[2], build_pipeline("pocket2")
+    assert edition.start_vae
+    assert edition.start_unet
+    edition.start_vae(pipeline.vae)
+    edition.start_unet(pipeline)
+    assert SIZES["pocket2"].latent_channels == pipeline.unet.config.in_channels == 12
+    pictures = old_and_new_drawings(edition.world(backdrops=1), count=2)["old drawings"]
+    latents = pipeline.vae.encode(pictures).latent_dist.mode()
+    latents[:, 4:] = 0
+    error = (pipeline.vae.decode(latents).sample - pictures).square().mean()
+    assert float(error) < 4 * 10**-2.4, "worse than 24 dB: these are not the shipped weights"
