@@ -47,7 +47,8 @@ def test_every_word_of_the_world_is_one_token_and_any_other_text_encodes() -> No
 
 def test_tokenizer_is_the_same_in_every_process() -> None:
     """A model is worth nothing with another numbering of its words."""
-    code = "from perfusion.pocket import vocabulary as v; from recipes.pocket import tokenizer as t; print(t.learn_merges(v.words()))"
+    imports = "from perfusion.pocket import vocabulary as v; from recipes.pocket import tokenizer as t"
+    code = f"{imports}; print(t.learn_merges(v.words()))"
     printed = {
         subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": str(seed)}, cwd=ROOT,
