@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.models.hollow import hollow_model
 from benchmarks.record import write_record
+from perfusion.bundle.call_size import CallSize
 from perfusion.devices.planning.float32_parts import kept_places
-from perfusion.devices.planning.memory_plan import Request, plan_graphs
+from perfusion.devices.planning.memory_plan import Workload, plan_graphs
 from perfusion.devices.profiles import PROFILES
 from perfusion.embedded import bundle_path
 
@@ -32,11 +33,11 @@ def fitting() -> Iterator[dict[str, Any]]:
         names = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
         files = {name: folder / f"{name}.onnx" for name in names if (folder / f"{name}.onnx").exists()}
         for profile in PROFILES.values():
-            request = Request(
-                width=side, height=side, batch=1, guided=True, concepts=4, precision=profile.precision,
-                own_precision="fp32", downscale=8, step=step, tokens=77, kept=kept_places(model),
+            workload = Workload(
+                size=CallSize(width=side, height=side, concepts=4), precision=profile.precision,
+                own_precision="fp32", downscale=8, step=step, kept=kept_places(model),
             )  # fmt: skip
-            plan = plan_graphs(files, request, profile)
+            plan = plan_graphs(files, workload, profile)
             yield {
                 "what": f"{model} {side} on {profile.name}",
                 "precision": profile.precision,

@@ -19,8 +19,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
 from benchmarks.record import ROOT, write_record
+from perfusion.bundle.call_size import CallSize
 from perfusion.devices.planning.latency import graph_seconds
-from perfusion.devices.planning.memory_plan import LIBRARY, Request, graph_costs, graph_sizes, open_size
+from perfusion.devices.planning.memory_plan import LIBRARY, Workload, graph_costs, graph_sizes, open_size
 from perfusion.devices.profiles import processor_profile
 from perfusion.embedded import bundle_path
 
@@ -31,7 +32,7 @@ import json, sys, time
 import numpy as np
 from pathlib import Path
 from perfusion.onnx_runtime import import_onnxruntime
-from perfusion.runtime.compute.onnx_graph import Graph
+from perfusion.runtime.compute.onnx_graph import OnnxGraph
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
@@ -40,7 +41,7 @@ import_onnxruntime("")
 path, sizes, runs = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 random = np.random.default_rng(0)
 before = peak()
-graph = Graph(path, json.loads(sys.argv[4]), sys.argv[5], "cpu", 1)
+graph = OnnxGraph(path, json.loads(sys.argv[4]), sys.argv[5], "cpu", 1)
 feeds = {}
 for name, dims in json.loads(sys.argv[4]).items():
     shape = [sizes.get(dim, dim) for dim in dims]
@@ -85,16 +86,16 @@ def measure(name: str, path: Path, sizes: dict[str, int]) -> dict[str, Any]:
 
 def compared(label: str, name: str, path: Path, side: int, rows: int) -> dict[str, Any]:
     """One measurement beside what the plan says."""
-    request = Request(
-        width=8 * side, height=8 * side, batch=rows, guided=False, concepts=1, precision="fp32", own_precision="fp32",
-        downscale=8, step=8, tokens=77,
+    workload = Workload(
+        size=CallSize(width=8 * side, height=8 * side, batch=rows, guided=False),
+        precision="fp32", own_precision="fp32", downscale=8, step=8,
     )  # fmt: skip
-    sizes = graph_sizes(name, request)
+    sizes = graph_sizes(name, workload)
     measures = measure(name, path, sizes)
-    costs = graph_costs(path, name, request)
+    costs = graph_costs(path, name, workload)
     planned = LIBRARY + open_size(costs) + costs.arena.touched
     core = processor_profile(cores=1, memory=8 * GIB)
-    seconds = graph_seconds(path, name, request, core)
+    seconds = graph_seconds(path, name, workload, core)
     return {
         "what": f"{label} {name}, {side}×{side} latents, {rows} rows",
         "peak_mib": round(measures["peak"] / MIB, 1),

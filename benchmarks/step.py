@@ -25,7 +25,7 @@ from benchmarks.record import ROOT, peak_memory_mb, write_record
 from perfusion.base.attention import installed, layer_table
 from perfusion.export.convert import to_onnx
 from perfusion.export.weights import save
-from perfusion.runtime.compute.onnx_graph import Graph as OpenedGraph
+from perfusion.runtime.compute.onnx_graph import OnnxGraph
 
 CONFIG = ROOT / "tests" / "data" / "base_models" / "sd15.json"
 FOLDER = ROOT / "build" / "step"
@@ -93,7 +93,7 @@ def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     names = export(unet, FOLDER / "unet.onnx")
-    graph = OpenedGraph(FOLDER / "unet.onnx", names, "out_sample", "cpu", torch.get_num_threads())
+    graph = OnnxGraph(FOLDER / "unet.onnx", names, "out_sample", "cpu", torch.get_num_threads())
     fed = feeds(unet, args.side)
     sample, timestep, states = (
         torch.from_numpy(fed[name]) for name in ("sample", "timestep", "encoder_hidden_states")

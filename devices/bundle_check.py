@@ -36,7 +36,7 @@ def examine_bundle(folder: Path, found: Detected, python: Environment) -> Iterat
         bundle = read_bundle(folder, verify=False)
         yield from _size(bundle, found)
         if found.profile is not None and engine_for(bundle, found.profile) != "onnx":
-            yield from _engines(folder, found, python)
+            yield from _engines(bundle, found, python)
     except (BundleError, RequestError) as error:
         yield Finding(
             name="bundle-broken",
@@ -48,20 +48,14 @@ def examine_bundle(folder: Path, found: Detected, python: Environment) -> Iterat
 
 def _size(bundle: Bundle, found: Detected) -> Iterator[Finding]:
     """Whether the bundle's default picture fits into what is free, by the runtime's own bound."""
-    from perfusion.devices.planning.memory_plan import guided_by_default, plan_memory
+    from perfusion.devices.planning.memory_plan import plan_memory
 
     free = found.free
     if free is None and found.profile is not None:
         free = found.profile.usable
     if free is None:
         return
-    plan = plan_memory(
-        bundle,
-        budget=int(AUTO_SHARE * free),
-        width=bundle.defaults.width,
-        height=bundle.defaults.height,
-        guided=guided_by_default(bundle),
-    )
+    plan = plan_memory(bundle, bundle.usual_call, budget=int(AUTO_SHARE * free))
     if not plan.fits:
         half = ", or export it in half precision" if bundle.precision == "fp32" else ""
         yield Finding(
@@ -72,23 +66,23 @@ def _size(bundle: Bundle, found: Detected) -> Iterator[Finding]:
         )
 
 
-def _engines(folder: Path, found: Detected, python: Environment) -> Iterator[Finding]:
+def _engines(bundle: Bundle, found: Detected, python: Environment) -> Iterator[Finding]:
     """Whether every graph that a picture needs has an engine that runs here, as the runtime looks for them."""
     profile = found.profile
     if profile is None or profile.compute_capability is None:
         return
     if found.jetpack is not None and not found.jetpack.has_engines:
         return  # which the machine's own findings say
-    from perfusion.bundle.facts import read_facts
+    from perfusion.bundle.facts import graph_facts
     from perfusion.tensorrt.engine_store import find_engine
 
-    facts = read_facts(folder)
+    folder, graphs = bundle.folder, graph_facts(bundle).values()
     lacking: dict[str, dict[str, EngineSearch]] = {}
     for flavour in profile.engines[1:]:
         wanted = _wanted(flavour, profile.compute_capability, found, python)
         searches = {
             graph.name: find_engine(folder, graph.name, wanted | {"graph_sha256": graph.sha256}, verify=False)
-            for graph in facts.graphs.values()
+            for graph in graphs
             if graph.name != "vae_encoder"  # only pictures to start from need it
         }
         lacking[flavour] = {name: search for name, search in searches.items() if search.engine is None}

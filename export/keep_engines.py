@@ -9,7 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
-from perfusion.bundle.facts import read_facts
+from perfusion.bundle.facts import graph_facts
+from perfusion.bundle.reader import read_bundle
 from perfusion.tensorrt.engine_store import ENGINES, find_engines
 
 __all__ = ["keep_engines"]
@@ -27,10 +28,10 @@ def keep_engines(old: Path, new: Path) -> list[Path]:
     if not (old / ENGINES).is_dir():
         return []
     files = list((old / ENGINES).glob("*/timing-*.cache"))
-    facts = read_facts(new)
+    bundle = read_bundle(new, verify=False)
     plans = []
-    for name, graph in facts.graphs.items():
-        wanted = {"graph_sha256": graph.sha256, "precision": facts.precision}
+    for name, graph in graph_facts(bundle).items():
+        wanted = {"graph_sha256": graph.sha256, "precision": bundle.precision}
         found = [engine.plan for engine in find_engines(old, name, wanted)[0] if engine.plan.is_file()]
         files += [plan.with_suffix(ending) for plan in found for ending in _ENDINGS]
         plans += [plan.relative_to(old) for plan in found]

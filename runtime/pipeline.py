@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
 from perfusion.concept.bank import Changes
@@ -331,8 +332,7 @@ class Runtime:
             for now in ([spec.at(start) for spec in specs] for start in starts)
             for group in call_slices([spec.tokens for spec in now], self._batch_size)
         ]
-        return partial(
-            self._graphs.admit,
+        size = CallSize(
             width=request.width,
             height=request.height,
             batch=min(self._batch_size, len(specs)),
@@ -341,6 +341,7 @@ class Runtime:
             tokens=max(phase.tokens for spec in specs for phase in spec.phases),
             image=bool(request.images),
         )
+        return partial(self._graphs.admit, size)
 
     def _steps(
         self,

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from perfusion.devices.planning.float32_parts import kept_places
 from perfusion.devices.planning.latency import Latency, estimate_latency
 from perfusion.devices.planning.memory_plan import (
     MemoryPlan,
     graph_files,
-    guided_by_default,
     plan_memory,
-    request_of,
+    workload_of,
 )
 from perfusion.devices.profiles import DeviceProfile
 from perfusion.shell import quoted
 
 if TYPE_CHECKING:
+    from perfusion.bundle.call_size import CallSize
     from perfusion.bundle.description import Bundle
     from perfusion.tensorrt.build import Profile
 
@@ -36,20 +36,18 @@ class DevicePlan:
     embedded: bool  # whether it is the embedded model's
     workspace: int | None  # bytes an engine's builder may use; None where no engine is built
     shapes: Mapping[str, tuple[Profile, ...]]  # an engine's shape profiles by graph; empty without engines
+    resolution: int | None  # width and height to build engines for; None: the bundle's own
     memory: MemoryPlan
     latency: Latency | None  # None where the device's speed is not known
     built_here: bool = False  # whether the machine that asks is such a device
 
-    def export_command(self, folder: object, side: int | None) -> str | None:
-        """What builds it, or the nearest that fits; None where nothing is to be built.
-
-        `folder` is the bundle's, `side` what was asked for, None for the bundle's own.
-        """
-        memory, near = self.memory, self.memory.nearest
+    def export_command(self, folder: object) -> str | None:
+        """What builds it, or the nearest that fits; None where nothing is to be built. `folder` is the bundle's."""
+        memory, near, side = self.memory, self.memory.nearest, self.resolution
         if self.engine == "onnx" or (near is None and not memory.fits):
             return None
-        batch = memory.batch if near is None else near.batch
-        if near is not None and (near.width, near.height) != (memory.width, memory.height):
+        batch = memory.size.batch if near is None else near.batch
+        if near is not None and (near.width, near.height) != (memory.size.width, memory.size.height):
             side = max(near.width, near.height)
         source = f"--bundle {quoted(folder)}"
         if not self.exported:
@@ -59,49 +57,35 @@ class DevicePlan:
         script = " --script" if self.engine == "trt" and not self.built_here else ""
         return (
             f"perfusion-export {source} --engine {self.engine} --device {self.profile.name}{size} "
-            f"--batch {batch} --concepts {memory.concepts}{script}"
+            f"--batch {batch} --concepts {memory.size.concepts}{script}"
         )
 
 
 def plan_device(
-    bundle: Bundle,
-    profile: DeviceProfile,
-    *,
-    side: int | None = None,
-    batch: int = 1,
-    concepts: int = 4,
-    image: bool = False,
-    here: bool = False,
+    bundle: Bundle, profile: DeviceProfile, size: CallSize | None = None, *, here: bool = False
 ) -> DevicePlan:
     """Plan a bundle on a device.
 
     Args:
         bundle: as `perfusion.bundle.reader.read_bundle` gives it.
         profile: the device, which does nothing else.
-        side: width and height in pixels; None is the bundle's own.
-        batch: pictures in one call of the UNet.
-        concepts: rows of concepts; the slots of an engine.
-        image: whether a picture is drawn over.
+        size: what is drawn; None is one picture of the bundle's own size. Pictures of another size are squares.
         here: whether this machine is the device.
 
     Raises:
         RequestError: sizes that no picture of this bundle has, or no engine.
         BundleError: a graph that cannot be read or followed.
     """
+    usual = bundle.usual_call
+    size = size or usual
+    own_size = (size.width, size.height) == (usual.width, usual.height)
+    resolution = None if own_size else max(size.width, size.height)
     engine = engine_for(bundle, profile)
     precision = profile.precision if bundle.precision == "fp32" else bundle.precision
-    asked: dict[str, Any] = {
-        "width": bundle.defaults.width if side is None else side,
-        "height": bundle.defaults.height if side is None else side,
-        "batch": batch,
-        "concepts": concepts,
-        "guided": guided_by_default(bundle),
-        "precision": precision,
-    }
-    memory = plan_memory(bundle, budget=profile, image=image, **asked)
+    memory = plan_memory(bundle, size, budget=profile, precision=precision)
     latency = estimate_latency(
-        graph_files(bundle, image=image),
-        request_of(bundle, **asked),
+        graph_files(bundle, image=size.image),
+        workload_of(bundle, size, precision),
         profile,
         steps=bundle.defaults.num_inference_steps,
         tile=memory.tile,
@@ -113,7 +97,8 @@ def plan_device(
         exported=precision == bundle.precision,
         embedded=bundle.base == "pocket",
         workspace=None if engine == "onnx" else profile.workspace,
-        shapes={} if engine == "onnx" else _shapes(bundle, side, memory),
+        shapes={} if engine == "onnx" else _shapes(bundle, resolution, memory),
+        resolution=resolution,
         memory=memory,
         latency=latency,
         built_here=here,
@@ -131,34 +116,26 @@ def engine_for(bundle: Bundle, profile: DeviceProfile) -> str:
 
 
 def fitting_batches(
-    bundle: Bundle, profile: DeviceProfile, batches: Sequence[int], *, side: int | None, concepts: int
+    bundle: Bundle, profile: DeviceProfile, size: CallSize, batches: Sequence[int]
 ) -> tuple[list[int], MemoryPlan]:
     """The batches that a device has the memory for, and the plan of the largest; graphs are taken as they are.
 
     Where it has none for any, they are the smallest, whose plan says what would fit.
     """
     for count in sorted(batches, reverse=True):
-        plan = plan_memory(
-            bundle,
-            budget=profile,
-            width=bundle.defaults.width if side is None else side,
-            height=bundle.defaults.height if side is None else side,
-            batch=count,
-            guided=guided_by_default(bundle),
-            concepts=concepts,
-        )
+        plan = plan_memory(bundle, replace(size, batch=count), budget=profile)
         if plan.fits:
             break
-    return [one for one in batches if one <= count], plan
+    return [batch for batch in batches if batch <= count], plan
 
 
-def _shapes(bundle: Bundle, side: int | None, memory: MemoryPlan) -> dict[str, tuple[Profile, ...]]:
+def _shapes(bundle: Bundle, resolution: int | None, memory: MemoryPlan) -> dict[str, tuple[Profile, ...]]:
     """The profiles of every graph of the bundle, since the export builds them all."""
-    from perfusion.bundle.facts import read_facts
+    from perfusion.bundle.facts import graph_facts
     from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
 
-    facts = read_facts(bundle.folder)
+    size = memory.size
     options = ShapeOptions(
-        batches=(memory.batch,), concepts=memory.concepts, resolution=side, tile=memory.tile
+        batches=(size.batch,), concepts=size.concepts, resolution=resolution, tile=memory.tile
     )
-    return {name: profiles_of(name, facts, options) for name in facts.graphs}
+    return {name: profiles_of(name, bundle, options) for name in graph_facts(bundle)}

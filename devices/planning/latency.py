@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfusion.devices.planning.memory_plan import Request, graph_costs
+from perfusion.devices.planning.memory_plan import Workload, graph_costs
 from perfusion.devices.profiles import DeviceProfile
 
 __all__ = ["CPU_ERROR", "Latency", "estimate_latency", "graph_seconds"]
@@ -43,37 +43,37 @@ class Latency:
 
 def estimate_latency(
     files: Mapping[str, Path],
-    request: Request,
+    workload: Workload,
     profile: DeviceProfile,
     *,
     steps: int,
     tile: int | None = None,
 ) -> Latency | None:
-    """Estimate the time of a request; None where the device's speed is not known."""
+    """Estimate the time of a workload; None where the device's speed is not known."""
     if not profile.fp16_flops or not profile.bandwidth:
         return None
-    rows = request.batch * (2 if request.guided else 1)
-    seconds = {name: graph_seconds(path, name, request, profile, tile) for name, path in files.items()}
-    side = (request.height // request.downscale, request.width // request.downscale)
-    tiles = 1 if tile is None else -(-side[0] // tile) * -(-side[1] // tile)
+    size = workload.size
+    seconds = {name: graph_seconds(path, name, workload, profile, tile) for name, path in files.items()}
+    latents = (size.height // workload.downscale, size.width // workload.downscale)
+    tiles = 1 if tile is None else -(-latents[0] // tile) * -(-latents[1] // tile)
     error = f"within {CPU_ERROR:.0%} on the processor it was fitted to, and several times off on a slow one"
     if profile.kind != "cpu":
         error = "no GPU has been measured, so it may be off by half or more either way"
     return Latency(
-        encode=rows * sum(seconds[name] for name in seconds if name.startswith("text_encoder"))
+        encode=size.rows * sum(seconds[name] for name in seconds if name.startswith("text_encoder"))
         + seconds.get("vae_encoder", 0.0),
         step=seconds["unet"],
-        decode=request.batch * tiles * seconds["vae_decoder"],
+        decode=size.batch * tiles * seconds["vae_decoder"],
         steps=steps,
         error=error,
     )
 
 
 def graph_seconds(
-    path: Path, name: str, request: Request, profile: DeviceProfile, tile: int | None = None
+    path: Path, name: str, workload: Workload, profile: DeviceProfile, tile: int | None = None
 ) -> float:
     """One call of one graph."""
-    costs = graph_costs(path, name, request, tile)
+    costs = graph_costs(path, name, workload, tile)
     if profile.kind == "cpu":
         return costs.seconds(profile.fp16_flops, profile.bandwidth) + _NODE_SECONDS * len(costs.flops)
     return costs.seconds(_GPU_SHARE * profile.fp16_flops, _GPU_SHARE * profile.bandwidth)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from perfusion.bundle.call_size import CallSize
 from perfusion.devices.graph_reader.onnx_file import GraphFile, read_graph
 from perfusion.devices.graph_reader.shapes import trace
 from perfusion.devices.planning.costs import Costs, costs_of
@@ -29,16 +30,15 @@ __all__ = [
     "STAGES",
     "MemoryPlan",
     "Need",
-    "Request",
-    "Smaller",
+    "SmallerCall",
+    "Workload",
     "graph_costs",
     "graph_files",
     "graph_sizes",
-    "guided_by_default",
     "open_size",
     "plan_graphs",
     "plan_memory",
-    "request_of",
+    "workload_of",
 ]
 
 STAGES = ("encode", "denoise", "decode")
@@ -56,8 +56,8 @@ _MOST_ROWS = 1 << 16  # pictures in a batch, concepts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Smaller:
-    """A smaller request that fits; `precision` is that of another export where this one's does not fit at all."""
+class SmallerCall:
+    """A smaller call that fits; `precision` is that of another export where this one's does not fit at all."""
 
     width: int
     height: int
@@ -79,13 +79,9 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Whether a request fits into a budget, and what is in memory when."""
+    """Whether a call fits into a budget, and what is in memory when."""
 
-    width: int
-    height: int
-    batch: int
-    guided: bool
-    concepts: int
+    size: CallSize
     precision: str
     budget: int  # bytes
     base: int  # bytes that are there whatever is open: the library, and a GPU's context
@@ -93,7 +89,7 @@ class MemoryPlan:
     stages: Mapping[str, int]  # bytes at the fullest moment of each stage
     resident: Mapping[str, frozenset[str]]  # the graphs open in each stage
     tile: int | None  # side in latents of the tiles in which the VAE decodes; None: all at once
-    nearest: Smaller | None = None  # where it does not fit: what does
+    nearest: SmallerCall | None = None  # where it does not fit: what does
 
     @property
     def peak(self) -> int:
@@ -107,11 +103,12 @@ class MemoryPlan:
 
     def explain(self) -> str:
         """The plan in a sentence or two."""
-        what = f"{self.width}×{self.height} in batches of {self.batch}, {self.precision}"
+        size = self.size
+        what = f"{size.width}×{size.height} in batches of {size.batch}, {self.precision}"
         keeps_all = len(set(self.resident.values())) == 1
         stage = max(self.stages, key=lambda name: self.stages[name])
         where = "" if keeps_all else f" to {stage}"
-        need = f"needs {_size(self.peak)}{where} of {_size(self.budget)}"
+        need = f"needs {_bytes(self.peak)}{where} of {_bytes(self.budget)}"
         if self.fits:
             how = "with all graphs open" if keeps_all else "with only the graphs open that a stage uses"
             tiles = f", decoding in tiles of {self.tile} latents" if self.tile else ""
@@ -124,87 +121,65 @@ class MemoryPlan:
 
 
 def plan_memory(
-    bundle: Bundle,
-    *,
-    budget: int | DeviceProfile,
-    width: int,
-    height: int,
-    batch: int = 1,
-    guided: bool = True,
-    concepts: int = 4,
-    precision: str | None = None,
-    image: bool = False,
+    bundle: Bundle, size: CallSize, *, budget: int | DeviceProfile, precision: str | None = None
 ) -> MemoryPlan:
-    """Plan what of a bundle is in memory when, so that a request fits into a budget.
+    """Plan what of a bundle is in memory when, so that a call fits into a budget.
 
     Args:
         bundle: as `perfusion.bundle.reader.read_bundle` gives it.
+        size: what is drawn; `bundle.usual_call` is one picture of the bundle's own size.
         budget: bytes that the graphs may take together, or a device that does nothing else.
-        width, height: of a picture, in pixels.
-        batch: pictures in one call of the UNet; `guided` doubles its rows.
-        concepts: rows of concepts given to the UNet.
         precision: "fp16" counts an fp32 bundle as if it were exported in half; None is the bundle's own.
-        image: whether a picture is drawn over, which the VAE's encoder has to encode first.
 
     Raises:
         RequestError: sizes that no picture of this bundle has, or an image and no encoder for it.
         BundleError: a graph that cannot be read or followed.
     """
-    request = request_of(
-        bundle, width=width, height=height, batch=batch, guided=guided, concepts=concepts, precision=precision
-    )
-    return plan_graphs(graph_files(bundle, image=image), request, budget)
+    return plan_graphs(graph_files(bundle, image=size.image), workload_of(bundle, size, precision), budget)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One call of `plan_memory`, without the bundle."""
+class Workload:
+    """A call and what its bundle says of its sizes: all of `plan_memory` but the graphs and the budget."""
 
-    width: int
-    height: int
-    batch: int
-    guided: bool
-    concepts: int
+    size: CallSize
     precision: str
     own_precision: str
     downscale: int
     step: int
-    tokens: int
-    kept: frozenset[str] = (
-        frozenset()
-    )  # what is float32 where `precision` is half and the bundle's own is not
+    kept: frozenset[str] = frozenset()  # in float32 where `precision` is half and the bundle's own is not
 
 
-def plan_graphs(files: Mapping[str, Path], request: Request, budget: int | DeviceProfile) -> MemoryPlan:
-    """The plan for graphs by name, with the nearest request that fits where this one does not."""
+def plan_graphs(files: Mapping[str, Path], workload: Workload, budget: int | DeviceProfile) -> MemoryPlan:
+    """The plan for graphs by name, with the nearest call that fits where this one does not."""
     limit = budget.usable if isinstance(budget, DeviceProfile) else budget
     gpu = isinstance(budget, DeviceProfile) and len(budget.engines) > 1
     base = LIBRARY + (_CONTEXT if gpu else 0)
-    plan = _best(files, request, limit, base)
+    plan = _best(files, workload, limit, base)
     if plan.fits:
         return plan
-    smaller = _nearest(request, gpu, lambda one: _best(files, one, limit, base).fits)
+    smaller = _nearest(workload, gpu, lambda candidate: _best(files, candidate, limit, base).fits)
     if smaller is None:
         return plan
-    other = smaller.precision if smaller.precision != request.precision else None
-    near = Smaller(width=smaller.width, height=smaller.height, batch=smaller.batch, precision=other)
+    size, other = smaller.size, smaller.precision if smaller.precision != workload.precision else None
+    near = SmallerCall(width=size.width, height=size.height, batch=size.batch, precision=other)
     return replace(plan, nearest=near)
 
 
-def graph_sizes(name: str, request: Request, tile: int | None = None) -> dict[str, int]:
+def graph_sizes(name: str, workload: Workload, tile: int | None = None) -> dict[str, int]:
     """Numbers for a graph's named dimensions; text and pictures are worked on one at a time."""
-    rows = request.batch * (2 if request.guided else 1)
-    height, width = request.height // request.downscale, request.width // request.downscale
+    size = workload.size
+    height, width = size.height // workload.downscale, size.width // workload.downscale
     if name == "vae_decoder" and tile is not None:
         height, width = min(height, tile), min(width, tile)
     return {
-        "batch": rows if name == "unet" else 1,
+        "batch": size.rows if name == "unet" else 1,
         "height": height,
         "width": width,
-        "picture_height": request.height,
-        "picture_width": request.width,
-        "tokens": request.tokens,
-        "concepts": request.concepts,
+        "picture_height": size.height,
+        "picture_width": size.width,
+        "tokens": size.tokens,
+        "concepts": size.concepts,
     }
 
 
@@ -213,16 +188,16 @@ def open_size(costs: Costs) -> int:
     return int(_COPY * costs.weights + _FOLDED * costs.folded) + _NODE * costs.nodes
 
 
-def _best(files: Mapping[str, Path], request: Request, limit: int, base: int) -> MemoryPlan:
+def _best(files: Mapping[str, Path], workload: Workload, limit: int, base: int) -> MemoryPlan:
     """The fastest way to draw that fits, or the smallest where none does.
 
     Keeping every graph open comes first, because opening one again takes longer than decoding in tiles.
     """
     smallest: MemoryPlan | None = None
-    side = max(request.width, request.height) // request.downscale
+    side = max(workload.size.width, workload.size.height) // workload.downscale
     for keep, tile in product((True, False), (None, *(one for one in TILES if one < side))):
-        needs = {name: _need(path, name, request, tile) for name, path in files.items()}
-        plan = _arranged(needs, request, limit, base, keep, tile)
+        needs = {name: _need(path, name, workload, tile) for name, path in files.items()}
+        plan = _arranged(needs, workload, limit, base, keep, tile)
         if plan.fits:
             return plan
         if smallest is None or plan.peak < smallest.peak:
@@ -232,7 +207,7 @@ def _best(files: Mapping[str, Path], request: Request, limit: int, base: int) ->
 
 
 def _arranged(
-    needs: Mapping[str, Need], request: Request, limit: int, base: int, keep: bool, tile: int | None
+    needs: Mapping[str, Need], workload: Workload, limit: int, base: int, keep: bool, tile: int | None
 ) -> MemoryPlan:
     """A plan with every graph always open (`keep`), or with those alone that a stage runs."""
     everything = frozenset(needs)
@@ -248,12 +223,8 @@ def _arranged(
         for stage in STAGES
     }
     return MemoryPlan(
-        width=request.width,
-        height=request.height,
-        batch=request.batch,
-        guided=request.guided,
-        concepts=request.concepts,
-        precision=request.precision,
+        size=workload.size,
+        precision=workload.precision,
         budget=limit,
         base=base,
         needs=MappingProxyType(dict(needs)),
@@ -263,16 +234,16 @@ def _arranged(
     )
 
 
-def _need(path: Path, name: str, request: Request, tile: int | None) -> Need:
-    costs = graph_costs(path, name, request, tile)
+def _need(path: Path, name: str, workload: Workload, tile: int | None) -> Need:
+    costs = graph_costs(path, name, workload, tile)
     return Need(opened=open_size(costs), running=costs.arena.touched)
 
 
-def graph_costs(path: Path, name: str, request: Request, tile: int | None = None) -> Costs:
-    """The costs of a graph's file for a request; read once for every state of the file."""
-    half = request.precision == "fp16" and request.own_precision != "fp16" and name not in request.kept
-    wide = f"{name}.attention" in request.kept
-    stamp, sizes = path.stat(), tuple(sorted(graph_sizes(name, request, tile).items()))
+def graph_costs(path: Path, name: str, workload: Workload, tile: int | None = None) -> Costs:
+    """The costs of a graph's file for a workload; read once for every state of the file."""
+    half = workload.precision == "fp16" and workload.own_precision != "fp16" and name not in workload.kept
+    wide = f"{name}.attention" in workload.kept
+    stamp, sizes = path.stat(), tuple(sorted(graph_sizes(name, workload, tile).items()))
     return _costs(path, (stamp.st_mtime_ns, stamp.st_size), sizes, half, half and wide)
 
 
@@ -288,23 +259,28 @@ def _graph(path: Path, _state: tuple[int, int]) -> GraphFile:
     return read_graph(path)
 
 
-def _nearest(request: Request, gpu: bool, fits: Callable[[Request], bool]) -> Request | None:
-    """The largest smaller request that fits: smaller batches first, then half precision, then smaller pictures."""
-    if batch := _most(request.batch - 1, lambda count: fits(replace(request, batch=count))):
-        return replace(request, batch=batch)
-    single = replace(request, batch=1)
-    if gpu and request.precision == "fp32":
+def _nearest(workload: Workload, gpu: bool, fits: Callable[[Workload], bool]) -> Workload | None:
+    """The largest smaller call that fits: smaller batches first, then half precision, then smaller pictures."""
+    if batch := _most(workload.size.batch - 1, lambda count: fits(_resized(workload, batch=count))):
+        return _resized(workload, batch=batch)
+    single = _resized(workload, batch=1)
+    if gpu and workload.precision == "fp32":
         single = replace(single, precision="fp16")
         if fits(single):
             return single
-    steps = max(request.width, request.height) // request.step
+    sides, step = (workload.size.width, workload.size.height), workload.step
+    steps = max(sides) // step
 
-    def scaled(part: int) -> Request:
-        sides = [max(1, side // request.step * part // steps) for side in (request.width, request.height)]
-        return replace(single, width=sides[0] * request.step, height=sides[1] * request.step)
+    def scaled(part: int) -> Workload:
+        width, height = (max(1, side // step * part // steps) * step for side in sides)
+        return _resized(single, width=width, height=height)
 
     part = _most(steps - 1, lambda part: fits(scaled(part)))
     return scaled(part) if part else None
+
+
+def _resized(workload: Workload, **sizes: int) -> Workload:
+    return replace(workload, size=replace(workload.size, **sizes))
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
@@ -318,29 +294,15 @@ def _most(limit: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def request_of(
-    bundle: Bundle,
-    *,
-    width: int,
-    height: int,
-    batch: int = 1,
-    guided: bool = True,
-    concepts: int = 4,
-    precision: str | None = None,
-) -> Request:
-    """A request to a bundle, with what the bundle says of its sizes. Arguments and errors as in `plan_memory`."""
-    _check(bundle, width, height, batch, concepts)
-    return Request(
-        width=width,
-        height=height,
-        batch=batch,
-        guided=guided,
-        concepts=concepts,
+def workload_of(bundle: Bundle, size: CallSize, precision: str | None = None) -> Workload:
+    """A call of a bundle, with what the bundle says of its sizes. Arguments and errors as in `plan_memory`."""
+    _check(bundle, size)
+    return Workload(
+        size=size,
         precision=precision or bundle.precision,
         own_precision=bundle.precision,
         downscale=bundle.decoder.downscale,
         step=bundle.size_step,
-        tokens=bundle.text_encoder.context_length,
         kept=kept_places(bundle.base),
     )
 
@@ -361,23 +323,24 @@ def graph_files(bundle: Bundle, *, image: bool = False) -> dict[str, Path]:
     return files | {"unet": bundle.unet.file, "vae_decoder": bundle.decoder.file}
 
 
-def guided_by_default(bundle: Bundle) -> bool:
-    """Whether a request that does not say otherwise has an unconditional row beside each picture's own."""
-    return bundle.is_guided()
-
-
-def _check(bundle: Bundle, width: int, height: int, batch: int, concepts: int) -> None:
-    step = bundle.size_step
-    if min(width, height) < step or width % step or height % step or width * height > _MOST_PIXELS:
+def _check(bundle: Bundle, size: CallSize) -> None:
+    step, pixels = bundle.size_step, size.width * size.height
+    if (
+        min(size.width, size.height) < step
+        or size.width % step
+        or size.height % step
+        or pixels > _MOST_PIXELS
+    ):
         raise RequestError(
-            f"The size is {width}×{height}, expected multiples of {step} and at most {_MOST_PIXELS:,} pixels."
+            f"The size is {size.width}×{size.height}, expected multiples of {step} and at most {_MOST_PIXELS:,} "
+            "pixels."
         )
-    if not (1 <= batch <= _MOST_ROWS and 0 <= concepts <= _MOST_ROWS):
+    if not (1 <= size.batch <= _MOST_ROWS and 0 <= size.concepts <= _MOST_ROWS):
         raise RequestError(
-            f"The batch is {batch} and there are {concepts} concepts, expected at least 1 and 0, and at most "
-            f"{_MOST_ROWS:,}."
+            f"The batch is {size.batch} and there are {size.concepts} concepts, expected at least 1 and 0, and at "
+            f"most {_MOST_ROWS:,}."
         )
 
 
-def _size(count: int) -> str:
+def _bytes(count: int) -> str:
     return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"

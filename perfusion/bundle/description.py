@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.guidance import is_guided
 from perfusion.bundle.noise_model import NoiseModel
 from perfusion.errors import ConceptError
@@ -108,6 +109,9 @@ class Bundle:
     noise_model: NoiseModel
     defaults: Defaults
     force_zeros_for_empty_prompt: bool = False  # an empty negative prompt is zeros, not an encoded empty text
+    checksums: Mapping[str, str] = field(
+        default_factory=dict
+    )  # SHA-256 of its files, named from the folder on
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -123,6 +127,16 @@ class Bundle:
         """Whether each picture has an unconditional row at this scale, by default the bundle's own."""
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
         return is_guided(scale, reads_scale="timestep_cond" in self.unet.conditions)
+
+    @property
+    def usual_call(self) -> CallSize:
+        """The call for one picture of the bundle's own size, with one concept."""
+        return CallSize(
+            width=self.defaults.width,
+            height=self.defaults.height,
+            guided=self.is_guided(),
+            tokens=self.text_encoder.context_length,
+        )
 
     @property
     def samples(self) -> dict[str, Path]:

@@ -113,11 +113,12 @@ def _checksum(path: Path) -> str:
 
 def _bundle(folder: Path, manifest: Fields) -> Bundle:
     """The manifest's values, each of its kind, and what must agree between them."""
-    listed = set(manifest.inner("files").names())
+    files = manifest.inner("files")
+    checksums = {name: files.inner(name).text("sha256") for name in files.names()}
 
     def file(fields: Fields, name: str) -> Path:
         value = fields.file(name)
-        if value not in listed:
+        if value not in checksums:
             raise BundleError(f"{fields.where}: {name!r} is {value!r}, which is not among its 'files'.")
         return folder / value
 
@@ -142,6 +143,7 @@ def _bundle(folder: Path, manifest: Fields) -> Bundle:
         noise_model=_noise_model(scheduler),
         defaults=_defaults(manifest.inner("defaults"), _sampler(scheduler)),
         force_zeros_for_empty_prompt=manifest.truth("force_zeros_for_empty_prompt", default=False),
+        checksums=checksums,
     )
     _check_agreement(bundle, manifest, vae)
     return bundle

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,16 +142,12 @@ def _plan(args: argparse.Namespace) -> int:
     if profile is None:
         raise DeviceError("No profile describes this machine. Name one with --device; `list` has them all.")
     bundle = read_bundle(_bundle_folder(args.bundle), verify=False)
-    plan = plan_device(
-        bundle,
-        profile,
-        side=args.resolution,
-        batch=args.batch,
-        concepts=args.concepts,
-        image=args.image,
-        here=here is not None and here.compute_capability == profile.compute_capability,
-    )
-    export = plan.export_command(bundle.folder, args.resolution)
+    size = replace(bundle.usual_call, batch=args.batch, concepts=args.concepts, image=args.image)
+    if args.resolution is not None:
+        size = replace(size, width=args.resolution, height=args.resolution)
+    same = here is not None and here.compute_capability == profile.compute_capability
+    plan = plan_device(bundle, profile, size, here=same)
+    export = plan.export_command(bundle.folder)
     if args.json:
         print(json.dumps(_plan_facts(plan, bundle.folder) | {"export": export}, indent=2))
         return 0
@@ -202,7 +199,7 @@ def _found_facts(found: Detected) -> dict[str, Any]:
 
 
 def _plan_facts(plan: DevicePlan, folder: Path) -> dict[str, Any]:
-    memory, latency = plan.memory, plan.latency
+    memory, size, latency = plan.memory, plan.memory.size, plan.latency
     return {
         "device": plan.profile.name,
         "bundle": str(folder),
@@ -210,11 +207,11 @@ def _plan_facts(plan: DevicePlan, folder: Path) -> dict[str, Any]:
         "precision": plan.precision,
         "workspace": plan.workspace,
         "profiles": {graph: [dict(one) for one in profiles] for graph, profiles in plan.shapes.items()},
-        "width": memory.width,
-        "height": memory.height,
-        "batch": memory.batch,
-        "concepts": memory.concepts,
-        "guided": memory.guided,
+        "width": size.width,
+        "height": size.height,
+        "batch": size.batch,
+        "concepts": size.concepts,
+        "guided": size.guided,
         "fits": memory.fits,
         "budget": memory.budget,
         "peak": memory.peak,

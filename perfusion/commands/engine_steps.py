@@ -13,6 +13,7 @@ from perfusion.commands import Progress
 from perfusion.errors import DeviceError, ExportError, RequestError
 
 if TYPE_CHECKING:
+    from perfusion.bundle.call_size import CallSize
     from perfusion.bundle.description import Bundle
     from perfusion.devices import DeviceProfile
     from perfusion.tensorrt.engines import EngineJob, EngineOutcome, EngineSettings
@@ -120,30 +121,29 @@ def plan(
     given: argparse.Namespace, folder: Path, target: str, profile: DeviceProfile | None
 ) -> tuple[tuple[EngineJob, ...], EngineSettings]:
     """What is to be built for a bundle that is there."""
-    from perfusion.bundle.facts import read_facts
     from perfusion.bundle.reader import read_bundle
     from perfusion.tensorrt import targets
     from perfusion.tensorrt.build import BuildOptions
-    from perfusion.tensorrt.engines import EngineSettings, plan_jobs
+    from perfusion.tensorrt.engines import EngineSettings
+    from perfusion.tensorrt.jobs import plan_jobs
 
     bundle = read_bundle(folder, verify=False)  # the files that are built from are verified there
-    facts = read_facts(folder)
-    if given.precision not in (None, facts.precision):
+    if given.precision not in (None, bundle.precision):
         raise RequestError(
-            f"{folder} is in {facts.precision}, and {given.precision} was asked for. Leave --precision out, or export "
+            f"{folder} is in {bundle.precision}, and {given.precision} was asked for. Leave --precision out, or export "
             "the model again."
         )
-    targets.check_precision(given.engine, target, facts.precision)
+    targets.check_precision(given.engine, target, bundle.precision)
     level = given.optimization_level
     if level is None and profile is not None:
         level = profile.optimization_level
     options = BuildOptions(workspace=_workspace(given, profile), optimization_level=level)
     shapes = _shapes(given)
-    plan_jobs(facts, shapes)  # refuses sizes before the graphs are read for the plan
+    plan_jobs(bundle, shapes)  # refuses sizes before the graphs are read for the plan
     if profile is not None:
         shapes = _planned(bundle, shapes, profile, batches_given=given.batch is not None)
-    return plan_jobs(facts, shapes), EngineSettings(
-        flavour=given.engine, target=target, precision=facts.precision, options=options
+    return plan_jobs(bundle, shapes), EngineSettings(
+        flavour=given.engine, target=target, precision=bundle.precision, options=options
     )
 
 
@@ -153,9 +153,15 @@ def check_memory(given: argparse.Namespace, folder: Path, profile: DeviceProfile
     from perfusion.devices.planning.device_plan import fitting_batches
 
     bundle = read_bundle(folder, verify=False)
-    memory = fitting_batches(bundle, profile, (1,), side=given.resolution, concepts=4)[1]
+    memory = fitting_batches(bundle, profile, _call_size(bundle, given.resolution), (1,))[1]
     if not memory.fits:
         _log.warning("%s: %s", profile.title, memory.explain())
+
+
+def _call_size(bundle: Bundle, resolution: int | None, concepts: int = 4) -> CallSize:
+    """The call for one picture, a square of a resolution where there is one."""
+    size = replace(bundle.usual_call, concepts=concepts)
+    return size if resolution is None else replace(size, width=resolution, height=resolution)
 
 
 def _planned(
@@ -167,9 +173,8 @@ def _planned(
     """
     from perfusion.devices.planning.device_plan import fitting_batches
 
-    batches, memory = fitting_batches(
-        bundle, profile, shapes.batches, side=shapes.resolution, concepts=shapes.concepts
-    )
+    size = _call_size(bundle, shapes.resolution, shapes.concepts)
+    batches, memory = fitting_batches(bundle, profile, size, shapes.batches)
     if not memory.fits:
         _log.warning("%s: %s", profile.title, memory.explain())
     elif batches_given and max(shapes.batches) > max(batches):

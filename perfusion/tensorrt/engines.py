@@ -1,4 +1,4 @@
-"""The engines of a whole bundle: which there are to build, and building those that are not there yet."""
+"""The engines of a whole bundle: building those that are not there yet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from perfusion import __version__
-from perfusion.bundle.facts import BundleFacts, GraphFacts
-from perfusion.errors import BundleError, DeviceError, ExportError, PerfusionError
+from perfusion.errors import BundleError, DeviceError, PerfusionError
 from perfusion.files import sha256_of, writing
 from perfusion.tensorrt.build import BuildOptions, Built, Phase, Profile, build_engine
 from perfusion.tensorrt.driver import query_driver
 from perfusion.tensorrt.engine_store import Engine, building, engine_folder, find_engine, store_engine
 from perfusion.tensorrt.keys import EngineKey, folder_name, platform_of
-from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
 
 __all__ = [
     "EngineJob",
@@ -26,7 +24,6 @@ __all__ = [
     "EngineSettings",
     "build_engines",
     "check_gpu",
-    "plan_jobs",
     "this_gpu",
 ]
 
@@ -79,21 +76,6 @@ class EngineOutcome:
     reasons: tuple[str, ...]
 
 
-def plan_jobs(facts: BundleFacts, shapes: ShapeOptions) -> tuple[EngineJob, ...]:
-    """The jobs of a bundle, in the order in which a picture needs the graphs.
-
-    Raises:
-        RequestError: sizes the bundle cannot take.
-        ExportError: graphs TensorRT cannot read.
-    """
-    if facts.precision not in ("fp32", "fp16"):
-        raise ExportError(
-            f"The bundle is in {facts.precision}, whose operators are ONNX Runtime's for a CPU and not TensorRT's. "
-            "Export it with --precision fp16 or fp32."
-        )
-    return tuple(_job(graph, profiles_of(graph.name, facts, shapes)) for graph in facts.graphs.values())
-
-
 def build_engines(
     trt: Any,
     bundle: Path | str,
@@ -139,12 +121,6 @@ def this_gpu(advice: str = "") -> str:
             f"GPU that will run it.{advice}"
         )
     return driver.target
-
-
-def _job(graph: GraphFacts, profiles: tuple[Profile, ...]) -> EngineJob:
-    return EngineJob(
-        graph=graph.name, file=graph.file, sha256=graph.sha256, needs=dict(graph.needs), profiles=profiles
-    )
 
 
 def check_gpu(target: str, advice: str = "") -> int:

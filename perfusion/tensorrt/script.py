@@ -26,14 +26,13 @@ from perfusion.tensorrt.keys import folder_name
 __all__ = ["build_from_recipe", "script_text", "write_script"]
 
 _SECONDS = 10
-_PACKAGES = ("perfusion.bundle", "perfusion.tensorrt")
 _MODULES = (
-    *("errors", "locking", "files", "bundle.guidance", "bundle.facts"),
+    *("errors", "locking", "files"),
     *("tensorrt.interrupts", "tensorrt.rtx", "tensorrt.logger", "tensorrt.build", "tensorrt.driver"),
     *("tensorrt.flavour", "tensorrt.targets", "tensorrt.keys", "tensorrt.engine_store"),
-    *("tensorrt.shape_ranges", "tensorrt.engines", "tensorrt.script"),
+    *("tensorrt.engines", "tensorrt.script"),
 )
-"""What the script carries, each after the modules that it imports."""
+"""What the script carries, each after the modules that it imports. The jobs say what it needs to know of the bundle."""
 
 _HEAD = '''#!/usr/bin/env python3
 """Build the TensorRT engines of the bundle this file lies in, on the device that will run them.
@@ -97,7 +96,7 @@ def script_text(jobs: Sequence[EngineJob], settings: EngineSettings, name: str) 
         recipe=json.dumps(recipe, indent=1),
     )
     package = f"__version__ = {__version__!r}\n"
-    sources = {"perfusion": package, **dict.fromkeys(_PACKAGES, "")}
+    sources = {"perfusion": package, "perfusion.tensorrt": ""}
     sources |= {f"perfusion.{module}": _source(f"perfusion.{module}") for module in _MODULES}
     return head + "".join(f"    {name!r}: {_literal(source)},\n" for name, source in sources.items()) + _TAIL
 

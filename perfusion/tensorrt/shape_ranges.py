@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perfusion.bundle.facts import BundleFacts
+from perfusion.bundle.description import Bundle
 from perfusion.errors import RequestError
 from perfusion.tensorrt.build import Profile
 
@@ -50,67 +50,67 @@ def check_counts(options: ShapeOptions) -> None:
         )
 
 
-def check_shapes(facts: BundleFacts, options: ShapeOptions) -> None:
+def check_shapes(bundle: Bundle, options: ShapeOptions) -> None:
     """Refuse sizes no graph of the bundle takes.
 
     Raises:
         RequestError: with the sizes that would do.
     """
     check_counts(options)
-    for side in _sides(facts, options):
-        if side <= 0 or side % facts.size_step:
-            nearest = max(facts.size_step, round(side / facts.size_step) * facts.size_step)
+    for side in _sides(bundle, options):
+        if side <= 0 or side % bundle.size_step:
+            nearest = max(bundle.size_step, round(side / bundle.size_step) * bundle.size_step)
             raise RequestError(
                 f"The resolution {side} does not fit this bundle: the sides of its pictures are multiples of "
-                f"{facts.size_step} pixels; the nearest is {nearest}."
+                f"{bundle.size_step} pixels; the nearest is {nearest}."
             )
 
 
-def profiles_of(graph: str, facts: BundleFacts, options: ShapeOptions) -> tuple[Profile, ...]:
+def profiles_of(graph: str, bundle: Bundle, options: ShapeOptions) -> tuple[Profile, ...]:
     """The profiles of one graph of a bundle, smallest first. Raises as `check_shapes`."""
-    check_shapes(facts, options)
+    check_shapes(bundle, options)
     if graph.startswith("text_encoder"):
         return ({"batch": _just(1), "concepts": _just(options.concepts)},)
-    width, height = _sides(facts, options)
+    width, height = _sides(bundle, options)
     if graph.startswith("vae"):
         if options.tile is not None and graph == "vae_decoder":
-            width, height = (min(side, options.tile * facts.downscale) for side in (width, height))
-        return ({"batch": _just(1), **_picture(width, height, facts, options)},)
-    guided = facts.guided if options.guided is None else options.guided
+            width, height = (min(side, options.tile * bundle.decoder.downscale) for side in (width, height))
+        return ({"batch": _just(1), **_picture(width, height, bundle, options)},)
+    guided = bundle.is_guided() if options.guided is None else options.guided
     rows = sorted({one * (2 if guided else 1) for one in options.batches})
     fixed = {
-        "tokens": _just(facts.context_length),
+        "tokens": _just(bundle.text_encoder.context_length),
         "concepts": _just(options.concepts),
-        **_latents(width, height, facts, options),
+        **_latents(width, height, bundle, options),
     }
     if options.dynamic:
         return ({"batch": (1, rows[0], rows[-1]), **fixed},)
     return tuple({"batch": _just(one), **fixed} for one in rows)
 
 
-def _sides(facts: BundleFacts, options: ShapeOptions) -> tuple[int, int]:
+def _sides(bundle: Bundle, options: ShapeOptions) -> tuple[int, int]:
     if options.resolution is not None:
         return options.resolution, options.resolution
-    return facts.width, facts.height
+    return bundle.defaults.width, bundle.defaults.height
 
 
 def _latents(
-    width: int, height: int, facts: BundleFacts, options: ShapeOptions
+    width: int, height: int, bundle: Bundle, options: ShapeOptions
 ) -> dict[str, tuple[int, int, int]]:
     """Latents' sides: one size each, or from half of it on."""
-    sizes = {"height": height // facts.downscale, "width": width // facts.downscale}
+    sizes = {"height": height // bundle.decoder.downscale, "width": width // bundle.decoder.downscale}
     if not options.dynamic:
         return {name: _just(size) for name, size in sizes.items()}
-    step = facts.size_multiple
+    step = bundle.unet.size_multiple
     return {name: (max(step, size // 2 // step * step), size, size) for name, size in sizes.items()}
 
 
 def _picture(
-    width: int, height: int, facts: BundleFacts, options: ShapeOptions
+    width: int, height: int, bundle: Bundle, options: ShapeOptions
 ) -> dict[str, tuple[int, int, int]]:
     """The VAE's ends: latents' sides, and the pictures' with them."""
-    latents = _latents(width, height, facts, options)
-    scale = facts.downscale
+    latents = _latents(width, height, bundle, options)
+    scale = bundle.decoder.downscale
     pictures = {f"picture_{name}": (a * scale, b * scale, c * scale) for name, (a, b, c) in latents.items()}
     return latents | pictures
 

@@ -11,21 +11,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.graph_io import GraphIO, graph_io_of
 from perfusion.errors import RequestError
-from perfusion.runtime.compute.onnx_graph import Graph, available_providers, require_provider
+from perfusion.runtime.compute.onnx_graph import OnnxGraph, available_providers, require_provider
 from perfusion.runtime.compute.residency import free_device_memory, free_memory
 from perfusion.tensorrt.flavour import FLAVOURS
 
-__all__ = ["PROVIDERS", "Backend", "OnnxBackend", "Opened", "make_backend", "offers"]
+__all__ = ["PROVIDERS", "Backend", "OnnxBackend", "OpenGraph", "make_backend", "offers"]
 
 Array = NDArray[np.float32]
 
 PROVIDERS = ("cpu", "cuda", "trt", "trt-rtx")
 
 
-class Opened(Protocol):
+class OpenGraph(Protocol):
     """One graph, ready to run."""
 
     def run(self, **feeds: NDArray[Any]) -> dict[str, Array]:
@@ -44,14 +45,11 @@ class Backend(Protocol):
     provider: str
     planned: bool  # whether a memory plan, which is made for onnxruntime, holds for it
 
-    def open(self, name: str) -> Opened:
+    def open(self, name: str) -> OpenGraph:
         """Open the graph `name`. Raises BundleError or DeviceError."""
 
-    def admit(self, *, width: int, height: int, concepts: int, tokens: int) -> None:
-        """Refuse what its graphs take at no size: pixels, rows of concepts and tokens in one call of the UNet.
-
-        Raises RequestError.
-        """
+    def admit(self, size: CallSize) -> None:
+        """Refuse a call whose pixels, rows of concepts or tokens no graph takes. Raises RequestError."""
 
     def free_memory(self) -> int | None:
         """Bytes free where the graphs compute; None where nobody can tell."""
@@ -66,7 +64,7 @@ class OnnxBackend:
     planned = True
 
     def __init__(
-        self, ends: Mapping[str, GraphIO], provider: str, threads: int | None, *, capture: bool = False
+        self, graph_io: Mapping[str, GraphIO], provider: str, threads: int | None, *, capture: bool = False
     ) -> None:
         """`capture`: record the UNet's calls as CUDA graphs.
 
@@ -75,16 +73,18 @@ class OnnxBackend:
         """
         require_provider(provider)
         self.provider = provider
-        self._ends = ends
+        self._graph_io = graph_io
         self._threads = threads
         self._capture = capture
 
-    def open(self, name: str) -> Opened:
-        ends = self._ends[name]
+    def open(self, name: str) -> OpenGraph:
+        graph_io = self._graph_io[name]
         capture = self._capture and name == "unet"
-        return Graph(ends.file, ends.inputs, ends.outputs, self.provider, self._threads, capture=capture)
+        return OnnxGraph(
+            graph_io.file, graph_io.inputs, graph_io.outputs, self.provider, self._threads, capture=capture
+        )
 
-    def admit(self, *, width: int, height: int, concepts: int, tokens: int) -> None:
+    def admit(self, size: CallSize) -> None:
         """Its graphs take any size."""
 
     def free_memory(self) -> int | None:
@@ -114,7 +114,7 @@ def make_backend(
         if provider == flavour:
             from perfusion.runtime.compute.engine_graph import TensorRTBackend
 
-            return TensorRTBackend(bundle.folder, graph_io_of(bundle), flavour)
+            return TensorRTBackend(bundle, flavour)
     return OnnxBackend(graph_io_of(bundle), provider, threads, capture=cuda_graph)
 
 

@@ -7,14 +7,15 @@ one engine of a graph is open at a time: another size costs opening another file
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.bundle.facts import BundleFacts, read_facts
-from perfusion.bundle.graph_io import GraphIO
+from perfusion.bundle.call_size import CallSize
+from perfusion.bundle.description import Bundle
+from perfusion.bundle.facts import graph_facts
+from perfusion.bundle.graph_io import graph_io_of
 from perfusion.errors import DeviceError, RequestError
 from perfusion.runtime.compute.binding import CHANGING
 from perfusion.runtime.compute.residency import free_memory
@@ -50,7 +51,7 @@ class TensorRTBackend:
 
     planned = False
 
-    def __init__(self, folder: Path, ends: Mapping[str, GraphIO], flavour: Flavour) -> None:
+    def __init__(self, bundle: Bundle, flavour: Flavour) -> None:
         """Find the library, the device and the engines.
 
         Raises:
@@ -58,10 +59,9 @@ class TensorRTBackend:
         """
         self.provider: str = flavour
         self._trt = import_tensorrt(flavour)
-        self._ends = ends
-        facts = read_facts(folder)
-        self._downscale, self._tokens = facts.downscale, facts.context_length
-        self._engines = _engines(folder, facts, ends, flavour, self._trt)
+        self._graph_io = graph_io_of(bundle)
+        self._downscale, self._tokens = bundle.decoder.downscale, bundle.text_encoder.context_length
+        self._engines = _engines(bundle, flavour, self._trt)
         self._whole = {engines[0].plan for engines in self._engines.values()}  # whose checksums were compared
         self._runtime, self._logger = make_runtime(self._trt)
         self._cuda = Cuda()
@@ -75,9 +75,10 @@ class TensorRTBackend:
             )
         return EngineGraph(_SIZES[name], self._engines[name], self._open)
 
-    def admit(self, *, width: int, height: int, concepts: int, tokens: int) -> None:
+    def admit(self, size: CallSize) -> None:
         """Refuse a request that no engine takes. Raises RequestError with the sizes there are."""
-        latents = {"height": height // self._downscale, "width": width // self._downscale}
+        latents = {"height": size.height // self._downscale, "width": size.width // self._downscale}
+        tokens, concepts = size.tokens, size.concepts
         unets = self._engines["unet"]
         if tokens != self._tokens and _choose(unets, {"tokens": tokens}) is None:
             raise RequestError(
@@ -86,9 +87,9 @@ class TensorRTBackend:
             )
         if _choose(unets, latents) is None or not _decodes(self._engines["vae_decoder"], latents):
             raise RequestError(
-                f"A picture of {width} × {height} pixels was asked for, and the engines of this bundle draw "
+                f"A picture of {size.width} × {size.height} pixels was asked for, and the engines of this bundle draw "
                 f"{self._drawn()}. Choose such a size, build engines for this one with perfusion-export --engine "
-                f"{self.provider} --resolution {max(width, height)}, or use the provider 'cuda' or 'cpu'."
+                f"{self.provider} --resolution {max(size.width, size.height)}, or use the provider 'cuda' or 'cpu'."
             )
         if _choose(unets, {**latents, "tokens": tokens, "concepts": concepts}) is None:
             slots = max(
@@ -115,11 +116,11 @@ class TensorRTBackend:
             if (damage := engine_damage(engine)) is not None:
                 raise DeviceError(f"{engine.plan} cannot be used: {damage}. Build the engine again.")
             self._whole.add(engine.plan)
-        ends = self._ends[engine.key.graph]
+        graph_io = self._graph_io[engine.key.graph]
         return TensorRTGraph(
             engine.plan,
-            inputs=ends.inputs,
-            outputs=ends.outputs,
+            inputs=graph_io.inputs,
+            outputs=graph_io.outputs,
             trt=self._trt,
             runtime=self._runtime,
             logger=self._logger,
@@ -210,21 +211,20 @@ def _decodes(engines: list[Engine], latents: Mapping[str, int]) -> bool:
     return _choose(engines, latents) is not None or _tile(engines, **latents) is not None
 
 
-def _usual(facts: BundleFacts, name: str) -> dict[str, int]:
+def _usual(bundle: Bundle, name: str) -> dict[str, int]:
     """The sizes of a graph's call for a picture of the bundle's own size."""
+    size, downscale = bundle.usual_call, bundle.decoder.downscale
     sizes = {
-        "height": facts.height // facts.downscale,
-        "width": facts.width // facts.downscale,
-        "picture_height": facts.height,
-        "picture_width": facts.width,
-        "tokens": facts.context_length,
+        "height": size.height // downscale,
+        "width": size.width // downscale,
+        "picture_height": size.height,
+        "picture_width": size.width,
+        "tokens": size.tokens,
     }
-    return {key: size for key, size in sizes.items() if key in _SIZES[name]}
+    return {key: length for key, length in sizes.items() if key in _SIZES[name]}
 
 
-def _engines(
-    folder: Path, facts: BundleFacts, names: Iterable[str], flavour: Flavour, trt: Any
-) -> dict[str, list[Engine]]:
+def _engines(bundle: Bundle, flavour: Flavour, trt: Any) -> dict[str, list[Engine]]:
     """The engines of each graph for this TensorRT and this GPU, that for the bundle's own size of pictures first.
 
     The first one's bytes are compared with their checksum.
@@ -246,11 +246,11 @@ def _engines(
     }
     if flavour == "trt":
         wanted["driver"] = driver.cuda[0]
-    found = {}
-    for name in names:
-        key = {**wanted, "graph_sha256": facts.graphs[name].sha256}
+    folder, facts, found = bundle.folder, graph_facts(bundle), {}
+    for name in graph_io_of(bundle):
+        key = {**wanted, "graph_sha256": facts[name].sha256}
         matching, reasons = find_engines(folder, name, key)
-        usual = _usual(facts, name)
+        usual = _usual(bundle, name)
         left = sorted(matching, key=lambda one: one.profile_for(**usual) is None)
         while left and (damage := engine_damage(left[0])) is not None:
             reasons = (*reasons, f"{left.pop(0).plan}: {damage}")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.graph_io import graph_io_of
 from perfusion.errors import BundleError, DeviceError, PerfusionError, RequestError
-from perfusion.runtime.compute.backend import Backend, Opened, make_backend, offers
-from perfusion.runtime.compute.residency import STAGES, Residence
+from perfusion.runtime.compute.backend import Backend, OpenGraph, make_backend, offers
+from perfusion.runtime.compute.residency import STAGES, Residency
 from perfusion.runtime.compute.tiles import decode_in_tiles
 
 __all__ = ["Graphs"]
@@ -44,11 +45,11 @@ class Graphs:
     ) -> None:
         """Open the graphs that a first picture needs, as far as the memory allows.
 
-        `provider`: one of `backends.PROVIDERS`, or "auto": the best that the bundle and the machine allow.
-        `memory`: how much may be used, see `Residence`. `cuda_graph`: record the UNet's calls once and replay them.
+        `provider`: one of `backend.PROVIDERS`, or "auto": the best that the bundle and the machine allow.
+        `memory`: how much may be used, see `Residency`. `cuda_graph`: record the UNet's calls once and replay them.
 
         Raises:
-            BundleError: a graph cannot be opened, or has other ends than the bundle says.
+            BundleError: a graph cannot be opened, or has other inputs or outputs than the bundle says.
             RequestError: no such provider or kind of memory.
             DeviceError: the provider could not be had, or no graph fits into the memory.
         """
@@ -56,42 +57,27 @@ class Graphs:
         self._bundle = bundle
         self._known = tuple(graph_io_of(bundle))
         self._memory = memory
-        self._opened: dict[str, Opened] = {}
+        self._opened: dict[str, OpenGraph] = {}
         self._backend: Backend | None = None
         self.provider, self.reason = self._start(provider, threads, cuda_graph)
         _log.info("drawing with %s: %s", self.provider, self.reason)
 
-    def admit(
-        self,
-        *,
-        width: int,
-        height: int,
-        batch: int,
-        guided: bool,
-        concepts: int,
-        tokens: int,
-        image: bool = False,
-    ) -> None:
+    def admit(self, size: CallSize) -> None:
         """Make ready for a request, or refuse it: what stays open and whether to decode in tiles hold until the next.
-
-        `batch`, `concepts` and `tokens` are the pictures, rows of concepts and tokens in one call of the UNet;
-        `image`: pictures are drawn over.
 
         Raises:
             RequestError: it does not fit, and the message has the numbers and a request that would; or no engine
                 takes its sizes.
         """
         if self._backend is not None:
-            self._backend.admit(width=width, height=height, concepts=concepts, tokens=tokens)
-        self._residence.admit(
-            width=width, height=height, batch=batch, guided=guided, concepts=concepts, image=image
-        )
+            self._backend.admit(size)
+        self._residency.admit(size)
 
     def stage(self, stage: str) -> None:
         """Where a request is: "encode", "denoise" or "decode"; closes what the memory has no room for in it."""
         if stage not in STAGES:
             raise ValueError(f"stage is {stage!r}, expected one of {STAGES}")
-        for name in set(self._opened) - self._residence.kept(stage):
+        for name in set(self._opened) - self._residency.kept(stage):
             self.release(name)
 
     def run(self, name: str, **feeds: NDArray[Any]) -> dict[str, Array]:
@@ -128,7 +114,7 @@ class Graphs:
         """Latents to pictures, in tiles where the memory asks for it or an engine takes no more at once."""
         scale = self._bundle.decoder.downscale
         graph, planned = self._open("vae_decoder"), self._backend is not None and self._backend.planned
-        tile = (self._residence if planned else graph).tile(*latents.shape[2:])
+        tile = (self._residency if planned else graph).tile(*latents.shape[2:])
 
         def decode(piece: Array) -> Array:
             sample = graph.run(latent_sample=piece)["sample"]
@@ -143,7 +129,7 @@ class Graphs:
 
         return decode_in_tiles(decode, latents, scale, tile)
 
-    def _open(self, name: str) -> Opened:
+    def _open(self, name: str) -> OpenGraph:
         if self._backend is None:
             raise RequestError("This runtime is closed. Open another one.")
         if name not in self._opened:
@@ -182,11 +168,11 @@ class Graphs:
 
     def _take(self, provider: str, threads: int | None, cuda_graph: bool) -> None:
         self._backend = make_backend(self._bundle, provider, threads, cuda_graph=cuda_graph)
-        self._residence = Residence(
+        self._residency = Residency(
             self._bundle, self._memory, self._backend.free_memory, refuses=self._backend.planned
         )
         for name in self._known:
-            if name in self._residence.first():
+            if name in self._residency.first():
                 self._open(name)
 
 

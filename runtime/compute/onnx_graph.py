@@ -16,7 +16,7 @@ from perfusion.errors import BundleError, DeviceError, PerfusionError
 from perfusion.onnx_runtime import import_onnxruntime
 from perfusion.runtime.compute.binding import Binding
 
-__all__ = ["PROVIDERS", "Graph", "available_providers", "require_provider"]
+__all__ = ["PROVIDERS", "OnnxGraph", "available_providers", "require_provider"]
 
 PROVIDERS = ("cpu", "cuda")
 
@@ -52,7 +52,7 @@ def require_provider(provider: str) -> None:
         )
 
 
-class Graph:
+class OnnxGraph:
     """One graph, opened; called with its inputs by name it gives its first output in float32.
 
     On CUDA its inputs and outputs stay in buffers on the device (`Binding`): an array that is the same object as

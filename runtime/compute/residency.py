@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.graph_io import graph_io_of
 from perfusion.errors import DeviceError, RequestError
@@ -14,7 +15,7 @@ from perfusion.errors import DeviceError, RequestError
 if TYPE_CHECKING:
     from perfusion.devices import MemoryPlan
 
-__all__ = ["STAGES", "Residence", "free_device_memory", "free_memory"]
+__all__ = ["STAGES", "Residency", "free_device_memory", "free_memory"]
 
 STAGES = ("encode", "denoise", "decode")
 
@@ -26,11 +27,8 @@ _PAIR_BYTES = 64
 _PROGRAM = 1 << 27
 _LOW_TILE = 32  # latents; 256 pixels of most models
 
-_Planned = tuple[int, int, int, bool, int, bool]
-"""Width, height, batch, guided, concepts and image: what a plan is made for."""
 
-
-class Residence:
+class Residency:
     """Which graphs are open in which stage of a request, within a budget.
 
     `memory` is "auto" (nine tenths of what is free when the runtime opens; all graphs stay open where they have
@@ -61,9 +59,8 @@ class Residence:
         self._names = tuple(graph_io_of(bundle))
         self._needed = _needed(self._names)
         self._stored = sum(path.stat().st_size for path in _model_files(bundle.folder))
-        self._plans: dict[_Planned, MemoryPlan] = {}
-        defaults = bundle.defaults
-        self._plan = self._planned(defaults.width, defaults.height, 1, bundle.is_guided(), 1, False)
+        self._plans: dict[CallSize, MemoryPlan] = {}
+        self._plan = self._planned(bundle.usual_call)
 
     def first(self) -> frozenset[str]:
         """The graphs to open at once, so that a broken one is found early: all but what only some requests use."""
@@ -82,31 +79,23 @@ class Residence:
         side = _LOW_TILE if self._low else self._plan.tile if self._plan is not None else None
         return side if side is not None and max(height, width) > side else None
 
-    def admit(
-        self, *, width: int, height: int, batch: int, guided: bool, concepts: int, image: bool = False
-    ) -> None:
-        """Plan for a request, or refuse it. Sizes in pixels; `batch` pictures in one call of the UNet; `image`:
-        pictures are drawn over, which the VAE's encoder encodes first.
-
-        Raises:
-            RequestError: it does not fit.
-        """
-        plan = self._planned(width, height, batch, guided, concepts, image)
+    def admit(self, size: CallSize) -> None:
+        """Plan for a request, or refuse it. Raises RequestError where it does not fit."""
+        plan = self._planned(size)
         if plan is not None and not plan.fits and self._refuses:
             raise RequestError(plan.explain())
         self._plan = plan
 
-    def at_most(self, width: int, height: int, batch: int) -> int:
-        """Bytes that a request never needs more of, without reading a graph: a plan takes a tenth of a second.
+    def at_most(self, size: CallSize) -> int:
+        """Bytes that a call never needs more of, without reading a graph: a plan takes a tenth of a second.
 
         Weights stored in half are computed with in single precision and packed for the kernels; of activations the
         attention's weights grow with the square of the latents.
         """
-        latents = width * height // self._bundle.decoder.downscale**2
+        pixels = size.width * size.height
+        latents = pixels // self._bundle.decoder.downscale**2
         return (
-            6 * self._stored
-            + 2 * batch * (_PIXEL_BYTES * width * height + _PAIR_BYTES * latents**2)
-            + _PROGRAM
+            6 * self._stored + 2 * size.batch * (_PIXEL_BYTES * pixels + _PAIR_BYTES * latents**2) + _PROGRAM
         )
 
     def _keeps_all(self) -> bool:
@@ -115,23 +104,17 @@ class Residence:
         usual = frozenset(self._names) - {"vae_encoder"}
         return all(usual <= frozenset(self._plan.resident[stage]) for stage in STAGES)
 
-    def _planned(
-        self, width: int, height: int, batch: int, guided: bool, concepts: int, image: bool
-    ) -> MemoryPlan | None:
-        """The plan for a request, None where none is needed: no limit is known, or it is far away."""
-        if self._budget is None or self.at_most(width, height, batch) <= self._budget:
+    def _planned(self, size: CallSize) -> MemoryPlan | None:
+        """The plan for a call, None where none is needed: no limit is known, or it is far away."""
+        if self._budget is None or self.at_most(size) <= self._budget:
             return None
-        key = (width, height, batch, guided, concepts, image)
-        if key not in self._plans:
+        if size not in self._plans:
             from perfusion.devices import plan_memory
 
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            self._plans[key] = plan_memory(
-                self._bundle, budget=self._budget, width=width, height=height,
-                batch=batch, guided=guided, concepts=concepts, image=image,
-            )  # fmt: skip
-        return self._plans[key]
+            self._plans[size] = plan_memory(self._bundle, size, budget=self._budget)
+        return self._plans[size]
 
 
 def _model_files(folder: Path) -> Iterator[Path]:

@@ -242,11 +242,12 @@ def store(bundle, graph, sha256, **changes):
 @pytest.fixture
 def bundle(tmp_path):
     """A copy of the embedded bundle, and the checksums of the graphs a picture needs."""
-    from perfusion.bundle.facts import read_facts
+    from perfusion.bundle.facts import graph_facts
+    from perfusion.bundle.reader import read_bundle
 
     folder = tmp_path / "bundle"
     shutil.copytree(bundle_path(), folder)
-    graphs = read_facts(folder).graphs.values()
+    graphs = graph_facts(read_bundle(folder, verify=False)).values()
     return folder, {graph.name: graph.sha256 for graph in graphs if graph.name != "vae_encoder"}
 
 
@@ -347,7 +348,7 @@ def test_the_bound_is_the_runtimes_own(make_root, environment):
     from perfusion.devices.system import AUTO_SHARE
 
     bundle = read_bundle(bundle_path(), verify=False)
-    least = plan_memory(bundle, budget=1, width=128, height=128).peak / GIB
+    least = plan_memory(bundle, bundle.usual_call, budget=1).peak / GIB
     for free, expected in ((least / AUTO_SHARE * 1.01, {}), (least * 1.01, {"bundle-too-large": "stop"})):
         found = detect(make_root(memory=4, free=free))
         assert names(examine_bundle(bundle_path(), found, environment())) == expected

@@ -26,7 +26,7 @@ from perfusion import Concept
 from perfusion.concept.card import embed
 from perfusion.errors import BundleError, PerfusionError
 from perfusion.runtime import Runtime, read_bundle
-from perfusion.runtime.compute.onnx_graph import Graph
+from perfusion.runtime.compute.onnx_graph import OnnxGraph
 
 ROOT = Path(__file__).parents[2]
 TOY_BUNDLE = ROOT / "tests" / "data" / "toy_bundle"
@@ -286,4 +286,4 @@ def test_weights_outside_the_bundles_folder_are_not_read(tmp_path):
         path = tmp_path / "bundle" / "unet.onnx"
         path.write_bytes(model.SerializeToString())
         with pytest.raises(BundleError, match="could not be opened"):
-            Graph(path, ["sample"], "out_sample", "cpu")
+            OnnxGraph(path, ["sample"], "out_sample", "cpu")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.reader import read_bundle
 from perfusion.commands import engine_steps
 from perfusion.commands.export import _arguments
@@ -14,6 +15,7 @@ from perfusion.embedded import bundle_path
 from perfusion.errors import RequestError
 
 GIB = 1 << 30
+LARGE = CallSize(width=512, height=512, concepts=4)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,8 @@ def card(usable):
 @pytest.mark.parametrize("device", ["orin-nano-8", "rtx-3060"])
 def test_the_command_that_a_plan_prints_builds_what_the_plan_says(pocket, device):
     half = replace(pocket, precision="fp16")  # as if it were exported; the shapes do not depend on it
-    plan = plan_device(half, find_profile(device), side=256, batch=2, concepts=3)
-    command = plan.export_command(bundle_path(), 256)
+    plan = plan_device(half, find_profile(device), CallSize(width=256, height=256, batch=2, concepts=3))
+    command = plan.export_command(bundle_path())
     assert command is not None
     given = _arguments(shlex.split(command)[1:])
     profile = engine_steps.device_profile(given)
@@ -45,8 +47,8 @@ def test_the_command_that_a_plan_prints_builds_what_the_plan_says(pocket, device
 
 
 def test_the_decoders_profile_is_that_of_the_tiles_it_works_in(pocket):
-    whole = plan_device(pocket, card(64 * GIB), side=512).memory.peak
-    plan = plan_device(pocket, card(whole - 1), side=512)
+    whole = plan_device(pocket, card(64 * GIB), LARGE).memory.peak
+    plan = plan_device(pocket, card(whole - 1), LARGE)
     assert plan.memory.tile is not None
     assert [one["height"] for one in plan.shapes["vae_decoder"]] == [(plan.memory.tile,) * 3]
 
@@ -66,37 +68,37 @@ def test_the_decoders_profile_is_that_of_the_tiles_it_works_in(pocket):
 def test_tensorrt_for_rtx_gets_no_products_in_float32_on_an_rtx_20(pocket, device, family, engine):
     plan = plan_device(replace(pocket, base=family), find_profile(device))
     assert plan.engine == engine
-    assert (plan.export_command("here", None) is None) == (engine == "onnx")
+    assert (plan.export_command("here") is None) == (engine == "onnx")
 
 
 def test_a_bundle_in_another_precision_than_the_devices_is_exported_again(pocket):
     plan = plan_device(pocket, PROFILES["rtx-3060"])
     assert (plan.precision, plan.exported) == ("fp16", False)
-    command = plan.export_command("here", None)
+    command = plan.export_command("here")
     assert command is not None
     assert _arguments(shlex.split(command)[1:]).precision == "fp16"
     assert "--model" not in command  # the embedded model's is the default
-    other = plan_device(replace(pocket, base="sd15"), PROFILES["rtx-3060"]).export_command("here", None)
+    other = plan_device(replace(pocket, base="sd15"), PROFILES["rtx-3060"]).export_command("here")
     assert other is not None and "--model MODEL" in other
 
 
 def test_the_command_builds_the_nearest_that_fits(pocket):
-    plan = plan_device(pocket, card(GIB), side=1024, batch=4)
+    plan = plan_device(pocket, card(GIB), replace(LARGE, width=1024, height=1024, batch=4))
     near = plan.memory.nearest
     assert near is not None
-    command = plan.export_command("here", 1024)
+    command = plan.export_command("here")
     assert command is not None
     given = _arguments(shlex.split(command)[1:])
     assert (given.resolution, given.batch) == (near.width, (near.batch,))
     nothing = plan_device(pocket, card(1))
     assert nothing.memory.nearest is None
-    assert nothing.export_command("here", None) is None
+    assert nothing.export_command("here") is None
 
 
 def test_an_int8_bundle_is_drawn_by_onnxruntime_because_tensorrt_has_none_of_its_operators(pocket):
     plan = plan_device(replace(pocket, precision="int8"), PROFILES["rtx-3060"])
     assert (plan.engine, plan.precision, plan.workspace, plan.shapes) == ("onnx", "int8", None, {})
-    assert plan.export_command("here", None) is None
+    assert plan.export_command("here") is None
 
 
 def test_a_processor_builds_nothing(pocket):
@@ -106,7 +108,9 @@ def test_a_processor_builds_nothing(pocket):
 
 
 def test_a_picture_to_draw_over_is_counted(pocket):
-    without, over = (plan_device(pocket, PROFILES["cpu"], side=512, image=one) for one in (False, True))
+    without, over = (
+        plan_device(pocket, PROFILES["cpu"], replace(LARGE, image=image)) for image in (False, True)
+    )
     assert "vae_encoder" in over.memory.resident["encode"]
     assert over.memory.needs["vae_encoder"].running > 3 * 512 * 512 * 4  # more than the picture itself
     assert over.memory.peak > without.memory.peak
@@ -117,22 +121,22 @@ def test_a_picture_to_draw_over_is_counted(pocket):
 def test_a_picture_to_draw_over_is_refused_where_nothing_encodes_it(pocket):
     bundle = replace(pocket, decoder=replace(pocket.decoder, encoder=None))
     with pytest.raises(RequestError, match="has no vae_encoder"):
-        plan_device(bundle, PROFILES["cpu"], image=True)
+        plan_device(bundle, PROFILES["cpu"], replace(LARGE, image=True))
 
 
 def test_a_consistency_model_draws_without_guidance_whatever_its_scale(pocket):
     conditions = replace(pocket.unet, conditions={"timestep_cond": 256})
-    assert plan_device(pocket, PROFILES["cpu"]).memory.guided
+    assert plan_device(pocket, PROFILES["cpu"]).memory.size.guided
     with_guidance_inside = replace(pocket, unet=conditions)
-    assert not plan_device(with_guidance_inside, PROFILES["cpu"]).memory.guided
+    assert not plan_device(with_guidance_inside, PROFILES["cpu"]).memory.size.guided
 
 
 def test_engines_are_built_for_the_batches_that_fit(pocket):
     least = {}  # the least that each batch needs, where nothing fits
     for count in (1, 2):
-        _, plan = fitting_batches(pocket, card(1), (count,), side=512, concepts=4)
+        _, plan = fitting_batches(pocket, card(1), LARGE, (count,))
         assert not plan.fits
         least[count] = plan.peak
     for usable, batches in ((least[2], [1, 2]), (least[1], [1]), (1, [1])):
-        found, plan = fitting_batches(pocket, card(usable), (1, 2), side=512, concepts=4)
-        assert (found, plan.batch, plan.fits) == (batches, batches[-1], usable != 1)
+        found, plan = fitting_batches(pocket, card(usable), LARGE, (1, 2))
+        assert (found, plan.size.batch, plan.fits) == (batches, batches[-1], usable != 1)

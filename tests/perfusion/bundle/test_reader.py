@@ -308,16 +308,15 @@ def test_links_within_a_bundle_and_to_a_bundle_are_followed(bundle_copy, tmp_pat
 ])  # fmt: skip
 def test_drawing_planning_and_engines_agree_on_what_guidance_is(bundle_copy, scale, conditions, guided):
     """One of 1 or less is none, as in diffusers; nor is that of a model which reads the scale itself."""
-    from perfusion.bundle.facts import read_facts
-    from perfusion.devices.planning.memory_plan import guided_by_default
     from perfusion.runtime.request import make_request
+    from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
 
     edit(bundle_copy, "defaults/guidance_scale", scale)
     edit(bundle_copy, "unet/conditions", conditions)
     bundle = read_bundle(bundle_copy)
     answers = (
         make_request(bundle, "a cat", 0).guided,
-        guided_by_default(bundle),
-        read_facts(bundle_copy).guided,
+        bundle.usual_call.guided,
+        profiles_of("unet", bundle, ShapeOptions(batches=(1,)))[0]["batch"] == (2, 2, 2),
     )
     assert answers == (guided,) * 3

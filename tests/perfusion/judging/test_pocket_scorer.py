@@ -60,14 +60,14 @@ def test_saved_scorer_says_what_the_trained_one_says(
 
 
 def test_saved_text_graph_gives_the_text_towers_embeddings(untrained: tuple[Scorer, Path]) -> None:
-    from perfusion.runtime.compute.onnx_graph import Graph
+    from perfusion.runtime.compute.onnx_graph import OnnxGraph
 
     scorer, folder = untrained
     tokenizer = build_tokenizer(words())
     ids = tokenizer(
         ["a cat", "two red apples on a wooden table"], padding="max_length", return_tensors="pt"
     ).input_ids
-    found = Graph(folder / "text.onnx", ["input_ids"], "embeddings", "cpu")(input_ids=ids.numpy())
+    found = OnnxGraph(folder / "text.onnx", ["input_ids"], "embeddings", "cpu")(input_ids=ids.numpy())
     with torch.no_grad():
         np.testing.assert_allclose(found, scorer.embed_text(ids).numpy(), atol=1e-5)
 

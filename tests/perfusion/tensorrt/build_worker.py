@@ -12,11 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from perfusion.bundle.facts import read_facts
+from perfusion.bundle.reader import read_bundle
 from perfusion.files import writing
 from perfusion.tensorrt import engine_store as cache
 from perfusion.tensorrt import engines
 from perfusion.tensorrt.build import BuildOptions, Built
+from perfusion.tensorrt.jobs import plan_jobs
 from perfusion.tensorrt.shape_ranges import ShapeOptions
 
 bundle = Path(sys.argv[1])
@@ -47,7 +48,7 @@ def half_written(path, mode="wb"):
 mock.patch.object(engines, "build_engine", build).start()
 if given.get("stop") == "writing":
     mock.patch.object(cache, "writing", half_written).start()
-jobs = [job for job in engines.plan_jobs(read_facts(bundle), ShapeOptions()) if job.graph == "text_encoder"]
+jobs = [job for job in plan_jobs(read_bundle(bundle), ShapeOptions()) if job.graph == "text_encoder"]
 (outcome,) = engines.build_engines(
     SimpleNamespace(__version__="1.7.1"),
     bundle,

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from perfusion.bundle.facts import read_facts
+from perfusion.bundle.reader import read_bundle
 from perfusion.tensorrt.build import BuildOptions, Built
-from perfusion.tensorrt.engines import EngineJob, EngineSettings, plan_jobs
+from perfusion.tensorrt.engines import EngineJob, EngineSettings
 from perfusion.tensorrt.flavour import import_tensorrt
+from perfusion.tensorrt.jobs import plan_jobs
 from perfusion.tensorrt.keys import EngineKey
 from perfusion.tensorrt.shape_ranges import ShapeOptions
 
@@ -36,7 +37,7 @@ def toy(tmp_path: Path) -> Path:
 @pytest.fixture
 def text_job(toy: Path) -> EngineJob:
     """The smallest graph there is to build: a third of a second."""
-    return next(job for job in plan_jobs(read_facts(toy), ShapeOptions()) if job.graph == "text_encoder")
+    return next(job for job in plan_jobs(read_bundle(toy), ShapeOptions()) if job.graph == "text_encoder")
 
 
 @pytest.fixture

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfusion.bundle.facts import read_facts
+from perfusion.bundle.reader import read_bundle
 from perfusion.embedded import model_path
 from perfusion.errors import BundleError, DeviceError, ExportError
 from perfusion.tensorrt import engines
 from perfusion.tensorrt.build import BuildOptions, build_engine
 from perfusion.tensorrt.driver import Driver
-from perfusion.tensorrt.engines import EngineSettings, build_engines, plan_jobs
+from perfusion.tensorrt.engines import EngineSettings, build_engines
 from perfusion.tensorrt.interrupts import held_interrupts
+from perfusion.tensorrt.jobs import plan_jobs
 from perfusion.tensorrt.shape_ranges import ShapeOptions
 from perfusion.tensorrt.targets import TARGETS
 
@@ -41,20 +42,20 @@ def text_plan(rtx):
 def test_every_graph_of_the_embedded_bundle_becomes_a_plan(rtx, tmp_path):
     bundle = tmp_path / "pocket"
     shutil.copytree(POCKET, bundle)
-    facts, seen = read_facts(bundle), []
-    jobs = plan_jobs(facts, ShapeOptions(batches=(1,)))
+    whole, seen = read_bundle(bundle), []
+    jobs = plan_jobs(whole, ShapeOptions(batches=(1,)))
     settings = EngineSettings(
         flavour="trt-rtx",
         target="sm86+sm89",
-        precision=facts.precision,
+        precision=whole.precision,
         options=BuildOptions(workspace=1 << 30),
     )
     outcomes = build_engines(
         rtx, bundle, jobs, settings, progress=lambda graph, phase, *_: seen.append((graph, phase))
     )
-    assert [one.engine.key.graph for one in outcomes] == list(facts.graphs)
+    assert [one.engine.key.graph for one in outcomes] == [job.graph for job in jobs]
     assert all(one.built and one.engine.bytes > 1e6 for one in outcomes)
-    assert {graph for graph, _ in seen} == set(facts.graphs)
+    assert {graph for graph, _ in seen} == {job.graph for job in jobs}
     unet = next(one.engine for one in outcomes if one.engine.key.graph == "unet")
     weights = POCKET / "unet" / "diffusion_pytorch_model.safetensors"  # float16, outside the graph's file
     assert unet.bytes > 2 * weights.stat().st_size

@@ -269,10 +269,12 @@ LARGE = ("--engine", "trt-rtx", "--device", "rtx-4070", "--resolution", "512", "
 
 def needs(toy, budget, batch=1):
     """The bytes that pictures of 512 pixels need of a device or of a number of bytes."""
+    from perfusion.bundle.call_size import CallSize
     from perfusion.bundle.reader import read_bundle
     from perfusion.devices import plan_memory
 
-    return plan_memory(read_bundle(toy), budget=budget, width=512, height=512, batch=batch).peak
+    size = CallSize(width=512, height=512, batch=batch, concepts=4)
+    return plan_memory(read_bundle(toy), size, budget=budget).peak
 
 
 def test_engines_are_built_for_the_batches_that_the_device_has_memory_for(toy, builder, monkeypatch, capsys):

@@ -1,39 +1,43 @@
 """The sizes engines are built for."""
 
+import json
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 
-from perfusion.bundle.facts import read_facts
+from perfusion.bundle.facts import graph_facts
+from perfusion.bundle.reader import read_bundle
 from perfusion.errors import ExportError, RequestError
-from perfusion.tensorrt.engines import plan_jobs
+from perfusion.tensorrt.jobs import plan_jobs
 from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
 
 
 @pytest.fixture
-def facts(toy):
+def bundle(toy):
     """Latents of 8×8 for pictures of 32×32, in multiples of 2."""
-    return read_facts(toy)
+    return read_bundle(toy)
 
 
 def sizes(profiles, name):
     return [profile[name] for profile in profiles]
 
 
-def test_under_guidance_the_unet_has_two_rows_a_picture(facts):
-    profiles = profiles_of("unet", facts, ShapeOptions(batches=(1, 2, 4)))
+def test_under_guidance_the_unet_has_two_rows_a_picture(bundle):
+    profiles = profiles_of("unet", bundle, ShapeOptions(batches=(1, 2, 4)))
     assert sizes(profiles, "batch") == [(2, 2, 2), (4, 4, 4), (8, 8, 8)]
 
 
 @pytest.mark.parametrize("guided", [None, False])
-def test_a_bundle_that_draws_without_guidance_has_one_row_a_picture(facts, guided):
-    unguided = replace(facts, guided=guided is not None)
-    profiles = profiles_of("unet", unguided, ShapeOptions(guided=guided))
+def test_a_bundle_that_draws_without_guidance_has_one_row_a_picture(bundle, guided):
+    scale = 1 if guided is None else 7.5
+    own = replace(bundle, defaults=replace(bundle.defaults, guidance_scale=scale))
+    profiles = profiles_of("unet", own, ShapeOptions(guided=guided))
     assert sizes(profiles, "batch") == [(1, 1, 1), (2, 2, 2)]
 
 
-def test_sizes_are_fixed_and_latents_follow_from_the_resolution(facts):
-    (profile,) = profiles_of("unet", facts, ShapeOptions(batches=(1,), resolution=64, concepts=6))
+def test_sizes_are_fixed_and_latents_follow_from_the_resolution(bundle):
+    (profile,) = profiles_of("unet", bundle, ShapeOptions(batches=(1,), resolution=64, concepts=6))
     assert profile == {
         "batch": (2, 2, 2),
         "tokens": (77, 77, 77),
@@ -43,15 +47,15 @@ def test_sizes_are_fixed_and_latents_follow_from_the_resolution(facts):
     }
 
 
-def test_text_encoders_read_one_prompt_a_call(facts):
+def test_text_encoders_read_one_prompt_a_call(bundle):
     for graph in ("text_encoder", "text_encoder_2"):
-        assert profiles_of(graph, facts, ShapeOptions()) == ({"batch": (1, 1, 1), "concepts": (4, 4, 4)},)
+        assert profiles_of(graph, bundle, ShapeOptions()) == ({"batch": (1, 1, 1), "concepts": (4, 4, 4)},)
 
 
-def test_the_decoder_is_built_for_one_picture_or_one_tile_of_it_and_the_encoder_for_a_picture(facts):
-    (whole,) = profiles_of("vae_decoder", facts, ShapeOptions(batches=(4,), resolution=64))
-    (tile,) = profiles_of("vae_decoder", facts, ShapeOptions(resolution=64, tile=8))
-    assert profiles_of("vae_encoder", facts, ShapeOptions(resolution=64, tile=8)) == (whole,)
+def test_the_decoder_is_built_for_one_picture_or_one_tile_of_it_and_the_encoder_for_a_picture(bundle):
+    (whole,) = profiles_of("vae_decoder", bundle, ShapeOptions(batches=(4,), resolution=64))
+    (tile,) = profiles_of("vae_decoder", bundle, ShapeOptions(resolution=64, tile=8))
+    assert profiles_of("vae_encoder", bundle, ShapeOptions(resolution=64, tile=8)) == (whole,)
     assert (whole["batch"], whole["height"], whole["picture_height"]) == (
         (1, 1, 1),
         (16, 16, 16),
@@ -60,17 +64,17 @@ def test_the_decoder_is_built_for_one_picture_or_one_tile_of_it_and_the_encoder_
     assert (tile["height"], tile["picture_width"]) == ((8, 8, 8), (32, 32, 32))
 
 
-def test_a_dynamic_engine_has_one_profile_from_half_the_resolution_on(facts):
-    (profile,) = profiles_of("unet", facts, ShapeOptions(batches=(1, 2), resolution=48, dynamic=True))
+def test_a_dynamic_engine_has_one_profile_from_half_the_resolution_on(bundle):
+    (profile,) = profiles_of("unet", bundle, ShapeOptions(batches=(1, 2), resolution=48, dynamic=True))
     assert profile["batch"] == (1, 2, 4)
     assert profile["height"] == (6, 12, 12)
     assert profile["concepts"] == (4, 4, 4)  # slots stay: zeros in them are exact
 
 
-def test_sides_of_a_dynamic_engine_stay_multiples(facts):
-    (profile,) = profiles_of("unet", facts, ShapeOptions(resolution=40, dynamic=True))
+def test_sides_of_a_dynamic_engine_stay_multiples(bundle):
+    (profile,) = profiles_of("unet", bundle, ShapeOptions(resolution=40, dynamic=True))
     assert profile["height"] == (4, 10, 10)
-    (smallest,) = profiles_of("unet", facts, ShapeOptions(resolution=8, dynamic=True))
+    (smallest,) = profiles_of("unet", bundle, ShapeOptions(resolution=8, dynamic=True))
     assert smallest["height"] == (2, 2, 2)
 
 
@@ -86,31 +90,36 @@ def test_sides_of_a_dynamic_engine_stay_multiples(facts):
         (ShapeOptions(concepts=1000), "expected 1 to 64"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_with_those_that_can(facts, options, message):
+def test_sizes_that_cannot_be_are_refused_with_those_that_can(bundle, options, message):
     with pytest.raises(RequestError, match=message):
-        profiles_of("unet", facts, options)
+        profiles_of("unet", bundle, options)
 
 
-def test_graphs_in_int8_are_refused(facts):
+def test_graphs_in_int8_are_refused(bundle):
     with pytest.raises(ExportError, match="--precision fp16"):
-        plan_jobs(replace(facts, precision="int8"), ShapeOptions())
+        plan_jobs(replace(bundle, precision="int8"), ShapeOptions())
 
 
-def test_a_graphs_checksum_covers_its_weights_and_not_those_of_other_graphs(toy):
-    import json
+def test_a_graphs_checksum_covers_its_weights_and_not_those_of_other_graphs(bundle):
+    def checksums(*names):
+        more = dict.fromkeys(names, "00" * 32)
+        whole = replace(bundle, checksums={**bundle.checksums, **more})
+        return {name: graph.sha256 for name, graph in graph_facts(whole).items()}
 
-    path = toy / "bundle.json"
-    manifest = json.loads(path.read_text())
-
-    def checksums(**files):
-        path.write_text(json.dumps(manifest | {"files": manifest["files"] | files}))
-        return {name: graph.sha256 for name, graph in read_facts(toy).graphs.items()}
-
-    data = {"bytes": 1, "sha256": "00" * 32}
     before = checksums()
-    assert checksums(**{"concepts.txt.onnx": data}) == before
-    inside = checksums(**{"unet.onnx.data": data})
+    assert checksums("concepts.txt.onnx") == before
+    inside = checksums("unet.onnx.data")
     assert {name for name in before if inside[name] != before[name]} == {"unet"}
-    shared = checksums(**{"unet/diffusion_pytorch_model.safetensors": data})
+    shared = checksums("unet/diffusion_pytorch_model.safetensors")
     assert all(shared[name] != before[name] for name in before)  # any graph may refer to it
-    assert checksums(**{"key_projections.safetensors": data}) == before
+    assert checksums("key_projections.safetensors") == before
+
+
+def test_a_graphs_checksum_is_the_one_that_engines_were_built_under(bundle):
+    """Engines take up to half an hour to build, so what they are found by does not change in passing."""
+    facts = graph_facts(bundle)
+    assert list(facts) == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    for graph in facts.values():
+        text = json.dumps(sorted(graph.needs.items()), separators=(",", ":"))
+        assert graph.needs[graph.file] == sha256((bundle.folder / graph.file).read_bytes()).hexdigest()
+        assert graph.sha256 == sha256(text.encode()).hexdigest()

@@ -13,7 +13,7 @@ from perfusion.errors import BundleError, RequestError
 from perfusion.runtime import Runtime
 from perfusion.runtime.compute.backend import OnnxBackend, make_backend, offers
 from perfusion.runtime.compute.binding import CHANGING
-from perfusion.runtime.compute.onnx_graph import Graph
+from perfusion.runtime.compute.onnx_graph import OnnxGraph
 
 
 def unet_feeds(rows=2, concepts=2, side=8, seed=0):
@@ -36,7 +36,7 @@ def unet_feeds(rows=2, concepts=2, side=8, seed=0):
 
 def open_unet(bundle, **options):
     ends = graph_io_of(bundle)["unet"]
-    return Graph(ends.file, ends.inputs, ends.outputs, "cpu", threads=1, **options)
+    return OnnxGraph(ends.file, ends.inputs, ends.outputs, "cpu", threads=1, **options)
 
 
 @pytest.fixture(scope="module")

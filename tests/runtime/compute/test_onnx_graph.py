@@ -8,14 +8,14 @@ import pytest
 
 from perfusion.errors import BundleError, DeviceError, PerfusionError, RequestError
 from perfusion.runtime import Runtime
-from perfusion.runtime.compute.onnx_graph import Graph, available_providers
+from perfusion.runtime.compute.onnx_graph import OnnxGraph, available_providers
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 @pytest.fixture
 def decoder(bundle):
-    return Graph(bundle.decoder.file, ["latent_sample"], "sample", "cpu", threads=1)
+    return OnnxGraph(bundle.decoder.file, ["latent_sample"], "sample", "cpu", threads=1)
 
 
 def pretend(monkeypatch, available, obtained):
@@ -71,14 +71,14 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path):
     path = tmp_path / "unet.onnx"
     path.write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"unet\.onnx could not be opened as a graph"):
-        Graph(path, ["sample"], "out_sample", "cpu")
+        OnnxGraph(path, ["sample"], "out_sample", "cpu")
 
 
 def test_a_graph_with_other_ends_is_refused_with_both(bundle):
     with pytest.raises(
         BundleError, match="takes latent_sample and gives sample; expected sample and out_sample"
     ):
-        Graph(bundle.decoder.file, ["sample"], "out_sample", "cpu")
+        OnnxGraph(bundle.decoder.file, ["sample"], "out_sample", "cpu")
 
 
 def test_an_input_of_another_shape_is_refused_with_both(decoder):
@@ -98,7 +98,7 @@ def test_any_floating_point_input_is_cast_to_the_graphs_own(decoder):
 
 
 def test_a_failure_inside_onnxruntime_is_one_sentence(bundle):
-    unet = Graph(
+    unet = OnnxGraph(
         bundle.unet.file,
         ["sample", "timestep", "encoder_hidden_states", "key_hidden_states", "key_gate", "value_gate",
          "concept_keys", "concept_values"],

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import perfusion.devices
+from perfusion.bundle.call_size import CallSize
 from perfusion.embedded import bundle_path
 from perfusion.errors import BundleError, RequestError
 from perfusion.runtime import Runtime, read_bundle
 from perfusion.runtime.compute.graphs import Graphs
-from perfusion.runtime.compute.residency import GIB, Residence, free_memory
+from perfusion.runtime.compute.residency import GIB, Residency, free_memory
 
 ALL = frozenset({"text_encoder", "vae_encoder", "unet", "vae_decoder"})
 SEQUENCE = {
@@ -24,15 +25,12 @@ SEQUENCE = {
 @pytest.fixture
 def planner(monkeypatch):
     """A planner that counts pixels: all graphs stay open below 5000 bytes a picture, and 10000 are too many."""
-    asked = []
+    calls = []
 
-    def plan_memory(bundle, *, budget, width, height, batch, guided=True, concepts=4, image=False):
-        asked.append(
-            {"budget": budget, "width": width, "batch": batch, "guided": guided, "concepts": concepts}
-            | {"image": image}
-        )
-        peak = width * height * batch
-        unused = frozenset() if image else {"vae_encoder"}
+    def plan_memory(bundle, size, *, budget):
+        calls.append((size, budget))
+        peak = size.width * size.height * size.batch
+        unused = frozenset() if size.image else {"vae_encoder"}
         kept = SEQUENCE if peak > budget // 2 else dict.fromkeys(SEQUENCE, ALL)
         return SimpleNamespace(
             fits=peak <= budget,
@@ -40,13 +38,13 @@ def planner(monkeypatch):
             tile=6 if peak > budget // 2 else None,
             resident={stage: names - unused for stage, names in kept.items()},
             explain=lambda: (
-                f"{width} x {height} needs {peak} bytes, and {budget} are free; 64 x 64 would fit."
+                f"{size.width} x {size.height} needs {peak} bytes, and {budget} are free; 64 x 64 would fit."
             ),
         )
 
     monkeypatch.setattr(perfusion.devices, "plan_memory", plan_memory, raising=False)
-    monkeypatch.setattr(Residence, "at_most", lambda *_: 10**15)  # always plan
-    return asked
+    monkeypatch.setattr(Residency, "at_most", lambda *_: 10**15)  # always plan
+    return calls
 
 
 def graphs_with(bundle, memory, free, monkeypatch):
@@ -57,16 +55,15 @@ def graphs_with(bundle, memory, free, monkeypatch):
 @pytest.mark.parametrize("memory", ["high", "", "4GB", None, True, 0, -1, float("nan"), float("inf"), [4]])
 def test_an_unknown_kind_of_memory_is_refused_with_the_known_ones(bundle, memory):
     with pytest.raises(RequestError, match='expected "auto", "low" or a number of GiB above 0'):
-        Residence(bundle, memory, lambda: None)
+        Residency(bundle, memory, lambda: None)
 
 
 @pytest.mark.parametrize("memory, budget", [("auto", 900), ("low", 900), (2, 2 * GIB), ("0.5", GIB // 2)])
 def test_the_budget_is_what_was_said_or_nine_tenths_of_what_is_free(bundle, planner, memory, budget):
-    residence = Residence(bundle, memory, lambda: 1000)
-    residence.admit(width=16, height=16, batch=1, guided=False, concepts=2, image=True)
-    assert planner[-1] == {
-        "budget": budget, "width": 16, "batch": 1, "guided": False, "concepts": 2, "image": True,
-    }  # fmt: skip
+    residency = Residency(bundle, memory, lambda: 1000)
+    size = CallSize(width=16, height=16, guided=False, concepts=2, image=True)
+    residency.admit(size)
+    assert planner[-1] == (size, budget)
 
 
 def test_with_room_everything_stays_open_from_the_start(bundle, planner, monkeypatch):
@@ -113,20 +110,18 @@ def test_a_plan_without_room_for_all_is_followed(bundle, planner, monkeypatch):
     graphs = graphs_with(bundle, "auto", 1500 / 0.9, monkeypatch)  # 32 x 32 is more than half of it
     seen, _ = run_through(graphs)
     assert seen == {"encode": {"text_encoder"}, "denoise": {"unet"}, "decode": {"vae_decoder"}}
-    graphs.admit(
-        width=16, height=16, batch=1, guided=True, concepts=1, tokens=77
-    )  # a smaller request has room
+    graphs.admit(CallSize(width=16, height=16, batch=1, concepts=1))  # a smaller request has room
     seen, _ = run_through(graphs)
     assert seen["decode"] >= {"unet", "vae_decoder"}
 
 
 def test_a_request_that_cannot_fit_is_refused_with_the_numbers(bundle, planner, monkeypatch):
     graphs = graphs_with(bundle, "auto", 2000 / 0.9, monkeypatch)
-    graphs.admit(width=32, height=32, batch=1, guided=True, concepts=0, tokens=77)
+    graphs.admit(CallSize(width=32, height=32, batch=1, concepts=0))
     with pytest.raises(
         RequestError, match="128 x 128 needs 16384 bytes, and 2000 are free; 64 x 64 would fit"
     ):
-        graphs.admit(width=128, height=128, batch=1, guided=True, concepts=0, tokens=77)
+        graphs.admit(CallSize(width=128, height=128, batch=1, concepts=0))
 
 
 def test_a_refused_request_has_run_nothing(bundle, planner, monkeypatch):
@@ -173,17 +168,17 @@ def test_generators_of_two_sizes_that_alternate_each_keep_their_plan(bundle, pla
 def test_a_request_is_planned_once(bundle, planner, monkeypatch):
     graphs = graphs_with(bundle, "auto", 10**9, monkeypatch)
     for _ in range(3):
-        graphs.admit(width=64, height=32, batch=2, guided=True, concepts=1, tokens=77)
-    assert len([one for one in planner if one["batch"] == 2]) == 1
+        graphs.admit(CallSize(width=64, height=32, batch=2, concepts=1))
+    assert len([size for size, _ in planner if size.batch == 2]) == 1
 
 
 def test_a_picture_to_draw_over_is_planned_with_the_graph_that_reads_it(bundle, planner):
     """And that graph goes when the next request has no room planned for it."""
     with Runtime(bundle.folder, provider="cpu", threads=1, memory=1e-5) as runtime:
         beach = runtime.generate("a beach", num_inference_steps=1)
-        assert not planner[-1]["image"]
+        assert not planner[-1][0].image
         runtime.generate("a cat", image=beach, num_inference_steps=2)
-        assert planner[-1]["image"]
+        assert planner[-1][0].image
         assert "vae_encoder" in runtime._graphs._opened
         runtime.generate("a cat", num_inference_steps=1)
         assert "vae_encoder" not in runtime._graphs._opened
@@ -191,7 +186,7 @@ def test_a_picture_to_draw_over_is_planned_with_the_graph_that_reads_it(bundle, 
 
 def test_a_machine_that_does_not_tell_its_memory_plans_nothing(bundle, planner, monkeypatch):
     graphs = graphs_with(bundle, "auto", None, monkeypatch)
-    graphs.admit(width=16384, height=16384, batch=64, guided=True, concepts=0, tokens=77)
+    graphs.admit(CallSize(width=16384, height=16384, batch=64, concepts=0))
     assert not planner
     assert set(graphs._opened) == ALL - {"vae_encoder"}
 
@@ -269,15 +264,12 @@ def test_free_memory_is_what_linux_and_a_container_leave(tmp_path, version):
 @pytest.mark.parametrize("name", ["toy", "pocket"])
 def test_no_plan_needs_more_than_the_bound_that_spares_planning(toy_bundle, name, width, height, batch):
     found = read_bundle(toy_bundle if name == "toy" else bundle_path(), verify=False)
-    residence = Residence(found, "auto", lambda: None)
-    plan = perfusion.devices.plan_memory(
-        found, budget=1, width=width, height=height, batch=batch, guided=True, image=True
-    )
+    residency = Residency(found, "auto", lambda: None)
+    size = CallSize(width=width, height=height, batch=batch, image=True)
+    plan = perfusion.devices.plan_memory(found, size, budget=1)
     everything = plan.base + sum(need.opened + need.running for need in plan.needs.values())
-    whole = perfusion.devices.plan_memory(
-        found, budget=10**15, width=width, height=height, batch=batch, image=True
-    )
-    assert residence.at_most(width, height, batch) >= max(everything, whole.peak)
+    whole = perfusion.devices.plan_memory(found, size, budget=10**15)
+    assert residency.at_most(size) >= max(everything, whole.peak)
 
 
 def test_the_embedded_model_at_its_own_size_is_opened_without_a_plan(monkeypatch):
@@ -285,8 +277,8 @@ def test_the_embedded_model_at_its_own_size_is_opened_without_a_plan(monkeypatch
         raise AssertionError("planned")
 
     monkeypatch.setattr(perfusion.devices, "plan_memory", planned, raising=False)
-    residence = Residence(read_bundle(bundle_path(), verify=False), "auto", lambda: 4 * GIB)
-    residence.admit(width=128, height=128, batch=1, guided=True, concepts=2)
+    residency = Residency(read_bundle(bundle_path(), verify=False), "auto", lambda: 4 * GIB)
+    residency.admit(CallSize(width=128, height=128, concepts=2))
 
 
 def test_a_runtime_refuses_a_picture_beyond_its_memory_and_draws_the_one_it_names():

@@ -19,7 +19,7 @@ import pytest
 
 import perfusion.runtime.compute.engine_graph
 import perfusion.tensorrt.cuda
-from perfusion.bundle.facts import read_facts
+from perfusion.bundle.facts import graph_facts
 from perfusion.bundle.graph_io import graph_io_of
 from perfusion.bundle.reader import read_bundle
 from perfusion.errors import BundleError, DeviceError, PerfusionError, RequestError
@@ -644,16 +644,16 @@ def store(
     slots=4,
 ):
     """Engines of the pretended TensorRT where real ones would lie, for latents of `side` by `side`."""
-    facts = read_facts(folder)
+    facts = graph_facts(read_bundle(folder, verify=False))
     sizes = {**SIZES, "height": (side,) * 3, "width": (side,) * 3, "concepts": (slots,) * 3}
     picture = {"picture_height": (4 * side,) * 3, "picture_width": (4 * side,) * 3}
     for name in names:
         profiles = {
             "text_encoder": [{**sizes, **batch(1)}], "unet": [{**sizes, **batch(2)}, {**sizes, **batch(4)}],
         }.get(name, [{**sizes, **batch(1), **picture}])  # fmt: skip
-        plan = json.dumps({"onnx": str(folder / facts.graphs[name].file), "profiles": profiles}).encode()
+        plan = json.dumps({"onnx": str(folder / facts[name].file), "profiles": profiles}).encode()
         key = EngineKey(
-            graph=name, graph_sha256=facts.graphs[name].sha256, flavour=flavour, version=version, target=target,
+            graph=name, graph_sha256=facts[name].sha256, flavour=flavour, version=version, target=target,
             platform=platform_of(flavour), driver=12 if flavour == "trt" else None, precision="fp32",
             profiles=tuple({name: tuple(sizes) for name, sizes in one.items()} for one in profiles), options={},
         )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from perfusion.bundle.graph_io import graph_io_of
 from perfusion.embedded import bundle_path
 from perfusion.runtime import read_bundle
-from perfusion.runtime.compute.onnx_graph import Graph
+from perfusion.runtime.compute.onnx_graph import OnnxGraph
 from perfusion.runtime.compute.tiles import decode_in_tiles
 
 
@@ -77,7 +77,7 @@ def test_a_decoder_that_sees_a_few_neighbours_is_whole_but_at_the_seams(reach):
 def test_the_decoder_that_ships_makes_nearly_the_same_picture_in_tiles():
     bundle = read_bundle(bundle_path(), verify=False)
     ends = graph_io_of(bundle)["vae_decoder"]
-    graph = Graph(ends.file, ends.inputs, ends.outputs, "cpu", 1)
+    graph = OnnxGraph(ends.file, ends.inputs, ends.outputs, "cpu", 1)
     coarse = normal(1, 4, 8, 8, seed=1)
     latents = np.repeat(np.repeat(coarse, 6, axis=2), 6, axis=3) + 0.1 * normal(1, 4, 48, 48)  # 384 pixels
 

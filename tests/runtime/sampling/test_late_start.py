@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.noise_model import NoiseModel
 from perfusion.errors import RequestError
 from perfusion.runtime import Runtime
@@ -144,9 +145,9 @@ def test_graphs_are_made_ready_for_the_rows_of_every_phase(runtime, make_concept
         pairs.load_concept(make_concept(2, rows=2, token="<bear>", superclass="bear"))
         admit = pairs._graphs.admit
 
-        def noting(**sizes: Any) -> None:
-            asked.append(sizes["concepts"])
-            admit(**sizes)
+        def noting(size: CallSize) -> None:
+            asked.append(size.concepts)
+            admit(size)
 
         pairs._graphs.admit = noting  # type: ignore[method-assign]
         latents(pairs, prompts, seed=[1, 2])
