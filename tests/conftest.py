@@ -4,6 +4,7 @@ import builtins
 import errno
 import io
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -14,8 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
+from perfusion.bundle.description import Bundle
+from perfusion.bundle.reader import read_bundle
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import edited_projection
+
+TOY_BUNDLE = Path(__file__).parent / "data" / "toy_bundle"
 
 # Set before any test imports a hub client: nothing here may be fetched, and a try should fail at once.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
@@ -46,6 +51,23 @@ class ConceptMaker(Protocol):
     def __call__(
         self, *, rows: int = ..., text_dim: int = ..., width: int = ..., seed: int = ..., **fields: Any
     ) -> Concept: ...
+
+
+@pytest.fixture(scope="session")
+def toy_bundle() -> Path:
+    """A committed bundle of random weights; no test may change it."""
+    return TOY_BUNDLE
+
+
+@pytest.fixture
+def bundle_copy(tmp_path: Path) -> Path:
+    """The toy bundle, to be broken."""
+    return Path(shutil.copytree(TOY_BUNDLE, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    return read_bundle(TOY_BUNDLE)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,27 +11,12 @@ import numpy as np
 import pytest
 
 from perfusion import Concept
-from perfusion.runtime import Bundle, Runtime, read_bundle
+from perfusion.bundle.description import Bundle
+from perfusion.bundle.reader import read_bundle
+from perfusion.runtime import Runtime
 
 TESTS = Path(__file__).parents[1]
 TOY_BUNDLE = TESTS / "data" / "toy_bundle"
-
-
-@pytest.fixture(scope="session")
-def toy_bundle() -> Path:
-    """A committed bundle of random weights; no test may change it."""
-    return TOY_BUNDLE
-
-
-@pytest.fixture
-def bundle_copy(tmp_path: Path) -> Path:
-    """The toy bundle, to be broken."""
-    return Path(shutil.copytree(TOY_BUNDLE, tmp_path / "bundle"))
-
-
-@pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    return read_bundle(TOY_BUNDLE)
 
 
 @pytest.fixture
