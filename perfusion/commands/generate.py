@@ -138,6 +138,7 @@ def _generate(args: argparse.Namespace) -> int:
         ("--mask", args.mask),
     ]
     check_outputs([*(("--output", path) for path in paths), ("--explain", args.explain)], read)
+    from perfusion.concept.words import named
     from perfusion.runtime import Runtime
     from perfusion.runtime.pictures import grid
 
@@ -148,7 +149,7 @@ def _generate(args: argparse.Namespace) -> int:
         began = time.perf_counter()
         pictures = _draw(runtime, args, seeds)
         seconds = time.perf_counter() - began
-        used = {token: asdict(runtime.set_concept(token)) for token in runtime.concepts}
+        used = {token: asdict(runtime.set_concept(token)) for token in named(args.prompt, runtime.concepts)}
         facts: dict[str, Any] = {"prompt": args.prompt, "concepts": used, "seconds": round(seconds, 3)}
         facts |= {"provider": runtime.provider, "provider_reason": runtime.provider_reason}
         explanation = runtime.explain(args.prompt, lock=args.lock, gates=args.gates) if args.explain else None
@@ -160,8 +161,8 @@ def _generate(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(explanation.text(), file=sys.stderr)
     if args.json:
-        named = paths * len(seeds) if args.grid else paths
-        written = [{"path": str(path), "seed": seed} for path, seed in zip(named, seeds, strict=True)]
+        files = paths * len(seeds) if args.grid else paths
+        written = [{"path": str(path), "seed": seed} for path, seed in zip(files, seeds, strict=True)]
         print(json.dumps({**facts, "pictures": written}))
     else:
         print("\n".join(map(str, paths)))

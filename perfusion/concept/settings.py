@@ -24,6 +24,7 @@ __all__ = [
     "FILE_SETTINGS",
     "GATES",
     "LOCKS",
+    "OFF",
     "SETTINGS",
     "ConceptSettings",
     "SettingChanges",
@@ -48,6 +49,10 @@ class SettingChanges(TypedDict, total=False):
     temperature: float | None
     strength: float | None
     start: float | None
+
+
+OFF: SettingChanges = {"strength": 0.0}
+"""What draws a concept's superclass in its place, as the base model does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +94,7 @@ class ConceptSettings:
 
     def at(self, share: float) -> Self:
         """These settings at a share of the noise levels, from pure noise on: off before the start."""
-        return self if self.start <= share else self.merged({"strength": 0.0})
+        return self if self.start <= share else self.merged(OFF)
 
 
 SETTINGS = tuple(field.name for field in fields(ConceptSettings))

@@ -7,7 +7,7 @@ which reads a bundle's tokenizer, and by `perfusion.diffusers`, which borrows a 
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,8 +167,8 @@ def aligned(prompt: TokenizedPrompt, other: TokenizedPrompt) -> Ids:
     return partner
 
 
-def named(prompt: str, words: Mapping[str, Word]) -> tuple[str, ...]:
-    """The keys of `words` that a prompt holds, active or not, in order of appearance."""
+def named(prompt: str, words: Collection[str]) -> tuple[str, ...]:
+    """The words of some concepts that a prompt holds, active or not, in order of appearance."""
     return tuple(dict.fromkeys(piece for _, piece in pieces(prompt, words) if piece in words))
 
 
@@ -225,7 +225,7 @@ def _check_length(prompt: str, starts: Sequence[int], frame: Frame, words: Mappi
         )
 
 
-def pieces(prompt: str, words: Mapping[str, Word]) -> Iterator[tuple[int, str]]:
+def pieces(prompt: str, words: Collection[str]) -> Iterator[tuple[int, str]]:
     """The prompt cut at concepts' words: where each piece begins, and the piece."""
     start = 0
     for found in re.finditer("|".join(re.escape(word) for word in words), prompt) if words else ():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from perfusion.concept.bank import ConceptBank
 from perfusion.concept.conditioning import conditioned
+from perfusion.concept.notices import PromptNotices, foreign_syntax
 from perfusion.concept.reading import Encoding, read_prompt
 from perfusion.concept.words import TokenizedPrompt, Word, named, unknown
 from perfusion.diffusers.placeholders import Reader, reading_words
@@ -39,6 +40,11 @@ class Call:
     def make(self) -> Any:
         """Encodings of prompts and of negative prompts; of two text encoders then both pooled states."""
         return self.method(*self.args, **self.kwargs)
+
+    @property
+    def reads_plainly(self) -> bool:
+        """Whether it is diffusers' own: a pipeline by others may read weights in a prompt."""
+        return str(getattr(self.method, "__module__", "")).startswith("diffusers.pipelines.")
 
     def arguments(self) -> Mapping[str, Any]:
         """All of them by their names, with the defaults."""
@@ -80,12 +86,13 @@ class PromptReader:
 
     def __init__(self, readers: Sequence[Reader], bank: ConceptBank, rows: PromptRows) -> None:
         self._readers, self._bank, self._rows = readers, bank, rows
+        self._notices = PromptNotices(_log)
 
     def encode(self, call: Call, lock: str | None, gates: str) -> Any:
         """The pipeline's encodings of a call's prompts. `lock` None: what the concepts' files say."""
         sides = prompt_rows(call.arguments(), len(self._readers))
         prompts = [texts for side in sides for texts in side]
-        self._warn(text for texts in prompts for text in texts)
+        self._warn([text for texts in prompts for text in texts], call)
         known = self._bank.words()
         if not any(named(text, known) for texts in prompts for text in texts):
             return call.make()
@@ -148,11 +155,12 @@ class PromptReader:
         known = self._bank.words()
         return self._bank.active(dict.fromkeys(token for text in texts for token in named(text, known)))
 
-    def _warn(self, texts: Iterable[str]) -> None:
-        known = self._bank.words()
-        words = dict.fromkeys(word for text in texts for word in unknown(text, known, self._readers[0].knows))
-        for word in words:
-            _log.warning("no concept named %s is loaded, so it is read as plain text", word)
+    def _warn(self, texts: Sequence[str], call: Call) -> None:
+        known, knows = self._bank.words(), self._readers[0].knows
+        self._notices.unnamed(texts, self._bank.concepts)
+        self._notices.unknown((word for text in texts for word in unknown(text, known, knows)), known)
+        if call.reads_plainly:
+            self._notices.foreign(mark for text in texts for mark in foreign_syntax(text))
 
 
 def _put(encodings: list[Any], side: int, span: slice, encoding: Encoding) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.settings import OFF
 from perfusion.files import writing
 from perfusion.sweep.ranges import Setting
 
@@ -75,16 +76,12 @@ class Drawings:
 
     def _generate(self, batch: Sequence[Job]) -> list[Image.Image]:
         """Pictures of one lock, each with its own setting."""
-        concepts, setting = self._runtime.concepts, batch[0].setting
-        if setting is None:
-            prompts = [self.plain(job.prompt) for job in batch]
-            return self._runtime.generate(prompts, seed=[job.seed for job in batch], **self._options)
-        settings = [dict.fromkeys(concepts, job.setting) for job in batch if job.setting is not None]
+        concepts, first = self._runtime.concepts, batch[0].setting
         return self._runtime.generate(
             [job.prompt for job in batch],
             seed=[job.seed for job in batch],
-            concept_settings=settings,
-            lock=setting.lock,
+            concept_settings=[dict.fromkeys(concepts, job.setting or OFF) for job in batch],
+            **({} if first is None else {"lock": first.lock}),
             **self._options,
         )
 

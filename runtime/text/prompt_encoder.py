@@ -14,6 +14,7 @@ from perfusion.bundle.description import Bundle
 from perfusion.concept.bank import EditRows
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.conditioning import PromptState, conditioned, reopened
+from perfusion.concept.notices import PromptNotices, foreign_syntax
 from perfusion.concept.phases import in_force
 from perfusion.concept.reading import Encoding, joined, read_prompt
 from perfusion.concept.words import Word, check_text, named
@@ -65,6 +66,7 @@ class _PromptParts:
     parts: tuple[str, ...]
     named: tuple[str, ...]  # the concepts in them
     unknown: tuple[str, ...]  # what looks like a concept's word and is none
+    foreign: tuple[str, ...]  # what other programs read as weights or breaks
     words: int  # of concepts that were loaded
 
     @property
@@ -126,6 +128,7 @@ class PromptEncoder:
         """Raises BundleError when a tokenizer cannot be read."""
         self._bank = bank
         self._encoders = TextEncoders(bundle, graphs)
+        self._notices = PromptNotices(_log)
         self._context_length = bundle.text_encoder.context_length
         self._zeros = bundle.force_zeros_for_empty_prompt
         self._encoded: Cache[EncodedPrompt] = Cache(_MOST_BYTES, lambda prompt: _bytes(prompt.state))
@@ -156,7 +159,8 @@ class PromptEncoder:
         now = self._bank.adjusted()
         if not request.guided and any(request.negative_prompts):
             _log.warning("the negative prompt has no effect without guidance")
-        unknown: dict[str, None] = {}
+        self._notices.unnamed(request.prompts, now.concepts)
+        splits: list[_PromptParts] = []
         specs: list[PromptSpec] = []
         for prompt, negative_prompt, changes in zip(
             request.prompts, request.negative_prompts, request.settings, strict=True
@@ -165,15 +169,15 @@ class PromptEncoder:
             words = bank.words()
             split, negative = self._split(prompt, words), self._split(negative_prompt, words)
             _refuse_concepts(negative, words)
-            unknown |= dict.fromkeys(split.unknown + negative.unknown)
+            splits += [split, negative]
             negative_parts = negative.parts if request.guided else None
             earlier: tuple[PromptSpec, ...] = ()
             for start, phase in bank.phases(bank.active(split.named)):
                 spec = self._spec(self._split(prompt, phase.words()), negative_parts, phase, start, earlier)
                 earlier = spec.phases
             specs.append(spec)
-        for word in unknown:
-            _log.warning("no concept named %s is loaded, so it is read as plain text", word)
+        self._notices.unknown((word for split in splits for word in split.unknown), now.concepts)
+        self._notices.foreign(mark for split in splits for mark in split.foreign)
         return specs
 
     def _spec(
@@ -230,6 +234,7 @@ class PromptEncoder:
                 parts=parts,
                 named=tuple(dict.fromkeys(token for part in parts for token in named(part, words))),
                 unknown=tuple(word for part in parts for word in tokenizer.unknown(part, words)),
+                foreign=foreign_syntax(prompt),
                 words=len(words),
             )
 

@@ -122,15 +122,14 @@ def test_a_grid_holds_all_pictures(generate, runtime):
 
 def test_json_names_files_seeds_and_settings(generate, make_concept, capsys):
     make_concept().save("cat.safetensors")
-    assert (
-        generate("--count", "2", "--json", "--quiet", "--concept", "cat.safetensors:token=<dog>,bias=1") == 0
-    )
+    given = ("--concept", "cat.safetensors:token=<dog>,bias=1")
+    assert generate("--count", "2", "--json", "--quiet", *given, prompt="a <dog>") == 0
     out, err = capsys.readouterr()
     assert err == ""
     facts = json.loads(out)
     assert facts["pictures"] == [{"path": "out-0.png", "seed": 0}, {"path": "out-1.png", "seed": 1}]
     assert facts["concepts"] == {"<dog>": {"bias": 1.0, "temperature": 0.3, "strength": 1.0, "start": 0.0}}
-    assert facts["prompt"] == "a cat" and facts["provider"] == "cpu" and facts["seconds"] > 0
+    assert facts["prompt"] == "a <dog>" and facts["provider"] == "cpu" and facts["seconds"] > 0
 
 
 @pytest.mark.parametrize("name, kind", [("out.jpg", "JPEG"), ("out.JPEG", "JPEG"), ("out.webp", "WEBP")])
@@ -282,6 +281,21 @@ def test_a_failed_write_leaves_nothing(generate, monkeypatch, capsys, tmp_path):
 def test_an_unloaded_concept_in_the_prompt_is_a_warning(generate, capsys):
     assert generate(prompt="a <dog>") == 0
     assert "perfusion-generate: warning: no concept named <dog> is loaded" in capsys.readouterr().err
+
+
+def test_a_concept_that_the_prompt_does_not_name_is_a_warning_and_not_among_those_used(
+    generate, make_concept, capsys
+):
+    make_concept().save("cat.safetensors")
+    assert generate("--json", "--concept", "cat.safetensors", prompt="a cat on a beach") == 0
+    out, err = capsys.readouterr()
+    assert "warning: no prompt names <cat>, so it is not drawn; did you mean <cat> by 'cat'?" in err
+    assert json.loads(out)["concepts"] == {}
+
+
+def test_weights_and_breaks_of_other_programs_are_a_warning(generate, capsys):
+    assert generate("--negative-prompt", "[blur]", prompt="a (cake:1.4) BREAK a hat") == 0
+    assert "warning: the prompt has (cake:1.4), BREAK, [blur], as other programs" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")

@@ -576,10 +576,34 @@ def test_a_prompt_that_is_too_long_or_has_an_unknown_word_is_reported(pipeline, 
         RequestError, match=r"has 80 tokens, and the model reads 75: 'cat cat cat cat cat' would be"
     ):
         pipeline("a <cat>" + " cat" * 78)
-    drawn(pipeline, "a <cow> and a <cat>")
-    assert [record.getMessage() for record in caplog.records if record.name == "perfusion.diffusers"] == [
-        "no concept named <cow> is loaded, so it is read as plain text"
-    ]
+    drawn(pipeline, "a <cow> and a <cat> and a <dog>")
+    assert said(caplog) == ["no concept named <cow> is loaded, so it is read as plain text"]
+
+
+def said(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "perfusion.diffusers"]
+
+
+def test_a_concept_that_no_prompt_names_is_told_of_once(pipeline, applied, caplog):
+    for _ in range(2):
+        drawn(pipeline, "a Cat and a <dog>")
+    assert said(caplog) == ["no prompt names <cat>, so it is not drawn; did you mean <cat> by 'Cat'?"]
+
+
+@pytest.mark.parametrize("module, told", [("diffusers.pipelines.any", 1), ("of.others", 0)])
+def test_weights_are_told_of_where_the_pipeline_reads_none(pipeline, caplog, module, told):
+    original = pipeline.encode_prompt
+
+    @functools.wraps(original)
+    def encode_prompt(*args, **kwargs):
+        return original(*args, **kwargs)
+
+    encode_prompt.__module__ = module
+    vars(pipeline)["encode_prompt"] = encode_prompt
+    with perfusion.diffusers.apply(pipeline, make(pipeline)):
+        drawn(pipeline, "a (<cat>:1.3)")
+    message = "the prompt has (<cat>:1.3), as other programs write weights and breaks; here it is read letter by letter"
+    assert said(caplog) == [message] * told
 
 
 def test_concepts_of_different_locks_in_one_prompt_are_refused_until_one_is_chosen(pipeline):

@@ -67,10 +67,10 @@ def test_the_latest_start_comes_first_for_one_that_no_step_meets_is_refused(fold
     assert started == [0.9] * 4 + [0.3] * 4 + [0.0] * 4
 
 
-def test_the_base_draws_the_superclass_in_its_own_words(folder, make_concept, settings):
+def test_the_base_draws_the_superclass_with_the_concept_off(folder, make_concept, settings):
     runtime = NotingRuntime(folder, make_concept())
     Drawings(folder / "work", runtime, {}).draw(jobs(settings))
-    assert runtime.calls[0][0] == [f"a {make_concept().superclass} at night"] * 2
+    assert runtime.calls[0] == ([PROMPT] * 2, [0, 1], [{"<cat>": {"strength": 0.0}}] * 2, None)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(folder, make_concept, settings):

@@ -1,0 +1,96 @@
+"""What is worth a word about prompts that can be drawn: they may not say what their author means.
+
+Shared by the runtime and by `perfusion.diffusers`. Nothing here changes what is drawn.
+"""
+
+import difflib
+import logging
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from weakref import WeakSet
+
+from perfusion.concept.concept_file import Concept
+from perfusion.concept.words import named
+
+__all__ = ["PromptNotices", "foreign_syntax", "nearest"]
+
+_LETTER = r"[^\W_]"
+_MOST_TOLD = 3  # concepts of which one line tells
+
+_FOREIGN = re.compile(
+    r"\([^()]*:\s*[+-]?\d*\.?\d+\s*\)"  # (word:1.3)
+    r"|\({2,}[^()]*\){2,}"  # ((word))
+    r"|\[[^\[\]]*\]"  # [word], [one:other:0.5]
+    r"|\{[^{}]*\|[^{}]*\}"  # {one|other}
+    r"|\b__[^\W_][\w/-]*__"  # __wildcard__
+    r"|\bembedding:[\w./-]+"
+    r"|(?<!\S)BREAK(?!\S)"
+)
+
+
+class PromptNotices:
+    """Warnings about prompts, each where it can still help: a concept that no prompt names is told of once."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._known: WeakSet[Concept] = WeakSet()  # that some prompt named, or that were told of
+
+    def unknown(self, words: Iterable[str], tokens: Collection[str]) -> None:
+        """Of words that look like a concept's and are none."""
+        for word in dict.fromkeys(words):
+            near = nearest(word, tokens)
+            hint = f"; did you mean {near}?" if near else ""
+            self._log.warning("no concept named %s is loaded, so it is read as plain text%s", word, hint)
+
+    def foreign(self, marks: Iterable[str]) -> None:
+        """Of what `foreign_syntax` has found."""
+        if marks := tuple(dict.fromkeys(marks)):
+            self._log.warning(
+                "the prompt has %s, as other programs write weights and breaks; here it is read letter by letter",
+                ", ".join(marks),
+            )
+
+    def unnamed(self, prompts: Sequence[str], concepts: Mapping[str, Concept]) -> None:
+        """Of concepts that no prompt has named since they were loaded."""
+        new = {token: concept for token, concept in concepts.items() if concept not in self._known}
+        if not new:
+            return
+        self._known.update(new.values())
+        present = {token for prompt in prompts for token in named(prompt, new)}
+        spellings = {token: _spelling(token, prompts) for token in new if token not in present}
+        for token, spelling in spellings.items():
+            if spelling:
+                self._log.warning(
+                    "no prompt names %s, so it is not drawn; did you mean %s by %r?", token, token, spelling
+                )
+        if absent := [token for token, spelling in spellings.items() if not spelling]:
+            more = f" and {len(absent) - _MOST_TOLD} more" if len(absent) > _MOST_TOLD else ""
+            self._log.warning(
+                "no prompt names %s%s, so nothing of it is drawn", ", ".join(absent[:_MOST_TOLD]), more
+            )
+
+
+def foreign_syntax(prompt: str) -> tuple[str, ...]:
+    """What in a prompt other programs read as weights, choices or breaks."""
+    return tuple(dict.fromkeys(_FOREIGN.findall(prompt)))
+
+
+def nearest(word: str, tokens: Collection[str]) -> str | None:
+    """The token that a word is a near spelling of."""
+    plain = {_plain(token): token for token in tokens}
+    close = difflib.get_close_matches(_plain(word), list(plain), n=1, cutoff=0.75)
+    return plain[close[0]] if close else None
+
+
+def _spelling(token: str, prompts: Sequence[str]) -> str | None:
+    """Where a prompt has a token's letters and digits in another spelling: "pink-cake", "<Pink_Cake>"."""
+    letters = r"[\W_]{0,2}".join(map(re.escape, _plain(token)))
+    if not letters:
+        return None
+    pattern = re.compile(rf"<{letters}>|(?<!{_LETTER}){letters}(?!{_LETTER})", re.IGNORECASE)
+    matches = (pattern.search(prompt) for prompt in prompts)
+    return next((match.group() for match in matches if match), None)
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[\W_]", "", word).casefold()
