@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import re
 import sys
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _NAME = "perfusion-generate"
+_log = logging.getLogger(__name__)
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _MOST_PICTURES = 1000  # they lie in memory together
 _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is shown
@@ -150,6 +152,8 @@ def _generate(args: argparse.Namespace) -> int:
         pictures = _draw(runtime, args, seeds)
         seconds = time.perf_counter() - began
         used = {token: asdict(runtime.set_concept(token)) for token in named(args.prompt, runtime.concepts)}
+        if used and (absent := ", ".join(token for token in runtime.concepts if token not in used)):
+            _log.warning("the prompt does not name %s, so nothing of it is drawn", absent)
         facts: dict[str, Any] = {"prompt": args.prompt, "concepts": used, "seconds": round(seconds, 3)}
         facts |= {"provider": runtime.provider, "provider_reason": runtime.provider_reason}
         explanation = runtime.explain(args.prompt, lock=args.lock, gates=args.gates) if args.explain else None

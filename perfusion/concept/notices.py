@@ -51,7 +51,10 @@ class PromptNotices:
             )
 
     def unnamed(self, prompts: Sequence[str], concepts: Mapping[str, Concept]) -> None:
-        """Of concepts that no prompt has named since they were loaded."""
+        """Of new concepts that no prompt names: by a near spelling, or where no concept is named at all.
+
+        Who names one concept knows how, and may have loaded the others for later.
+        """
         new = {token: concept for token, concept in concepts.items() if concept not in self._known}
         if not new:
             return
@@ -63,7 +66,8 @@ class PromptNotices:
                 self._log.warning(
                     "no prompt names %s, so it is not drawn; did you mean %s by %r?", token, token, spelling
                 )
-        if absent := [token for token, spelling in spellings.items() if not spelling]:
+        absent = [token for token, spelling in spellings.items() if not spelling]
+        if absent and not any(named(prompt, concepts) for prompt in prompts):
             more = f" and {len(absent) - _MOST_TOLD} more" if len(absent) > _MOST_TOLD else ""
             self._log.warning(
                 "no prompt names %s%s, so nothing of it is drawn", ", ".join(absent[:_MOST_TOLD]), more

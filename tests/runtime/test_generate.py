@@ -291,6 +291,11 @@ def test_a_concept_that_the_prompt_does_not_name_is_a_warning_and_not_among_thos
     out, err = capsys.readouterr()
     assert "warning: no prompt names <cat>, so it is not drawn; did you mean <cat> by 'cat'?" in err
     assert json.loads(out)["concepts"] == {}
+    assert (
+        generate("--concept", "cat.safetensors", "--concept", "cat.safetensors:token=<dog>", prompt="a <dog>")
+        == 0
+    )
+    assert "warning: the prompt does not name <cat>, so nothing of it is drawn" in capsys.readouterr().err
 
 
 def test_weights_and_breaks_of_other_programs_are_a_warning(generate, capsys):

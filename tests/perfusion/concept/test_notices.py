@@ -49,6 +49,11 @@ def test_a_concept_is_told_of_once_and_again_when_it_is_loaded_anew(notices, mak
     assert len(caplog.messages) == 2
 
 
+def test_who_names_one_concept_may_have_loaded_the_others_for_later(notices, make_concept, caplog):
+    notices.unnamed(["a <cat>"], {"<cat>": make_concept(), "<dog>": make_concept(token="<dog>")})
+    assert not caplog.messages
+
+
 def test_many_concepts_take_one_line(notices, make_concept, caplog):
     concepts = {f"<c{index}>": make_concept(token=f"<c{index}>") for index in range(5)}
     notices.unnamed(["a dog"], concepts)
