@@ -591,7 +591,7 @@ def test_a_concept_that_no_prompt_names_is_told_of_once(pipeline, applied, caplo
 
 
 @pytest.mark.parametrize("module, told", [("diffusers.pipelines.any", 1), ("of.others", 0)])
-def test_weights_are_told_of_where_the_pipeline_reads_none(pipeline, caplog, module, told):
+def test_weights_are_told_of_where_the_pipeline_reads_none(pipeline, caplog, monkeypatch, module, told):
     original = pipeline.encode_prompt
 
     @functools.wraps(original)
@@ -599,7 +599,7 @@ def test_weights_are_told_of_where_the_pipeline_reads_none(pipeline, caplog, mod
         return original(*args, **kwargs)
 
     encode_prompt.__module__ = module
-    vars(pipeline)["encode_prompt"] = encode_prompt
+    monkeypatch.setitem(vars(pipeline), "encode_prompt", encode_prompt)
     with perfusion.diffusers.apply(pipeline, make(pipeline)):
         drawn(pipeline, "a (<cat>:1.3)")
     message = "the prompt has (<cat>:1.3), as other programs write weights and breaks; here it is read letter by letter"
