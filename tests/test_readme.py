@@ -97,6 +97,13 @@ def test_files_that_the_pages_name_are_there(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
+def test_every_picture_of_the_documentation_is_shown_somewhere() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for path in (ROOT / "docs" / "pictures").iterdir():
+        # the evaluation keeps a table of drawings for each method and shows some of them
+        assert path.name.startswith("evaluation-") or f"pictures/{path.name})" in text, path.name
+
+
 def test_the_index_of_the_documentation_names_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "docs").glob("*.md"):
