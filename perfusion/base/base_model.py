@@ -7,8 +7,9 @@ folder that holds its settings. Weights are read from safetensors only: a pickle
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from perfusion.base.attention import Layer, layer_table
+from perfusion.base.checkpoint_facts import CheckpointFacts, checkpoint_facts
 from perfusion.base.encoding import Encodings, encode, encode_prompts, token_embedding
 from perfusion.base.families import check_pipeline, check_unet_config, family_of, parts_of
 from perfusion.base.loading import (
@@ -26,7 +28,7 @@ from perfusion.base.loading import (
     read_index,
     read_json,
 )
-from perfusion.base.single_file import check_single_file, find_config, load_single_file
+from perfusion.base.single_file import find_config, load_single_file
 from perfusion.errors import ModelError
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ __all__ = [
     "load_base",
     "token_embedding",
 ]
+
+logger = logging.getLogger(__name__)
 
 FAMILY_FILE = "perfusion.json"
 """Beside model_index.json, for models that are not Stable Diffusion's: those are told apart by their shapes.
@@ -201,7 +205,8 @@ def load_base(
         raise ModelError(
             f"{folder}: a folder has its own settings; --config goes with a single-file checkpoint"
         )
-    kind = check_single_file(folder) if single else None
+    facts = checkpoint_facts(folder) if single else None
+    kind = facts.kind if facts else None
     source = Path(config or find_config(folder, kind)) if kind else folder
     index = read_index(source)
     check_pipeline(source, index)
@@ -225,7 +230,24 @@ def load_base(
     for name, part in parts.items():
         part.requires_grad_(False).eval()
         check_finite(folder, name, part)
-    return _assemble(folder, source, parts, encoders, tuple(tokenizers.values()))
+    base = _assemble(folder, source, parts, encoders, tuple(tokenizers.values()))
+    return base if facts is None else _with_facts(base, facts, told=config is not None)
+
+
+def _with_facts(base: BaseModel, facts: CheckpointFacts, *, told: bool) -> BaseModel:
+    """The model with the scheduler settings that its file knows better than the settings of another model.
+
+    Args:
+        told: the user named those settings, and hears of it.
+    """
+    stated = facts.scheduler_settings()
+    differing = [name for name, value in stated.items() if base.scheduler.get(name) != value]
+    if differing and told:
+        words = ", ".join(f"{name} is {stated[name]}" for name in differing)
+        logger.warning(
+            "%s says of itself that %s, unlike %s; the file is believed", base.folder, words, base.source
+        )
+    return replace(base, scheduler={**base.scheduler, **stated})
 
 
 def _assemble(

@@ -18,7 +18,7 @@ from perfusion.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_single_file", "find_config", "load_single_file"]
+__all__ = ["find_config", "load_single_file"]
 
 _USUAL_CONFIG = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -26,42 +26,6 @@ _USUAL_CONFIG = {
 }
 """Whose settings fit nearly all files of a kind. None for 2.x: half of its files predict the velocity and half the
 noise, which no tensor tells."""
-
-_UNET = "model.diffusion_model."
-_TRANSFORMERS = ("joint_blocks.", "double_blocks.", "transformer_blocks.0.attn.add_k_proj", "x_embedder")
-
-
-def check_single_file(path: Path) -> str:
-    """The kind of a checkpoint, sd15, sd21 or sdxl, from its header alone.
-
-    Raises:
-        ModelError: a pickle, a damaged file, or another kind of model, with the reason.
-    """
-    if path.suffix.lower() != ".safetensors":
-        raise ModelError(
-            f"{path}: expected a .safetensors file or the folder of a diffusers model. A .ckpt, .pt or .bin file is a "
-            "pickle, which can run code: convert it where you trust it, with diffusers "
-            "(StableDiffusionPipeline.from_single_file, then save_pretrained with safe_serialization=True)"
-        )
-    shapes = _shapes(path)
-    if not any(name.startswith(_UNET) for name in shapes):
-        what = "a transformer's" if _is_transformer(shapes) else "a LoRA's, a VAE's or some other part's"
-        raise ModelError(
-            f"{path}: it holds no UNet in the original layout ({_UNET}…), but {what} weights; expected a whole "
-            "Stable Diffusion 1.x, 2.x or XL checkpoint"
-        )
-    if _is_transformer(shapes):
-        raise ModelError(
-            f"{path}: it has a transformer in place of a UNet, with no fixed keys and values of the text for a "
-            "concept to edit; use a Stable Diffusion 1.x, 2.x or XL checkpoint"
-        )
-    channels = shapes.get(f"{_UNET}input_blocks.0.0.weight", (0, 4))[1]
-    if channels != 4:
-        raise ModelError(
-            f"{path}: its UNet has {channels} input channels, expected 4; inpainting, editing, depth and upscaling "
-            "models are not supported"
-        )
-    return _kind(path, shapes)
 
 
 def find_config(path: Path, kind: str) -> Path:
@@ -148,35 +112,3 @@ def _no_advice() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own kind
-        raise ModelError(
-            f"{path}: cannot be read: {first_line(error)}; the copy may be incomplete"
-        ) from error
-
-
-def _is_transformer(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return any(name.removeprefix(_UNET).startswith(_TRANSFORMERS) for name in shapes)
-
-
-def _kind(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Told by where the text encoders are."""
-    for prefix, kind in (
-        ("cond_stage_model.transformer.", "sd15"),
-        ("cond_stage_model.model.", "sd21"),
-        ("conditioner.embedders.1.", "sdxl"),
-    ):
-        if any(name.startswith(prefix) for name in shapes):
-            return kind
-    if any(name.startswith("conditioner.embedders.0.") for name in shapes):
-        raise ModelError(
-            f"{path}: this is SDXL's refiner, which finishes pictures of another model; use the base model"
-        )
-    raise ModelError(f"{path}: it has a UNet and no text encoder; expected a whole checkpoint")

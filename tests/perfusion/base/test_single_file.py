@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 from perfusion.base.base_model import load_base
-from perfusion.base.single_file import check_single_file, find_config
+from perfusion.base.checkpoint_facts import checkpoint_facts
+from perfusion.base.single_file import find_config
 from perfusion.commands import train as command
 from perfusion.errors import ModelError
 from recipes.pocket.architecture import build_pipeline
@@ -184,7 +185,7 @@ def others(
 @pytest.mark.parametrize("kind", ["sd21", "sdxl"])
 def test_checkpoints_of_2_and_xl_are_the_folders_they_were_made_from(others, kind):
     checkpoint, settings, folder = others[kind]
-    assert check_single_file(checkpoint) == kind
+    assert checkpoint_facts(checkpoint).kind == kind
     base, expected = load_base(checkpoint, config=settings), load_base(folder)
     assert base.fingerprint == expected.fingerprint
     assert base.family == expected.family
@@ -317,7 +318,7 @@ def test_settings_of_another_architecture_are_refused(checkpoint, settings, tiny
 def test_a_truncated_checkpoint_is_refused(checkpoint, settings, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(checkpoint.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match=r"cannot be read: .*; the copy may be incomplete"):
+    with pytest.raises(ModelError, match=r"cannot be read: .* The copy may be incomplete"):
         load_base(path, config=settings)
 
 
@@ -356,7 +357,7 @@ def test_an_inpainting_checkpoint_is_refused(checkpoint, tmp_path):
     name = "model__diffusion_model__input_blocks__0__0__weight"
     path = change(checkpoint, tmp_path / "m.safetensors", **{name: torch.zeros(16, 9, 3, 3)})
     with pytest.raises(ModelError, match="its UNet has 9 input channels, expected 4; inpainting"):
-        check_single_file(path)
+        checkpoint_facts(path)
 
 
 @pytest.mark.parametrize(
@@ -370,9 +371,10 @@ def test_an_inpainting_checkpoint_is_refused(checkpoint, tmp_path):
 def test_the_kind_is_told_by_where_the_text_encoders_are(tmp_path, name, kind):
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file(
-        {"model.diffusion_model.out.2.bias": torch.zeros(1), name: torch.zeros(1)}, path
+        {part: torch.zeros(1) for part in ("model.diffusion_model.out.2.bias", "first_stage_model.x", name)},
+        path,
     )
-    assert check_single_file(path) == kind
+    assert checkpoint_facts(path).kind == kind
 
 
 def test_without_settings_the_usual_ones_are_looked_for_on_this_machine_only(tmp_path, monkeypatch):
@@ -396,3 +398,77 @@ def test_settings_that_were_fetched_one_day_are_found(tmp_path, monkeypatch):
     (snapshot / "snapshots/abc/model_index.json").write_text("{}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert find_config(Path("model.safetensors"), "sd15") == snapshot / "snapshots/abc"
+
+
+MARKS: Tensors = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}]
+)
+def test_what_a_file_says_it_predicts_counts_for_more_than_borrowed_settings(
+    others, tmp_path, metadata, caplog
+):
+    checkpoint, settings, _ = others["sdxl"]
+    assert load_base(checkpoint, config=settings).scheduler["prediction_type"] == "epsilon"
+    assert not caplog.records
+    tensors = safetensors.torch.load_file(checkpoint) | ({} if metadata else MARKS)
+    safetensors.torch.save_file(tensors, tmp_path / "v.safetensors", metadata)
+    base = load_base(tmp_path / "v.safetensors", config=settings)
+    assert base.scheduler["prediction_type"] == "v_prediction"
+    assert base.scheduler["rescale_betas_zero_snr"] is True
+    assert "says of itself that prediction_type is v_prediction" in caplog.text
+
+
+UNET_WEIGHT = "model.diffusion_model.input_blocks.0.0.weight"
+WHOLE = (UNET_WEIGHT, "first_stage_model.x", "cond_stage_model.transformer.text_model.x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({UNET_WEIGHT.removesuffix("weight") + "scale_weight": torch.ones(1)}, "scaled weights of 8 bits"),
+        ({"scaled_fp8": torch.zeros(0).to(torch.float8_e4m3fn)}, "scaled weights of 8 bits"),
+        ({UNET_WEIGHT: torch.zeros(8, 4, dtype=torch.int8)}, "weights as integers .* is I8"),
+        ({"edm_mean": torch.zeros(4)}, "the EDM kind"),
+        ({"first_stage_model.x": None}, "has no VAE .*, which turns latents into pictures"),
+        ({UNET_WEIGHT: None, "model_ema.x": torch.zeros(1)}, "averaged weights alone"),
+        ({UNET_WEIGHT: None, "unet.down_blocks.0.x": torch.zeros(1)}, "a UNet in diffusers' layout"),
+    ],
+)
+def test_a_file_is_refused_by_the_thing_that_is_wrong_with_it(tmp_path, changes, message):
+    tensors = {name: torch.zeros(1, 4) for name in WHOLE} | changes
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({name: value for name, value in tensors.items() if value is not None}, path)
+    with pytest.raises(ModelError, match=message):
+        load_base(path, config=tmp_path)
+
+
+def test_a_pointer_in_place_of_a_file_is_named(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4265380512\n")
+    with pytest.raises(ModelError, match="is a Git LFS pointer"):
+        load_base(path, config=tmp_path)
+
+
+def test_positions_in_16_bits_and_averaged_weights_beside_plain_ones_change_nothing(
+    checkpoint, settings, tmp_path
+):
+    extra = {
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None].half(),
+        "model_ema.diffusion_modeloutweight": torch.ones(3),
+    }
+    tensors = safetensors.torch.load_file(checkpoint) | extra
+    safetensors.torch.save_file(tensors, tmp_path / "more.safetensors")
+    base = load_base(tmp_path / "more.safetensors", config=settings)
+    expected = load_base(checkpoint, config=settings)
+    for part, other in zip(base.parts, expected.parts, strict=True):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in part.state_dict().items())
+
+
+def test_weights_that_are_no_numbers_are_named_when_the_model_is_opened(checkpoint, settings, tmp_path):
+    broken = safetensors.torch.load_file(checkpoint)[UNET_WEIGHT].clone()
+    broken.view(-1)[3] = float("nan")
+    path = change(checkpoint, tmp_path / "m.safetensors", **{UNET_WEIGHT.replace(".", "__"): broken})
+    with pytest.raises(ModelError, match=r"the weight conv_in\.weight of its unet holds NaN or infinity"):
+        load_base(path, config=settings)
