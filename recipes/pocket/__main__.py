@@ -136,14 +136,14 @@ def _train(args: argparse.Namespace) -> bool:
 
     import torch
 
-    from perfusion.training.placement import pick_device
+    from perfusion.training.placement import Placement
     from recipes.pocket.editions import EDITIONS
     from recipes.pocket.recipe import run_scorer, run_unet, run_vae
     from recipes.pocket.train_scorer import ScorerConfig
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, edition = pick_device(args.device).type, EDITIONS[getattr(args, "edition", 1)]
+    device, edition = Placement.pick(args.device).device.type, EDITIONS[getattr(args, "edition", 1)]
     args.work.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * args.minutes
     done = True

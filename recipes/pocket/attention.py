@@ -67,9 +67,8 @@ def _owners(tokenizer: Any, ids: list[int], scene: WideScene) -> torch.Tensor:
     """Whose each token is, see `WideBatch.owners`. (77,)."""
     owners = torch.zeros(len(ids), dtype=torch.long)
     for number, thing in enumerate(scene.things, 1):
-        phrase, name = (
-            tokenizer(text, add_special_tokens=False).input_ids for text in (thing.phrase, thing.name)
-        )
+        phrase: list[int] = tokenizer(thing.phrase, add_special_tokens=False).input_ids
+        name: list[int] = tokenizer(thing.name, add_special_tokens=False).input_ids
         starts = [i for i in range(len(ids)) if ids[i : i + len(phrase)] == phrase]
         if starts:
             stop = starts[0] + len(phrase)
@@ -97,7 +96,7 @@ class _RecordingProcessor:
         self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None, temb: torch.Tensor | None = None, **_: Any,
     ) -> torch.Tensor:  # fmt: skip
-        batch, tokens, _ = encoder_hidden_states.shape
+        batch, tokens = encoder_hidden_states.shape[:2]
         mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))

@@ -120,7 +120,7 @@ class WideWorld(World):
         sprites = {name: rng.choice(rng.choice(self.poses[name])) for name in nouns}
         base = ground(rng, low, high)
         if count == 1 and kind < wide.triples + wide.pairs + wide.counts:
-            return self._scene(rng, wide, where, nouns, sprites, *self._copies(rng, nouns[0], base))
+            return self._scene(rng, wide, where, nouns, sprites, *self._counted(rng, nouns[0], base))
         sized = wide.sized if relation in ("", "beside") else 0.0
         dressed = [
             self._dress(rng, wide.recoloured * (1 if count == 1 else 0.75), sized, name) for name in nouns
@@ -184,13 +184,15 @@ class WideWorld(World):
             if relation == "beside":
                 spots = [_resized(spot, size) for spot, size in zip(spots, sizes, strict=True)]
             said = rng.choice(relation_phrases(relation, *named))
-            order = {"on": [1, 0], "under": [1, 0]}.get(relation, [0, 1])
-            return said, [(i, spots[i]) for i in order] if relation != "beside" else _far_first(spots)
+            if relation == "beside":
+                return said, _far_first(spots)
+            numbered = list(enumerate(spots))
+            return said, numbered[::-1] if relation in ("on", "under") else numbered
         size = rng.uniform(*(SIZES[sizes[0]] if sizes[0] else taste.size))
         x = rng.uniform(0.5 - taste.spread, 0.5 + taste.spread)
         return _determined(rng, things[0].phrase), [(0, Spot(x=x, base=base(size), size=size))]
 
-    def _copies(self, rng: random.Random, noun: str, base: Ground) -> Placed:
+    def _counted(self, rng: random.Random, noun: str, base: Ground) -> Placed:
         count = rng.choice((2, 2, 3, 3, 4, 5))
         phrase = f"{COUNTS[count]} {plural(noun)}"
         thing = Thing(noun=noun, phrase=phrase, name=plural(noun))
@@ -202,9 +204,12 @@ class WideWorld(World):
     ) -> WideScene:  # fmt: skip
         """The whole caption, and the objects in their build."""
         items = [
-            WideItem(
-                sprite=sprites[things[number].noun], x=spot.x, base=spot.base, size=spot.size, angle=rng.gauss(0, 4),
-                flip=rng.random() < 0.5, coats=coats[number], thing=number, **_build(rng),
+            _build(
+                rng,
+                WideItem(
+                    sprite=sprites[things[number].noun], x=spot.x, base=spot.base, size=spot.size,
+                    angle=rng.gauss(0, 4), flip=rng.random() < 0.5, coats=coats[number], thing=number,
+                ),
             )
             for number, spot in spots
         ]  # fmt: skip
@@ -303,16 +308,17 @@ def _extent(alpha: np.ndarray) -> Extent:
     return Extent(height=(side - top) / side, crown=float(columns.mean() / side - 0.5))
 
 
-def _build(rng: random.Random) -> dict[str, float]:
-    """A drawing's proportions and bend: half of the objects keep their own."""
+def _build(rng: random.Random, item: WideItem) -> WideItem:
+    """The object with proportions and a bend of its own; half of the objects keep their drawing's."""
     if rng.random() < 0.5:
-        return {}
-    return {
-        "width": rng.uniform(0.82, 0.96),
-        "height": rng.uniform(0.84, 1.0),
-        "bend": rng.uniform(-0.05, 0.05),
-        "bend_phase": rng.uniform(0, 6.28),
-    }
+        return item
+    return replace(
+        item,
+        width=rng.uniform(0.82, 0.96),
+        height=rng.uniform(0.84, 1.0),
+        bend=rng.uniform(-0.05, 0.05),
+        bend_phase=rng.uniform(0, 6.28),
+    )
 
 
 def _resized(spot: Spot, size: str) -> Spot:

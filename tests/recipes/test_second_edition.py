@@ -11,7 +11,6 @@ from perfusion.errors import ModelError
 from recipes.pocket.architecture import SIZES, build_pipeline
 from recipes.pocket.attention import (
     FAIR_SHARE,
-    THINGS,
     WideBatch,
     area_under_curve,
     areas_between,
@@ -27,7 +26,7 @@ from recipes.pocket.train_unet import train_unet
 from recipes.pocket.train_vae import VaeConfig, edge_weights, train_vae
 from recipes.pocket.train_wide import WideConfig, WideTrainer, attention_gauge, wide_taste_at
 from recipes.pocket.warm_start import start_text_encoder, start_unet, start_vae, weights_in
-from recipes.pocket.wide_world import WideTaste, WideWorld
+from recipes.pocket.wide_world import THINGS, WideTaste, WideWorld
 
 
 @pytest.fixture(scope="module")
