@@ -34,6 +34,10 @@ class Interval:
         """ "0.41 (0.30–0.52)"."""
         return f"{self.mean:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
 
+    def numbers(self) -> list[float]:
+        """Mean, low and high, rounded as the record holds them."""
+        return [round(value, 4) for value in (self.mean, self.low, self.high)]
+
     def percent(self) -> str:
         """ "41 % (30–52)", of a share."""
         return f"{100 * self.mean:.0f} % ({100 * self.low:.0f}–{100 * self.high:.0f})"

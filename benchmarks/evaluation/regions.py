@@ -265,6 +265,6 @@ def _with_intervals(figures: Mapping[str, Figures]) -> dict[str, Any]:
     keys = dict.fromkeys(key for row in figures.values() for key in row)
     intervals = {key: interval([row[key] for row in figures.values() if key in row]) for key in keys}
     return {
-        **{key: [round(value, 4) for value in (one.mean, one.low, one.high)] for key, one in intervals.items()},
+        **{key: share.numbers() for key, share in intervals.items()},
         "by_name": {name: {key: round(value, 4) for key, value in row.items()} for name, row in figures.items()},
     }  # fmt: skip

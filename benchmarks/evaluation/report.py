@@ -154,7 +154,7 @@ def record_rows(results: Results, tuning: Mapping[str, Any]) -> list[dict[str, A
             rows.append(
                 {
                     "what": kind, "method": point.method.name, "setting": point.setting.label,
-                    **{key: _numbers(point.of(key)) for key in keys},
+                    **{key: point.of(key).numbers() for key in keys},
                     "subjects": {
                         name: {key: round(value, 4) for key, value in figures.items()}
                         for name, figures in point.figures.items()
@@ -183,10 +183,6 @@ def record_rows(results: Results, tuning: Mapping[str, Any]) -> list[dict[str, A
 
 def _place(point: Point) -> tuple[Interval, Interval]:
     return point.of("image"), point.of("text")
-
-
-def _numbers(found: Interval) -> list[float]:
-    return [round(value, 4) for value in (found.mean, found.low, found.high)]
 
 
 def _check_trained(
