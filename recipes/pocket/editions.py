@@ -100,7 +100,15 @@ EDITIONS = {
     2: Edition(
         family="pocket2",
         world=second_world,
-        vae=VaeConfig(steps=10_000, whole_every=8, edges=2.0, adam_lr=7e-4, muon_lr=0.012, taste=WIDE_SCENES),
+        vae=VaeConfig(
+            steps=10_000,
+            whole_every=8,
+            edges=2.0,
+            adam_lr=7e-4,
+            muon_lr=0.012,
+            save_every=300,
+            taste=WIDE_SCENES,
+        ),
         unet=WideConfig(),
         trainer=WideTrainer,
         caption_taste=wide_taste_at(1.0),
