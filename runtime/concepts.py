@@ -30,7 +30,7 @@ class Bank(ConceptBank):
     """Concepts by their token, each checked against a bundle. For several threads at once."""
 
     def __init__(self, bundle: Bundle) -> None:
-        kept = bundle.key_projections is not None
+        has_keys = bundle.key_projections is not None
         self._stacked: Cache[EditRows] = Cache(
             _MOST_STACKED, lambda rows: rows.keys.nbytes + rows.values.nbytes
         )
@@ -44,7 +44,7 @@ class Bank(ConceptBank):
                 hidden_sizes=tuple(encoder.hidden_size for encoder in bundle.text_encoders),
                 key_width=bundle.unet.key_width,
                 value_width=bundle.unet.value_width,
-                key_projections=(lambda: _read_projections(bundle)) if kept else None,
+                key_projections=(lambda: _read_projections(bundle)) if has_keys else None,
             )
         )
 
@@ -76,9 +76,9 @@ class Bank(ConceptBank):
 
     def rows(self, tokens: Sequence[str]) -> EditRows:
         """The rows of some concepts, in their order; only the settings are new arrays in each call."""
-        kept = self._stacked.get(self.identity(tokens), lambda: super(Bank, self).rows(tokens))
+        rows = self._stacked.get(self.identity(tokens), lambda: super(Bank, self).rows(tokens))
         # half the time of `replace`, between two pictures
-        return EditRows(**(vars(kept) | self._gate_settings(tokens)))
+        return EditRows(**(vars(rows) | self._gate_settings(tokens)))
 
 
 def _read_projections(bundle: Bundle) -> NDArray[Any]:
@@ -94,10 +94,10 @@ def _read_projections(bundle: Bundle) -> NDArray[Any]:
         raise BundleError(
             f"{bundle.key_projections} cannot be read: {error}. Export the bundle again."
         ) from error
-    found = tensors.get("key_projections")
-    if found is None or found.shape != expected:
+    projections = tensors.get("key_projections")
+    if projections is None or projections.shape != expected:
         raise BundleError(
-            f"{bundle.key_projections} holds {None if found is None else found.shape}, expected a tensor "
+            f"{bundle.key_projections} holds {None if projections is None else projections.shape}, expected a tensor "
             f"'key_projections' of {expected}. Export the bundle again."
         )
-    return found
+    return projections

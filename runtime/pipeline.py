@@ -358,12 +358,12 @@ class Runtime:
         decode = partial(self._decode, admit=admit)
         while True:
             admit()
-            one = next(drawn, None)
-            if one is None:
+            state = next(drawn, None)
+            if state is None:
                 return
             yield Step(
-                index=one.index, total=one.total, timestep=one.timestep,
-                _latents=one.latents, _clean=one.clean, _decode=decode,
+                index=state.index, total=state.total, timestep=state.timestep,
+                _latents=state.latents, _clean=state.clean, _decode=decode,
                 _latent_rgb=self.bundle.decoder.latent_rgb,
             )  # fmt: skip
 

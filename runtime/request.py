@@ -126,7 +126,7 @@ def make_request(
         _warn_of_mask(single_mask, width, height, bundle.decoder.downscale)
     return Request(
         prompts=spread(prompts),
-        seeds=tuple(_seed(one + more) for one in map(_seed, seeds) for more in range(times)),
+        seeds=tuple(_seed(first + more) for first in map(_seed, seeds) for more in range(times)),
         negative_prompts=spread(_each("negative prompts", negative_prompt, len(prompts))),
         images=spread(images),
         masks=spread(masks),
@@ -182,11 +182,11 @@ def _warn_of_mask(mask: Image, width: int, height: int, downscale: int) -> None:
 
 
 def _settings(given: Any, prompts: int) -> list[Changes]:
-    changes = [{} if one is None else one for one in _each("concept settings", given, prompts)]
-    for one in changes:
-        if not isinstance(one, Mapping):
+    changes = [{} if change is None else change for change in _each("concept settings", given, prompts)]
+    for change in changes:
+        if not isinstance(change, Mapping):
             raise RequestError(
-                f"The concept settings are {one!r}, expected settings by token, such as "
+                f"The concept settings are {change!r}, expected settings by token, such as "
                 "{'<cat>': {'bias': 0.5}}, or a list with such for each prompt."
             )
     return changes

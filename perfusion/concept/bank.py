@@ -29,7 +29,7 @@ __all__ = ["BaseTraits", "Changes", "ConceptBank", "EditRows"]
 
 Array = NDArray[np.float32]
 
-Changes = Mapping[str, Mapping[str, float] | ConceptSettings]
+Changes = Mapping[str, Mapping[str, float] | SettingChanges | ConceptSettings]
 """By a concept's token: settings to be used in the place of the bank's, or some of them by name."""
 
 _log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class ConceptBank:
     def concepts(self) -> Mapping[str, Concept]:
         """The loaded concepts by their token, in the order they came."""
         loaded = dict(self._loaded)  # in one go: another thread may load a concept meanwhile
-        return MappingProxyType({token: one.concept for token, one in loaded.items()})
+        return MappingProxyType({token: entry.concept for token, entry in loaded.items()})
 
     def load(self, concept: Concept, **settings: Unpack[SettingChanges]) -> None:
         """Make a concept's token a word. Settings that are left out are the file's own.
@@ -178,11 +178,11 @@ class ConceptBank:
         superclass."""
         return {
             token: Word(
-                rows=one.concept.rows,
-                superclass=one.concept.superclass,
-                active=one.settings.strength > 0 if active is None else token in active,
+                rows=entry.concept.rows,
+                superclass=entry.concept.superclass,
+                active=entry.settings.strength > 0 if active is None else token in active,
             )
-            for token, one in self._loaded.items()
+            for token, entry in self._loaded.items()
         }
 
     def common_lock(self, tokens: Sequence[str]) -> str:
@@ -193,9 +193,9 @@ class ConceptBank:
         """
         locks = {token: self._get(token).concept.lock for token in tokens}
         if len(set(locks.values())) > 1:
-            asked = ", ".join(f"{token} {lock}" for token, lock in locks.items())
+            choices = ", ".join(f"{token} {lock}" for token, lock in locks.items())
             raise RequestError(
-                f"The concepts of one prompt ask for different locks ({asked}). Choose one for all."
+                f"The concepts of one prompt ask for different locks ({choices}). Choose one for all."
             )
         return locks[tokens[0]]
 

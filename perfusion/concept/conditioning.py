@@ -63,12 +63,12 @@ def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
     keys = np.empty((len(columns), states[0].rows.keys.shape[1]), np.float32)
     values = np.empty((len(columns), states[0].rows.values.shape[1]), np.float32)
     for state in states:
-        taken = [columns[slot] for slot in state.rows.slots]
-        keys[taken], values[taken] = state.rows.keys, state.rows.values
+        own = [columns[slot] for slot in state.rows.slots]
+        keys[own], values[own] = state.rows.keys, state.rows.values
     conditionings = [state.conditioning for state in states]
     return {
-        "encoder_hidden_states": np.stack([one.value_states for one in conditionings]),
-        "key_hidden_states": np.stack([one.key_states for one in conditionings]),
+        "encoder_hidden_states": np.stack([conditioning.value_states for conditioning in conditionings]),
+        "key_hidden_states": np.stack([conditioning.key_states for conditioning in conditionings]),
         "key_gate": np.stack(
             [_in_slots(state.conditioning.key_gate, state.rows, columns) for state in states]
         ),

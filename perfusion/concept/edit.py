@@ -88,8 +88,10 @@ def coordinates(
     -> (..., J).
     """
     parts, scale, cosines, weights = _scaled(encodings, direction, dual, energy, strength)
-    shared = cosines - np.diag(np.diag(cosines))
-    return np.asarray((parts - _taken(parts, cosines, weights) @ shared) / scale, dtype=np.float64)
+    # what two different concepts have in common
+    common = cosines - np.diag(np.diag(cosines))
+    # each similarity without the others' shares of it, back from scaled units
+    return np.asarray((parts - _shares(parts, cosines, weights) @ common) / scale, dtype=np.float64)
 
 
 def project(
@@ -107,8 +109,10 @@ def project(
     -> (..., text_dim).
     """
     parts, scale, cosines, weights = _scaled(encodings, direction, dual, energy, strength)
-    taken = _taken(parts, cosines, weights) / scale
-    return np.asarray(_wide(encodings) - taken @ _wide(direction), dtype=np.float64)
+    # Λ c: how much of each direction goes
+    shares = _shares(parts, cosines, weights) / scale
+    # Iᵀ Λ c: that much of it, out of the encodings
+    return np.asarray(_wide(encodings) - shares @ _wide(direction), dtype=np.float64)
 
 
 def edited_projection(
@@ -134,8 +138,8 @@ def edited_projection(
     Raises:
         RequestError: unknown `gates`, or a temperature that is not above 0.
     """
-    read = _read_by_gates(gates, encodings, direction, dual, energy, strength)
-    opened = gate(read, bias, temperature)
+    response = _response(gates, encodings, direction, dual, energy, strength)
+    opened = gate(response, bias, temperature)
     if strength is not None:
         opened = opened * _wide(strength)
     e_perp = project(encodings, direction, dual, energy, strength)
@@ -219,14 +223,17 @@ def condition(
     response = np.zeros((len(plain), len(direction)))
     opened = np.zeros(response.shape, dtype=np.float32)
     if active.size:
-        response[:, active] = _read_by_gates(gates, encodings, rows, duals, energies, weights[active])
+        response[:, active] = _response(gates, encodings, rows, duals, energies, weights[active])
         opened[:, active] = gate(response[:, active], beta[active], tau[active]) * weights[active]
+    if keys is None or not active.size:
+        return Conditioning(
+            key_states=states, value_states=states, key_gate=opened, value_gate=opened, response=response
+        )
     # under the global lock the keys are the superclass prompt's, and no target is added to them
-    local = keys is None or not active.size
     return Conditioning(
-        key_states=states if local else keys,
+        key_states=keys,
         value_states=states,
-        key_gate=opened if local else np.zeros_like(opened),
+        key_gate=np.zeros_like(opened),
         value_gate=opened,
         response=response,
     )
@@ -257,7 +264,7 @@ def _scaled(
     return similarity(encodings, dual) * scale, scale, cosines, weights
 
 
-def _taken(parts: Float64, cosines: Float64, weights: Float64) -> Float64:
+def _shares(parts: Float64, cosines: Float64, weights: Float64) -> Float64:
     """Λ c in scaled units, (..., J): how much of each direction is taken out.
 
     (Λ R + 1 − Λ)⁻¹ Λ = Λ^½ M⁻¹ Λ^½, where M is the cosines R with those of two different concepts times
@@ -270,7 +277,7 @@ def _taken(parts: Float64, cosines: Float64, weights: Float64) -> Float64:
     return (parts * root) @ np.linalg.pinv(matrix, rcond=SAME_DIRECTION) * root
 
 
-def _read_by_gates(
+def _response(
     gates: str, encodings: Array, direction: Array, dual: Array, energy: Array, strength: Array | float | None
 ) -> Float64:
     """What the gates read, (..., J)."""

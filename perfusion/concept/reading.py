@@ -61,7 +61,7 @@ def read_prompt(
     the strengths.
 
     Raises:
-        RequestError: the prompt, or with the superclasses the prompt, is longer than the text encoders read.
+        RequestError: the prompt, with its concepts or with their superclasses, is longer than the text encoders read.
     """
     readings = bank.readings(active)
     weights = [reading.weight for reading in readings]
@@ -75,7 +75,7 @@ def read_prompt(
     encoding = Encoding(hidden=blended(hidden, weights), pooled=blended(pooled, weights) if pooled else None)
     if lock == "local":
         return encoding, None
-    counterparts = [[superclass_positions(one) for one in prompt] for prompt in prompts]
+    counterparts = [[superclass_positions(tokens) for tokens in prompt] for prompt in prompts]
     plain = text.encode(text.tokenize(bank.words(()))).hidden
     keys = [
         _gathered(plain, positions, text.widths)[at]

@@ -91,14 +91,14 @@ def tokenize(
         RequestError: not a text, or longer than the text encoder reads.
     """
     check_text(prompt)
-    read = [(start, _read_as(piece, words)) for start, piece in pieces(prompt, words)]
-    concepts = tuple(dict.fromkeys(piece for _, piece in read if piece in words))
+    parts = [(start, _read_as(piece, words)) for start, piece in pieces(prompt, words)]
+    concepts = tuple(dict.fromkeys(piece for _, piece in parts if piece in words))
     first_id = _first_ids(concepts, words, frame)
     ids: list[int] = []
     starts: list[int] = []  # where in the prompt each token begins
     superclass: list[int] = []
     counterparts: list[int] = []
-    for start, piece in read:
+    for start, piece in parts:
         if piece in words:
             rows = words[piece].rows
             replacement, _ = encode(words[piece].superclass)
@@ -142,7 +142,8 @@ def superclass_positions(prompt: TokenizedPrompt) -> Ids:
     body = np.asarray(prompt.counterparts, np.int64) + 1
     # The end token's counterpart is the end token; padding follows as far as there is any.
     tail = count + 1 + np.arange(length - 1 - len(body))
-    return np.minimum(np.concatenate([[0], body, tail]), length - 1)
+    positions: Ids = np.minimum(np.concatenate([[0], body, tail]), length - 1)
+    return positions
 
 
 def aligned(prompt: TokenizedPrompt, other: TokenizedPrompt) -> Ids:
@@ -228,11 +229,11 @@ def _check_length(prompt: str, starts: Sequence[int], frame: Frame, words: Mappi
 def pieces(prompt: str, words: Collection[str]) -> Iterator[tuple[int, str]]:
     """The prompt cut at concepts' words: where each piece begins, and the piece."""
     start = 0
-    for found in re.finditer("|".join(re.escape(word) for word in words), prompt) if words else ():
-        if found.start() > start:
-            yield start, prompt[start : found.start()]
-        yield found.start(), found.group()
-        start = found.end()
+    for match in re.finditer("|".join(re.escape(word) for word in words), prompt) if words else ():
+        if match.start() > start:
+            yield start, prompt[start : match.start()]
+        yield match.start(), match.group()
+        start = match.end()
     if start < len(prompt):
         yield start, prompt[start:]
 

@@ -211,25 +211,25 @@ class AppliedConcepts:
 
     def _before_unet(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give the rows of the batch whose prompts hold concepts their edit."""
-        first, given = args[:2], {**dict(zip(_UNET_ARGUMENTS, args[2:], strict=False)), **kwargs}
-        states = given.get("encoder_hidden_states")
+        positional, options = args[:2], {**dict(zip(_UNET_ARGUMENTS, args[2:], strict=False)), **kwargs}
+        states = options.get("encoder_hidden_states")
         timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
-        found = (
+        feeds = (
             self._rows.feeds(states, lambda: self._share(timestep))
             if isinstance(states, torch.Tensor)
             else None
         )
-        if found is None:
+        if feeds is None:
             return None
         check_processors(unet, applied=True)
-        given["encoder_hidden_states"] = found.inputs["encoder_hidden_states"]
-        edit = {name: tensor for name, tensor in found.inputs.items() if name != "encoder_hidden_states"}
-        given["cross_attention_kwargs"] = {**(given.get("cross_attention_kwargs") or {}), **edit}
-        if found.pooled:
-            conditions = dict(given["added_cond_kwargs"])
-            conditions["text_embeds"] = found.with_pooled(conditions["text_embeds"])
-            given["added_cond_kwargs"] = conditions
-        return first, given
+        options["encoder_hidden_states"] = feeds.inputs["encoder_hidden_states"]
+        edit = {name: tensor for name, tensor in feeds.inputs.items() if name != "encoder_hidden_states"}
+        options["cross_attention_kwargs"] = {**(options.get("cross_attention_kwargs") or {}), **edit}
+        if feeds.pooled:
+            conditions = dict(options["added_cond_kwargs"])
+            conditions["text_embeds"] = feeds.with_pooled(conditions["text_embeds"])
+            options["added_cond_kwargs"] = conditions
+        return positional, options
 
     def _share(self, timestep: Any) -> float:
         """How many of the noise levels lie behind a timestep, from pure noise on."""

@@ -56,11 +56,11 @@ class Reader:
 
     def numbered(self, words: Mapping[str, Word]) -> dict[str, Word]:
         """The words with ids of their own, from behind the vocabulary on."""
-        following, found = self.frame.vocab_size, {}
+        following, numbered = self.frame.vocab_size, {}
         for token, word in words.items():
-            found[token] = replace(word, first_id=following)
+            numbered[token] = replace(word, first_id=following)
             following += word.rows
-        return found
+        return numbered
 
 
 @contextmanager
@@ -124,9 +124,9 @@ class _WordTokenizer:
     def __call__(self, text: str | list[str], **options: Any) -> Any:
         """Raises RequestError for a prompt with a concept that is longer than the text encoder reads."""
         texts = [text] if isinstance(text, str) else list(text)
-        if not any(named(one, self._words) for one in texts):
+        if not any(named(prompt, self._words) for prompt in texts):
             return self._reader.tokenizer(text, **options)
-        rows = [self._ids(one, options) for one in texts]
+        rows = [self._ids(prompt, options) for prompt in texts]
         width = max(map(len, rows))
         if options.get("padding") == "max_length":
             width = max(width, options.get("max_length") or self._reader.frame.context_length)
@@ -147,7 +147,7 @@ class _WordTokenizer:
             cut = {name: options[name] for name in ("max_length", "truncation") if name in options}
             return list(self._reader.tokenizer(text, **cut).input_ids)
         prompt = self._reader.tokenize(text, self._words)
-        return [int(one) for one in prompt.input_ids[: prompt.length]]
+        return [int(token) for token in prompt.input_ids[: prompt.length]]
 
 
 def _encode_with(tokenizer: Any) -> Encode:
@@ -157,7 +157,7 @@ def _encode_with(tokenizer: Any) -> Encode:
         if not tokenizer.is_fast:
             ids = list(tokenizer(text, add_special_tokens=False).input_ids)
             return ids, [0] * len(ids)
-        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(found.input_ids), [start for start, _ in found.offset_mapping]
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoding.input_ids), [start for start, _ in encoding.offset_mapping]
 
     return encode

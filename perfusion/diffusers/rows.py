@@ -27,7 +27,7 @@ Texts = tuple[str, ...]
 """One prompt as it is given to each text encoder."""
 
 
-def prompt_rows(given: Mapping[str, Any], encoders: int) -> tuple[list[Texts], list[Texts]]:
+def prompt_rows(arguments: Mapping[str, Any], encoders: int) -> tuple[list[Texts], list[Texts]]:
     """The prompts and the negative prompts that a call of `encode_prompt` is to encode, by its arguments.
 
     What comes as finished encodings is not among them, nor are negative prompts without guidance. What is no text is
@@ -35,13 +35,15 @@ def prompt_rows(given: Mapping[str, Any], encoders: int) -> tuple[list[Texts], l
     """
     prompts: list[Texts] = []
     negatives: list[Texts] = []
-    if given.get("prompt_embeds") is None:
-        prompts = _side(given.get("prompt"), given.get("prompt_2"), encoders, 1)
-    if given.get("negative_prompt_embeds") is None and given.get("do_classifier_free_guidance", True):
+    if arguments.get("prompt_embeds") is None:
+        prompts = _side(arguments.get("prompt"), arguments.get("prompt_2"), encoders, 1)
+    if arguments.get("negative_prompt_embeds") is None and arguments.get("do_classifier_free_guidance", True):
         # where the prompts come as encodings, one negative text still may serve them all
-        embeds = given.get("prompt_embeds")
+        embeds = arguments.get("prompt_embeds")
         count = len(prompts) if embeds is None else len(embeds)
-        negatives = _side(given.get("negative_prompt"), given.get("negative_prompt_2"), encoders, count)
+        negatives = _side(
+            arguments.get("negative_prompt"), arguments.get("negative_prompt_2"), encoders, count
+        )
     return prompts, negatives
 
 
@@ -51,9 +53,11 @@ def _side(first: Any, second: Any, encoders: int, count: int) -> list[Texts]:
         return []
     columns = [first or "", second or first][:encoders]
     lists = [[column] * count if isinstance(column, str) else column for column in columns]
-    if not all(isinstance(one, list | tuple) and all(isinstance(text, str) for text in one) for one in lists):
+    if not all(
+        isinstance(column, list | tuple) and all(isinstance(text, str) for text in column) for column in lists
+    ):
         return []
-    if len({len(one) for one in lists}) != 1:
+    if len({len(column) for column in lists}) != 1:
         return []
     return [tuple(texts) for texts in zip(*lists, strict=True)]
 
@@ -84,12 +88,12 @@ class Feeds:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Seen:
-    """A pipeline's encodings, and the phases of its rows; what was made of them by the phases' starts."""
+    """A pipeline's encodings, and the phases of its rows; what the UNet is fed of them by the phases' starts."""
 
     states: Tensor
     version: int
     rows: list[tuple[Phase, ...] | None] | None  # None: all the base model's
-    made: dict[tuple[float | None, ...], Feeds]
+    feeds: dict[tuple[float | None, ...], Feeds]
 
 
 class PromptRows:
@@ -136,18 +140,18 @@ class PromptRows:
         seen = self._seen
         if seen is None or seen.states is not states or seen.version != version:
             # found once a picture: a pipeline hands the same tensor to the UNet in every step
-            seen = self._seen = _Seen(states=states, version=version, rows=self._found(states), made={})
+            seen = self._seen = _Seen(states=states, version=version, rows=self._phases(states), feeds={})
         if seen.rows is None:
             return None
         late = any(phases is not None and len(phases) > 1 for phases in seen.rows)
         now = share() if late else 0.0
         chosen = [None if phases is None else in_force(phases, now) for phases in seen.rows]
         key = tuple(None if phase is None else phase.start for phase in chosen)
-        if key not in seen.made:
-            seen.made[key] = _made(states, chosen)
-        return seen.made[key]
+        if key not in seen.feeds:
+            seen.feeds[key] = _feeds(states, chosen)
+        return seen.feeds[key]
 
-    def _found(self, states: Tensor) -> list[tuple[Phase, ...] | None] | None:
+    def _phases(self, states: Tensor) -> list[tuple[Phase, ...] | None] | None:
         digests = _digests(states) if self._states and states.ndim == 3 else []
         if any(digest in self._forgotten for digest in digests):
             raise RequestError(
@@ -167,14 +171,16 @@ class PromptRows:
         return known
 
 
-def _made(states: Tensor, chosen: Sequence[Phase | None]) -> Feeds:
+def _feeds(states: Tensor, chosen: Sequence[Phase | None]) -> Feeds:
     """The UNet's inputs of a batch whose rows stand in these phases; None: the base model's row."""
     without = next(phase.state.rows for phase in chosen if phase is not None).none()
     pairs = zip(_numbers(states), chosen, strict=True)
     rows = [conditioned(row, without) if phase is None else phase.state for row, phase in pairs]
-    made = {name: torch.from_numpy(array).to(states.device) for name, array in unet_feeds(rows).items()}
+    inputs = {name: torch.from_numpy(array).to(states.device) for name, array in unet_feeds(rows).items()}
     return Feeds(
-        inputs={name: one.to(states.dtype) if "hidden" in name else one for name, one in made.items()},
+        inputs={
+            name: tensor.to(states.dtype) if "hidden" in name else tensor for name, tensor in inputs.items()
+        },
         pooled={
             row: torch.from_numpy(phase.pooled).to(states.device)
             for row, phase in enumerate(chosen)

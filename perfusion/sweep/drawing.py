@@ -81,7 +81,7 @@ class Drawings:
             [job.prompt for job in batch],
             seed=[job.seed for job in batch],
             concept_settings=[dict.fromkeys(concepts, job.setting or OFF) for job in batch],
-            **({} if first is None else {"lock": first.lock}),
+            lock=None if first is None else first.lock,
             **self._options,
         )
 

@@ -111,7 +111,7 @@ def _places(word: str, reach: int) -> Iterator[int]:
     letters, within one that is longer than all that fits."""
     if reach >= len(word):
         yield len(word)
-    runs = [found.end() for found in re.finditer(r"[^\w\s]+", word) if reach / 2 < found.end() <= reach]
+    runs = [run.end() for run in re.finditer(r"[^\w\s]+", word) if reach / 2 < run.end() <= reach]
     yield from reversed([end for end in runs if _is_border(word, end)])
     yield from (end for end in range(reach, 0, -1) if _is_border(word, end))
     yield from range(max(reach, 1), 0, -1)

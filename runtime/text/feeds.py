@@ -6,6 +6,7 @@ changed in place.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -29,43 +30,41 @@ class Feeds:
 
     def __init__(self, bundle: Bundle) -> None:
         self._conditions = bundle.unet.conditions
-        self._kept: Cache[_Held] = Cache(
-            _MOST_BYTES, lambda one: sum(array.nbytes for array in one[1].values())
+        self._inputs: Cache[_Entry] = Cache(
+            _MOST_BYTES, lambda entry: sum(array.nbytes for array in entry[1].values())
         )
 
     def of(self, rows: Sequence[Row], request: Request) -> dict[str, Array]:
         """All inputs but `sample` and `timestep`; only the gates are new where the rows' encodings were fed before."""
         states = [row.state for row in rows]
-        made = [(state.conditioning.value_states, state.conditioning.key_states) for state in states]
+        encodings = [(state.conditioning.value_states, state.conditioning.key_states) for state in states]
         slots = [state.rows.slots for state in states]
         targets = [(state.rows.keys, state.rows.values) for state in states]
         key: Hashable = (
-            tuple(id(array) for pair in (*made, *targets) for array in pair), tuple(slots),
+            tuple(id(array) for pair in (*encodings, *targets) for array in pair), tuple(slots),
             tuple(id(row.pooled) for row in rows), request.height, request.width, request.guidance_scale,
         )  # fmt: skip
 
-        def make() -> _Held:
+        def make() -> _Entry:
             fed = unet_feeds(states) | self._of_conditions(rows, request)
-            return (made, targets, [row.pooled for row in rows]), fed
+            return (encodings, targets, [row.pooled for row in rows]), fed
 
-        kept = self._kept.get(key, make)[1]
-        columns = {
-            slot: column for column, slot in enumerate(dict.fromkeys(slot for one in slots for slot in one))
-        }
-        gates = np.zeros((2, *kept["key_gate"].shape), np.float32)
+        inputs = self._inputs.get(key, make)[1]
+        columns = {slot: column for column, slot in enumerate(dict.fromkeys(itertools.chain(*slots)))}
+        gates = np.zeros((2, *inputs["key_gate"].shape), np.float32)
         for row, state in enumerate(states):
-            taken = [columns[slot] for slot in state.rows.slots]
-            gates[0, row][:, taken] = state.conditioning.key_gate
-            gates[1, row][:, taken] = state.conditioning.value_gate
-        return kept | {"key_gate": gates[0], "value_gate": gates[1]}
+            own = [columns[slot] for slot in state.rows.slots]
+            gates[0, row][:, own] = state.conditioning.key_gate
+            gates[1, row][:, own] = state.conditioning.value_gate
+        return inputs | {"key_gate": gates[0], "value_gate": gates[1]}
 
     def forget(self) -> None:
         """Give the memory of what is kept back."""
-        self._kept.clear()
+        self._inputs.clear()
 
     def forget_concept(self, token: str) -> None:
         """Give the memory back of what was fed with a concept."""
-        self._kept.drop(lambda key: any(token == named for slots in key[1] for named, _ in slots))
+        self._inputs.drop(lambda key: any(token == named for slots in key[1] for named, _ in slots))
 
     def _of_conditions(self, rows: Sequence[Row], request: Request) -> dict[str, Array]:
         """What some UNets read beside the timestep, (rows, width) each."""
@@ -81,7 +80,7 @@ class Feeds:
         return fed
 
 
-_Held = tuple[object, dict[str, Array]]
+_Entry = tuple[object, dict[str, Array]]
 """The arrays that a key names by their ids, so that no other can take those ids, and what was made of them."""
 
 

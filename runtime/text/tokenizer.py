@@ -72,8 +72,8 @@ class PromptTokenizer:
     def read_back(self, prompt: TokenizedPrompt) -> tuple[str, ...]:
         """What each token of a tokenized prompt says, from start to end without the padding; "" for a concept's."""
         known = self._frame.vocab_size
-        ids = [int(one) for one in prompt.input_ids[: prompt.length]]
-        names = [(self._tokenizer.id_to_token(one) or "") if one < known else "" for one in ids]
+        ids = prompt.input_ids[: prompt.length].tolist()
+        names = [(self._tokenizer.id_to_token(token) or "") if token < known else "" for token in ids]
         return tuple(name.removesuffix("</w>") for name in names)
 
     def _encode(self, text: str) -> tuple[list[int], list[int]]:

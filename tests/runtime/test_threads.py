@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import perfusion.concept.bank
+from perfusion.concept.settings import ConceptSettings
 from perfusion.errors import RequestError
 from perfusion.runtime import Runtime
 from perfusion.runtime.compute.graphs import Graphs
@@ -108,13 +108,13 @@ def test_a_closed_runtime_is_a_sentence_in_every_thread(opened):
 @pytest.fixture
 def slow_changes(monkeypatch):
     """Between reading a concept's settings and writing them there is time for another thread."""
-    changed = perfusion.concept.bank._changed
+    merged = ConceptSettings.merged
 
-    def slowly(*arguments):
+    def slowly(settings, changes):
         time.sleep(0.0005)
-        return changed(*arguments)
+        return merged(settings, changes)
 
-    monkeypatch.setattr(perfusion.concept.bank, "_changed", slowly)
+    monkeypatch.setattr(ConceptSettings, "merged", slowly)
 
 
 def test_changes_of_several_threads_to_one_concept_are_all_made(opened, slow_changes):
