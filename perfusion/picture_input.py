@@ -86,7 +86,7 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
 def mask_of(image: Image.Image) -> Image.Image:
     """An opened picture as a mask, L: 255 where it is light, 0 where it is dark, and 0 where it is transparent: on a
     layer that was painted with a white brush the strokes count, and no colour that hides under the rest."""
-    light, alpha = image.convert("L"), alpha_of(image)
+    light, alpha = image if image.mode == "L" else image.convert("L"), alpha_of(image)
     return light if alpha is None else ImageChops.multiply(light, alpha)
 
 

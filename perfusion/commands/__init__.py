@@ -271,13 +271,21 @@ def _tidy_end() -> Iterator[None]:
 
 @contextmanager
 def _one_line_warnings(name: str) -> Iterator[None]:
-    """Show warnings, and what our loggers say from WARNING on, as `name: warning: message`."""
+    """Show warnings, and what our loggers say from WARNING on, as `name: warning: message`, each message once: what is
+    odd about sixty pictures is told for the first of them."""
+    lines = set[str]()
+
+    def say_once(level: str, message: object) -> None:
+        line = f"{name}: {level}: {_one_line(message)}"
+        if line not in lines:
+            lines.add(line)
+            say(line)
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        say(f"{name}: warning: {_one_line(message)}")
+        say_once("warning", message)
 
     logger = logging.getLogger("perfusion")
-    handler = _LineHandler(name)
+    handler = _LineHandler(say_once)
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
@@ -290,9 +298,9 @@ def _one_line_warnings(name: str) -> Iterator[None]:
 class _LineHandler(logging.Handler):
     """Writes a record's message as one line; for tracebacks and times, add a handler of your own."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, say_line: Callable[[str, object], None]) -> None:
         super().__init__(logging.WARNING)
-        self._command = command
+        self._say = say_line
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(f"{self._command}: {record.levelname.lower()}: {_one_line(record.getMessage())}")
+        self._say(record.levelname.lower(), record.getMessage())

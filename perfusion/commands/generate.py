@@ -1,32 +1,39 @@
 """perfusion-generate: draw pictures with a bundle and any number of concepts."""
 
 import argparse
+import itertools
 import json
 import logging
 import re
+import secrets
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.commands import Progress, check_outputs, parser, run
+from perfusion.commands import Progress, check_outputs, parser, run, say
+from perfusion.commands.picture_files import FORMATS, check_replaceable, numbered, save_picture
 from perfusion.concept.settings import DEFAULT_GATES, GATES, LOCKS, SETTINGS
-from perfusion.files import writing
+from perfusion.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from PIL.Image import Image
 
     from perfusion.runtime import Runtime
 
+_Job = tuple[str, int]
+"""A prompt and a seed."""
+
 __all__ = ["main"]
 
 _NAME = "perfusion-generate"
 _log = logging.getLogger(__name__)
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_MOST_PICTURES = 1000  # they lie in memory together
+_MOST_PICTURES = 10_000  # of a prompt
+_MOST_OF_A_GRID = 1000  # they lie in memory together
+_RANDOM_SEEDS = 10**6  # short enough to be typed again
 _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is shown
     "ddim", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "heun", "heun_karras", "lcm",
 )  # fmt: skip
@@ -54,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_content(add: "Callable[..., object]") -> None:
     """What to draw, and with which model and concepts."""
-    add("--prompt", required=True, help='what to draw, such as "a photo of <cat> on a beach"')
+    add(
+        "--prompt", action="append", required=True, dest="prompts", metavar="TEXT",
+        help='what to draw, such as "a photo of <cat> on a beach" (can be repeated)',
+    )  # fmt: skip
     add("--bundle", type=Path, metavar="DIR", help="an exported model (default: the embedded pocket model)")
     add(
         "--concept",
@@ -95,8 +105,17 @@ def _add_drawing(add: "Callable[..., object]") -> None:
     )
     add("--width", type=int, metavar="PIXELS", help="(default: the bundle's own)")
     add("--height", type=int, metavar="PIXELS", help="(default: the bundle's own)")
-    add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
-    add("--count", type=_count, default=1, metavar="N", help="pictures, with seeds from --seed on")
+    add(
+        "--seed", type=_seed, default=0, metavar="N|random",
+        help="of each prompt's first picture (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--count",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="pictures a prompt, with seeds from --seed on",
+    )
     add("--lock", choices=LOCKS, help="where keys come from (default: what the concepts say)")
     add(
         "--gates",
@@ -127,81 +146,119 @@ def _add_output(add: "Callable[..., object]") -> None:
         metavar="HEATMAP.png",
         help="also show how far each token opens each concept's gate: a table, and a picture in this file",
     )
-    add("--grid", action="store_true", help="all pictures on one sheet, instead of OUT-0, OUT-1, ...")
+    add("--grid", action="store_true", help="all pictures on one sheet, instead of OUT-0001, OUT-0002, ...")
     add("--json", action="store_true", help="print what was drawn as JSON")
-    add("--output", type=_picture, required=True, metavar="OUT", help="a .png, .jpg or .webp file")
+    add(
+        "--output", type=_picture, required=True, metavar="OUT",
+        help="a .png, .jpg or .webp file; several are numbered, OUT-0001, OUT-0002, ..., behind those that are there",
+    )  # fmt: skip
+    add("--force", action="store_true", help="replace a file that is no drawing of this command, too")
 
 
 def _generate(args: argparse.Namespace) -> int:
-    paths = _paths(args.output, 1 if args.grid else args.count)
-    read = [
-        *(("--concept", path) for path, _ in args.concepts),
-        ("--image", args.image),
-        ("--mask", args.mask),
-    ]
-    check_outputs([*(("--output", path) for path in paths), ("--explain", args.explain)], read)
-    from perfusion.concept.words import named
+    if args.seed is None:
+        args.seed = secrets.randbelow(_RANDOM_SEEDS)
+        say(f"{_NAME}: seed {args.seed}")  # else nobody could draw it again
+    jobs = [(prompt, args.seed + index) for prompt in args.prompts for index in range(args.count)]
+    _check(args, jobs)
     from perfusion.runtime import Runtime
-    from perfusion.runtime.pictures import grid
 
-    seeds = [args.seed + index for index in range(args.count)]
     with Runtime(args.bundle, provider=args.provider, threads=args.threads, memory=args.memory) as runtime:
         for path, settings in args.concepts:
             runtime.load_concept(path, **settings)
         began = time.perf_counter()
-        pictures = _draw(runtime, args, seeds)
-        seconds = time.perf_counter() - began
-        used = {token: asdict(runtime.set_concept(token)) for token in named(args.prompt, runtime.concepts)}
-        if used and (absent := ", ".join(token for token in runtime.concepts if token not in used)):
-            _log.warning("the prompt does not name %s, so nothing of it is drawn", absent)
-        facts: dict[str, Any] = {"prompt": args.prompt, "concepts": used, "seconds": round(seconds, 3)}
+        paths = _saved(args, _drawings(runtime, args, jobs), len(jobs))
+        facts: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 3)}
+        facts["concepts"] = _used(runtime, args.prompts)
         facts |= {"provider": runtime.provider, "provider_reason": runtime.provider_reason}
-        explanation = runtime.explain(args.prompt, lock=args.lock, gates=args.gates) if args.explain else None
-    for path, picture in zip(paths, [grid(pictures)] if args.grid else pictures, strict=True):
-        _write(path, picture)
-    if explanation is not None:
-        _write(args.explain, explanation.picture())
-        facts["explanation"] = explanation.as_dict()
+        explained = (
+            runtime.explain(args.prompts[0], lock=args.lock, gates=args.gates) if args.explain else None
+        )
+    if explained is not None:
+        save_picture(args.explain, explained.picture())
+        facts["explanation"] = explained.as_dict()
         if not args.quiet:
-            print(explanation.text(), file=sys.stderr)
+            print(explained.text(), file=sys.stderr)
     if args.json:
-        files = paths * len(seeds) if args.grid else paths
-        written = [{"path": str(path), "seed": seed} for path, seed in zip(files, seeds, strict=True)]
-        print(json.dumps({**facts, "pictures": written}))
-    else:
-        print("\n".join(map(str, paths)))
+        files = paths * len(jobs) if args.grid else paths
+        facts["pictures"] = [
+            {"path": str(path), "prompt": prompt, "seed": seed}
+            for path, (prompt, seed) in zip(files, jobs, strict=True)
+        ]
+        print(json.dumps(facts))
     return 0
 
 
-def _draw(runtime: "Runtime", args: argparse.Namespace, seeds: list[int]) -> "list[Image]":
-    """The pictures, with a line of progress a step."""
+def _used(runtime: "Runtime", prompts: list[str]) -> dict[str, Any]:
+    """The settings of the concepts that some prompt names."""
+    from perfusion.concept.words import named
+
+    tokens = dict.fromkeys(token for prompt in prompts for token in named(prompt, runtime.concepts))
+    if tokens and (absent := ", ".join(token for token in runtime.concepts if token not in tokens)):
+        _log.warning("the prompt does not name %s, so nothing of it is drawn", absent)
+    return {token: asdict(runtime.set_concept(token)) for token in tokens}
+
+
+def _check(args: argparse.Namespace, jobs: "Sequence[_Job]") -> None:
+    """Refuse, before anything is drawn, what could not be written or shown."""
+    if args.explain and len(args.prompts) > 1:
+        raise RequestError(
+            f"--explain shows one prompt, and there are {len(args.prompts)}. Give one of them."
+        )
+    if args.grid and len(jobs) > _MOST_OF_A_GRID:
+        raise RequestError(
+            f"{len(jobs)} pictures are too many for one sheet, at most {_MOST_OF_A_GRID}. Leave --grid out."
+        )
+    names = (
+        [args.output] if args.grid or len(jobs) == 1 else itertools.islice(numbered(args.output), len(jobs))
+    )
+    outputs = [*(("--output", path) for path in names), ("--explain", args.explain)]
+    sources = [("--concept", path) for path, _ in args.concepts]
+    check_outputs(outputs, [*sources, ("--image", args.image), ("--mask", args.mask)])
+    for _, path in outputs:
+        if path is not None and not args.force:
+            check_replaceable(path)
+
+
+def _drawings(runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job]") -> "Iterator[Image]":
+    """The pictures one by one, with a line of progress a step."""
+    from perfusion.picture_input import as_rgb, mask_of, open_picture
+
     given = {
         "num_inference_steps": args.steps, "guidance_scale": args.guidance_scale,
         "guidance_rescale": args.guidance_rescale, "scheduler": args.scheduler, "lock": args.lock,
         "width": args.width, "height": args.height, "gates": args.gates,
-        "image": args.image, "image_strength": args.image_strength, "mask": args.mask,
+        "image": args.image and as_rgb(open_picture(args.image)), "image_strength": args.image_strength,
+        "mask": args.mask and mask_of(open_picture(args.mask)), "negative_prompt": args.negative_prompt,
     }  # fmt: skip
     options: Any = {name: value for name, value in given.items() if value is not None}
-    steps = runtime.denoise(args.prompt, seed=seeds, negative_prompt=args.negative_prompt, **options)
+    # what cannot be drawn is refused here, before the first picture
+    runtime.denoise(args.prompts, seed=jobs[-1][1], **options)
     with Progress(1, "drawing", quiet=args.quiet) as progress:
-        for step in steps:
-            progress.total = step.total
-            progress.update(step.index + 1)
-    return step.pictures()
+        for index, (prompt, seed) in enumerate(jobs):
+            for step in runtime.denoise(prompt, seed=seed, **options):
+                progress.total = step.total * len(jobs)
+                progress.update(step.total * index + step.index + 1)
+            yield from step.pictures()
 
 
-def _write(path: Path, picture: "Image") -> None:
-    """One picture in the format of its file's name, whole or not at all."""
-    kind = _FORMATS[path.suffix.lower()]
-    with writing(path) as file:
-        picture.save(file, format=kind, **({} if kind == "PNG" else {"quality": 95}))
+def _saved(args: argparse.Namespace, pictures: "Iterator[Image]", count: int) -> list[Path]:
+    """Where the pictures are, each written as soon as it is drawn; told also when Ctrl-C ends the drawing."""
+    from perfusion.runtime.pictures import grid
 
-
-def _paths(output: Path, count: int) -> list[Path]:
-    """OUT itself for one picture, OUT-0, OUT-1, ... for more."""
-    if count == 1:
-        return [output]
-    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
+    if args.grid:
+        pictures = iter([grid(list(pictures))])
+    names = iter([args.output]) if args.grid or count == 1 else numbered(args.output)
+    paths: list[Path] = []
+    try:
+        for picture in pictures:
+            path = next(names)
+            save_picture(path, picture)
+            paths.append(path)
+    finally:
+        if paths and not args.json:
+            print("\n".join(map(str, paths)))
+    return paths
 
 
 def _concept(spec: str) -> tuple[Path, dict[str, Any]]:
@@ -246,6 +303,16 @@ def _count(text: str) -> int:
     return value
 
 
+def _seed(text: str) -> int | None:
+    """A seed; None for one that nobody chose."""
+    if text == "random":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor random") from None
+
+
 def _memory(text: str) -> str | float:
     if text in ("auto", "low"):
         return text
@@ -266,8 +333,8 @@ def _png(text: str) -> Path:
 
 def _picture(text: str) -> Path:
     path = Path(text)
-    if path.suffix.lower() not in _FORMATS:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in one of {', '.join(_FORMATS)}")
+    if path.suffix.lower() not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in one of {', '.join(FORMATS)}")
     return path
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from perfusion import __version__
 from perfusion.commands import generate as command
 from perfusion.commands.generate import main
 from perfusion.runtime import SCHEDULERS, Runtime
@@ -25,6 +27,11 @@ def generate(toy_bundle, tmp_path, monkeypatch):
         return main(["--bundle", str(toy_bundle), "--prompt", prompt, "--output", output, *arguments])
 
     return run
+
+
+def read_bytes(path):
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def read(path):
@@ -104,10 +111,79 @@ def test_a_prompt_is_explained_as_a_table_and_as_a_heat_map(generate, runtime, m
 
 def test_several_pictures_are_numbered_and_have_their_own_seeds(generate, runtime, capsys):
     assert generate("--count", "3", "--seed", "5") == 0
-    assert capsys.readouterr().out == "out-0.png\nout-1.png\nout-2.png\n"
+    assert capsys.readouterr().out == "out-0001.png\nout-0002.png\nout-0003.png\n"
     for index in range(3):
         expected = runtime.generate("a cat", seed=5 + index)
-        np.testing.assert_array_equal(read(f"out-{index}.png"), np.asarray(expected))
+        np.testing.assert_array_equal(read(f"out-000{index + 1}.png"), np.asarray(expected))
+
+
+def test_every_prompt_is_drawn_with_every_seed(generate, runtime, capsys):
+    assert generate("--prompt", "two dogs", "--count", "2", "--seed", "5", "--json", "--steps", "2") == 0
+    pictures = json.loads(capsys.readouterr().out)["pictures"]
+    assert [(each["prompt"], each["seed"]) for each in pictures] == [
+        ("a cat", 5), ("a cat", 6), ("two dogs", 5), ("two dogs", 6),
+    ]  # fmt: skip
+    for each in pictures:
+        expected = runtime.generate(each["prompt"], seed=each["seed"], num_inference_steps=2)
+        np.testing.assert_array_equal(read(each["path"]), np.asarray(expected))
+
+
+def test_numbers_go_on_behind_the_highest_that_is_there(generate, capsys):
+    for name in ("out-0007.jpg", "out-12.txt", "out-old.png", "other-0050.png", "out-0003-1.png"):
+        with open(name, "w") as file:
+            file.write("somebody's")
+    assert generate("--count", "2", "--steps", "1") == 0
+    assert generate("--count", "2", "--steps", "1") == 0
+    assert capsys.readouterr().out.split() == [f"out-{number:04}.png" for number in (8, 9, 10, 11)]
+
+
+def test_a_random_seed_is_told_and_draws_the_picture_again(generate, capsys):
+    assert generate("--seed", "random", "--steps", "1", "--quiet", output="random.png") == 0
+    seed = re.fullmatch(r"perfusion-generate: seed (\d+)\n", capsys.readouterr().err)
+    assert seed is not None
+    assert generate("--seed", seed[1], "--steps", "1", output="again.png") == 0
+    np.testing.assert_array_equal(read("random.png"), read("again.png"))
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.jpg", "out.webp"])
+def test_what_this_command_drew_may_be_drawn_again_and_nothing_else(generate, make_concept, capsys, name):
+    assert generate("--steps", "1", output=name) == 0
+    first = read(name)
+    assert generate("--steps", "1", "--seed", "4", output=name) == 0
+    assert (read(name) != first).any()
+    Image.new("RGB", (4, 4)).save(name)  # somebody's
+    assert generate("--steps", "1", output=name) == 1
+    assert f"{name} is there and is no drawing of perfusion-generate" in capsys.readouterr().err
+    assert read(name).shape == (4, 4, 3)
+    assert generate("--steps", "1", "--force", output=name) == 0
+    assert read(name).shape == (32, 32, 3)
+
+
+def test_a_drawing_that_became_a_card_is_not_replaced(generate, make_concept, capsys):
+    assert generate("--steps", "1") == 0
+    make_concept().save("out.png", picture="out.png")
+    before = read_bytes("out.png")
+    assert generate("--steps", "1") == 1
+    assert "out.png is there and is no drawing" in capsys.readouterr().err
+    assert read_bytes("out.png") == before
+
+
+@pytest.mark.parametrize("content, code", [(b"", 0), (b"notes", 1)])
+def test_a_heat_map_replaces_an_empty_file_and_no_other(generate, make_concept, capsys, content, code):
+    make_concept().save("cat.safetensors")
+    with open("heat.png", "wb") as file:
+        file.write(content)
+    arguments = ["--concept", "cat.safetensors", "--explain", "heat.png", "--steps", "1"]
+    assert generate(*arguments, prompt="a <cat>") == code
+    assert os.path.exists("out.png") == (code == 0)
+
+
+def test_the_program_that_drew_a_picture_is_in_its_file(generate):
+    for name in ("out.png", "out.jpg", "out.webp"):
+        assert generate("--steps", "1", output=name) == 0
+        with Image.open(name) as opened:
+            software = opened.info.get("Software") or opened.getexif()[305]
+        assert software == f"perfusion-edge {__version__}"
 
 
 def test_a_grid_holds_all_pictures(generate, runtime):
@@ -127,9 +203,11 @@ def test_json_names_files_seeds_and_settings(generate, make_concept, capsys):
     out, err = capsys.readouterr()
     assert err == ""
     facts = json.loads(out)
-    assert facts["pictures"] == [{"path": "out-0.png", "seed": 0}, {"path": "out-1.png", "seed": 1}]
+    assert facts["pictures"] == [
+        {"path": f"out-000{number + 1}.png", "prompt": "a <dog>", "seed": number} for number in (0, 1)
+    ]
     assert facts["concepts"] == {"<dog>": {"bias": 1.0, "temperature": 0.3, "strength": 1.0, "start": 0.0}}
-    assert facts["prompt"] == "a <dog>" and facts["provider"] == "cpu" and facts["seconds"] > 0
+    assert facts["provider"] == "cpu" and facts["seconds"] > 0
 
 
 @pytest.mark.parametrize("name, kind", [("out.jpg", "JPEG"), ("out.JPEG", "JPEG"), ("out.webp", "WEBP")])
@@ -191,7 +269,7 @@ def test_a_concept_is_a_path_and_perhaps_settings(generate, monkeypatch, spec, p
         (["--provider", "rocm"], "invalid choice: 'rocm'"),
         (["--memory", "much"], "'much' is neither auto nor low nor a number of gigabytes"),
         (["--explain", "heat.txt"], "'heat.txt' does not end in .png"),
-        (["--seed", "1.5"], "invalid int value"),
+        (["--seed", "1.5"], "'1.5' is neither a whole number nor random"),
         (["--stpes", "3"], "unrecognized arguments"),
     ],
 )
@@ -247,9 +325,30 @@ def test_what_cannot_be_done_is_1_and_one_line(generate, make_concept, capsys, a
     assert sorted(os.listdir()) == before
 
 
-def test_more_pictures_than_memory_is_there_for_are_a_wrong_command_line(generate, capsys):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--count", "1001", "--grid"], "1001 pictures are too many for one sheet, at most 1000"),
+        (["--prompt", "a dog", "--explain", "heat.png"], "--explain shows one prompt, and there are 2"),
+        (["--prompt", "cat " * 1300], "has 1300 tokens, expected at most 1200"),
+    ],
+)
+def test_what_cannot_be_done_for_all_pictures_is_refused_before_the_first(
+    generate, capsys, arguments, message
+):
+    assert generate(*arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not os.listdir()
+
+
+def test_more_pictures_than_can_be_checked_are_a_wrong_command_line(generate, capsys):
     assert generate("--count", "1000000000") == 2
-    assert "1000000000 pictures are too many at once, at most 1000" in capsys.readouterr().err
+    assert "1000000000 pictures are too many at once, at most 10000" in capsys.readouterr().err
+
+
+def test_a_warning_about_every_picture_is_told_once(generate, capsys):
+    assert generate("--count", "3", "--steps", "1", "--quiet", prompt="a <dog>") == 0
+    assert capsys.readouterr().err.count("no concept named <dog> is loaded") == 1
 
 
 def test_json_is_ascii_whatever_the_names(generate, capsys):
@@ -257,7 +356,7 @@ def test_json_is_ascii_whatever_the_names(generate, capsys):
     out = capsys.readouterr().out
     assert out.isascii()
     facts = json.loads(out)
-    assert (facts["prompt"], facts["pictures"][0]["path"]) == ("a \u732b", "\xe9.png")
+    assert facts["pictures"] == [{"path": "\xe9.png", "prompt": "a \u732b", "seed": 0}]
 
 
 def test_a_file_changed_in_the_bundle_is_1(generate, bundle_copy, capsys):
@@ -298,25 +397,38 @@ def test_a_concept_that_the_prompt_does_not_name_is_a_warning_and_not_among_thos
     assert "warning: the prompt does not name <cat>, so nothing of it is drawn" in capsys.readouterr().err
 
 
+def test_a_concept_that_one_of_several_prompts_names_is_no_warning(generate, make_concept, capsys):
+    make_concept().save("cat.safetensors")
+    arguments = ["--concept", "cat.safetensors", "--prompt", "a <cat>", "--steps", "1", "--quiet", "--json"]
+    assert generate(*arguments, prompt="a dog") == 0
+    out, err = capsys.readouterr()
+    assert err == "" and list(json.loads(out)["concepts"]) == ["<cat>"]
+
+
 def test_weights_and_breaks_of_other_programs_are_a_warning(generate, capsys):
     assert generate("--negative-prompt", "[blur]", prompt="a (cake:1.4) BREAK a hat") == 0
     assert "warning: the prompt has (cake:1.4), BREAK, [blur], as other programs" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
-def test_ctrl_c_is_130_and_leaves_nothing(toy_bundle, tmp_path):
+def test_ctrl_c_is_130_and_leaves_what_was_done(toy_bundle, tmp_path):
     command = [sys.executable, "-m", "perfusion.commands.generate", "--bundle", str(toy_bundle), "--prompt", "a cat",
-               "--steps", "1000", "--count", "64", "--output", str(tmp_path / "out.png")]  # fmt: skip
+               "--steps", "200", "--count", "1000", "--output", str(tmp_path / "out.png")]  # fmt: skip
     root = toy_bundle.parents[2]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=root) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline().startswith(
-            "drawing"
-        )  # the first line comes after some seconds of steps
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out-0002.png").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
-        _, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "perfusion-generate: interrupted"
     assert time.monotonic() - began < 30
-    assert not os.listdir(tmp_path)
+    files = [str(path) for path in sorted(tmp_path.iterdir())]
+    assert 2 <= len(files) < 1000
+    assert files[: len(out.splitlines())] == out.splitlines()
+    assert len(files) - len(out.splitlines()) <= 1  # one may be there and not yet on the list
+    assert all(read(path).shape == (32, 32, 3) for path in tmp_path.iterdir())

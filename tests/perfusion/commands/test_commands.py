@@ -51,9 +51,11 @@ def test_outputs_that_would_replace_one_another_or_what_is_read_are_refused(tmp_
 def pairs(tmp_path):
     """Command lines of which two files are one."""
     card, other, pictures = tmp_path / "hat.png", tmp_path / "other.png", tmp_path / "pictures"
+    second = tmp_path / "other-0002.png"
     sample = ["--concept", "gold-hat", "--prompt", "a <gold-hat>", "--steps", "1"]
     return {
         "generate --output --explain": [*sample, "--output", other, "--explain", other],
+        "generate --explain --output": [*sample, "--count", "3", "--output", other, "--explain", second],
         "generate --concept --output": [*sample, "--concept", f"{card}:token=<a>", "--output", card],
         "generate --concept --explain": [*sample, "--concept", card, "--output", other, "--explain", card],
         "generate --image --output": [*sample, "--image", card, "--output", card],
