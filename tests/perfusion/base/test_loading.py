@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from perfusion.base.base_model import BaseModel, load_base
+from perfusion.base.loading import first_line
 from perfusion.errors import ModelError
 from recipes.pocket.architecture import build_pipeline
 
@@ -151,3 +152,31 @@ def test_a_vae_that_shifts_its_latents_is_refused(copy):
 def test_a_folder_with_settings_of_another_is_refused(copy):
     with pytest.raises(ModelError, match="a folder has its own settings; --config goes with a single-file"):
         load_base(copy, config=copy)
+
+
+@pytest.mark.parametrize(
+    ("said", "handed_on"),
+    [
+        ("The file is cut off.", "The file is cut off"),
+        ("Weights only load failed. Set weights_only=False to trust it.", "Weights only load failed"),
+        (
+            "Cannot be built. Please pass `trust_remote_code=True`; at your own risk",
+            "Cannot be built. at your own risk",
+        ),
+        ("Use `low_cpu_mem_usage=False` to go on with random weights", "ValueError"),
+    ],
+)
+def test_a_librarys_unsafe_advice_is_not_handed_on(said, handed_on):
+    assert first_line(ValueError(said + "\nmore")) == handed_on
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named(copy, part, number):
+    (path,) = (copy / part).glob("*.safetensors")
+    tensors = safetensors.torch.load_file(path)
+    name = next(name for name, value in tensors.items() if value.is_floating_point())
+    tensors[name].view(-1)[0] = number
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"the weight .* of its {part} holds NaN or infinity"):
+        load_base(copy)

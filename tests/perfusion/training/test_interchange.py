@@ -73,6 +73,36 @@ def test_a_pickle_that_names_its_word_and_the_pair_of_a_large_model_are_read(tmp
     ]
 
 
+@pytest.mark.parametrize(
+    "names", [("learned_embeds", "learned_embeds_2"), ("cat-steps-500", "cat_2-steps-500")]
+)
+def test_the_two_files_of_a_large_model_are_read_whichever_is_given(tmp_path, names):
+    first, second = (tmp_path / f"{name}.safetensors" for name in names)
+    tables = words(2, 24), words(2, 40)
+    save_file({"<cat-toy>": tables[0]}, first)
+    with pytest.raises(
+        ConceptError, match=rf"two\. The other half belongs beside it as {names[1]}\.safetensors"
+    ):
+        read_textual_inversion(first, encoders=2)
+    save_file({"<cat-toy>": tables[1]}, second)
+    for path in (first, second):
+        inversion = read_textual_inversion(path, encoders=2)
+        assert inversion.name == "<cat-toy>"
+        for table, expected in zip(inversion.embeddings, tables, strict=True):
+            assert torch.equal(table, expected)
+    save_file({"<dog>": tables[1]}, second)
+    with pytest.raises(ConceptError, match="expected one word in both"):
+        read_textual_inversion(first, encoders=2)
+
+
+def test_the_names_of_dreambooth_scripts_are_those_of_two_encoders(tmp_path):
+    tables = words(2, 24), words(2, 40)
+    save_file({"text_encoders_1": tables[1], "text_encoders_0": tables[0]}, tmp_path / "e.safetensors")
+    inversion = read_textual_inversion(tmp_path / "e.safetensors", encoders=2)
+    assert inversion.name == ""
+    assert [table.shape for table in inversion.embeddings] == [(2, 24), (2, 40)]
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_an_imported_textual_inversion_is_the_plain_one_in_every_layer(tiny_base, tmp_path, rows):
     """h(e) = W e for keys and values, at every strength: against the base model reading the word and no edit."""

@@ -123,3 +123,18 @@ def test_accelerate_launch_starts_them(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     check_two_processes_against_one(output)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "nccl", "backend"), [(True, True, "nccl"), (True, False, "gloo"), (False, True, "gloo")]
+)
+def test_gpus_meet_by_gloo_where_nccl_is_missing(monkeypatch, gpu, nccl, backend) -> None:
+    joined = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cuda.set_device", lambda number: None)
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: nccl)
+    monkeypatch.setattr("torch.distributed.init_process_group", joined.append)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    with opened():
+        assert joined == [backend]

@@ -213,6 +213,8 @@ def test_unknown_superclass_is_refused_with_near_words(tiny_base: BaseModel, pic
     ("options", "message"),
     [
         ({"superclass": " "}, "superclass is empty"),
+        ({"superclass": "teddy\u00a0bear"}, r"superclass .* U\+00A0 NO-BREAK SPACE, which cannot be seen"),
+        ({"token": "<my\u200bcat>"}, r"token .* U\+200B ZERO WIDTH SPACE, which cannot be seen"),
         ({"steps": 0}, "steps is 0, expected 1 to"),
         ({"rows": 9}, "rows is 9, expected 1 to 4"),
         ({"lr_values": 0.0}, "expected a number above 0"),
