@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from perfusion.concept.bank import Changes
 from perfusion.concept.settings import DEFAULT_GATES, check_gates, check_lock
 from perfusion.errors import RequestError
-from perfusion.picture_input import as_rgb, mask_fault, mask_of, open_picture
 from perfusion.runtime.pictures import as_mask
 
 if TYPE_CHECKING:
@@ -113,8 +112,8 @@ def make_request(
     if lock is not None:
         check_lock(lock)
     check_gates(gates)
-    images = _pictures("images", image, len(prompts), as_rgb)
-    masks = _pictures("masks", mask, len(prompts), mask_of)
+    images = _pictures("images", image, len(prompts))
+    masks = _pictures("masks", mask, len(prompts))
     if masks and not images:
         raise RequestError("There is a mask and no image; give the image that is to be drawn over.")
     if images and bundle.decoder.encoder is None:
@@ -163,10 +162,13 @@ def _several(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _pictures(name: str, source: Any, prompts: int, form: Callable[[Image], Image]) -> list[Any]:
+def _pictures(name: str, source: Any, prompts: int) -> list[Any]:
     """One picture a prompt, in the form of an image or of a mask; none at all where none was given."""
     if source is None:
         return []
+    from perfusion.picture_input import as_rgb, mask_of, open_picture  # Pillow, for requests that need it
+
+    form = mask_of if name == "masks" else as_rgb
     if _several(source):
         return [form(open_picture(each)) for each in _each(name, source, prompts)]
     return [form(open_picture(source))] * prompts
@@ -177,6 +179,8 @@ def _warn_of_mask(mask: Image, width: int, height: int, downscale: int) -> None:
     share = float(as_mask(mask, width, height, downscale).mean())
     if 0 < share < 1:
         return
+    from perfusion.picture_input import mask_fault
+
     fault = mask_fault(mask) or f"has only {'light' if share else 'dark'} places at {width} × {height} pixels"
     _log.warning("The mask %s: %s.", fault, "all is drawn anew" if share else "nothing is drawn, all is kept")
 

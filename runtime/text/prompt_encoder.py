@@ -156,6 +156,8 @@ class PromptEncoder:
         Raises:
             RequestError: a prompt that cannot be served, or settings of a concept that is not loaded.
         """
+        for prompt in request.prompts:
+            check_text(prompt)
         now = self._bank.adjusted()
         if not request.guided and any(request.negative_prompts):
             _log.warning("the negative prompt has no effect without guidance")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from perfusion import Concept
+from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
 from perfusion.runtime import Runtime
@@ -66,7 +67,7 @@ class TorchGraphs:
     def stage(self, stage: str) -> None:
         pass
 
-    def admit(self, **request: Any) -> None:
+    def admit(self, size: CallSize) -> None:
         pass
 
     def close(self) -> None:

@@ -83,7 +83,9 @@ def test_a_plan_is_built_for_every_gpu_in_the_table(rtx, text_plan, toy, target)
 
 def test_the_table_of_gpus_is_tensorrts_own(rtx):
     known = {name.lower() for name in rtx.ComputeCapability.__members__ if name.startswith("SM")}
-    assert {name for name, one in TARGETS.items() if one.rtx} == known
+    assert {name for name, one in TARGETS.items() if one.rtx} == known - {
+        "sm121"
+    }  # no wheel for its Arm processor
 
 
 def test_turing_lacks_products_in_fp32_as_the_table_says(rtx, toy):
