@@ -23,7 +23,7 @@ from perfusion.pocket.vocabulary import words
 from perfusion.runtime.contact_sheet import contact_sheet
 from recipes.pocket.architecture import build_pipeline
 from recipes.pocket.editions import Edition
-from recipes.pocket.pool import encode_scenes
+from recipes.pocket.pool import encode
 from recipes.pocket.scorer import build_scorer
 from recipes.pocket.sheet import PROMPTS
 from recipes.pocket.sprites import training_atlas
@@ -114,10 +114,11 @@ def load_vae(pipeline: Any, world: World, checkpoint: Path) -> None:
     rng = random.Random(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        batch = encode_scenes(
-            world, vae, pipeline.tokenizer, [world.sample(rng, Taste()) for _ in range(256)]
+        scenes = [world.sample(rng, Taste()) for _ in range(256)]
+        latents = torch.cat(
+            [encode(vae, world.render(scenes[row : row + 32])[0]) for row in range(0, 256, 32)]
         )
-    vae.register_to_config(scaling_factor=round(float(1 / batch.latents.std()), 4))
+    vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
 
 
 def load_trained(work: Path, edition: Edition) -> Any:
