@@ -85,27 +85,27 @@ def _weightless(
     module: nn.Module, dtype_of: Callable[[str], torch.dtype], mode: FakeTensorMode
 ) -> Iterator[dict[str, Tensor]]:
     """Replace the weights with tensors that have a shape and a type and no memory; gives the real ones by name."""
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     places: list[tuple[dict[str, Any], str, Tensor]] = []
     for prefix, owner in module.named_modules():
-        for held in (owner._parameters, owner._buffers):
-            for key, tensor in held.items():
+        for tensors in (owner._parameters, owner._buffers):
+            for key, tensor in tensors.items():
                 if tensor is not None:
-                    found[f"{prefix}.{key}" if prefix else key] = tensor
-                    places.append((held, key, tensor))
-    names = list(found)
+                    weights[f"{prefix}.{key}" if prefix else key] = tensor
+                    places.append((tensors, key, tensor))
+    names = list(weights)
     try:
-        for name, (held, key, tensor) in zip(names, places, strict=True):
+        for name, (tensors, key, tensor) in zip(names, places, strict=True):
             with mode:
                 fake = torch.empty(
                     tensor.shape, dtype=dtype_of(name) if tensor.is_floating_point() else tensor.dtype
                 )
             is_parameter = isinstance(tensor, nn.Parameter)
-            held[key] = nn.Parameter(fake, requires_grad=False) if is_parameter else fake
-        yield found
+            tensors[key] = nn.Parameter(fake, requires_grad=False) if is_parameter else fake
+        yield weights
     finally:
-        for held, key, tensor in places:
-            held[key] = tensor
+        for tensors, key, tensor in places:
+            tensors[key] = tensor
 
 
 def _free_dimensions(graph: Graph) -> tuple[Any, ...]:
@@ -166,18 +166,18 @@ def _name_dimensions(model: ir.Model, graph: Graph) -> None:
     """Write the contract's names in the place of the exporter's symbols; the fixed dimensions must agree."""
     values = (*model.graph.inputs, *model.graph.outputs)
     for value, end in zip(values, (*graph.inputs, *graph.outputs), strict=True):
-        found = tuple(value.shape or ())
-        if value.name != end.name or not _agree(found, end.dims):
+        dims = tuple(value.shape or ())
+        if value.name != end.name or not _agree(dims, end.dims):
             raise ExportError(
-                f"{graph.name}: the exporter made {value.name} {_listed(found)}, "
+                f"{graph.name}: the exporter made {value.name} {_listed(dims)}, "
                 f"expected {end.name} {_listed(end.dims)}"
             )
         value.shape = ir.Shape(end.dims)
 
 
-def _agree(found: tuple[object, ...], expected: tuple[str | int, ...]) -> bool:
+def _agree(dims: tuple[object, ...], expected: tuple[str | int, ...]) -> bool:
     """Whether the same dimensions are fixed, at the same numbers."""
-    fixed = [dim if isinstance(dim, int) else None for dim in found]
+    fixed = [dim if isinstance(dim, int) else None for dim in dims]
     return fixed == [dim if isinstance(dim, int) else None for dim in expected]
 
 

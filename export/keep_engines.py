@@ -31,10 +31,10 @@ def keep_engines(old: Path, new: Path) -> list[Path]:
     bundle = read_bundle(new, verify=False)
     plans = []
     for name, graph in graph_facts(bundle).items():
-        wanted = {"graph_sha256": graph.sha256, "precision": bundle.precision}
-        found = [engine.plan for engine in find_engines(old, name, wanted)[0] if engine.plan.is_file()]
-        files += [plan.with_suffix(ending) for plan in found for ending in _ENDINGS]
-        plans += [plan.relative_to(old) for plan in found]
+        key = {"graph_sha256": graph.sha256, "precision": bundle.precision}
+        engines = [engine.plan for engine in find_engines(old, name, key)[0] if engine.plan.is_file()]
+        files += [plan.with_suffix(ending) for plan in engines for ending in _ENDINGS]
+        plans += [plan.relative_to(old) for plan in engines]
     for file in files:
         if file.is_file():
             _share(file, new / file.relative_to(old))

@@ -149,8 +149,8 @@ def link_weights(model: ir.Model, folder: Path, tensors: Mapping[str, StoredTens
             name=f"{value.name}.float16",
             base_dir=folder,
         )
-        read = external.numpy().T if transposed else external.numpy()
-        assert read.tobytes() == half.tobytes(), stored  # what a runtime will read there
+        array = external.numpy().T if transposed else external.numpy()
+        assert array.tobytes() == half.tobytes(), stored  # what a runtime will read there
         _replace(model, value, external, transposed=transposed)
         linked += 1
     return linked, embedded
@@ -158,26 +158,26 @@ def link_weights(model: ir.Model, folder: Path, tensors: Mapping[str, StoredTens
 
 def stored_tensors(folder: Path, *subfolders: str) -> dict[str, StoredTensor]:
     """The float16 tensors in the safetensors files of ``subfolders``, by a digest of shape and bytes."""
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for subfolder in subfolders:
         for path in sorted((folder / subfolder).glob("*.safetensors")):
             for stored in _read_header(path, f"{subfolder}/{path.name}"):
                 raw = np.fromfile(path, "<f2", stored.length // 2, offset=stored.offset).reshape(stored.shape)
-                found.setdefault(_key(raw), stored)
-    return found
+                tensors.setdefault(_key(raw), stored)
+    return tensors
 
 
 def save(model: ir.Model, path: Path) -> None:
     """Write ``model`` to ``path``; weights beyond what one file can hold go to ``<path>.data`` beside it."""
-    held = 0
+    size = 0
     for value in model.graph.initializers.values():
         value.shape = value.type = None  # the tensor says both; here they would be written a second time
         if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
-            held += value.const_value.nbytes
+            size += value.const_value.nbytes
     try:
-        ir.save(model, path, external_data=f"{path.name}.data" if held > INLINE_LIMIT else None)
+        ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_LIMIT else None)
     except Exception as error:  # whatever reading a weight raises, the writer wraps in kinds of its own
-        raise _cause_of(error, path.parent, held) from None
+        raise _cause_of(error, path.parent, size) from None
 
 
 def forget_weights(model: ir.Model) -> None:

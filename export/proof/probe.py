@@ -60,43 +60,43 @@ def make_probe(base: BaseModel, resolution: int) -> Probe:
     )
 
 
-def probe(given: Probe, graphs: Mapping[str, Path]) -> None:
+def probe(spec: Probe, graphs: Mapping[str, Path]) -> None:
     """Run every graph (files by name) after the other, each on what the one before gave.
 
     Raises `ExportError` naming the graph, its first layer that overflows and what to keep in float32.
     """
     random = np.random.default_rng(0)
-    latents = random.normal(size=given.latents).astype(np.float16)
-    encodings, pooled = _encode(given, graphs)
+    latents = random.normal(size=spec.latents).astype(np.float16)
+    encodings, pooled = _encode(spec, graphs)
     unet = {
         "sample": latents,
         "encoder_hidden_states": encodings,
         "key_hidden_states": encodings,
         "key_gate": np.zeros((1, encodings.shape[1], 0), np.float16),
         "value_gate": np.zeros((1, encodings.shape[1], 0), np.float16),
-        "concept_keys": np.zeros((0, given.target_width), np.float16),
-        "concept_values": np.zeros((0, given.target_width), np.float16),
+        "concept_keys": np.zeros((0, spec.target_width), np.float16),
+        "concept_values": np.zeros((0, spec.target_width), np.float16),
     }
     if pooled is not None:
         unet |= {
             "text_embeds": pooled,
-            "time_ids": np.array([[given.pixels, given.pixels, 0, 0] + [given.pixels] * 2], np.float16),
+            "time_ids": np.array([[spec.pixels, spec.pixels, 0, 0] + [spec.pixels] * 2], np.float16),
         }
-    if given.timestep_cond is not None:
-        unet["timestep_cond"] = random.normal(size=(1, given.timestep_cond)).astype(np.float16)
+    if spec.timestep_cond is not None:
+        unet["timestep_cond"] = random.normal(size=(1, spec.timestep_cond)).astype(np.float16)
     for timestep in _TIMESTEPS:
         _run("unet", graphs["unet"], unet | {"timestep": np.array([timestep], np.float32)})
-    scaled = (latents.astype(np.float32) / given.scaling_factor).astype(np.float16)
+    scaled = (latents.astype(np.float32) / spec.scaling_factor).astype(np.float16)
     (picture,) = _run("vae_decoder", graphs["vae_decoder"], {"latent_sample": scaled})
     _run("vae_encoder", graphs["vae_encoder"], {"sample": np.clip(picture, -1, 1)})
 
 
-def _encode(given: Probe, graphs: Mapping[str, Path]) -> tuple[np.ndarray, np.ndarray | None]:
+def _encode(spec: Probe, graphs: Mapping[str, Path]) -> tuple[np.ndarray, np.ndarray | None]:
     """The prompt's encodings (1, tokens, text_dim), and its pooled state where there are two text encoders."""
     states = []
     pooled = None
     for name, ids, width in zip(
-        ("text_encoder", "text_encoder_2"), given.input_ids, given.embedding_widths, strict=False
+        ("text_encoder", "text_encoder_2"), spec.input_ids, spec.embedding_widths, strict=False
     ):
         feeds = {"input_ids": ids, "concept_embeddings": np.zeros((0, width), np.float16)}
         hidden, *more = _run(name, graphs[name], feeds)

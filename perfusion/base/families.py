@@ -96,14 +96,14 @@ def check_pipeline(folder: Path, index: Mapping[str, Any]) -> None:
             f"{folder}: this is SDXL's refiner, which finishes pictures of another model; use the base model"
         )
     for part, expected in parts_of(index).items():
-        found = _class_of(index, part)
-        if found is None or not (folder / part).is_dir():
+        kind = _class_of(index, part)
+        if kind is None or not (folder / part).is_dir():
             raise ModelError(
                 f"{folder}: the model has no {part}; expected a complete Stable Diffusion folder with "
                 f"{', '.join(parts_of(index))}"
             )
-        if expected is not None and found != expected:
-            raise ModelError(f"{folder}: its {part} is a {found}, expected {expected}; {_SUPPORTED}")
+        if expected is not None and kind != expected:
+            raise ModelError(f"{folder}: its {part} is a {kind}, expected {expected}; {_SUPPORTED}")
 
 
 def check_unet_config(

@@ -103,26 +103,26 @@ def check_complete(where: Path, part: str, missing: list[str]) -> None:
 def _find_weights(folder: Path, part: str, stem: str) -> str | None:
     """The variant in the names of a part's weights, None for plain names; all its shards must be there."""
     files = {path.name for path in (folder / part).iterdir()}
-    found: dict[str | None, str] = {}
+    variants: dict[str | None, str] = {}
     for name in sorted(files):  # "model.fp16.safetensors", "model.safetensors.index.fp16.json"
         plain = re.fullmatch(rf"{stem}(?:\.([\w-]+))?\.safetensors", name)
         index = re.fullmatch(rf"{stem}\.safetensors\.index(?:\.([\w-]+))?\.json", name)
         if match := plain or index:
             if re.search(r"-\d{5}-of-\d{5}$", match[1] or ""):  # a shard, which its index stands for
                 continue
-            found.setdefault(match[1], name)
-    if not found:
+            variants.setdefault(match[1], name)
+    if not variants:
         raise ModelError(f"{folder}: {_no_weights(part, files, stem)}")
     for variant in (None, "fp16", "bf16", "fp32"):
-        if variant in found:
-            _check_shards(folder / part, found[variant])
+        if variant in variants:
+            _check_shards(folder / part, variants[variant])
             return variant
-    if len(found) > 1:
+    if len(variants) > 1:
         raise ModelError(
-            f"{folder}: {part}/ has the variants {', '.join(map(str, found))} and no plain weights; keep one of them"
+            f"{folder}: {part}/ has the variants {', '.join(map(str, variants))} and no plain weights; keep one of them"
         )
-    (variant,) = found
-    _check_shards(folder / part, found[variant])
+    (variant,) = variants
+    _check_shards(folder / part, variants[variant])
     return variant
 
 

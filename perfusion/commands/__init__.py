@@ -40,10 +40,12 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     """A parser for command `name`, with `--version` and `--quiet`."""
-    made = _Parser(prog=name, description=description, allow_abbrev=False)
-    made.add_argument("--version", action="version", version=f"{name} {__version__}")
-    made.add_argument("--quiet", action="store_true", help="no progress on stderr; warnings and errors stay")
-    return made
+    command = _Parser(prog=name, description=description, allow_abbrev=False)
+    command.add_argument("--version", action="version", version=f"{name} {__version__}")
+    command.add_argument(
+        "--quiet", action="store_true", help="no progress on stderr; warnings and errors stay"
+    )
+    return command
 
 
 def run(name: str, body: Callable[[], int]) -> int:

@@ -24,28 +24,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(
+    command = parser(
         "perfusion-devices",
         "Know the machine before it fails: the devices that are known, which one this is, what is wrong with it, and "
         "whether a bundle fits on it.",
     )
-    actions = made.add_subparsers(dest="action", metavar="list|detect|doctor|plan", required=True)
+    actions = command.add_subparsers(dest="action", metavar="list|detect|doctor|plan", required=True)
     texts = {
         "list": "every device profile",
         "detect": "which machine this is",
         "doctor": "what is wrong here, and what to do; exit code 1 when nothing can be drawn",
         "plan": "precision, engine, memory and an estimate of the time for a bundle on a device",
     }
-    made_actions = {
+    subcommands = {
         name: actions.add_parser(name, help=text, description=text) for name, text in texts.items()
     }
-    for action in made_actions.values():
+    for action in subcommands.values():
         action.add_argument("--json", action="store_true", help="print JSON")
     for name in ("doctor", "plan"):
-        made_actions[name].add_argument(
+        subcommands[name].add_argument(
             "--bundle", type=Path, metavar="BUNDLE", help="a bundle's folder; by default the embedded model's"
         )
-    plan = made_actions["plan"]
+    plan = subcommands["plan"]
     plan.add_argument(
         "--device", metavar="PROFILE", help="a name that `list` prints; by default this machine"
     )
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--concepts", type=int, default=4, metavar="N", help="concepts in one call (4)")
     plan.add_argument("--image", action="store_true", help="count a picture to draw over")
-    return made
+    return command
 
 
 def _devices(args: argparse.Namespace) -> int:
@@ -88,12 +88,12 @@ def _list(args: argparse.Namespace) -> int:
 def _detect(args: argparse.Namespace) -> int:
     from perfusion.devices import detect
 
-    found = detect()
+    machine = detect()
     if args.json:
-        print(json.dumps(_found_facts(found), indent=2))
+        print(json.dumps(_found_facts(machine), indent=2))
         return 0
-    rows = [(name.replace("_", " "), _shown(name, value)) for name, value in found.facts.items()]
-    profile = found.profile
+    rows = [(name.replace("_", " "), _shown(name, value)) for name, value in machine.facts.items()]
+    profile = machine.profile
     rows.append(
         ("profile", f"{profile.name} ({profile.title})" if profile else "none describes this machine")
     )
@@ -110,18 +110,18 @@ def _doctor(args: argparse.Namespace) -> int:
     from perfusion.devices.doctor import examine
     from perfusion.devices.environment import read_environment
 
-    found, python, folder = detect(), read_environment(), _bundle_folder(args.bundle)
-    findings = [*examine(found, python, disk=folder), *examine_bundle(folder, found, python)]
+    machine, python, folder = detect(), read_environment(), _bundle_folder(args.bundle)
+    findings = [*examine(machine, python, disk=folder), *examine_bundle(folder, machine, python)]
     stopped = any(finding.level == "stop" for finding in findings)
     if args.json:
         facts = {
-            "machine": _found_facts(found),
+            "machine": _found_facts(machine),
             "findings": [vars(finding) for finding in findings],
             "can_draw": not stopped,
         }
         print(json.dumps(facts, indent=2))
         return int(stopped)
-    title = found.profile.title if found.profile else found.facts.get("machine", "an unknown machine")
+    title = machine.profile.title if machine.profile else machine.facts.get("machine", "an unknown machine")
     print(f"{title}: {len(findings)} finding{'' if len(findings) == 1 else 's'}")
     for finding in findings:
         print(f"\n{finding.level}: {finding.name}\n  {finding.text}\n  -> {finding.remedy}")
@@ -169,14 +169,14 @@ def _plan_rows(plan: DevicePlan) -> list[tuple[str, str]]:
     if plan.workspace is not None:
         rows.append(("workspace", f"{_gib(plan.workspace)} while an engine is built"))
     for graph, profiles in plan.shapes.items():
-        sizes = (", ".join(f"{name} {most}" for name, (_, _, most) in one.items()) for one in profiles)
+        sizes = (", ".join(f"{name} {most}" for name, (_, _, most) in ranges.items()) for ranges in profiles)
         rows.append(("profile", f"{graph}: {'; '.join(sizes)}"))
     return rows + ([("note", note)] if note else [])
 
 
-def _bundle_folder(given: Path | None) -> Path:
-    if given is not None:
-        return given
+def _bundle_folder(folder: Path | None) -> Path:
+    if folder is not None:
+        return folder
     from perfusion.embedded import bundle_path
 
     return bundle_path()
@@ -190,11 +190,11 @@ def _profile_facts(profile: DeviceProfile) -> dict[str, Any]:
     return asdict(profile) | speed | {name: getattr(profile, name) for name in derived}
 
 
-def _found_facts(found: Detected) -> dict[str, Any]:
+def _found_facts(machine: Detected) -> dict[str, Any]:
     return {
-        "profile": found.profile.name if found.profile else None,
-        "title": found.profile.title if found.profile else None,
-        "facts": dict(found.facts),
+        "profile": machine.profile.name if machine.profile else None,
+        "title": machine.profile.title if machine.profile else None,
+        "facts": dict(machine.facts),
     }
 
 
@@ -206,7 +206,7 @@ def _plan_facts(plan: DevicePlan, folder: Path) -> dict[str, Any]:
         "engine": plan.engine,
         "precision": plan.precision,
         "workspace": plan.workspace,
-        "profiles": {graph: [dict(one) for one in profiles] for graph, profiles in plan.shapes.items()},
+        "profiles": {graph: [dict(ranges) for ranges in profiles] for graph, profiles in plan.shapes.items()},
         "width": size.width,
         "height": size.height,
         "batch": size.batch,

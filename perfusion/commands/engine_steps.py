@@ -28,43 +28,41 @@ _log = logging.getLogger(__name__)
 _CARRY = " Add --script to get a build script to carry to the device."
 
 
-def device_profile(given: argparse.Namespace) -> DeviceProfile | None:
+def device_profile(args: argparse.Namespace) -> DeviceProfile | None:
     """The device profile asked for, which has the engine and the precision asked for."""
-    if given.device is None:
+    if args.device is None:
         return None
     from perfusion.devices import find_profile
 
-    profile = find_profile(given.device)
-    if given.engine not in profile.engines:
+    profile = find_profile(args.device)
+    if args.engine not in profile.engines:
         raise DeviceError(
-            f"{profile.title} does not run the engine {given.engine!r}, expected {' or '.join(profile.engines)}."
+            f"{profile.title} does not run the engine {args.engine!r}, expected {' or '.join(profile.engines)}."
         )
-    if given.precision is not None and given.precision not in profile.precisions:
-        raise DeviceError(
-            f"{profile.title} has no {given.precision}; it has {', '.join(profile.precisions)}."
-        )
+    if args.precision is not None and args.precision not in profile.precisions:
+        raise DeviceError(f"{profile.title} has no {args.precision}; it has {', '.join(profile.precisions)}.")
     return profile
 
 
-def choose_target(given: argparse.Namespace, profile: DeviceProfile | None) -> str:
+def choose_target(args: argparse.Namespace, profile: DeviceProfile | None) -> str:
     """The GPU to build for, as engines' keys spell it."""
     from perfusion.tensorrt import engines, targets
 
     own = None
     if profile is not None and profile.compute_capability is not None:
         own = targets.target_of(profile.compute_capability)
-    if given.target is not None:
-        target = targets.check_target(given.engine, given.target)
+    if args.target is not None:
+        target = targets.check_target(args.engine, args.target)
         if own is not None and own not in target.split("+") and target != "portable":
             raise DeviceError(
-                f"--target {target} is not {given.device}'s, which is {own}. Leave one of them out."
+                f"--target {target} is not {args.device}'s, which is {own}. Leave one of them out."
             )
         return target
     if own is not None:
-        return targets.check_target(given.engine, own)
-    if given.engine == "trt-rtx":
+        return targets.check_target(args.engine, own)
+    if args.engine == "trt-rtx":
         return "portable"
-    if given.script:
+    if args.script:
         raise DeviceError("The script is for one kind of GPU: name it with --device or --target.")
     return engines.this_gpu(" Name the device and add --script to get a build script to carry there.")
 
@@ -80,45 +78,45 @@ def find_tensorrt(engine: Any, target: str) -> Any:
     return trt
 
 
-def check_request(given: argparse.Namespace, target: str, precision: str) -> None:
+def check_request(args: argparse.Namespace, target: str, precision: str) -> None:
     """Refuse before the minutes of an export what needs no bundle to be refused."""
     from perfusion.tensorrt.shape_ranges import check_counts
     from perfusion.tensorrt.targets import check_precision
 
-    check_precision(given.engine, target, precision)
+    check_precision(args.engine, target, precision)
     if precision == "int8":
         raise ExportError(
             "An int8 bundle is made of operators for a CPU, which TensorRT does not have. Use --precision fp16."
         )
-    check_counts(_shapes(given))
-    _workspace(given, None)
+    check_counts(_shapes(args))
+    _workspace(args, None)
 
 
-def _shapes(given: argparse.Namespace) -> ShapeOptions:
+def _shapes(args: argparse.Namespace) -> ShapeOptions:
     from perfusion.tensorrt.shape_ranges import ShapeOptions
 
-    asked: dict[str, Any] = {
-        "batches": given.batch,
-        "concepts": given.concepts,
-        "resolution": given.resolution,
+    sizes: dict[str, Any] = {
+        "batches": args.batch,
+        "concepts": args.concepts,
+        "resolution": args.resolution,
     }
     return ShapeOptions(
-        dynamic=given.dynamic, **{name: value for name, value in asked.items() if value is not None}
+        dynamic=args.dynamic, **{name: value for name, value in sizes.items() if value is not None}
     )
 
 
-def _workspace(given: argparse.Namespace, profile: DeviceProfile | None) -> int | None:
+def _workspace(args: argparse.Namespace, profile: DeviceProfile | None) -> int | None:
     """Bytes of scratch memory an engine may take."""
-    asked: float | None = given.workspace
-    if asked is None:
+    gigabytes: float | None = args.workspace
+    if gigabytes is None:
         return profile.workspace if profile is not None else None
-    if not 0.01 <= asked <= 1024:  # a NaN is in no range
-        raise RequestError(f"The workspace is {asked} GB, expected 0.01 to 1024.")
-    return round(asked * 1e9)
+    if not 0.01 <= gigabytes <= 1024:  # a NaN is in no range
+        raise RequestError(f"The workspace is {gigabytes} GB, expected 0.01 to 1024.")
+    return round(gigabytes * 1e9)
 
 
 def plan(
-    given: argparse.Namespace, folder: Path, target: str, profile: DeviceProfile | None
+    args: argparse.Namespace, folder: Path, target: str, profile: DeviceProfile | None
 ) -> tuple[tuple[EngineJob, ...], EngineSettings]:
     """What is to be built for a bundle that is there."""
     from perfusion.bundle.reader import read_bundle
@@ -128,32 +126,32 @@ def plan(
     from perfusion.tensorrt.jobs import plan_jobs
 
     bundle = read_bundle(folder, verify=False)  # the files that are built from are verified there
-    if given.precision not in (None, bundle.precision):
+    if args.precision not in (None, bundle.precision):
         raise RequestError(
-            f"{folder} is in {bundle.precision}, and {given.precision} was asked for. Leave --precision out, or export "
+            f"{folder} is in {bundle.precision}, and {args.precision} was asked for. Leave --precision out, or export "
             "the model again."
         )
-    targets.check_precision(given.engine, target, bundle.precision)
-    level = given.optimization_level
+    targets.check_precision(args.engine, target, bundle.precision)
+    level = args.optimization_level
     if level is None and profile is not None:
         level = profile.optimization_level
-    options = BuildOptions(workspace=_workspace(given, profile), optimization_level=level)
-    shapes = _shapes(given)
+    options = BuildOptions(workspace=_workspace(args, profile), optimization_level=level)
+    shapes = _shapes(args)
     plan_jobs(bundle, shapes)  # refuses sizes before the graphs are read for the plan
     if profile is not None:
-        shapes = _planned(bundle, shapes, profile, batches_given=given.batch is not None)
+        shapes = _planned(bundle, shapes, profile, batches_given=args.batch is not None)
     return plan_jobs(bundle, shapes), EngineSettings(
-        flavour=given.engine, target=target, precision=bundle.precision, options=options
+        flavour=args.engine, target=target, precision=bundle.precision, options=options
     )
 
 
-def check_memory(given: argparse.Namespace, folder: Path, profile: DeviceProfile) -> None:
+def check_memory(args: argparse.Namespace, folder: Path, profile: DeviceProfile) -> None:
     """Say where a device has too little memory for a bundle's pictures, drawn by onnxruntime."""
     from perfusion.bundle.reader import read_bundle
     from perfusion.devices.planning.device_plan import fitting_batches
 
     bundle = read_bundle(folder, verify=False)
-    memory = fitting_batches(bundle, profile, _call_size(bundle, given.resolution), (1,))[1]
+    memory = fitting_batches(bundle, profile, _call_size(bundle, args.resolution), (1,))[1]
     if not memory.fits:
         _log.warning("%s: %s", profile.title, memory.explain())
 
@@ -186,13 +184,13 @@ def _planned(
 
 
 def build(
-    given: argparse.Namespace, trt: Any, folder: Path, jobs: Sequence[EngineJob], settings: EngineSettings
+    args: argparse.Namespace, trt: Any, folder: Path, jobs: Sequence[EngineJob], settings: EngineSettings
 ) -> list[EngineOutcome]:
     """Build the engines that are not there yet, with their progress on stderr; raises as `build_engines`."""
     from perfusion.tensorrt.engines import build_engines
 
     order = [job.graph for job in jobs]
-    with Progress(len(order), f"engines for {settings.target}", quiet=given.quiet) as progress:
+    with Progress(len(order), f"engines for {settings.target}", quiet=args.quiet) as progress:
 
         def show(graph: str, phase: str, done: int, total: int) -> None:
             progress.update(
@@ -208,7 +206,7 @@ def prune(folder: Path, outcomes: Sequence[EngineOutcome]) -> list[Path]:
     """Remove what no longer fits: engines of graphs that have changed, and of other releases of this TensorRT."""
     from perfusion.tensorrt.engine_store import Engine, prune_engines
 
-    now = {one.engine.key.graph: one.engine.key for one in outcomes}
+    now = {outcome.engine.key.graph: outcome.engine.key for outcome in outcomes}
 
     def keep(engine: Engine) -> bool:
         key = now.get(engine.key.graph)

@@ -27,62 +27,62 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(
+    command = parser(
         _NAME,
         "Turn a text-to-image model into a bundle that perfusion-generate draws with, without torch, and build "
         "TensorRT engines for it.",
     )
-    made.add_argument(
+    command.add_argument(
         "--model",
         type=Path,
         metavar="PATH",
         help="diffusers folder, or a .safetensors checkpoint (default: the embedded pocket model)",
     )
-    made.add_argument(
+    command.add_argument(
         "--config",
         type=Path,
         metavar="DIR",
         help="for a checkpoint: diffusers folder of the same architecture, for its settings and tokenizer",
     )
-    made.add_argument(
+    command.add_argument(
         "--bundle",
         type=Path,
         metavar="DIR",
         help="build engines for this bundle; nothing is exported, torch not needed",
     )
-    made.add_argument("--output", type=Path, metavar="BUNDLE", help="the folder of the bundle to write")
-    made.add_argument(
+    command.add_argument("--output", type=Path, metavar="BUNDLE", help="the folder of the bundle to write")
+    command.add_argument(
         "--engine",
         choices=["onnx", "trt", "trt-rtx"],
         default="onnx",
         help="what runs the bundle: ONNX Runtime, TensorRT or TensorRT for RTX (default: %(default)s)",
     )
-    _add_graph_options(made)
-    _add_engine_options(made.add_argument_group("engines"))
-    made.add_argument("--json", action="store_true", help="print what was written as JSON")
-    return made
+    _add_graph_options(command)
+    _add_engine_options(command.add_argument_group("engines"))
+    command.add_argument("--json", action="store_true", help="print what was written as JSON")
+    return command
 
 
-def _add_graph_options(made: argparse.ArgumentParser) -> None:
-    made.add_argument(
+def _add_graph_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--device", metavar="PROFILE", help="the device to export for: orin-nano-8, rtx-4070, ..."
     )
-    made.add_argument(
+    command.add_argument(
         "--precision",
         type=_precision,
         metavar="fp32|fp16|int8",
         help="arithmetic of the graphs (default: fp32 for onnx, fp16 for engines)",
     )
-    made.add_argument(
+    command.add_argument(
         "--resolution",
         type=int,
         metavar="N",
         help="width and height of pictures in pixels; engines are built for it (default: the model's own)",
     )
-    made.add_argument(
+    command.add_argument(
         "--opset", type=int, metavar="N", help="ONNX opset of the graphs, 20 or 23 (default: 20)"
     )
-    made.add_argument(
+    command.add_argument(
         "--keep-fp32",
         action="append",
         metavar="NAME",
@@ -130,17 +130,19 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line, options that do not go together refused."""
-    made = _parser()
-    given = made.parse_args(argv)
-    if given.bundle is None and given.output is None:
-        made.error("the following arguments are required: --output, or --bundle")
-    if given.bundle is not None:
+    command = _parser()
+    args = command.parse_args(argv)
+    if args.bundle is None and args.output is None:
+        command.error("the following arguments are required: --output, or --bundle")
+    if args.bundle is not None:
         for name in ("model", "config", "output", "opset", "keep_fp32"):
-            if getattr(given, name) is not None:
-                made.error(f"argument --{name.replace('_', '-')}: not with --bundle, whose graphs are there")
-        if given.engine == "onnx":
-            made.error("argument --bundle: needs --engine trt or trt-rtx; its graphs are there")
-    if given.engine == "onnx":
+            if getattr(args, name) is not None:
+                command.error(
+                    f"argument --{name.replace('_', '-')}: not with --bundle, whose graphs are there"
+                )
+        if args.engine == "onnx":
+            command.error("argument --bundle: needs --engine trt or trt-rtx; its graphs are there")
+    if args.engine == "onnx":
         for name in (
             "target",
             "batch",
@@ -151,13 +153,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
             "script",
             "prune",
         ):
-            if getattr(given, name) is not None and getattr(given, name) is not False:  # 0 is a level
-                made.error(f"argument --{name.replace('_', '-')}: only with --engine trt or trt-rtx")
-    if given.script and given.prune:
-        made.error(
+            if getattr(args, name) is not None and getattr(args, name) is not False:  # 0 is a level
+                command.error(f"argument --{name.replace('_', '-')}: only with --engine trt or trt-rtx")
+    if args.script and args.prune:
+        command.error(
             "argument --prune: not with --script, which builds nothing that would take the place of engines"
         )
-    return given
+    return args
 
 
 def _precision(text: str) -> str:
@@ -173,36 +175,36 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number or numbers with commas between") from None
 
 
-def _export(given: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace) -> int:
     """Refuse what cannot be done, export, build."""
     from perfusion.commands import engine_steps as steps
 
     exported: Exported | None
-    profile = steps.device_profile(given)
-    if given.engine == "onnx":
-        exported = _export_bundle(given, given.precision or "fp32")
+    profile = steps.device_profile(args)
+    if args.engine == "onnx":
+        exported = _export_bundle(args, args.precision or "fp32")
         if profile is not None:
-            steps.check_memory(given, exported.folder, profile)
-        return _say(given, given.output, exported)
-    target = steps.choose_target(given, profile)
-    trt = None if given.script else steps.find_tensorrt(given.engine, target)
+            steps.check_memory(args, exported.folder, profile)
+        return _say(args, args.output, exported)
+    target = steps.choose_target(args, profile)
+    trt = None if args.script else steps.find_tensorrt(args.engine, target)
     exported = None
-    folder = given.bundle
+    folder = args.bundle
     if folder is None:
-        precision = given.precision or "fp16"
-        steps.check_request(given, target, precision)
-        exported = _export_bundle(given, precision)
+        precision = args.precision or "fp16"
+        steps.check_request(args, target, precision)
+        exported = _export_bundle(args, precision)
         folder = exported.folder
-    jobs, settings = steps.plan(given, folder, target, profile)
-    if given.script:
+    jobs, settings = steps.plan(args, folder, target, profile)
+    if args.script:
         from perfusion.tensorrt.script import write_script
 
-        return _say_script(given, folder, exported, write_script(folder, jobs, settings), target)
-    outcomes = steps.build(given, trt, folder, jobs, settings)
-    return _say(given, folder, exported, outcomes, steps.prune(folder, outcomes) if given.prune else [])
+        return _say_script(args, folder, exported, write_script(folder, jobs, settings), target)
+    outcomes = steps.build(args, trt, folder, jobs, settings)
+    return _say(args, folder, exported, outcomes, steps.prune(folder, outcomes) if args.prune else [])
 
 
-def _export_bundle(given: argparse.Namespace, precision: str) -> Exported:
+def _export_bundle(args: argparse.Namespace, precision: str) -> Exported:
     try:
         from perfusion.export import PRECISIONS, STAGES, export_bundle
     except ModuleNotFoundError as error:
@@ -213,29 +215,29 @@ def _export_bundle(given: argparse.Namespace, precision: str) -> Exported:
     if precision not in PRECISIONS:
         raise ExportError(f"graphs are not written in {precision}, expected {', '.join(PRECISIONS)}")
     further = {
-        "config": given.config,
-        "opset": given.opset,
-        "keep_fp32": tuple(given.keep_fp32) if given.keep_fp32 else None,
+        "config": args.config,
+        "opset": args.opset,
+        "keep_fp32": tuple(args.keep_fp32) if args.keep_fp32 else None,
     }
-    with Progress(len(STAGES), "export", quiet=given.quiet) as progress:
+    with Progress(len(STAGES), "export", quiet=args.quiet) as progress:
         return export_bundle(
-            given.model,
-            given.output,
+            args.model,
+            args.output,
             precision=precision,
-            resolution=given.resolution,
+            resolution=args.resolution,
             progress=lambda stage, done, total: progress.update(done, stage=stage),
             **{name: value for name, value in further.items() if value is not None},
         )
 
 
 def _say(
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     folder: Path,
     exported: Exported | None,
     outcomes: Sequence[EngineOutcome] = (),
     removed: Sequence[Path] = (),
 ) -> int:
-    if given.json:
+    if args.json:
         further = {"removed": [str(path) for path in removed]} if outcomes else {}
         print(as_json(folder, exported, outcomes, **further))
     else:
@@ -244,9 +246,9 @@ def _say(
 
 
 def _say_script(
-    given: argparse.Namespace, folder: Path, exported: Exported | None, path: Path, target: str
+    args: argparse.Namespace, folder: Path, exported: Exported | None, path: Path, target: str
 ) -> int:
-    if given.json:
+    if args.json:
         print(as_json(folder, exported, (), script=str(path), target=target))
         return 0
     print(*as_lines(exported, (), ()), sep="\n", end="\n" if exported else "")

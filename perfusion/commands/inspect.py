@@ -20,35 +20,35 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(
+    command = parser(
         "perfusion-inspect",
         "Show what is in a concept file, a picture card or a bundle, after checking all of it: names, shapes and "
         "numbers of a concept; settings, sizes and checksums of a bundle.",
     )
-    made.add_argument(
+    command.add_argument(
         "path",
         type=Path,
         metavar="FILE|BUNDLE",
         help="a concept file, a card, the name of a sample (school-bus), or a bundle's folder",
     )
-    made.add_argument(
+    command.add_argument(
         "--extract", type=Path, metavar="FILE", help="write the concept file that a card carries"
     )
-    made.add_argument(
+    command.add_argument(
         "--bundle",
         type=Path,
         metavar="DIR",
         help="hold the concept against this bundle: does it fit, and how strong is its edit in each layer? "
         "(how far its values are off the superclass's, or how large they are where the bundle cannot tell)",
     )
-    made.add_argument(
+    command.add_argument(
         "--prompt",
         metavar="TEXT",
         help="how far each token of this prompt opens the concept's gate (with --bundle, or the embedded pocket model)",
     )
-    made.add_argument("--heatmap", type=Path, metavar="PNG", help="draw that")
-    made.add_argument("--json", action="store_true", help="print one JSON object")
-    return made
+    command.add_argument("--heatmap", type=Path, metavar="PNG", help="draw that")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    return command
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -73,17 +73,17 @@ def _inspect(args: argparse.Namespace) -> int:
     elif path.is_file():
         facts, lines = _concept(path)
         if args.bundle:
-            held, more = _held_against(path, args.bundle)
-            facts, lines = facts | held, lines | more
+            fit, more = _held_against(path, args.bundle)
+            facts, lines = facts | fit, lines | more
         if args.prompt is not None:
             gates, table = _explained(path, args.bundle, args.prompt, args.heatmap)
             facts, after = facts | gates, table
         if args.extract:
             _extract(path, args.extract)
     else:
-        found = f"a folder without {_MANIFEST}" if path.is_dir() else "not there"
+        problem = f"a folder without {_MANIFEST}" if path.is_dir() else "not there"
         raise PerfusionError(
-            f"{path} is {found}, expected a concept file (as perfusion-train writes it), the name of a sample or a "
+            f"{path} is {problem}, expected a concept file (as perfusion-train writes it), the name of a sample or a "
             "bundle's folder (as perfusion-export writes it)."
         )
     print(json.dumps(facts, indent=2) if args.json else _table(facts, lines) + after)
@@ -251,8 +251,8 @@ def _explained(
 
 def _short(layer: str) -> str:
     """down_blocks.0.attentions.1.transformer_blocks.0.attn2 as down.0.1.0."""
-    kept = [part for part in layer.split(".") if part not in ("attentions", "transformer_blocks", "attn2")]
-    return ".".join(kept).replace("_blocks", "").replace("_block", "")
+    parts = [part for part in layer.split(".") if part not in ("attentions", "transformer_blocks", "attn2")]
+    return ".".join(parts).replace("_blocks", "").replace("_block", "")
 
 
 def _extract(path: Path, target: Path) -> None:

@@ -36,13 +36,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(
+    command = parser(
         _NAME,
         "Draw the same prompts and seeds with every combination of bias, temperature, strength, start and lock: "
         "from the pictures' look to the prompt's words, without training anything again. With pictures of the subject "
         "both are measured, and the best settings can be written into the concept file.",
     )
-    add = made.add_argument
+    add = command.add_argument
     add(
         "--concept", action="append", required=True, dest="concepts", metavar="FILE",
         help="a concept file or the name of a sample (can be repeated: all get the same settings)",
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--provider", default="auto", help="auto, cpu, cuda, trt or trt-rtx (default: %(default)s)")
     add("--batch-size", type=_at_least_one, default=8, metavar="N", help="pictures kept at once (default: 8)")
-    return made
+    return command
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -166,8 +166,8 @@ def _drawn(
         if not any(concept.token in prompt for concept in concepts):
             raise RequestError(f"The prompt {prompt!r} names no concept, such as {concepts[0].token}.")
     settings = _settings(args, concepts[0])
-    given = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
-    options = {name: value for name, value in given.items() if value is not None}
+    sampling = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
+    options = {name: value for name, value in sampling.items() if value is not None}
     seeds = [args.seed + index for index in range(args.count)]
     subjects = [
         _subject(folder, args.masks if index == 0 else None) for index, folder in enumerate(args.images)
@@ -196,8 +196,8 @@ def _subject(folder: Path, masks: Path | None) -> "list[Image]":
     from perfusion.judging.selection import cut_to_mask
     from perfusion.training.training_pictures import find_pictures, load_picture
 
-    found = [load_picture(path, masks or "auto") for path in find_pictures(folder)]
-    return [cut_to_mask(one.image, one.mask) for one in found]
+    samples = [load_picture(path, masks or "auto") for path in find_pictures(folder)]
+    return [cut_to_mask(sample.image, sample.mask) for sample in samples]
 
 
 def _scorer(folder: Path | None, runtime: "Runtime") -> "Scorer":
@@ -238,10 +238,10 @@ def _write(args: argparse.Namespace, result: "Sweep") -> None:
         args.grid: result.grid,
         args.plot: lambda: plot(result.points),
     }
-    for path, made in sheets.items():
+    for path, draw in sheets.items():
         if path is not None:
             with writing(path) as file:
-                made().save(file, "PNG", optimize=True)
+                draw().save(file, "PNG", optimize=True)
     if args.csv:
         with writing(args.csv, "w") as file:
             file.write(_csv(result))
@@ -319,11 +319,11 @@ def _chosen(text: str | None) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _work_folder(given: Path | None, name: str) -> Iterator[Path]:
+def _work_folder(user_folder: Path | None, name: str) -> Iterator[Path]:
     """The user's own folder; or one in the cache, where an interrupted sweep finds its pictures again, and which
     goes when the sweep is done."""
-    if given is not None:
-        yield given
+    if user_folder is not None:
+        yield user_folder
         return
     folder = cache_folder() / "sweeps" / name[:32]
     yield folder

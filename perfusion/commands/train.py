@@ -21,16 +21,16 @@ NAME = "perfusion-train"
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(NAME, "Teach a frozen text-to-image model one concept from a few pictures.")
-    _add_what(made)
-    _add_how(made.add_argument_group("how it learns"))
-    _add_where(made.add_argument_group("memory and speed"))
-    _add_kept(made.add_argument_group("what is kept"))
-    return made
+    command = parser(NAME, "Teach a frozen text-to-image model one concept from a few pictures.")
+    _add_what(command)
+    _add_how(command.add_argument_group("how it learns"))
+    _add_where(command.add_argument_group("memory and speed"))
+    _add_kept(command.add_argument_group("what is kept"))
+    return command
 
 
-def _add_what(made: Any) -> None:
-    add = made.add_argument
+def _add_what(group: Any) -> None:
+    add = group.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="folder with pictures of one object")
     add("--superclass", required=True, help='what kind of thing they show: "cat", "teddy bear"')
     add(
@@ -70,8 +70,8 @@ def _add_what(made: Any) -> None:
     add("--json", action="store_true", help="print what was done as JSON")
 
 
-def _add_how(made: Any) -> None:
-    add = made.add_argument
+def _add_how(group: Any) -> None:
+    add = group.add_argument
     add("--steps", type=int, default=400, metavar="N", help="training steps (default 400)")
     add("--batch-size", type=int, default=16, metavar="N", help="samples a step (default 16)")
     add("--seed", type=int, default=0)
@@ -97,8 +97,8 @@ def _add_how(made: Any) -> None:
     add("--scorer", type=Path, metavar="DIR", help="folder of the scorer: a CLIP model, or ONNX graphs")
 
 
-def _add_where(made: Any) -> None:
-    add = made.add_argument
+def _add_where(group: Any) -> None:
+    add = group.add_argument
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     add(
@@ -111,8 +111,8 @@ def _add_where(made: Any) -> None:
     add("--checkpointing", action="store_true", help="less memory, slower: for cards of 8 to 12 GB")
 
 
-def _add_kept(made: Any) -> None:
-    add = made.add_argument
+def _add_kept(group: Any) -> None:
+    add = group.add_argument
     add("--storage", default="float16", choices=("float16", "float32", "int8"))
     add("--no-keys", action="store_true", help="leave out the keys, which a runtime can derive")
     add(
@@ -181,9 +181,9 @@ def _learn(args: argparse.Namespace, config: TrainingConfig, work: WorkFolder) -
                 work=work, resume=args.resume, picture=args.output.suffix.lower() == ".png",
             )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
-        if (kept := work.last_step()) is not None:
+        if (reached := work.last_step()) is not None:
             say(
-                f"{NAME}: step {kept} of {config.steps} is kept in {work.path}; the same command with --resume goes "
+                f"{NAME}: step {reached} of {config.steps} is kept in {work.path}; the same command with --resume goes "
                 "on from there"
             )
         raise

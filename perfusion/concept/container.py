@@ -135,31 +135,31 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    header = dict(pairs)
+    if len(header) != len(pairs):
         names = [name for name, _ in pairs]
         raise ConceptError(f"The header names something twice: {names!r:.200}. {_AGAIN}")
-    return found
+    return header
 
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _metadata(found: Any) -> dict[str, str]:
+def _metadata(metadata: Any) -> dict[str, str]:
     """The metadata, checked to be text that can be written again."""
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ConceptError(
             "The header has no metadata of names and strings: some other safetensors file. Give one that "
             "perfusion-train wrote."
         )
     try:
-        "".join([*found, *found.values()]).encode()
+        "".join([*metadata, *metadata.values()]).encode()
     except UnicodeEncodeError as error:
         raise ConceptError(
             f"The metadata is not valid Unicode ({error.reason}): the file is damaged. {_AGAIN}"
         ) from error
-    return found
+    return metadata
 
 
 def _span(name: str, entry: Any) -> _Span:

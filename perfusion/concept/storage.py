@@ -79,7 +79,7 @@ def widen(tensors: Mapping[str, Array]) -> dict[str, Array]:
             )
     wide: dict[str, Array] = {}
     for name, array in tensors.items():
-        suffix = next((one for one in (SCALE, FINE) if name.endswith(one)), None)
+        suffix = next((ending for ending in (SCALE, FINE) if name.endswith(ending)), None)
         if suffix is not None:
             _check_owner(
                 name, name.removesuffix(suffix), ("int16",) if suffix == FINE else ("int8", "int16"), tensors

@@ -256,8 +256,8 @@ def _align(rows: int, replaced: int, offset: int) -> list[int]:
     return [offset + max(0, replaced - rows + row) for row in range(rows)]
 
 
-def _words_like_concepts(found: Iterable[tuple[int, str]], words: Mapping[str, Word]) -> Iterator[str]:
-    for _, piece in found:
+def _words_like_concepts(pieces: Iterable[tuple[int, str]], words: Mapping[str, Word]) -> Iterator[str]:
+    for _, piece in pieces:
         if piece not in words:
             yield from _LIKE_A_CONCEPT.findall(piece)
 

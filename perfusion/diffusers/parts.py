@@ -99,9 +99,9 @@ def readers_of(pipeline: Any) -> tuple[Reader, ...]:
         tokenizer = getattr(pipeline, "tokenizer" + suffix, None)
         text_encoder = getattr(pipeline, "text_encoder" + suffix, None)
         if tokenizer is None or not isinstance(text_encoder, CLIPTextModel | CLIPTextModelWithProjection):
-            found = None if text_encoder is None else type(text_encoder).__name__
+            kind = None if text_encoder is None else type(text_encoder).__name__
             raise ModelError(
-                f"{type(pipeline).__name__} has {found} as text_encoder{suffix} and "
+                f"{type(pipeline).__name__} has {kind} as text_encoder{suffix} and "
                 f"{None if tokenizer is None else type(tokenizer).__name__} as tokenizer{suffix}, expected a CLIP text "
                 f"encoder and its tokenizer; {_EXPECTED}"
             )

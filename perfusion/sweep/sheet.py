@@ -101,13 +101,13 @@ def plot(points: Sequence[Point], *, size: tuple[int, int] = (760, 560)) -> Imag
 
 def ticks(low: float, high: float, most: int = 8) -> list[float]:
     """The round numbers of a range, at most so many: multiples of 1, 2 or 5 times a power of ten."""
-    step, found = 10.0 ** math.floor(math.log10((high - low) / most)), list[float]()
+    step, numbers = 10.0 ** math.floor(math.log10((high - low) / most)), list[float]()
     for by in (1, 2, 5, 10):
         first, last = math.ceil(low / (step * by)), math.floor(high / (step * by))
-        found = [round(step * by * number, 12) for number in range(first, last + 1)]
-        if len(found) <= most:
+        numbers = [round(step * by * number, 12) for number in range(first, last + 1)]
+        if len(numbers) <= most:
             break
-    return found
+    return numbers
 
 
 def _dot(draw: ImageDraw.ImageDraw, point: Point, place: object, scale: int) -> None:

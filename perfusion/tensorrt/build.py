@@ -146,7 +146,7 @@ def _add_profile(
     builder: Any, config: Any, graph: Path, inputs: Mapping[str, Any], profile: Profile, log: KeptErrors
 ) -> None:
     """Give every input with a named dimension its sizes."""
-    made = builder.create_optimization_profile()
+    optimization = builder.create_optimization_profile()
     shapes = {name: _named_shape(tensor) for name, tensor in inputs.items()}
     for name, shape in shapes.items():
         unknown = [size for size in shape if size == -1 or (isinstance(size, str) and size not in profile)]
@@ -157,9 +157,9 @@ def _add_profile(
             )
         if any(isinstance(size, str) for size in shape):
             sizes = [[profile[n][which] if isinstance(n, str) else n for n in shape] for which in range(3)]
-            made.set_shape(name, *sizes)
+            optimization.set_shape(name, *sizes)
     open_sizes = any(isinstance(size, str) for shape in shapes.values() for size in shape)
-    if open_sizes and config.add_optimization_profile(made) < 0:
+    if open_sizes and config.add_optimization_profile(optimization) < 0:
         raise _failure(graph, f"the sizes {dict(profile)} were not accepted", log)
 
 

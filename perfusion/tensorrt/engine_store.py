@@ -62,10 +62,10 @@ class Engine:
         Fewer `concepts` than it has slots are taken: they are filled up with zeros.
         """
         fitting = [
-            (one["batch"][2] if "batch" in one else 0, index)
-            for index, one in enumerate(self.profiles)
+            (ranges["batch"][2] if "batch" in ranges else 0, index)
+            for index, ranges in enumerate(self.profiles)
             if all(
-                name in one and (one[name][0] <= size or name == "concepts") and size <= one[name][2]
+                name in ranges and (ranges[name][0] <= size or name == "concepts") and size <= ranges[name][2]
                 for name, size in sizes.items()
             )
         ]
@@ -92,7 +92,7 @@ def engine_folder(bundle: Path | str, flavour: str, target: str) -> Path:
 def find_engine(
     bundle: Path | str,
     graph: str,
-    wanted: EngineKey | Mapping[str, Any],
+    key: EngineKey | Mapping[str, Any],
     *,
     sizes: Mapping[str, int] | None = None,
     verify: bool = True,
@@ -102,14 +102,14 @@ def find_engine(
     Args:
         bundle: the bundle's folder.
         graph: "unet", "text_encoder", …
-        wanted: a whole key, or the fields of one that matter; `target` is then the GPU to run on ("sm89").
+        key: a whole key, or the fields of one that matter; `target` is then the GPU to run on ("sm89").
         sizes: dimensions by name that one of the plan's profiles must take.
         verify: compare the plan's checksum, about a second a gigabyte; its size is always compared.
 
     A plan for exactly that GPU is preferred to one for several, and that to a portable one. Nothing is raised for
     damaged files: they are reasons.
     """
-    matching, reasons = find_engines(bundle, graph, wanted, sizes=sizes)
+    matching, reasons = find_engines(bundle, graph, key, sizes=sizes)
     for engine in matching:
         problem = engine_damage(engine, verify=verify)
         if problem is None:
@@ -121,7 +121,7 @@ def find_engine(
 def find_engines(
     bundle: Path | str,
     graph: str,
-    wanted: EngineKey | Mapping[str, Any],
+    key: EngineKey | Mapping[str, Any],
     *,
     sizes: Mapping[str, int] | None = None,
 ) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
@@ -129,9 +129,7 @@ def find_engines(
 
     See `find_engine`; the plans' bytes are not looked at.
     """
-    fields = (
-        wanted.to_json() | {"profiles": wanted.profiles} if isinstance(wanted, EngineKey) else dict(wanted)
-    )
+    fields = key.to_json() | {"profiles": key.profiles} if isinstance(key, EngineKey) else dict(key)
     matching: list[Engine] = []
     reasons: list[str] = []
     for path in _manifests(Path(bundle), graph):
@@ -141,11 +139,11 @@ def find_engines(
             reasons.append(f"{name}: {engine}")
             continue
         wrong = differences(engine.key, fields)
-        if isinstance(wanted, EngineKey) and engine.key.target != wanted.target:
-            wrong = wrong or [f"the GPU is {engine.key.target}, expected {wanted.target}"]
+        if isinstance(key, EngineKey) and engine.key.target != key.target:
+            wrong = wrong or [f"the GPU is {engine.key.target}, expected {key.target}"]
         if not wrong and sizes and engine.profile_for(**sizes) is None:
-            asked = ", ".join(f"{key} {value}" for key, value in sizes.items())
-            wrong = [f"it was built for other sizes than {asked}"]
+            call = ", ".join(f"{dimension} {value}" for dimension, value in sizes.items())
+            wrong = [f"it was built for other sizes than {call}"]
         if wrong:
             reasons.append(f"{name}: {'; '.join(wrong)}")
         else:
@@ -298,8 +296,8 @@ def _rank(target: str, gpu: Any) -> int:
 
 def _spread(profiles: tuple[Profile, ...]) -> tuple[int, int]:
     """How many sizes are open, and the slots for concepts: fewer of either is faster."""
-    opened = sum(least != most for one in profiles for least, _, most in one.values())
-    return opened, max((one["concepts"][2] for one in profiles if "concepts" in one), default=0)
+    opened = sum(least != most for ranges in profiles for least, _, most in ranges.values())
+    return opened, max((ranges["concepts"][2] for ranges in profiles if "concepts" in ranges), default=0)
 
 
 def _ends_to_json(ends: Mapping[str, tuple[str, tuple[int | str, ...]]]) -> dict[str, list[Any]]:

@@ -60,7 +60,9 @@ class EngineKey:
     def to_json(self) -> dict[str, Any]:
         """The key as JSON's own types."""
         values = asdict(self)
-        values["profiles"] = [{name: list(sizes) for name, sizes in one.items()} for one in self.profiles]
+        values["profiles"] = [
+            {name: list(sizes) for name, sizes in ranges.items()} for ranges in self.profiles
+        ]
         return values
 
     @classmethod
@@ -71,7 +73,7 @@ class EngineKey:
             raise ValueError("not an engine's key")
         try:
             profiles = tuple(
-                {str(name): _sizes(sizes) for name, sizes in one.items()} for one in values["profiles"]
+                {str(name): _sizes(sizes) for name, sizes in ranges.items()} for ranges in values["profiles"]
             )
             return cls(**{**values, "profiles": profiles, "options": dict(values["options"])})
         except (AttributeError, TypeError) as error:

@@ -103,10 +103,10 @@ def script_text(jobs: Sequence[EngineJob], settings: EngineSettings, name: str) 
 
 def build_from_recipe(recipe: str, script: str) -> int:
     """What the script does: build the engines of the bundle it lies in. Returns the exit code."""
-    given = json.loads(recipe)
-    jobs = [EngineJob.from_json(job) for job in given["jobs"]]
-    options = BuildOptions(**given["settings"].pop("options"))
-    settings = EngineSettings(**given["settings"], options=options)
+    facts = json.loads(recipe)
+    jobs = [EngineJob.from_json(job) for job in facts["jobs"]]
+    options = BuildOptions(**facts["settings"].pop("options"))
+    settings = EngineSettings(**facts["settings"], options=options)
     bundle = Path(script).resolve().parent
     try:
         trt = import_tensorrt("trt" if settings.flavour == "trt" else "trt-rtx")
@@ -137,8 +137,8 @@ class _Shown:
 
 def _source(module: str) -> str:
     """A module's own text."""
-    found = importlib.util.find_spec(module)
-    loader: Any = found.loader if found else None
+    spec = importlib.util.find_spec(module)
+    loader: Any = spec.loader if spec else None
     source = loader.get_source(module) if loader else None
     if source is None:
         raise DeviceError(f"The source of {module} is not installed, so that no script can be written.")

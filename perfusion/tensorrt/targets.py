@@ -57,10 +57,10 @@ def check_target(flavour: str, target: str) -> str:
         return PORTABLE
     if PORTABLE in names and flavour == "trt-rtx":
         raise DeviceError(
-            f"A portable engine is for {', '.join(name for name, one in TARGETS.items() if one.portable)} and cannot "
+            f"A portable engine is for {', '.join(name for name, entry in TARGETS.items() if entry.portable)} and cannot "
             "be for named GPUs as well. Build one after the other."
         )
-    known = [name for name, one in TARGETS.items() if one.rtx or flavour == "trt"]
+    known = [name for name, entry in TARGETS.items() if entry.rtx or flavour == "trt"]
     for name in names:
         if name in known:
             continue

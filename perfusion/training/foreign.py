@@ -117,20 +117,20 @@ def read_checkpoint(path: Path, position: int | None = None) -> Checkpoint:
     Raises:
         ConceptError: the file cannot be read, is neither, or holds what a concept file has no place for.
     """
-    found = _read(path)
-    if {"embed_params", "key_value_params", "C_inv"} <= set(found):
-        return _from_module_list(path, found)
-    if {"target_input", "target_output", "embedding", "C_inv"} <= set(found):
-        return _from_named_targets(path, found, position)
+    tensors = _read(path)
+    if {"embed_params", "key_value_params", "C_inv"} <= set(tensors):
+        return _from_module_list(path, tensors)
+    if {"target_input", "target_output", "embedding", "C_inv"} <= set(tensors):
+        return _from_named_targets(path, tensors, position)
     raise ConceptError(
-        f"{path} holds {sorted(map(str, found))!r:.200}, expected a checkpoint of perfusion-pytorch (embed_params, "
+        f"{path} holds {sorted(map(str, tensors))!r:.200}, expected a checkpoint of perfusion-pytorch (embed_params, "
         "key_value_params, C_inv) or of Key-Locked-Rank-One-Editing (target_input, target_output, embedding, C_inv)."
     )
 
 
-def _from_module_list(path: Path, found: Mapping[str, Any]) -> Checkpoint:
+def _from_module_list(path: Path, tensors: Mapping[str, Any]) -> Checkpoint:
     """perfusion-pytorch: a pair of direction and target for every edited projection, keys and values in turn."""
-    pairs = found["key_value_params"]
+    pairs = tensors["key_value_params"]
     if not (
         isinstance(pairs, list) and pairs and len(pairs) % 2 == 0 and all(_is_pair(pair) for pair in pairs)
     ):
@@ -138,12 +138,12 @@ def _from_module_list(path: Path, found: Mapping[str, Any]) -> Checkpoint:
             f"{path}: 'key_value_params' is no list of pairs, keys and values in turn. Save it again, with every "
             "cross-attention layer wired up."
         )
-    if found["embed_params"] is None:
+    if tensors["embed_params"] is None:
         raise ConceptError(
             f"{path} lacks the learned word ('embed_params' is empty): its embedding was not wrapped when it was "
             "saved. Nothing can stand for it; save it again."
         )
-    words = _matrix(path, found["embed_params"])
+    words = _matrix(path, tensors["embed_params"])
     concepts = {len(words), *(len(tensor) for pair in pairs for tensor in pair)}
     if concepts != {1}:
         raise ConceptError(
@@ -159,32 +159,32 @@ def _from_module_list(path: Path, found: Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(
         embeddings=words.double(),
         direction=mean,
-        inverse_moment=_square(path, found["C_inv"], len(mean)),
+        inverse_moment=_square(path, tensors["C_inv"], len(mean)),
         keys=tuple(pair[1][0].double() for pair in pairs[::2]),
         values=tuple(pair[1][0].double() for pair in pairs[1::2]),
     )
 
 
-def _from_named_targets(path: Path, found: Mapping[str, Any], position: int | None) -> Checkpoint:
+def _from_named_targets(path: Path, tensors: Mapping[str, Any], position: int | None) -> Checkpoint:
     """Key-Locked-Rank-One-Editing: targets by the layer's name, one for every position of a prompt."""
-    words = [_matrix(path, table) for table in dict(found["embedding"]["string_to_param"]).values()]
+    words = [_matrix(path, table) for table in dict(tensors["embedding"]["string_to_param"]).values()]
     if len(words) != 1 or len(words[0]) != 1:
         raise ConceptError(
             f"{path} has {sum(map(len, words))} learned vectors and one direction for all of them; a concept has a "
             "direction for each. Only a checkpoint with one vector can be converted."
         )
-    direction = found["target_input"].double()
+    direction = tensors["target_input"].double()
     keys: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
     length = 1
-    for name, target in found["target_output"].items():
+    for name, target in tensors["target_output"].items():
         match = re.fullmatch(r"(.+)\.(to_k|to_v)\.target_output", name)
         if match is None:
             raise ConceptError(f"{path} has a target {name!r:.100}, expected one of 'to_k' or 'to_v'.")
         length = len(target)
         (keys if match[2] == "to_k" else values)[match[1]] = _at(path, target.double(), position)
     # their covariance is summed over all positions of a caption and divided by the captions
-    moment = _square(path, found["C_inv"], len(direction)) * length
+    moment = _square(path, tensors["C_inv"], len(direction)) * length
     return Checkpoint(
         embeddings=words[0].double(), direction=direction, inverse_moment=moment, keys=keys, values=values
     )

@@ -126,36 +126,36 @@ def from_checkpoint(path: str | Path, base: BaseModel, options: ImportOptions) -
     path = Path(path)
     token = _token(base, options, "")
     check_superclass(base, options.superclass)
-    found = read_checkpoint(path, options.position)
+    checkpoint = read_checkpoint(path, options.position)
     if len(base.text_encoders) != 1:
         raise ConceptError(f"{path} has a word for one text encoder, and the base model has two.")
-    _check_words(path, base, (found.embeddings,))
-    if len(found.direction) != base.text_dim:
+    _check_words(path, base, (checkpoint.embeddings,))
+    if len(checkpoint.direction) != base.text_dim:
         raise ConceptError(
-            f"{path} has a direction of {len(found.direction)} numbers, this base model's encodings have "
+            f"{path} has a direction of {len(checkpoint.direction)} numbers, this base model's encodings have "
             f"{base.text_dim}. Give the base model it was trained on (--model)."
         )
-    keys, values, encoding = _fitted(path, base, found)
-    direction = _array(found.direction[None])
-    dual, energy = _dual(direction, found.inverse_moment)
+    keys, values, encoding = _fitted(path, base, checkpoint)
+    direction = _array(checkpoint.direction[None])
+    dual, energy = _dual(direction, checkpoint.inverse_moment)
     if not energy[0] > 0:
         raise ConceptError(
             f"{path}: its direction has energy {energy[0]:g} under 'C_inv', expected more than 0."
         )
     edit = _Edit(direction=direction, dual=dual, energy=energy, stand_in=encoding[None])
-    made = _concept(base, options, token, edit, (found.embeddings,))
+    concept = _concept(base, options, token, edit, (checkpoint.embeddings,))
     facts = {"imported": "checkpoint"} | (
         {} if options.position is None else {"position": str(options.position)}
     )
-    made = replace(
-        made,
+    concept = replace(
+        concept,
         target_keys=_single(keys[None]),
         target_values=_single(values[None]),
         bias=FOREIGN_BIAS,
         training=facts,
     )
-    _warn_if_closed(path, base, made)
-    return made
+    _warn_if_closed(path, base, concept)
+    return concept
 
 
 def _token(base: BaseModel, options: ImportOptions, name: str) -> str:
@@ -168,10 +168,10 @@ def _token(base: BaseModel, options: ImportOptions, name: str) -> str:
 
 
 def _check_words(path: Path, base: BaseModel, embeddings: tuple[Tensor, ...]) -> None:
-    found, expected = tuple(table.shape[1] for table in embeddings), base.hidden_sizes
-    if found != expected:
+    widths, expected = tuple(table.shape[1] for table in embeddings), base.hidden_sizes
+    if widths != expected:
         raise ConceptError(
-            f"{path} has word embeddings of {' + '.join(map(str, found))} numbers, this base model takes "
+            f"{path} has word embeddings of {' + '.join(map(str, widths))} numbers, this base model takes "
             f"{' + '.join(map(str, expected))}. Give the base model it was trained on (--model)."
         )
     if len(embeddings[0]) > MAX_ROWS:
@@ -275,12 +275,12 @@ def _concept(
     )
 
 
-def _fitted(path: Path, base: BaseModel, found: Checkpoint) -> tuple[Float64, Float64, Float64]:
+def _fitted(path: Path, base: BaseModel, checkpoint: Checkpoint) -> tuple[Float64, Float64, Float64]:
     """Keys (Σ d_K,) and values (Σ d_V,) in the order of the base's layers, and the encoding that made the keys."""
     weight = _array(key_projections(base.unet))
     best: tuple[float, Float64, Float64, Float64] | None = None
-    for order in _orders(base, found):
-        keys, values = (_in_order(targets, order) for targets in (found.keys, found.values))
+    for order in _orders(base, checkpoint):
+        keys, values = (_in_order(targets, order) for targets in (checkpoint.keys, checkpoint.values))
         fits = [len(key) for key in keys] == [layer.key_dim for layer in base.layers]
         if not fits or [len(value) for value in values] != [layer.value_dim for layer in base.layers]:
             continue
@@ -292,8 +292,8 @@ def _fitted(path: Path, base: BaseModel, found: Checkpoint) -> tuple[Float64, Fl
             best = (residual, stacked, np.concatenate(values), encoding)
     if best is None:
         raise ConceptError(
-            f"{path} has {len(found.keys)} key and {len(found.values)} value targets, and their widths are not those "
-            f"of this base model's {len(base.layers)} cross-attention layers. Give the base model it was trained on "
+            f"{path} has {len(checkpoint.keys)} key and {len(checkpoint.values)} value targets, and their widths "
+            f"are not those of this base model's {len(base.layers)} cross-attention layers. Give the base model it was trained on "
             "(--model)."
         )
     residual, stacked, joined, encoding = best
@@ -305,10 +305,10 @@ def _fitted(path: Path, base: BaseModel, found: Checkpoint) -> tuple[Float64, Fl
     return stacked, joined, encoding
 
 
-def _orders(base: BaseModel, found: Checkpoint) -> list[list[Any]]:
+def _orders(base: BaseModel, checkpoint: Checkpoint) -> list[list[Any]]:
     """How the base's layers may be called, or in which order they may stand, in a checkpoint."""
     names = [layer.name for layer in base.layers]
-    if isinstance(found.keys, Mapping):
+    if isinstance(checkpoint.keys, Mapping):
         return [[_original_name(base, name) for name in names]]
     # diffusers counts the middle block last; the original implementations run through it between down and up
     passed = sorted(range(len(names)), key=lambda at: ("down", "mid", "up").index(names[at].split("_")[0]))

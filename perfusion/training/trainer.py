@@ -294,11 +294,11 @@ def _sizes(base: BaseModel, *, checkpointing: bool) -> str:
 
 def _memory_advice(config: TrainingConfig) -> str:
     """What to do when the device's memory is full."""
-    found = f"the device has not enough memory for {config.batch_size} samples a step"
+    problem = f"the device has not enough memory for {config.batch_size} samples a step"
     if config.accumulate > 1:
-        found += f" in {config.accumulate} parts"
+        problem += f" in {config.accumulate} parts"
     remedies = [] if config.checkpointing else ["--checkpointing"]
     if config.accumulate < config.batch_size:
         remedies.append(f"--accumulate {min(config.batch_size, 2 * config.accumulate)}")
     remedies.append("a smaller --batch-size" if config.batch_size > 1 else "a smaller base model")
-    return f"{found}; give {' or '.join(remedies)}"
+    return f"{problem}; give {' or '.join(remedies)}"

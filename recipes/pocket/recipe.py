@@ -100,10 +100,10 @@ def averaged(path: Path, group: str) -> dict[str, torch.Tensor]:
     prefix = group + "/"
     with safe_open(path, "pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (safe_open has no iterator)
-        found = {name[len(prefix) :]: file.get_tensor(name) for name in names}
-    if not found:
+        weights = {name[len(prefix) :]: file.get_tensor(name) for name in names}
+    if not weights:
         raise ModelError(f"{path}: holds no {group}; it is not the checkpoint of this part")
-    return found
+    return weights
 
 
 def load_vae(pipeline: Any, world: World, checkpoint: Path) -> None:
@@ -158,15 +158,15 @@ def pack(work: Path, edition: Edition, folder: Path) -> None:
     facts = {"family": edition.family, "guidance_scale": GUIDANCE_SCALE, "num_inference_steps": STEPS}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        made = Path(temporary) / folder.name
-        pipeline.save_pretrained(made, safe_serialization=True)
-        with writing(made / "perfusion.json", "w") as file:
+        draft = Path(temporary) / folder.name
+        pipeline.save_pretrained(draft, safe_serialization=True)
+        with writing(draft / "perfusion.json", "w") as file:
             file.write(json.dumps(facts, indent=2) + "\n")
-        write_captions(made / "captions.txt", edition)
-        export_bundle(made, made, link_weights=True)
-        for path in sorted(made.rglob("*")):
+        write_captions(draft / "captions.txt", edition)
+        export_bundle(draft, draft, link_weights=True)
+        for path in sorted(draft.rglob("*")):
             if path.is_file():
-                target = folder / path.relative_to(made)
+                target = folder / path.relative_to(draft)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(target)
 

@@ -68,8 +68,8 @@ def label(scenes: Sequence[Scene]) -> Labels:
         for noun in scene.nouns:
             nouns[row, NOUN_NAMES.index(noun)] = 1
         item, single = scene.items[0], len(scene.items) == 1
-        asked = single and item.pattern == 0 and item.hue == 0
-        colour.append(item.tint + 1 if asked else -1)
+        plain = single and item.pattern == 0 and item.hue == 0
+        colour.append(item.tint + 1 if plain else -1)
         count.append(min(len(scene.items), MAX_COUNT) - 1 if len(scene.nouns) == 1 else -1)
     place = [PLACE_NAMES.index(scene.place) for scene in scenes]
     return Labels(
@@ -96,18 +96,18 @@ def spoil(pictures: Tensor, rng: random.Random) -> Tensor:
 
 def texture(count: int, size: int, rng: random.Random, pictures: Tensor) -> Tensor:
     """Pictures of nothing: noise of every scale, and scenes cut up and shuffled. (count, 3, size, size)."""
-    made = []
+    pieces = []
     for _ in range(count):
         if rng.random() < 0.5:
             cells = rng.choice((2, 4, 8, 16, 32, size))
             noise = torch.randn(1, 3, cells, cells, device=pictures.device)
-            made.append(F.interpolate(0.6 * noise, size=size, mode="bicubic")[0].clamp(-1, 1))
+            pieces.append(F.interpolate(0.6 * noise, size=size, mode="bicubic")[0].clamp(-1, 1))
             continue
         grid = rng.choice((4, 8, 16))
         tiles = F.unfold(pictures[rng.randrange(len(pictures))][None], size // grid, stride=size // grid)
         order = torch.randperm(tiles.shape[-1], device=pictures.device)
-        made.append(F.fold(tiles[..., order], size, size // grid, stride=size // grid)[0])
-    return torch.stack(made)
+        pieces.append(F.fold(tiles[..., order], size, size // grid, stride=size // grid)[0])
+    return torch.stack(pieces)
 
 
 def loss_of(scorer: Scorer, answers: Answers, text: Tensor, labels: Labels, real: int) -> Tensor:
@@ -137,12 +137,12 @@ def accuracies(scorer: Scorer, world: World, *, count: int = 512, seed: int = 77
             pictures = world.render(scenes)[0] * 2 - 1
             answers, labels = scorer.answer(pictures), label(scenes)
             single = torch.tensor([len(scene.nouns) == 1 for scene in scenes])
-            found = answers.nouns.cpu().argmax(1) == labels.nouns.argmax(1)
-            right.setdefault("noun", []).append(found[single])
+            hits = answers.nouns.cpu().argmax(1) == labels.nouns.argmax(1)
+            right.setdefault("noun", []).append(hits[single])
             for name in ("place", "colour", "count"):
                 truth = getattr(labels, name)
-                found = getattr(answers, name).cpu().argmax(1) == truth
-                right.setdefault(name, []).append(found[truth >= 0])
+                hits = getattr(answers, name).cpu().argmax(1) == truth
+                right.setdefault(name, []).append(hits[truth >= 0])
             nothing = scorer.answer(texture(32, world.size, rng, pictures)).scene.cpu() < 0
             right.setdefault("scene", []).append(torch.cat([answers.scene.cpu() > 0, nothing]))
     return {name: float(torch.cat(parts).float().mean()) for name, parts in right.items()}

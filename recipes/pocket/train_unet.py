@@ -162,11 +162,11 @@ class Trainer:
     def advance(self) -> float:
         """One step: fresh scenes into the pool, a batch out of it, an update. Returns the plain error."""
         progress = self.step / self.config.steps
-        wanted = self.config.fresh if self.pool.count else self.config.first
-        while wanted > 0:
-            count = min(wanted, 64)
+        missing = self.config.fresh if self.pool.count else self.config.first
+        while missing > 0:
+            count = min(missing, 64)
             self.pool.add(self.fresh(count, progress))
-            wanted -= count
+            missing -= count
         set_rate(self.optimisers, rate(self.step, self.config.steps))
         batch = self.pool.draw(self.rng, self.config.batch)
         loss, error = self.loss(batch, progress)
