@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["examine_bundle"]
 
 
-def examine_bundle(folder: Path, found: Detected, python: Environment) -> Iterator[Finding]:
+def examine_bundle(folder: Path, machine: Detected, python: Environment) -> Iterator[Finding]:
     """Findings about a bundle: whether it is whole, fits into what is free now, and has engines for this machine.
 
     Args:
@@ -34,9 +34,9 @@ def examine_bundle(folder: Path, found: Detected, python: Environment) -> Iterat
 
     try:
         bundle = read_bundle(folder, verify=False)
-        yield from _size(bundle, found)
-        if found.profile is not None and engine_for(bundle, found.profile) != "onnx":
-            yield from _engines(bundle, found, python)
+        yield from _size(bundle, machine)
+        if machine.profile is not None and engine_for(bundle, machine.profile) != "onnx":
+            yield from _engines(bundle, machine, python)
     except (BundleError, RequestError) as error:
         yield Finding(
             name="bundle-broken",
@@ -46,13 +46,13 @@ def examine_bundle(folder: Path, found: Detected, python: Environment) -> Iterat
         )
 
 
-def _size(bundle: Bundle, found: Detected) -> Iterator[Finding]:
+def _size(bundle: Bundle, machine: Detected) -> Iterator[Finding]:
     """Whether the bundle's default picture fits into what is free, by the runtime's own bound."""
     from perfusion.devices.planning.memory_plan import plan_memory
 
-    free = found.free
-    if free is None and found.profile is not None:
-        free = found.profile.usable
+    free = machine.free
+    if free is None and machine.profile is not None:
+        free = machine.profile.usable
     if free is None:
         return
     plan = plan_memory(bundle, bundle.usual_call, budget=int(AUTO_SHARE * free))
@@ -66,12 +66,12 @@ def _size(bundle: Bundle, found: Detected) -> Iterator[Finding]:
         )
 
 
-def _engines(bundle: Bundle, found: Detected, python: Environment) -> Iterator[Finding]:
+def _engines(bundle: Bundle, machine: Detected, python: Environment) -> Iterator[Finding]:
     """Whether every graph that a picture needs has an engine that runs here, as the runtime looks for them."""
-    profile = found.profile
+    profile = machine.profile
     if profile is None or profile.compute_capability is None:
         return
-    if found.jetpack is not None and not found.jetpack.has_engines:
+    if machine.jetpack is not None and not machine.jetpack.has_engines:
         return  # which the machine's own findings say
     from perfusion.bundle.facts import graph_facts
     from perfusion.tensorrt.engine_store import find_engine
@@ -79,9 +79,9 @@ def _engines(bundle: Bundle, found: Detected, python: Environment) -> Iterator[F
     folder, graphs = bundle.folder, graph_facts(bundle).values()
     lacking: dict[str, dict[str, EngineSearch]] = {}
     for flavour in profile.engines[1:]:
-        wanted = _wanted(flavour, profile.compute_capability, found, python)
+        key = _wanted(flavour, profile.compute_capability, machine, python)
         searches = {
-            graph.name: find_engine(folder, graph.name, wanted | {"graph_sha256": graph.sha256}, verify=False)
+            graph.name: find_engine(folder, graph.name, key | {"graph_sha256": graph.sha256}, verify=False)
             for graph in graphs
             if graph.name != "vae_encoder"  # only pictures to start from need it
         }
@@ -98,23 +98,23 @@ def _engines(bundle: Bundle, found: Detected, python: Environment) -> Iterator[F
 
 
 def _wanted(
-    flavour: str, capability: tuple[int, int], found: Detected, python: Environment
+    flavour: str, capability: tuple[int, int], machine: Detected, python: Environment
 ) -> dict[str, Any]:
     """What an engine's key has to say here; what the machine does not tell is not asked for."""
     from perfusion.tensorrt.keys import platform_of
     from perfusion.tensorrt.targets import target_of
 
-    wanted: dict[str, Any] = {
+    key: dict[str, Any] = {
         "flavour": flavour,
         "platform": platform_of(flavour),
         "target": target_of(capability),
     }
     if version := python.tensorrt_version(flavour):
-        wanted["version"] = version
-    cuda = found.cards.cuda or (found.jetpack.cuda if found.jetpack else None)
+        key["version"] = version
+    cuda = machine.cards.cuda or (machine.jetpack.cuda if machine.jetpack else None)
     if cuda and flavour == "trt":
-        wanted["driver"] = cuda[0]
-    return wanted
+        key["driver"] = cuda[0]
+    return key
 
 
 def _no_engines(
@@ -140,6 +140,6 @@ def _no_engines(
 
 def _nearest(search: EngineSearch, flavour: str) -> str:
     """Of several engines of a flavour the reason against the one with the fewest differences, "" without any."""
-    own = [one for one in search.reasons if one.partition("/")[0].rpartition("-")[0] == flavour]
+    own = [reason for reason in search.reasons if reason.partition("/")[0].rpartition("-")[0] == flavour]
     # the last of equals, since those that are only damaged come last
-    return min(reversed(own), key=lambda one: one.count(";"), default="")
+    return min(reversed(own), key=lambda reason: reason.count(";"), default="")

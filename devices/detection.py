@@ -52,8 +52,8 @@ def detect(root: Path = Path("/"), *, cards: Callable[[], Cards] | None = None) 
     tree = f"{compatible} {system.device_tree(root, 'nvidia,dtsfilename')}"
     if l4t is not None or "tegra" in tree.lower() or "jetson" in model.lower():
         return _jetson(root, model, tree, l4t, memory, ask())
-    found = ask()
-    return _desktop(found, memory) if found.cards else _processor(root, found, memory)
+    gpus = ask()
+    return _desktop(gpus, memory) if gpus.cards else _processor(root, gpus, memory)
 
 
 def _jetson(

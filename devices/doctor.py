@@ -35,7 +35,7 @@ class Finding:
 
 
 def examine(
-    found: Detected, python: Environment, *, root: Path = Path("/"), disk: Path | None = None
+    machine: Detected, python: Environment, *, root: Path = Path("/"), disk: Path | None = None
 ) -> list[Finding]:
     """Everything that stands in the way of drawing on this machine, the worst first.
 
@@ -46,18 +46,18 @@ def examine(
         disk: the folder whose disk needs room; by default the current one.
     """
     findings = [
-        *_onnxruntime(found, python),
-        *_driver(found, python),
-        *_tensorrt(found, python, root),
-        *_board(found, root),
-        *_memory(found),
+        *_onnxruntime(machine, python),
+        *_driver(machine, python),
+        *_tensorrt(machine, python, root),
+        *_board(machine, root),
+        *_memory(machine),
         *_disk(disk or Path.cwd()),
     ]
     order = ("stop", "warning", "note")
-    return sorted(findings, key=lambda one: order.index(one.level))
+    return sorted(findings, key=lambda finding: order.index(finding.level))
 
 
-def _onnxruntime(found: Detected, python: Environment) -> Iterator[Finding]:
+def _onnxruntime(machine: Detected, python: Environment) -> Iterator[Finding]:
     plain, gpu = "onnxruntime" in python.packages, "onnxruntime-gpu" in python.packages
     engines = _has_engine_runtime(python)
     if python.problem:
@@ -82,7 +82,7 @@ def _onnxruntime(found: Detected, python: Environment) -> Iterator[Finding]:
             "over the other.",
             remedy="pip uninstall onnxruntime onnxruntime-gpu, then install only the one you want.",
         )
-    if found.jetpack is None and found.cards.cards and python.providers and _CUDA not in python.providers:
+    if machine.jetpack is None and machine.cards.cards and python.providers and _CUDA not in python.providers:
         why = (
             "onnxruntime-gpu is installed without its CUDA part"
             if gpu
@@ -91,15 +91,15 @@ def _onnxruntime(found: Detected, python: Environment) -> Iterator[Finding]:
         yield Finding(
             name="cpu-fallback",
             level="warning",
-            text=f"There is a {found.cards.cards[0].name}, and {why}: pictures would be drawn on the processor.",
+            text=f"There is a {machine.cards.cards[0].name}, and {why}: pictures would be drawn on the processor.",
             remedy='pip uninstall onnxruntime onnxruntime-gpu, then pip install "perfusion-edge[cuda]"; or build '
             "engines with perfusion-export --engine trt-rtx.",
         )
 
 
-def _driver(found: Detected, python: Environment) -> Iterator[Finding]:
-    problem = found.cards.problem
-    if problem and "no NVIDIA driver" not in problem and found.jetpack is None:
+def _driver(machine: Detected, python: Environment) -> Iterator[Finding]:
+    problem = machine.cards.problem
+    if problem and "no NVIDIA driver" not in problem and machine.jetpack is None:
         yield Finding(
             name="driver-silent",
             level="warning",
@@ -107,17 +107,17 @@ def _driver(found: Detected, python: Environment) -> Iterator[Finding]:
             remedy="Run nvidia-smi; when it fails too, restart the machine or install the driver again. Until then "
             "pictures are drawn on the processor.",
         )
-    if found.cards.cuda is None:
+    if machine.cards.cuda is None:
         return
     for package, needed in _cuda_wanted(python):
-        if needed > found.cards.cuda[0]:
-            have = ".".join(map(str, found.cards.cuda))
+        if needed > machine.cards.cuda[0]:
+            have = ".".join(map(str, machine.cards.cuda))
             yield Finding(
                 name="driver-old",
                 level="warning",
-                text=f"The driver {found.cards.driver} knows CUDA up to {have}, and {package} is made for CUDA "
+                text=f"The driver {machine.cards.driver} knows CUDA up to {have}, and {package} is made for CUDA "
                 f"{needed}: it will not load.",
-                remedy=f"Install a driver for CUDA {needed}, or the package for CUDA {found.cards.cuda[0]}; "
+                remedy=f"Install a driver for CUDA {needed}, or the package for CUDA {machine.cards.cuda[0]}; "
                 'onnxruntime\'s for CUDA 12 comes with "perfusion-edge[cuda12]".',
             )
 
@@ -140,28 +140,28 @@ def _cuda_wanted(python: Environment) -> Iterator[tuple[str, int]]:
                 yield f"{name} {version}", cuda
 
 
-def _tensorrt(found: Detected, python: Environment, root: Path) -> Iterator[Finding]:
-    if found.l4t is None and found.jetpack is None:
+def _tensorrt(machine: Detected, python: Environment, root: Path) -> Iterator[Finding]:
+    if machine.l4t is None and machine.jetpack is None:
         return
-    if found.profile is not None and "trt" not in found.profile.engines:
+    if machine.profile is not None and "trt" not in machine.profile.engines:
         yield Finding(
             name="no-engines",
             level="note",
-            text=f"On a {found.profile.title} {found.profile.note}.",
+            text=f"On a {machine.profile.title} {machine.profile.note}.",
             remedy="Use the provider 'cpu'.",
         )
         return
-    if found.jetpack is not None and not found.jetpack.has_engines:
-        have = ".".join(map(str, found.jetpack.tensorrt))
+    if machine.jetpack is not None and not machine.jetpack.has_engines:
+        have = ".".join(map(str, machine.jetpack.tensorrt))
         yield Finding(
             name="jetpack-old",
             level="warning",
-            text=f"JetPack {found.jetpack.version} has TensorRT {have}, and engines need 10.3.",
+            text=f"JetPack {machine.jetpack.version} has TensorRT {have}, and engines need 10.3.",
             remedy="Install JetPack 6.1 or newer; until then the graphs run on the processor.",
         )
     elif "tensorrt" not in python.modules:
         yield _no_tensorrt(python, sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt")))
-    if found.l4t is not None and found.l4t[0] >= 38 and not _has_nvdla(root):
+    if machine.l4t is not None and machine.l4t[0] >= 38 and not _has_nvdla(root):
         where = "this container" if system.in_container(root) else "this system"
         yield Finding(
             name="nvdla-missing",
@@ -208,13 +208,13 @@ def _has_nvdla(root: Path) -> bool:
     return any((root / folder / "libnvdla_compiler.so").exists() for folder in folders)
 
 
-def _board(found: Detected, root: Path) -> Iterator[Finding]:
-    is_jetson = found.l4t is not None or found.jetpack is not None
-    if is_jetson and found.profile is None:
+def _board(machine: Detected, root: Path) -> Iterator[Finding]:
+    is_jetson = machine.l4t is not None or machine.jetpack is not None
+    if is_jetson and machine.profile is None:
         yield Finding(
             name="module-unknown",
             level="warning",
-            text=f"{found.facts.get('machine')} is a Jetson that is not in the table of modules.",
+            text=f"{machine.facts.get('machine')} is a Jetson that is not in the table of modules.",
             remedy="Name the nearest profile with --device; `perfusion-devices list` has them all.",
         )
     mode = system.power_mode(root)
@@ -227,9 +227,9 @@ def _board(found: Detected, root: Path) -> Iterator[Finding]:
         )
 
 
-def _memory(found: Detected) -> Iterator[Finding]:
-    free, total = found.memory.get("MemAvailable"), found.memory.get("MemTotal")
-    unified = found.profile is not None and found.profile.unified
+def _memory(machine: Detected) -> Iterator[Finding]:
+    free, total = machine.memory.get("MemAvailable"), machine.memory.get("MemTotal")
+    unified = machine.profile is not None and machine.profile.unified
     if not unified or free is None or total is None:
         return
     if free < _LOW_MEMORY:
@@ -241,8 +241,8 @@ def _memory(found: Detected) -> Iterator[Finding]:
             remedy="Close other programs, or the desktop (sudo systemctl isolate multi-user.target), or draw with "
             "--memory low.",
         )
-    swap = found.memory.get("SwapTotal", 0)
-    if total < _SMALL_BOARD and found.facts.get("module") and not swap:
+    swap = machine.memory.get("SwapTotal", 0)
+    if total < _SMALL_BOARD and machine.facts.get("module") and not swap:
         yield Finding(
             name="swap-none",
             level="note",
@@ -250,7 +250,7 @@ def _memory(found: Detected) -> Iterator[Finding]:
             remedy="Add some for building engines (sudo fallocate -l 8G /swapfile, mkswap, swapon); drawing should "
             "not need it.",
         )
-    used = swap - found.memory.get("SwapFree", swap)
+    used = swap - machine.memory.get("SwapFree", swap)
     if used > total // 4:
         yield Finding(
             name="swapping",

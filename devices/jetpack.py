@@ -79,8 +79,8 @@ def find_jetpack(l4t: Version) -> JetPack | None:
 
 def find_module(compatible: str, model: str, memory: int | None) -> str | None:
     """The profile's name for what the device tree says; `memory` in bytes tells two sizes apart, else the smaller."""
-    found = re.search(r"p(?:3767|3701|3834|3668|2888)-\d{4}", compatible.lower())
-    names = MODULES.get(found[0], ()) if found else ()
+    match = re.search(r"p(?:3767|3701|3834|3668|2888)-\d{4}", compatible.lower())
+    names = MODULES.get(match[0], ()) if match else ()
     if not names:
         words = model.lower()
         names = next((names for word, names in _WORDS if word in words), ())

@@ -173,11 +173,11 @@ def find_profile(name: str) -> DeviceProfile:
     Raises:
         DeviceError: there is none; the message has the nearest names.
     """
-    wanted = _plain(str(name))
+    plain = _plain(str(name))
     for profile in PROFILES.values():
-        if wanted in (profile.name, _plain(profile.title)):
+        if plain in (profile.name, _plain(profile.title)):
             return profile
-    near = difflib.get_close_matches(wanted, PROFILES, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(plain, PROFILES, n=3, cutoff=0.5)
     meant = f"Did you mean {' or '.join(near)}?" if near else "`perfusion-devices list` has them all."
     raise DeviceError(f"There is no device profile named {str(name)[:60]!r}. {meant}")
 
@@ -212,7 +212,9 @@ _KINDS: Mapping[str, Kind] = {"jetson": "jetson", "rtx": "rtx", "datacenter": "d
 def _profile(line: str) -> DeviceProfile:
     """One line of the table."""
     name, kind, sm, gib, *numbers, source, title = line.split(maxsplit=7)
-    bandwidth, flops = (0.0 if one == "-" else math.prod(map(float, one.split("*"))) * 1e9 for one in numbers)
+    bandwidth, flops = (
+        0.0 if field == "-" else math.prod(map(float, field.split("*"))) * 1e9 for field in numbers
+    )
     major, minor = map(int, sm.split("."))
     capability = (major, minor)
     engines = ("onnx",) if capability < (7, 5) else ("onnx", "trt")

@@ -60,12 +60,12 @@ def device_tree(root: Path, name: str) -> str:
 def l4t_version(root: Path) -> tuple[int, ...] | None:
     """The version of Jetson Linux, (36, 4, 3): from its own file or, as in some containers, from the package."""
     release = read_text(root / "etc/nv_tegra_release")
-    found = re.search(r"R(\d{1,4})\s*\(release\),\s*REVISION:\s*(\d{1,4})\.(\d{1,4})", release)
-    if not found:
+    match = re.search(r"R(\d{1,4})\s*\(release\),\s*REVISION:\s*(\d{1,4})\.(\d{1,4})", release)
+    if not match:
         packages = "\n" + read_text(root / "var/lib/dpkg/status", _MOST_PACKAGES)
         entry = packages.partition("\nPackage: nvidia-l4t-core\n")[2].partition("\n\n")[0]
-        found = re.search(r"^Version: (\d{1,4})\.(\d{1,4})\.(\d{1,4})", entry, re.M)
-    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+        match = re.search(r"^Version: (\d{1,4})\.(\d{1,4})\.(\d{1,4})", entry, re.M)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 def meminfo(root: Path) -> dict[str, int]:
@@ -73,19 +73,19 @@ def meminfo(root: Path) -> dict[str, int]:
 
     Empty where its total is none that a machine has.
     """
-    found = re.findall(r"^(\w+):\s+(\d{1,15}) kB$", read_text(root / "proc/meminfo"), re.M)
-    sizes = {name: int(size) * 1024 for name, size in found}
+    entries = re.findall(r"^(\w+):\s+(\d{1,15}) kB$", read_text(root / "proc/meminfo"), re.M)
+    sizes = {name: int(size) * 1024 for name, size in entries}
     return sizes if 0 < sizes.get("MemTotal", 1) <= _MOST_MEMORY else {}
 
 
 def usable_meminfo(root: Path) -> dict[str, int]:
     """`meminfo`, its total and what is available cut down to what a container may have of it."""
-    found = meminfo(root)
+    sizes = meminfo(root)
     limit, left = _group_memory(root)
     for name, most in (("MemTotal", limit), ("MemAvailable", left)):
-        if name in found and most is not None:
-            found[name] = min(found[name], most)
-    return found
+        if name in sizes and most is not None:
+            sizes[name] = min(sizes[name], most)
+    return sizes
 
 
 def _group_memory(root: Path) -> tuple[int | None, int | None]:
@@ -126,8 +126,8 @@ def cores(root: Path) -> int:
 
 def cpu_name(root: Path) -> str:
     """The processor's name as Linux tells it, "" where it does not."""
-    found = re.search(r"^model name\s*:\s*(.+)$", read_text(root / "proc/cpuinfo"), re.M)
-    return " ".join(found[1].split()) if found else ""
+    match = re.search(r"^model name\s*:\s*(.+)$", read_text(root / "proc/cpuinfo"), re.M)
+    return " ".join(match[1].split()) if match else ""
 
 
 def in_container(root: Path) -> bool:

@@ -77,7 +77,7 @@ class GraphFile:
     weights: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", sum(one.bytes for one in self.initializers.values()))
+        object.__setattr__(self, "weights", sum(tensor.bytes for tensor in self.initializers.values()))
 
 
 def nbytes(dtype: int, shape: tuple[int, ...]) -> int:
@@ -154,11 +154,11 @@ def _numbers(value: Any) -> list[int]:
     """A repeated int64: packed into one field, or one field each."""
     if isinstance(value, int):
         return [_signed(value)]
-    found, at = [], 0
+    numbers, at = [], 0
     while at < len(value):
         number, at = _varint(value, at)
-        found.append(_signed(number))
-    return found
+        numbers.append(_signed(number))
+    return numbers
 
 
 def _model(path: Path, view: memoryview) -> GraphFile:
@@ -181,9 +181,9 @@ def _model(path: Path, view: memoryview) -> GraphFile:
             inputs.append(_value(value))
         elif number == 12:
             outputs.append(_value(value))
-    given = tuple(one for one in inputs if one.name not in initializers)
+    feeds = tuple(one for one in inputs if one.name not in initializers)
     return GraphFile(
-        path=path, nodes=tuple(nodes), initializers=initializers, inputs=given, outputs=tuple(outputs)
+        path=path, nodes=tuple(nodes), initializers=initializers, inputs=feeds, outputs=tuple(outputs)
     )
 
 

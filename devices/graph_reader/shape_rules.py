@@ -43,7 +43,7 @@ class Call:
             value = self.values[at]
             if value is None:
                 raise ValueError("a shape that depends on the data")
-            return [int(one) for one in np.atleast_1d(value).reshape(-1)]
+            return [int(number) for number in np.atleast_1d(value).reshape(-1)]
         return list(self.get(name, []))
 
 
@@ -101,16 +101,16 @@ def _global_pool(call: Call) -> list[Shape]:
 
 def reshape_shape(call: Call) -> list[Shape]:
     """Reshape: of the sizes asked for, -1 is what is left over and, without `allowzero`, 0 the input's own."""
-    data, wanted = call.shapes[0], call.ints(1)
+    data, sizes = call.shapes[0], call.ints(1)
     if not call.get("allowzero", 0):
-        wanted = [data[at] if size == 0 else size for at, size in enumerate(wanted)]
+        sizes = [data[at] if size == 0 else size for at, size in enumerate(sizes)]
     total = math.prod(data)
-    if -1 in wanted:
-        rest = math.prod(size for size in wanted if size != -1)
-        wanted[wanted.index(-1)] = total // rest if rest else 0
-    if math.prod(wanted) != total:
-        raise ValueError(f"{total} numbers cannot become {wanted}")
-    return [tuple(wanted)]
+    if -1 in sizes:
+        rest = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = total // rest if rest else 0
+    if math.prod(sizes) != total:
+        raise ValueError(f"{total} numbers cannot become {sizes}")
+    return [tuple(sizes)]
 
 
 def _transpose(call: Call) -> list[Shape]:

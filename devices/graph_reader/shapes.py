@@ -59,22 +59,22 @@ def trace(
         BundleError: an operator or a dimension that is not known here, or shapes that do not fit each other.
     """
     tracer = _Tracer(graph)
-    for given in graph.inputs:
-        missing = [dim for dim in given.dims if isinstance(dim, str) and dim not in sizes]
+    for entry in graph.inputs:
+        missing = [dim for dim in entry.dims if isinstance(dim, str) and dim not in sizes]
         if missing:
             raise BundleError(
-                f"{graph.path}: the size of {given.name}'s dimension {missing[0]!r} is not known."
+                f"{graph.path}: the size of {entry.name}'s dimension {missing[0]!r} is not known."
             )
-        shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in given.dims)
-        tracer.put(given.name, given.dtype, shape)
+        shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in entry.dims)
+        tracer.put(entry.name, entry.dtype, shape)
     for node in graph.nodes:
         try:
             tracer.step(node)
         except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
-            found = ", ".join(str(list(tracer.shapes.get(name, ()))) for name in node.inputs if name)
+            shapes = ", ".join(str(list(tracer.shapes.get(name, ()))) for name in node.inputs if name)
             raise BundleError(
-                f"{graph.path}: the operator {node.op} on {found or 'nothing'} cannot be followed ({error}). The sizes "
-                "do not suit the graph, or this version of perfusion-edge does not know it."
+                f"{graph.path}: the operator {node.op} on {shapes or 'nothing'} cannot be followed ({error}). The "
+                "sizes do not suit the graph, or this version of perfusion-edge does not know it."
             ) from error
     return Traced(
         graph=graph,

@@ -46,22 +46,22 @@ class _Arena:
 
     def take(self, array: int, size: int) -> None:
         """Give an array its bytes: the smallest free piece that holds them, cut where much would be left over."""
-        wanted = -(-max(size, 1) // _LEAST) * _LEAST
-        at = bisect_left(self.free, (wanted, -1, -1))
+        rounded = -(-max(size, 1) // _LEAST) * _LEAST
+        at = bisect_left(self.free, (rounded, -1, -1))
         if at == len(self.free):
-            self._extend(wanted)
-            at = bisect_left(self.free, (wanted, -1, -1))
-        found, region, start = self.free.pop(at)
-        if found >= 2 * wanted or found - wanted >= _MOST_WASTE:
-            insort(self.free, (found - wanted, region, start + wanted))
-            found = wanted
-        self.used[array] = (found, region, start)
+            self._extend(rounded)
+            at = bisect_left(self.free, (rounded, -1, -1))
+        length, region, start = self.free.pop(at)
+        if length >= 2 * rounded or length - rounded >= _MOST_WASTE:
+            insort(self.free, (length - rounded, region, start + rounded))
+            length = rounded
+        self.used[array] = (length, region, start)
         self.pages[region][start // _PAGE : -(-(start + size) // _PAGE)] = True
 
     def give(self, array: int) -> None:
         """Take an array's bytes back, joined with the free pieces beside them."""
         size, region, start = self.used.pop(array)
-        for piece in [one for one in self.free if one[1] == region]:
+        for piece in [block for block in self.free if block[1] == region]:
             if piece[2] + piece[0] == start:
                 self.free.remove(piece)
                 size, start = size + piece[0], piece[2]
@@ -70,9 +70,9 @@ class _Arena:
                 size += piece[0]
         insort(self.free, (size, region, start))
 
-    def _extend(self, wanted: int) -> None:
+    def _extend(self, least: int) -> None:
         grown = False
-        while wanted > self._next_region:
+        while least > self._next_region:
             self._next_region *= 2
             grown = True
         size = self._next_region

@@ -46,11 +46,11 @@ class Costs:
 def costs_of(traced: Traced) -> Costs:
     """The costs of one run."""
     steps = [node for node in traced.graph.nodes if not _folded(node, traced)]
-    read = {name for node in steps for name in node.inputs if name in traced.constants}
+    weights = {name for node in steps for name in node.inputs if name in traced.constants}
     events = array_events(traced)
     return Costs(
-        weights=sum(traced.bytes(name) for name in read),
-        folded=sum(traced.bytes(name) for name in traced.graph.initializers if name not in read),
+        weights=sum(traced.bytes(name) for name in weights),
+        folded=sum(traced.bytes(name) for name in traced.graph.initializers if name not in weights),
         nodes=len(traced.graph.nodes),
         activations=live_peak(events),
         arena=play(events),
@@ -66,7 +66,7 @@ def array_events(traced: Traced) -> list[Event]:
     """
     nodes = [node for node in traced.graph.nodes if not _folded(node, traced)]
     uses = Counter(name for node in nodes for name in set(node.inputs) if name)
-    kept = {value.name for value in traced.graph.outputs}
+    results = {value.name for value in traced.graph.outputs}
     # the caller's own arrays (-1) are neither counted nor written over
     arrays = dict.fromkeys((given.name for given in traced.graph.inputs), -1)
     readers: Counter[int] = Counter()  # reads of an array that are still to come
@@ -85,7 +85,7 @@ def array_events(traced: Traced) -> list[Event]:
                 sizes[array] = max(traced.bytes(name), 1)
                 events.append((array, sizes[array]))
             arrays[name] = array
-            readers[array] += uses[name] + (name in kept)
+            readers[array] += uses[name] + (name in results)
         readers.subtract(arrays[name] for name in read)
         for array in {arrays[name] for name in (*read, *filter(None, node.outputs))} - {-1}:
             if readers[array] == 0 and sizes[array]:
@@ -108,10 +108,10 @@ def _reused(
         return array if array >= 0 else None
     if node.op not in _IN_PLACE:
         return None
-    wanted = traced.bytes(node.outputs[0])
+    size = traced.bytes(node.outputs[0])
     for name in node.inputs[:2]:
         array = arrays.get(name, -1)
-        if array >= 0 and readers[array] == 1 and sizes[array] == wanted == traced.bytes(name):
+        if array >= 0 and readers[array] == 1 and sizes[array] == size == traced.bytes(name):
             return array
     return None
 
@@ -122,17 +122,17 @@ def _folded(node: Node, traced: Traced) -> bool:
 
 
 def _flops(node: Node, traced: Traced) -> float:
-    given, made = [traced.shapes.get(name, ()) for name in node.inputs], traced.shapes[node.outputs[0]]
-    numbers = math.prod(made)
+    shapes, result = [traced.shapes.get(name, ()) for name in node.inputs], traced.shapes[node.outputs[0]]
+    numbers = math.prod(result)
     if node.op in ("MatMul", "MatMulInteger"):
-        return 2.0 * numbers * given[0][-1]
+        return 2.0 * numbers * shapes[0][-1]
     if node.op == "Gemm":
-        return 2.0 * numbers * given[0][0 if node.attributes.get("transA", 0) else 1]
+        return 2.0 * numbers * shapes[0][0 if node.attributes.get("transA", 0) else 1]
     if node.op in ("Conv", "ConvInteger"):
-        return 2.0 * numbers * math.prod(given[1][1:])
+        return 2.0 * numbers * math.prod(shapes[1][1:])
     if node.op == "Attention":
-        rows, columns, width = given[0][-2], given[1][-2], given[0][-1]
-        return 4.0 * math.prod(given[0][:-2]) * rows * columns * width
+        rows, columns, width = shapes[0][-2], shapes[1][-2], shapes[0][-1]
+        return 4.0 * math.prod(shapes[0][:-2]) * rows * columns * width
     return 0.0 if node.op in _VIEWS else float(numbers)
 
 

@@ -112,14 +112,14 @@ def serves(target: str, gpu: str) -> bool:
     return gpu in target.split("+")
 
 
-def differences(found: EngineKey, wanted: Mapping[str, Any]) -> list[str]:
-    """What a key has otherwise than wanted, each as a phrase; `wanted` names the fields that matter.
+def differences(key: EngineKey, expected: Mapping[str, Any]) -> list[str]:
+    """What a key has otherwise than wanted, each as a phrase; `expected` names the fields that matter.
 
     The target matches where the plan serves it.
     """
     phrases = []
-    for name, value in wanted.items():
-        have = getattr(found, name)
+    for name, value in expected.items():
+        have = getattr(key, name)
         if have == value or (name == "target" and serves(have, value)):
             continue
         if name == "profiles":

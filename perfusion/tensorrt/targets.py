@@ -57,8 +57,8 @@ def check_target(flavour: str, target: str) -> str:
         return PORTABLE
     if PORTABLE in names and flavour == "trt-rtx":
         raise DeviceError(
-            f"A portable engine is for {', '.join(name for name, entry in TARGETS.items() if entry.portable)} and cannot "
-            "be for named GPUs as well. Build one after the other."
+            f"A portable engine is for {', '.join(name for name, entry in TARGETS.items() if entry.portable)} and "
+            "cannot be for named GPUs as well. Build one after the other."
         )
     known = [name for name, entry in TARGETS.items() if entry.rtx or flavour == "trt"]
     for name in names:

@@ -293,8 +293,8 @@ def _fitted(path: Path, base: BaseModel, checkpoint: Checkpoint) -> tuple[Float6
     if best is None:
         raise ConceptError(
             f"{path} has {len(checkpoint.keys)} key and {len(checkpoint.values)} value targets, and their widths "
-            f"are not those of this base model's {len(base.layers)} cross-attention layers. Give the base model it was trained on "
-            "(--model)."
+            f"are not those of this base model's {len(base.layers)} cross-attention layers. "
+            "Give the base model it was trained on (--model)."
         )
     residual, stacked, joined, encoding = best
     if residual > MAX_RESIDUAL:
