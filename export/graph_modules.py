@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from perfusion.base.attention import key_projections, value_projections
+from perfusion.base.attention import key_projections, level_count, region_levels, value_projections
 from perfusion.base.base_model import BaseModel, encode
 from perfusion.base.encoding import encode_penultimate, pool
 
@@ -114,6 +114,7 @@ class UNet(nn.Module):
         super().__init__()
         self.unet = unet
         self.conditions = conditions
+        self.levels = level_count(unet)
 
     def forward(
         self,
@@ -125,6 +126,7 @@ class UNet(nn.Module):
         value_gate: Tensor,
         concept_keys: Tensor,
         concept_values: Tensor,
+        regions: Tensor,
         *conditions: Tensor,
     ) -> Tensor:
         """The prediction, as large as ``sample``; shapes as in docs/graph.md, ``conditions`` in their own order."""
@@ -134,6 +136,7 @@ class UNet(nn.Module):
             "value_gate": value_gate,
             "concept_keys": concept_keys,
             "concept_values": concept_values,
+            "regions": region_levels(regions, self.levels),
         }
         given = dict(zip(self.conditions, conditions, strict=True))
         noise_pred: Tensor = self.unet(
@@ -266,20 +269,22 @@ def _unet(base: BaseModel) -> Graph:
         module=UNet(base.unet, tuple(conditions)),
         inputs=(
             End(name="sample", dims=latents),
-            End(name="timestep", dims=(1,)),
+            End(name="timestep", dims=("batch",)),
             End(name="encoder_hidden_states", dims=("batch", "tokens", base.text_dim), scale=encoding),
             End(name="key_hidden_states", dims=("batch", "tokens", base.text_dim), scale=encoding),
             End(name="key_gate", dims=("batch", "tokens", "concepts")),
             End(name="value_gate", dims=("batch", "tokens", "concepts")),
             End(name="concept_keys", dims=("concepts", keys), scale=key),
             End(name="concept_values", dims=("concepts", values), scale=value),
+            End(name="regions", dims=("batch", "regions", "height", "width")),
             *(End(name=name, dims=("batch", width)) for name, width in conditions.items()),
         ),
         outputs=(End(name="out_sample", dims=latents),),
         example={
             "batch": 2,
             "concepts": 3,
-            "tokens": 5,
+            "tokens": 35,  # of all readings together
+            "regions": 5,
             "height": max(4, 2 * multiple),
             "width": max(6, 3 * multiple),
         },

@@ -170,8 +170,10 @@ def _cast(value: Any, found: torch.dtype, wanted: torch.dtype) -> Any:
 class _UpcastAttnProcessor(ConceptAttnProcessor):
     """Scores and their softmax in float32, as diffusers does where ``upcast_attention`` is set."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        attended = super().attend(query.float(), key.float(), value.float(), mask)
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, regions: Tensor | None = None
+    ) -> Tensor:
+        attended = super().attend(query.float(), key.float(), value.float(), mask, regions)
         return attended.to(query.dtype)
 
 
@@ -182,7 +184,9 @@ def _upcast_attention(module: nn.Module) -> Iterator[None]:
     found: list[tuple[Attention, Any]] = [(layer, layer.processor) for layer in layers]
     for layer, processor in found:
         if isinstance(processor, ConceptAttnProcessor):
-            layer.set_processor(_UpcastAttnProcessor(processor.key_slice, processor.value_slice))
+            layer.set_processor(
+                _UpcastAttnProcessor(processor.key_slice, processor.value_slice, level=processor.level)
+            )
     try:
         yield
     finally:

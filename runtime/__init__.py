@@ -9,10 +9,20 @@ picture = runtime.generate("a photo of <cat> on a beach", seed=0)
 
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
+from perfusion.concept.regions import Region
 from perfusion.concept.settings import ConceptSettings
 from perfusion.runtime.explanation import Explanation
 from perfusion.runtime.pipeline import Runtime
 from perfusion.runtime.sampling.schedulers import SCHEDULERS
 from perfusion.runtime.step import Step
 
-__all__ = ["SCHEDULERS", "Bundle", "ConceptSettings", "Explanation", "Runtime", "Step", "read_bundle"]
+__all__ = [
+    "SCHEDULERS",
+    "Bundle",
+    "ConceptSettings",
+    "Explanation",
+    "Region",
+    "Runtime",
+    "Step",
+    "read_bundle",
+]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.runtime.concepts import Bank
+from perfusion.runtime.text.layout import Layout
 from perfusion.runtime.text.prompt_encoder import PromptEncoder
 from perfusion.runtime.text.text_encoders import TokenizedTexts
 
@@ -36,6 +37,9 @@ class Explanation:
     concepts: tuple[str, ...]  # of the columns
     similarity: Floats  # (tokens, concepts)
     gate: Floats  # (tokens, concepts)
+    readings: tuple[
+        Explanation, ...
+    ] = ()  # of the prompt's readings, where its things have regions of their own
 
     def as_dict(self) -> dict[str, Any]:
         """All of it in plain lists, for JSON."""
@@ -45,10 +49,20 @@ class Explanation:
             "concepts": list(self.concepts),
             "similarity": np.round(self.similarity, 4).tolist(),
             "gate": np.round(self.gate, 4).tolist(),
+            "readings": [reading.as_dict() for reading in self.readings],
         }
 
     def text(self) -> str:
-        """A table: for each token and concept the similarity, the gate, and the gate as a bar."""
+        """A table: for each token and concept the similarity, the gate, and the gate as a bar.
+
+        A prompt whose things have regions has one table for each reading.
+        """
+        if self.readings:
+            tables = [
+                f"Region {at}: {reading.prompt}\n{reading.text()}"
+                for at, reading in enumerate(self.readings, 1)
+            ]
+            return "\n\n".join(tables)
         if not self.concepts:
             return f"{self.prompt!r} names no concept that is in use."
         wide = max(map(len, self.tokens))
@@ -63,8 +77,14 @@ class Explanation:
         return "\n".join(lines)
 
     def picture(self) -> Image:
-        """A heat map: a row for each token, two fields for each concept, its similarity and its gate."""
+        """A heat map: a row for each token, two fields for each concept, its similarity and its gate.
+
+        A prompt whose things have regions has one map for each reading, one below the other.
+        """
         from PIL import Image, ImageDraw
+
+        if self.readings:
+            return _stacked([reading.picture() for reading in self.readings])
 
         cell, line, margin = 110, 22, 150
         columns = [f"{name} {what}" for name in self.concepts for what in ("similarity", "gate")]
@@ -83,8 +103,15 @@ class Explanation:
         return sheet
 
 
-def explain(prompts: PromptEncoder, bank: Bank, prompt: str, lock: str | None, gates: str) -> Explanation:
+def explain(prompts: PromptEncoder, bank: Bank, layout: Layout, lock: str | None, gates: str) -> Explanation:
     """See `Runtime.explain`."""
+    whole = _explain(prompts, bank, layout.text, lock, gates)
+    readings = (_explain(prompts, bank, reading, lock, gates) for reading in layout.readings)
+    return replace(whole, readings=tuple(readings))
+
+
+def _explain(prompts: PromptEncoder, bank: Bank, prompt: str, lock: str | None, gates: str) -> Explanation:
+    """One reading of a prompt."""
     encoded = prompts.encode_prompt(prompt, bank, lock, gates)
     texts = prompts.texts(prompt, bank) if encoded is None else encoded.texts
     tokens = tuple(name for text in texts for name in _names(prompts, bank, text))
@@ -119,6 +146,17 @@ def _placeholders(text: TokenizedTexts, bank: Bank) -> Mapping[int, str]:
 def _columns(slots: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
     several = {token for token, row in slots if row > 0}
     return tuple(f"{token}[{row}]" if token in several else token for token, row in slots)
+
+
+def _stacked(pictures: Sequence[Image]) -> Image:
+    """Pictures below one another, on white."""
+    from PIL import Image
+
+    width, heights = max(picture.width for picture in pictures), [picture.height for picture in pictures]
+    sheet = Image.new("RGB", (width, sum(heights)), "white")
+    for at, picture in enumerate(pictures):
+        sheet.paste(picture, (0, sum(heights[:at])))
+    return sheet
 
 
 def _shown(text: str, most: int) -> str:

@@ -29,6 +29,7 @@ from perfusion.runtime.sampling.schedulers import Schedule, make_schedule
 from perfusion.runtime.step import Step
 from perfusion.runtime.stopping import Stop, Stops
 from perfusion.runtime.text.feeds import Feeds
+from perfusion.runtime.text.layout import AUTO, Regions
 from perfusion.runtime.text.prompt_encoder import PromptEncoder, PromptSpec
 
 if TYPE_CHECKING:
@@ -245,7 +246,10 @@ class Runtime:
         and `mask` (draw over a picture, or over a part of it), `concept_settings` (settings for these pictures only:
         ``{"<cat>": {"bias": 0.5}}``, or a list with one such for each prompt), `lock` ("local", "global": where
         keys come from; by default what the concepts' files say), `gates` ("similarity", "coordinates": with
-        "coordinates" a word opens the gate of its own concept and not those of concepts that resemble it).
+        "coordinates" a word opens the gate of its own concept and not those of concepts that resemble it), `regions`
+        ("auto": things that the prompt puts side by side, concepts and words in braces, get bands of the picture that
+        read their own sentence; None: the prompt is read once; or a list of `Region` for the things), `whole` (from 0
+        to below 1, the share of the picture that reads the whole prompt with the superclasses; 0.3 is much).
 
         Raises:
             RequestError: a prompt, seed, size or option that cannot be served.
@@ -293,15 +297,20 @@ class Runtime:
         concept_settings: Changes | None = None,
         lock: str | None = None,
         gates: str = DEFAULT_GATES,
+        regions: Regions = AUTO,
     ) -> Explanation:
         """How much of each concept every token of a prompt holds, and how far it opens the concept's gate.
+
+        Of a prompt whose things have regions of their own, `readings` holds the same for each reading.
 
         Raises:
             RequestError: a prompt or an option that cannot be served.
         """
-        make_request(self.bundle, prompt, 0, lock=lock, gates=gates)
+        request = make_request(self.bundle, prompt, 0, lock=lock, gates=gates, regions=regions)
         with self._turn:
-            return explain(self._prompts, self._bank.adjusted(concept_settings), prompt, lock, gates)
+            bank = self._bank.adjusted(concept_settings)
+            layout = self._prompts.layout(prompt, request.regions[0], bank.words(), request)
+            return explain(self._prompts, bank, layout, lock, gates)
 
     def _start(
         self, prompt: Texts, seed: Seeds, count: int | None, options: Options, stop: Stop
@@ -330,7 +339,7 @@ class Runtime:
         concepts = [
             {token: rows for spec in now[group] for token, rows in spec.slots.items()}
             for now in ([spec.at(start) for spec in specs] for start in starts)
-            for group in call_slices([spec.tokens for spec in now], self._batch_size)
+            for group in call_slices([spec.shape for spec in now], self._batch_size)
         ]
         size = CallSize(
             width=request.width,
@@ -339,6 +348,7 @@ class Runtime:
             guided=request.guided,
             concepts=max(sum(slots.values()) for slots in concepts),
             tokens=max(phase.tokens for spec in specs for phase in spec.phases),
+            readings=max(phase.shape[1] for spec in specs for phase in spec.phases),
             image=bool(request.images),
         )
         return partial(self._graphs.admit, size)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from perfusion.concept.bank import Changes
+from perfusion.concept.regions import Region
 from perfusion.concept.settings import DEFAULT_GATES, check_gates, check_lock
 from perfusion.errors import RequestError
 from perfusion.runtime.pictures import as_mask
+from perfusion.runtime.text.layout import AUTO, Regions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,6 +48,8 @@ class Options(TypedDict, total=False):
     mask: Image | Path | str | Sequence[Image | Path | str] | None  # light where to draw, dark where to keep
     concept_settings: Changes | Sequence[Changes | None] | None  # for these pictures only
     lock: str | None  # "local" or "global"; by default what the concepts' files say
+    regions: Regions | Sequence[Regions]  # "auto" (default), None, or a list of `Region`
+    whole: float  # from 0 (default) to below 1: share of the picture that reads the whole prompt; .3 is much
     gates: str  # "similarity" (default), or "coordinates": a word opens its own gate and no like concept's
 
 
@@ -69,6 +73,8 @@ class Request:
     scheduler: str
     lock: str | None
     gates: str
+    regions: tuple[Regions, ...]
+    whole: float
 
 
 def make_request(
@@ -90,6 +96,8 @@ def make_request(
     concept_settings: Any = None,
     lock: str | None = None,
     gates: str = DEFAULT_GATES,
+    regions: Any = AUTO,
+    whole: float = 0.0,
 ) -> Request:
     """Fill in the bundle's defaults and give every picture its prompt and seed.
 
@@ -137,6 +145,8 @@ def make_request(
         guidance_scale=scale,
         guidance_rescale=_share("guidance rescale", guidance_rescale),
         guided=bundle.is_guided(scale),
+        regions=spread(_regions(regions, len(prompts))),
+        whole=_share("whole", whole),
         scheduler=bundle.defaults.scheduler if scheduler is None else scheduler,
         lock=lock,
         gates=gates,
@@ -194,6 +204,24 @@ def _settings(given: Any, prompts: int) -> list[Changes]:
                 "{'<cat>': {'bias': 0.5}}, or a list with such for each prompt."
             )
     return changes
+
+
+def _regions(given: Any, prompts: int) -> list[Regions]:
+    """What one prompt after another says of regions."""
+    each = (
+        _each("regions", given, prompts) if _several(given) and not _are_regions(given) else [given] * prompts
+    )
+    for regions in each:
+        if not (regions is None or regions == AUTO or _are_regions(regions)):
+            raise RequestError(
+                f"The regions are {regions!r}, expected 'auto', None, a list of Region, or a list with one of "
+                "these for each prompt."
+            )
+    return each
+
+
+def _are_regions(value: Any) -> bool:
+    return _several(value) and all(isinstance(region, Region) for region in value)
 
 
 def _image_strength(strength: Any, images: list[Any], masks: list[Any]) -> float:

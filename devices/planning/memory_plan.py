@@ -179,6 +179,7 @@ def graph_sizes(name: str, workload: Workload, tile: int | None = None) -> dict[
         "picture_height": size.height,
         "picture_width": size.width,
         "tokens": size.tokens,
+        "regions": size.readings,
         "concepts": size.concepts,
     }
 

@@ -94,7 +94,10 @@ def _other_sizes(example: dict[str, int], *, turned: bool) -> dict[str, int]:
         return dict(example)
     sides = {"height": "width", "width": "height"}
     sides |= {f"picture_{a}": f"picture_{b}" for a, b in sides.items()}
-    return {name: example[sides[name]] if name in sides else size + 2 for name, size in example.items()}
+    sizes = {name: example[sides[name]] if name in sides else size + 2 for name, size in example.items()}
+    if "regions" in example:  # a single reading, as most requests have
+        sizes |= {"regions": 1, "tokens": example["tokens"] // example["regions"] + 2}
+    return sizes
 
 
 def _feed(end: End, sizes: dict[str, int], words: int, generator: torch.Generator) -> Tensor:
@@ -111,6 +114,8 @@ def _feed(end: End, sizes: dict[str, int], words: int, generator: torch.Generato
             gate[0] = 0  # the row of an empty prompt
             gate[1, :, ::2] = 0  # a row with some of the concepts
         return gate
+    if end.name == "regions":  # shares of each place
+        return torch.randn(shape, generator=generator).softmax(1)
     return end.scale * torch.randn(shape, generator=generator)
 
 

@@ -7,7 +7,7 @@ is the parameter being learned, and in export, where the tensors become inputs o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ConceptAttnProcessor",
     "Layer",
+    "attend_in_regions",
     "install",
     "installed",
     "key_projections",
     "layer_table",
+    "level_count",
+    "region_levels",
     "uninstall",
     "value_projections",
 ]
@@ -81,11 +84,16 @@ class ConceptAttnProcessor:
     """
 
     def __init__(
-        self, key_slice: slice = _NOTHING, value_slice: slice = _NOTHING, original: Any = None
+        self,
+        key_slice: slice = _NOTHING,
+        value_slice: slice = _NOTHING,
+        original: Any = None,
+        level: int = 0,
     ) -> None:
         self.key_slice = key_slice
         self.value_slice = value_slice
         self.original = original
+        self.level = level
 
     def __call__(
         self,
@@ -100,6 +108,7 @@ class ConceptAttnProcessor:
         value_gate: Tensor | None = None,
         concept_keys: Tensor | None = None,
         concept_values: Tensor | None = None,
+        regions: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Attend from ``hidden_states`` (batch, positions, channels) and return the same shape.
 
@@ -107,6 +116,9 @@ class ConceptAttnProcessor:
         read; the second defaults to the first. ``key_gate``, ``value_gate`` (batch, tokens, concepts) and
         ``concept_keys``, ``concept_values`` (concepts, Σ dims) are float32; a gate without its targets, or
         the reverse, adds nothing.
+
+        ``regions``, by level (`region_levels`), are (batch, regions, positions): how much of each position's output
+        comes from each reading. The readings then lie one after another on the tokens axis, all of one length.
         """
         if encoder_hidden_states is None:  # self-attention knows no concepts
             key = attn.to_k(hidden_states)
@@ -126,16 +138,61 @@ class ConceptAttnProcessor:
             batch, tokens = key.shape[0], key.shape[2]
             attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, tokens)
-        attended = self.attend(query, key, value, attention_mask)
+        maps = None if regions is None or encoder_hidden_states is None else regions[self.level]
+        attended = self.attend(query, key, value, attention_mask, maps)
         attended = attended.transpose(1, 2).flatten(2).to(query.dtype)
         out: Tensor = attn.to_out[1](attn.to_out[0](attended))
         if attn.residual_connection:
             out = out + hidden_states
         return torch.div(out, attn.rescale_output_factor)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, regions: Tensor | None = None
+    ) -> Tensor:
         """Attention of (batch, heads, positions, dim) states; what a subclass may compute in another precision."""
-        return _attend(query, key, value, mask)
+        if regions is None:
+            return _attend(query, key, value, mask)
+        return attend_in_regions(query, key, value, regions)
+
+
+def region_levels(regions: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Maps of regions (batch, regions, height, width), as large as the latents, for ``count`` levels of a UNet.
+
+    Each level has half the height and width of the one before; a place there takes the mean of those it covers, so the
+    regions of a place sum to what they summed to. Returns (batch, regions, positions) for each.
+    """
+    levels = [regions]
+    for level in range(1, count):
+        levels.append(F.avg_pool2d(regions, 2**level))
+    return tuple(maps.flatten(2) for maps in levels)
+
+
+def attend_in_regions(query: Tensor, key: Tensor, value: Tensor, regions: Tensor) -> Tensor:
+    """Attention in which every region of the picture reads its own reading of the prompt (docs/method.md).
+
+    out(x) = Σ_r m_r(x) softmax(q(x) K_rᵀ / √d) V_r. With one reading and m = 1 this is plain attention.
+
+    Args:
+        query: (batch, heads, positions, dim).
+        key, value: (batch, heads, regions · tokens, dim), the readings one after another.
+        regions: m, (batch, regions, positions).
+    """
+    # turned and scaled in the way in which torch's own attention is exported, so that both round alike
+    turned = key.flatten(0, 1).transpose(1, 2).unflatten(0, key.shape[:2])
+    scale = query.shape[-1] ** -0.25
+    scores = (query * scale) @ (turned * scale)
+    # one softmax a reading: (batch, heads, positions, regions, tokens)
+    probabilities = scores.unflatten(-1, (regions.shape[1], -1)).softmax(-1)
+    # weigh the readings by how much of each place is theirs
+    weights = regions.to(probabilities.dtype).transpose(1, 2)[:, None, :, :, None]
+    probabilities = probabilities * weights
+    attended: Tensor = probabilities.flatten(-2).to(value.dtype) @ value
+    return attended
+
+
+def level_count(unet: UNet2DConditionModel) -> int:
+    """The sizes that latents have on their way through a UNet, the first their own."""
+    return 1 + sum(_halves(block) for block in unet.down_blocks)
 
 
 def layer_table(unet: UNet2DConditionModel) -> tuple[Layer, ...]:
@@ -175,6 +232,7 @@ def install(unet: UNet2DConditionModel) -> tuple[Layer, ...]:
                 layer.key_slice if layer else _NOTHING,
                 layer.value_slice if layer else _NOTHING,
                 original=attention.processor,
+                level=_level_of(unet, name),
             )
         )
     return layers
@@ -207,6 +265,22 @@ def key_projections(unet: UNet2DConditionModel) -> Tensor:
 def value_projections(unet: UNet2DConditionModel) -> Tensor:
     """All to_v weights stacked in layer order, (Σ value_dim, text_dim), detached."""
     return torch.cat([attention.to_v.weight.detach() for _, attention in _cross_attentions(unet)])
+
+
+def _level_of(unet: UNet2DConditionModel, name: str) -> int:
+    """How many times the latents were halved where an attention layer of this name reads them."""
+    halvings = [_halves(block) for block in unet.down_blocks]
+    part, _, rest = name.partition(".")
+    if part == "down_blocks":
+        return sum(halvings[: int(rest.split(".")[0])])
+    if part == "up_blocks":
+        doublings = [block.upsamplers is not None for block in unet.up_blocks]
+        return sum(halvings) - sum(doublings[: int(rest.split(".")[0])])
+    return sum(halvings)
+
+
+def _halves(block: Any) -> bool:
+    return getattr(block, "downsamplers", None) is not None
 
 
 def _attentions(unet: UNet2DConditionModel) -> list[tuple[str, Any]]:

@@ -14,7 +14,8 @@ class CallSize:
     batch: int = 1  # pictures in one call of the UNet
     guided: bool = True  # whether each has an unconditional row beside its own
     concepts: int = 1  # rows of concepts; the slots of an engine
-    tokens: int = 77  # of a prompt, all its parts together
+    tokens: int = 77  # of a prompt, all its parts and readings together
+    readings: int = 1  # of a prompt, one for each region of the picture
     image: bool = False  # whether pictures are drawn over, which the VAE's encoder encodes first
 
     @property

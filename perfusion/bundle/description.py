@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.guidance import is_guided
+from perfusion.bundle.names import FORMAT_VERSION, UNET_INPUTS, UNET_INPUTS_1
 from perfusion.bundle.noise_model import NoiseModel
 from perfusion.errors import ConceptError
 
@@ -108,6 +109,7 @@ class Bundle:
     key_projections: Path | None  # (Σ d_K, text_dim): for concepts that come without target keys
     noise_model: NoiseModel
     defaults: Defaults
+    format_version: int = FORMAT_VERSION
     force_zeros_for_empty_prompt: bool = False  # an empty negative prompt is zeros, not an encoded empty text
     checksums: Mapping[str, str] = field(
         default_factory=dict
@@ -117,6 +119,16 @@ class Bundle:
     def text_encoder(self) -> TextEncoder:
         """The first text encoder, in most models the only one."""
         return self.text_encoders[0]
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether the UNet takes several readings of a prompt, each for its regions, and a timestep for each row."""
+        return self.format_version >= 2
+
+    @property
+    def unet_inputs(self) -> tuple[str, ...]:
+        """The UNet's inputs, in the graph's order."""
+        return (*(UNET_INPUTS if self.has_regions else UNET_INPUTS_1), *self.unet.conditions)
 
     @property
     def size_step(self) -> int:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perfusion.bundle.description import Bundle
-from perfusion.bundle.names import UNET_INPUTS
 
 __all__ = ["GraphIO", "graph_io_of"]
 
@@ -36,7 +35,7 @@ def graph_io_of(bundle: Bundle) -> dict[str, GraphIO]:
         )
     ends["unet"] = GraphIO(
         file=bundle.unet.file,
-        inputs=(*UNET_INPUTS, *bundle.unet.conditions),
+        inputs=bundle.unet_inputs,
         outputs=("out_sample",),
     )
     ends["vae_decoder"] = GraphIO(file=bundle.decoder.file, inputs=("latent_sample",), outputs=("sample",))

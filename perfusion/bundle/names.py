@@ -3,6 +3,7 @@
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "FORMAT_VERSIONS",
     "KARRAS",
     "KEY_PROJECTIONS",
     "MANIFEST",
@@ -10,10 +11,13 @@ __all__ = [
     "TAKE_KARRAS",
     "TOKENIZER",
     "UNET_INPUTS",
+    "UNET_INPUTS_1",
 ]
 
 FORMAT = "perfusion-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+FORMAT_VERSIONS = (1, 2)
+"""Those that are read. In 2 the UNet takes `regions` and a timestep for each row; in 1 one timestep for all."""
 
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
@@ -27,6 +31,8 @@ KARRAS = "_karras"
 
 UNET_INPUTS = (
     "sample", "timestep", "encoder_hidden_states", "key_hidden_states",
-    "key_gate", "value_gate", "concept_keys", "concept_values",
+    "key_gate", "value_gate", "concept_keys", "concept_values", "regions",
 )  # fmt: skip
 """The UNet's inputs that every base model has, in the graph's order."""
+UNET_INPUTS_1 = UNET_INPUTS[:-1]
+"""The same in a bundle of format version 1."""

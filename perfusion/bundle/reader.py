@@ -15,7 +15,7 @@ import numpy as np
 
 from perfusion.bundle.description import Bundle, Decoder, Defaults, LatentRGB, Layer, TextEncoder, UNet
 from perfusion.bundle.fields import Fields
-from perfusion.bundle.names import FORMAT, FORMAT_VERSION, MANIFEST, SAMPLERS, TAKE_KARRAS
+from perfusion.bundle.names import FORMAT, FORMAT_VERSIONS, MANIFEST, SAMPLERS, TAKE_KARRAS
 from perfusion.bundle.noise_model import NoiseModel
 from perfusion.errors import BundleError, PerfusionError
 from perfusion.files import sha256_of
@@ -65,10 +65,11 @@ def _manifest(folder: Path) -> Fields:
     if "format" not in manifest or manifest.text("format") != FORMAT:
         raise BundleError(f"{path} does not say that its format is {FORMAT!r}, so it is not a bundle's.")
     version = manifest.whole("format_version")
-    if version != FORMAT_VERSION:
+    if version not in FORMAT_VERSIONS:
+        known = " or ".join(map(str, FORMAT_VERSIONS))
         raise BundleError(
-            f"{path} is of format version {version}, expected {FORMAT_VERSION}. "
-            + ("Update perfusion-edge." if version > FORMAT_VERSION else "Export the bundle again.")
+            f"{path} is of format version {version}, expected {known}. "
+            + ("Update perfusion-edge." if version > max(FORMAT_VERSIONS) else "Export the bundle again.")
         )
     return manifest
 
@@ -131,6 +132,7 @@ def _bundle(folder: Path, manifest: Fields) -> Bundle:
         )
     bundle = Bundle(
         folder=folder,
+        format_version=manifest.whole("format_version"),
         base=manifest.text("base"),
         base_fingerprint=_fingerprint(manifest),
         precision=manifest.text("precision"),

@@ -97,6 +97,8 @@ def _shapes(args: argparse.Namespace) -> ShapeOptions:
 
     sizes: dict[str, Any] = {
         "batches": args.batch,
+        "readings": args.readings,
+        "tokens": args.tokens,
         "concepts": args.concepts,
         "resolution": args.resolution,
     }

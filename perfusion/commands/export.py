@@ -102,6 +102,18 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         metavar="N,N",
         help="pictures drawn in one call, each a profile of the engine (default: 1,2)",
     )
+    group.add_argument(
+        "--readings",
+        type=_numbers,
+        metavar="N,N",
+        help="readings of a prompt, one for each region of the picture (default: 1,2)",
+    )
+    group.add_argument(
+        "--tokens",
+        type=_numbers,
+        metavar="N,N",
+        help="tokens of one reading: 77 for a prompt of one part, 154 for one of two (default: of one part)",
+    )
     group.add_argument("--concepts", type=int, metavar="N", help="slots for concepts (default: 4)")
     group.add_argument(
         "--dynamic",
@@ -146,6 +158,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         for name in (
             "target",
             "batch",
+            "readings",
+            "tokens",
             "concepts",
             "dynamic",
             "optimization_level",

@@ -10,7 +10,7 @@ from perfusion.concept.bank import EditRows
 from perfusion.concept.edit import Conditioning, condition
 from perfusion.concept.settings import DEFAULT_GATES, DEFAULT_LOCK
 
-__all__ = ["PromptState", "conditioned", "reopened", "unet_feeds"]
+__all__ = ["PromptState", "conditioned", "reopened", "readings_joined", "unet_feeds"]
 
 Array = NDArray[np.float32]
 
@@ -52,6 +52,28 @@ def reopened(state: PromptState, rows: EditRows, lock: str) -> PromptState:
     return PromptState(conditioning=conditioning, rows=rows)
 
 
+def readings_joined(states: Sequence[PromptState], rows: EditRows) -> PromptState:
+    """Several readings of one prompt, one after another on the tokens axis; `rows` are those of all of them."""
+    columns = {slot: column for column, slot in enumerate(rows.slots)}
+    conditionings = [state.conditioning for state in states]
+    own = [state.rows for state in states]
+
+    def spread(arrays: Sequence[Array]) -> Array:
+        pairs = zip(arrays, own, strict=True)
+        return np.concatenate([_in_slots(array, rows, columns) for array, rows in pairs])
+
+    return PromptState(
+        conditioning=Conditioning(
+            key_states=np.concatenate([reading.key_states for reading in conditionings]),
+            value_states=np.concatenate([reading.value_states for reading in conditionings]),
+            key_gate=spread([reading.key_gate for reading in conditionings]),
+            value_gate=spread([reading.value_gate for reading in conditionings]),
+            response=spread([reading.response for reading in conditionings]),
+        ),
+        rows=rows,
+    )
+
+
 def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
     """The UNet's inputs of one call, a row a prompt; gates are 0 for concepts it does not name.
 
@@ -82,6 +104,6 @@ def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
 
 def _in_slots(gate: Array, rows: EditRows, columns: Mapping[tuple[str, int], int]) -> Array:
     """(tokens, J) spread over all slots of the call, (tokens, concepts)."""
-    spread = np.zeros((len(gate), len(columns)), np.float32)
+    spread = np.zeros((len(gate), len(columns)), gate.dtype)
     spread[:, [columns[slot] for slot in rows.slots]] = gate
     return spread

@@ -35,7 +35,8 @@ _CONCEPT_AXIS = {
     "key_gate": 2, "value_gate": 2, "concept_keys": 0, "concept_values": 0, "concept_embeddings": 0,
 }  # fmt: skip
 _WITHOUT_ROWS = frozenset({"timestep", "concept_keys", "concept_values", "concept_embeddings"})
-"""Inputs that all rows of a call share; every other has a row a prompt or picture in its first dimension."""
+"""Inputs that all rows of a call share; every other has a row a prompt or picture in its first dimension. The timestep
+has too where the bundle is of format version 2."""
 
 
 class Arena:
@@ -66,11 +67,12 @@ class _Profile:
     index: int
     least: Mapping[str, Shape]
     most: Mapping[str, Shape]
+    shared: frozenset[str]  # inputs without a row a prompt or picture
 
     @property
     def rows(self) -> range:
         """How many rows a call may have."""
-        name = next(name for name in self.least if name not in _WITHOUT_ROWS)
+        name = next(name for name in self.least if name not in self.shared)
         return range(self.least[name][0], self.most[name][0] + 1)
 
     def takes(self, feeds: Mapping[str, NDArray[Any]]) -> bool:
@@ -82,7 +84,7 @@ class _Profile:
                 for axis, (low, size, high) in enumerate(
                     zip(self.least[name], array.shape, self.most[name], strict=True)
                 )
-                if axis > 0 or name in _WITHOUT_ROWS
+                if axis > 0 or name in self.shared
             )
             for name, array in feeds.items()
         )
@@ -130,6 +132,8 @@ class TensorRTGraph:
             name: np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
             for name in (*self._inputs, *self._outputs)
         }
+        # a bundle of format version 2 has regions, and a timestep for each row
+        self._shared = _WITHOUT_ROWS - {"timestep"} if "regions" in self._inputs else _WITHOUT_ROWS
         self._profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
         self._context = self._make_context(compiles)
         self._buffers: dict[str, tuple[int, int]] = {}
@@ -193,7 +197,7 @@ class TensorRTGraph:
             raise PerfusionError(
                 f"{self._path.name} takes {', '.join(self._inputs)} and was given {', '.join(feeds) or 'nothing'}."
             )
-        rows = {name: array.shape[:1] for name, array in feeds.items() if name not in _WITHOUT_ROWS}
+        rows = {name: array.shape[:1] for name, array in feeds.items() if name not in self._shared}
         if len(set(rows.values())) > 1:
             found = ", ".join(f"{name} {list(feeds[name].shape)}" for name in rows)
             raise PerfusionError(f"The inputs of {self._path.name} do not have equally many rows: {found}.")
@@ -208,7 +212,7 @@ class TensorRTGraph:
                 least[name], most[name] = tuple(smallest), tuple(largest)
             else:
                 least[name] = most[name] = shape
-        return _Profile(index=index, least=least, most=most)
+        return _Profile(index=index, least=least, most=most, shared=self._shared)
 
     def _make_context(self, compiles: bool) -> Any:
         """A context without memory of its own: it computes in the arena."""
@@ -310,8 +314,8 @@ class TensorRTGraph:
             self._active = profile.index
         kept = []  # an upload reads its array until the end
         for name, array in filled.items():
-            part = array if name in _WITHOUT_ROWS else array[at : at + count]
-            if len(part) < rows and name not in _WITHOUT_ROWS:
+            part = array if name in self._shared else array[at : at + count]
+            if len(part) < rows and name not in self._shared:
                 part = np.concatenate([part, np.repeat(part[-1:], rows - count, axis=0)])
             kept.append(self._feed(name, part, (feeds[name], at, rows)))
         if missing := self._context.infer_shapes():

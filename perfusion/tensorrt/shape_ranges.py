@@ -9,6 +9,8 @@ plan and share its weights.
 - Text encoders read one prompt a call, and the VAE is built for one picture: its activations are the peak of the
   memory, and pictures decoded one after the other cost no more time. Only decoding is done in tiles.
 - Concepts have a fixed number of slots; the unused ones are rows of zeros, which is exact.
+- A prompt is read once, or once for each region, and each reading in as many parts as it is long. An engine takes the
+  pairs of readings and tokens that it was built for: by default one reading and two, of a prompt of one part.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ __all__ = ["ShapeOptions", "check_counts", "check_shapes", "profiles_of"]
 
 MOST_CONCEPTS = 64
 MOST_PICTURES = 64
+MOST_READINGS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class ShapeOptions:
     concepts: int = 4  # slots
     resolution: int | None = None  # width and height of pictures, pixels
     guided: bool | None = None  # with classifier-free guidance
+    readings: Sequence[int] = (1, 2)  # of a prompt, one for each region
+    tokens: Sequence[int] | None = None  # of one reading; None: those of a prompt of one part
     dynamic: bool = False  # one profile for all batches and sides from half the resolution on
     tile: int | None = None  # side in latents of the tiles the VAE decodes in; None: whole pictures
 
@@ -50,6 +55,25 @@ def check_counts(options: ShapeOptions) -> None:
         )
 
 
+def _check_texts(bundle: Bundle, options: ShapeOptions) -> None:
+    """Refuse readings and tokens that no prompt has."""
+    if not options.readings or any(not 1 <= count <= MOST_READINGS for count in options.readings):
+        raise RequestError(
+            f"The readings are {list(options.readings)}, expected numbers from 1 to {MOST_READINGS}."
+        )
+    if tuple(options.readings) != ShapeOptions.readings and not bundle.has_regions:
+        raise RequestError(
+            "This bundle is of format version 1, whose UNet reads a prompt once. Export the bundle again for more "
+            "readings."
+        )
+    length = bundle.text_encoder.context_length
+    for tokens in options.tokens or ():
+        if tokens < length or tokens % length:
+            raise RequestError(
+                f"The tokens are {tokens}, expected a multiple of {length}: prompts are read in parts of that length."
+            )
+
+
 def check_shapes(bundle: Bundle, options: ShapeOptions) -> None:
     """Refuse sizes no graph of the bundle takes.
 
@@ -57,6 +81,7 @@ def check_shapes(bundle: Bundle, options: ShapeOptions) -> None:
         RequestError: with the sizes that would do.
     """
     check_counts(options)
+    _check_texts(bundle, options)
     for side in _sides(bundle, options):
         if side <= 0 or side % bundle.size_step:
             nearest = max(bundle.size_step, round(side / bundle.size_step) * bundle.size_step)
@@ -78,14 +103,30 @@ def profiles_of(graph: str, bundle: Bundle, options: ShapeOptions) -> tuple[Prof
         return ({"batch": _just(1), **_picture(width, height, bundle, options)},)
     guided = bundle.is_guided() if options.guided is None else options.guided
     rows = sorted({one * (2 if guided else 1) for one in options.batches})
-    fixed = {
-        "tokens": _just(bundle.text_encoder.context_length),
-        "concepts": _just(options.concepts),
-        **_latents(width, height, bundle, options),
-    }
+    fixed = {"concepts": _just(options.concepts), **_latents(width, height, bundle, options)}
     if options.dynamic:
-        return ({"batch": (1, rows[0], rows[-1]), **fixed},)
-    return tuple({"batch": _just(one), **fixed} for one in rows)
+        return ({"batch": (1, rows[0], rows[-1]), **_longest_text(bundle, options), **fixed},)
+    return tuple(
+        {"batch": _just(count), **text, **fixed} for text in _texts(bundle, options) for count in rows
+    )
+
+
+def _texts(bundle: Bundle, options: ShapeOptions) -> list[Profile]:
+    """The pairs of readings and tokens, those of one reading first."""
+    tokens = options.tokens or (bundle.text_encoder.context_length,)
+    if not bundle.has_regions:
+        return [{"tokens": _just(count)} for count in sorted(set(tokens))]
+    return [
+        {"regions": _just(readings), "tokens": _just(readings * count)}
+        for readings in sorted(set(options.readings))
+        for count in sorted(set(tokens))
+    ]
+
+
+def _longest_text(bundle: Bundle, options: ShapeOptions) -> Profile:
+    """From the smallest of the pairs to the largest, made for the smallest."""
+    texts = _texts(bundle, options)
+    return {name: (texts[0][name][0], texts[0][name][0], texts[-1][name][2]) for name in texts[0]}
 
 
 def _sides(bundle: Bundle, options: ShapeOptions) -> tuple[int, int]:

@@ -36,6 +36,7 @@ _SIZES: Mapping[str, Mapping[str, tuple[str, int]]] = {
         "height": ("sample", 2),
         "width": ("sample", 3),
         "tokens": ("encoder_hidden_states", 1),
+        "regions": ("regions", 1),
         "concepts": ("concept_keys", 0),
     },
     "vae_decoder": {"height": ("latent_sample", 2), "width": ("latent_sample", 3)},
@@ -61,6 +62,7 @@ class TensorRTBackend:
         self._trt = import_tensorrt(flavour)
         self._graph_io = graph_io_of(bundle)
         self._downscale, self._tokens = bundle.decoder.downscale, bundle.text_encoder.context_length
+        self._has_regions = bundle.has_regions
         self._engines = _engines(bundle, flavour, self._trt)
         self._whole = {engines[0].plan for engines in self._engines.values()}  # whose checksums were compared
         self._runtime, self._logger = make_runtime(self._trt)
@@ -78,20 +80,17 @@ class TensorRTBackend:
     def admit(self, size: CallSize) -> None:
         """Refuse a request that no engine takes. Raises RequestError with the sizes there are."""
         latents = {"height": size.height // self._downscale, "width": size.width // self._downscale}
-        tokens, concepts = size.tokens, size.concepts
-        unets = self._engines["unet"]
-        if tokens != self._tokens and _choose(unets, {"tokens": tokens}) is None:
-            raise RequestError(
-                f"The prompt is read in {tokens // self._tokens} parts, together {tokens} tokens, and the engines take "
-                f"{self._tokens}. Shorten it to {self._tokens - 2} tokens, or use the provider 'cuda' or 'cpu'."
-            )
+        text = {"tokens": size.tokens} | ({"regions": size.readings} if self._has_regions else {})
+        concepts, unets = size.concepts, self._engines["unet"]
+        if _choose(unets, text) is None:
+            raise RequestError(self._no_text(size))
         if _choose(unets, latents) is None or not _decodes(self._engines["vae_decoder"], latents):
             raise RequestError(
                 f"A picture of {size.width} × {size.height} pixels was asked for, and the engines of this bundle draw "
                 f"{self._drawn()}. Choose such a size, build engines for this one with perfusion-export --engine "
                 f"{self.provider} --resolution {max(size.width, size.height)}, or use the provider 'cuda' or 'cpu'."
             )
-        if _choose(unets, {**latents, "tokens": tokens, "concepts": concepts}) is None:
+        if _choose(unets, {**latents, **text, "concepts": concepts}) is None:
             slots = max(
                 (one.get("concepts", (0, 0, 0))[2] for engine in unets for one in engine.profiles), default=0
             )
@@ -100,6 +99,21 @@ class TensorRTBackend:
                 f"concepts at once, build engines with perfusion-export --concepts {concepts}, or use the provider "
                 "'cuda' or 'cpu'."
             )
+
+    def _no_text(self, size: CallSize) -> str:
+        """Why no engine takes a prompt of so many readings and tokens, and what to do."""
+        tokens = size.tokens // size.readings
+        build = f"perfusion-export --engine {self.provider} --readings {size.readings} --tokens {tokens}"
+        what = f"read in {tokens // self._tokens} parts, together {tokens} tokens"
+        if size.readings == 1:
+            shorter = f"Shorten it to {self._tokens - 2} tokens"
+        else:
+            what = f"read {size.readings} times, once for each region, {tokens} tokens each"
+            shorter = "Draw with regions=None"
+        return (
+            f"The prompt is {what}, and no engine of this bundle takes that. {shorter}, build engines for it with "
+            f"{build}, or use the provider 'cuda' or 'cpu'."
+        )
 
     def free_memory(self) -> int | None:
         """The GPU's, or the main memory's where the two are one."""
@@ -168,7 +182,9 @@ class EngineGraph:
             RequestError: no engine takes these sizes.
             PerfusionError: TensorRT failed, for example for lack of memory.
         """
-        sizes = {name: feeds[source].shape[axis] for name, (source, axis) in self._sizes.items()}
+        sizes = {
+            name: feeds[source].shape[axis] for name, (source, axis) in self._sizes.items() if source in feeds
+        }
         if self._engine.profile_for(**sizes) is None:
             other = _choose(self._engines, sizes)
             if other is not None:
@@ -220,6 +236,7 @@ def _usual(bundle: Bundle, name: str) -> dict[str, int]:
         "picture_height": size.height,
         "picture_width": size.width,
         "tokens": size.tokens,
+        **({"regions": size.readings} if bundle.has_regions else {}),
     }
     return {key: length for key, length in sizes.items() if key in _SIZES[name]}
 

@@ -148,12 +148,12 @@ def decode(bundle: Bundle, graphs: Graphs, latents: Array, check: Callable[[], N
     return pictures
 
 
-def call_slices(tokens: Sequence[int], batch_size: int) -> list[slice]:
-    """The pictures of each call of the UNet: neighbours whose prompts are equally long, `batch_size` at most."""
+def call_slices(shapes: Sequence[tuple[int, int]], batch_size: int) -> list[slice]:
+    """The pictures of each call of the UNet: neighbours of equally many tokens and readings, `batch_size` at most."""
     slices, start = [], 0
-    while start < len(tokens):
+    while start < len(shapes):
         end = start + 1
-        while end < len(tokens) and end - start < batch_size and tokens[end] == tokens[start]:
+        while end < len(shapes) and end - start < batch_size and shapes[end] == shapes[start]:
             end += 1
         slices.append(slice(start, end))
         start = end
@@ -162,10 +162,10 @@ def call_slices(tokens: Sequence[int], batch_size: int) -> list[slice]:
 
 def _groups(feeds: Feeds, request: Request, rows: Sequence[tuple[Row, ...]], batch_size: int) -> list[_Group]:
     """The pictures of each call of the UNet and what it is fed."""
-    tokens = [len(one[0].state.conditioning.value_states) for one in rows]
+    shapes = [picture[0].shape for picture in rows]
     return [
         (group, feeds.of([row for one in rows[group] for row in one], request))
-        for group in call_slices(tokens, batch_size)
+        for group in call_slices(shapes, batch_size)
     ]
 
 
@@ -192,7 +192,8 @@ def _predict(
 ) -> Array:
     """The UNet's prediction for some pictures, (pictures, channels, height, width), guided when asked for."""
     rows = np.repeat(latents, 2, axis=0) if request.guided else latents
-    outputs = graphs.run("unet", sample=rows, timestep=np.asarray([timestep], np.float32), **fed)
+    timesteps = np.full(len(rows) if "regions" in fed else 1, timestep, np.float32)
+    outputs = graphs.run("unet", sample=rows, timestep=timesteps, **fed)
     noise_pred = outputs["out_sample"]
     if not request.guided:
         return noise_pred

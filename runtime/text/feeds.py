@@ -30,6 +30,8 @@ class Feeds:
 
     def __init__(self, bundle: Bundle) -> None:
         self._conditions = bundle.unet.conditions
+        self._has_regions = bundle.has_regions
+        self._downscale = bundle.decoder.downscale
         self._inputs: Cache[_Entry] = Cache(
             _MOST_BYTES, lambda entry: sum(array.nbytes for array in entry[1].values())
         )
@@ -42,12 +44,19 @@ class Feeds:
         targets = [(state.rows.keys, state.rows.values) for state in states]
         key: Hashable = (
             tuple(id(array) for pair in (*encodings, *targets) for array in pair), tuple(slots),
-            tuple(id(row.pooled) for row in rows), request.height, request.width, request.guidance_scale,
+            tuple((id(row.pooled), id(row.regions)) for row in rows),
+            request.height, request.width, request.guidance_scale,
         )  # fmt: skip
 
         def make() -> _Entry:
             fed = unet_feeds(states) | self._of_conditions(rows, request)
-            return (encodings, targets, [row.pooled for row in rows]), fed
+            if self._has_regions:
+                size = (1, request.height // self._downscale, request.width // self._downscale)
+                everywhere = np.ones(size, np.float32)
+                fed["regions"] = np.stack(
+                    [everywhere if row.regions is None else row.regions for row in rows]
+                )
+            return (encodings, targets, [(row.pooled, row.regions) for row in rows]), fed
 
         inputs = self._inputs.get(key, make)[1]
         columns = {slot: column for column, slot in enumerate(dict.fromkeys(itertools.chain(*slots)))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from perfusion.bundle.description import Bundle
 from perfusion.concept.bank import EditRows
 from perfusion.concept.concept_file import Concept
-from perfusion.concept.conditioning import PromptState, conditioned, reopened
+from perfusion.concept.conditioning import PromptState, conditioned, readings_joined, reopened
 from perfusion.concept.notices import PromptNotices, foreign_syntax
 from perfusion.concept.phases import in_force
 from perfusion.concept.reading import Encoding, joined, read_prompt
@@ -23,6 +23,7 @@ from perfusion.runtime.cache import Cache
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import Request
+from perfusion.runtime.text.layout import AUTO, Layout, Regions, lay_out
 from perfusion.runtime.text.text_encoders import TextEncoders, TokenizedTexts
 
 __all__ = ["EncodedPrompt", "PromptEncoder", "PromptSpec", "Row"]
@@ -42,6 +43,12 @@ class Row:
 
     state: PromptState
     pooled: Array | None = None  # (width,) where the UNet reads pooled encodings
+    regions: Array | None = None  # (readings, height, width); None: one reading, read everywhere
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tokens and readings; rows of one call have the same."""
+        return len(self.state.conditioning.value_states), 1 if self.regions is None else len(self.regions)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +90,9 @@ class PromptSpec:
     negative_parts: tuple[str, ...] | None  # None without guidance
     active: tuple[str, ...]  # the concepts that its prompt names and that are not off
     bank: Bank  # with the settings of this picture
-    tokens: int  # that cross-attention reads
+    tokens: int  # that cross-attention reads, of all readings
+    readings: tuple[tuple[str, ...], ...] = ()  # their parts, where there are several
+    maps: Array | None = None  # (readings, height, width)
     start: float = 0.0  # the share of the noise levels, from pure noise on, after which this holds
     earlier: tuple[PromptSpec, ...] = ()  # what holds until then, by their starts
 
@@ -95,6 +104,17 @@ class PromptSpec:
     def at(self, share: float) -> PromptSpec:
         """What holds at a share of the noise levels."""
         return in_force(self.phases, share)
+
+    def reading(self, parts: tuple[str, ...]) -> PromptSpec:
+        """One of its readings, alone."""
+        words = self.bank.words()
+        tokens = dict.fromkeys(token for part in parts for token in named(part, words))
+        return replace(self, parts=parts, active=self.bank.active(tokens), readings=(), maps=None, earlier=())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tokens and readings; pictures of one call have the same."""
+        return self.tokens, max(1, len(self.readings))
 
     @property
     def slots(self) -> dict[str, int]:
@@ -131,6 +151,8 @@ class PromptEncoder:
         self._notices = PromptNotices(_log)
         self._context_length = bundle.text_encoder.context_length
         self._zeros = bundle.force_zeros_for_empty_prompt
+        self._has_regions = bundle.has_regions
+        self._downscale = bundle.decoder.downscale
         self._encoded: Cache[EncodedPrompt] = Cache(_MOST_BYTES, lambda prompt: _bytes(prompt.state))
         self._plain_rows: Cache[Row] = Cache(_MOST_PLAIN_BYTES, lambda row: _bytes(row.state))
         self._splits: Cache[_PromptParts] = Cache(_MOST_SPLIT_BYTES, lambda split: split.nbytes)
@@ -164,51 +186,73 @@ class PromptEncoder:
         self._notices.unnamed(request.prompts, now.concepts)
         splits: list[_PromptParts] = []
         specs: list[PromptSpec] = []
-        for prompt, negative_prompt, changes in zip(
-            request.prompts, request.negative_prompts, request.settings, strict=True
+        for prompt, negative_prompt, changes, regions in zip(
+            request.prompts, request.negative_prompts, request.settings, request.regions, strict=True
         ):
             bank = now.adjusted(changes) if changes else now
             words = bank.words()
-            split, negative = self._split(prompt, words), self._split(negative_prompt, words)
+            layout = self.layout(prompt, regions, words, request)
+            split, negative = self._split(layout.text, words), self._split(negative_prompt, words)
             _refuse_concepts(negative, words)
             splits += [split, negative]
             negative_parts = negative.parts if request.guided else None
             earlier: tuple[PromptSpec, ...] = ()
             for start, phase in bank.phases(bank.active(split.named)):
-                spec = self._spec(self._split(prompt, phase.words()), negative_parts, phase, start, earlier)
+                spec = self._spec(layout, negative_parts, phase, start, earlier)
                 earlier = spec.phases
             specs.append(spec)
         self._notices.unknown((word for split in splits for word in split.unknown), now.concepts)
         self._notices.foreign(mark for split in splits for mark in split.foreign)
         return specs
 
+    def layout(self, prompt: str, regions: Regions, words: Mapping[str, Word], request: Request) -> Layout:
+        """A prompt's readings; of a bundle that knows no regions only the whole."""
+        check_text(prompt)
+        size = request.height // self._downscale, request.width // self._downscale
+        layout = lay_out(prompt, regions, words, request.whole, size)
+        if layout.readings and not self._has_regions:
+            if regions != AUTO:
+                raise RequestError(
+                    "This bundle is of format version 1, whose UNet knows no regions. Export the bundle again, or draw "
+                    "without regions."
+                )
+            _log.warning(
+                "the things of the prompt get no regions of their own, since this bundle is of format version 1; "
+                "export it again"
+            )
+            return Layout(text=layout.text)
+        return layout
+
     def _spec(
-        self, split: _PromptParts, negative: tuple[str, ...] | None, bank: Bank, start: float,
+        self, layout: Layout, negative: tuple[str, ...] | None, bank: Bank, start: float,
         earlier: tuple[PromptSpec, ...],
     ) -> PromptSpec:  # fmt: skip
         """What a picture is drawn from on a start; `negative`: the parts of its negative prompt."""
-        parts = split.parts
-        if negative is not None and len(parts) != len(
-            negative
-        ):  # read side by side, the shorter one filled up
-            length = max(len(parts), len(negative))
-            parts, negative = (side + ("",) * (length - len(side)) for side in (parts, negative))
+        words = bank.words()
+        split = self._split(layout.text, words)
+        readings = [self._split(reading, words).parts for reading in layout.readings]
+        # all are read side by side, and the shorter ones filled up
+        length = max(map(len, (split.parts, *readings, negative or ())))
+        parts, *readings = (_filled(text, length) for text in (split.parts, *readings))
         return PromptSpec(
             parts=parts,
-            negative_parts=negative,
+            negative_parts=None if negative is None else _filled(negative, length),
             active=bank.active(split.named),
             bank=bank,
-            tokens=len(parts) * self._context_length,
+            tokens=max(1, len(readings)) * length * self._context_length,
+            readings=tuple(readings),
+            maps=layout.maps,
             start=start,
             earlier=earlier,
         )
 
     def encode(self, spec: PromptSpec, request: Request) -> tuple[Row, ...]:
         """The UNet's rows of a picture: the unconditional one, when there is guidance, and its prompt's."""
-        conditional = self._conditional(spec, request)
+        conditional = self._in_regions(spec, request) if spec.readings else self._conditional(spec, request)
         if spec.negative_parts is None:
             return (conditional,)
-        return self._negative(spec.negative_parts, spec.bank), conditional
+        negative = self._negative(spec.negative_parts, spec.bank)
+        return (_repeated(negative, conditional) if spec.readings else negative), conditional
 
     def rows(self, request: Request) -> list[tuple[Row, ...]]:
         """The UNet's rows of each picture of a request, with all its concepts. Raises as `specs`."""
@@ -260,6 +304,13 @@ class PromptEncoder:
 
         return self._plain_rows.get((parts, nothing), encode)
 
+    def _in_regions(self, spec: PromptSpec, request: Request) -> Row:
+        """The readings of a prompt, each with its own concepts, one after another."""
+        rows = [self._conditional(spec.reading(parts), request) for parts in spec.readings]
+        pooled = None if rows[0].pooled is None else self._conditional(spec, request).pooled
+        state = readings_joined([row.state for row in rows], spec.bank.rows(spec.active))
+        return Row(state=state, pooled=pooled, regions=spec.maps)
+
     def _conditional(self, spec: PromptSpec, request: Request) -> Row:
         """A prompt with the edit of the concepts it names; those of strength 0 are read as their superclass."""
         if not spec.active:
@@ -304,6 +355,20 @@ class PromptEncoder:
             state=state,
             pooled=encoding.pooled,
         )
+
+
+def _filled(parts: tuple[str, ...], length: int) -> tuple[str, ...]:
+    """Parts of a text with as many empty ones behind them as are missing."""
+    return parts + ("",) * (length - len(parts))
+
+
+def _repeated(row: Row, other: Row) -> Row:
+    """A row of one reading with as many as another has: copies of its own, of which only the first is read."""
+    assert other.regions is not None
+    count = len(other.regions)
+    regions = np.zeros_like(other.regions)
+    regions[0] = 1
+    return Row(state=readings_joined([row.state] * count, row.state.rows), pooled=row.pooled, regions=regions)
 
 
 def _bytes(state: PromptState) -> int:

@@ -141,7 +141,7 @@ def test_gates_of_a_kept_prompt_are_the_formulas(runtime, bundle, make_concept, 
     bank.load(make_concept(rows=2))
     bank.load(make_concept(1, token="<dog>"))
     encoder = PromptEncoder(bundle, bank, runtime._graphs)
-    request = make_request(bundle, "a <cat> and a <dog>", 0, lock=lock, gates=gates)
+    request = make_request(bundle, "a <cat> and a <dog>", 0, lock=lock, gates=gates, regions=None)
     encoder.rows(request)
     bank.change("<cat>", bias=0.7, temperature=0.05)
     ((_, row),) = encoder.rows(request)

@@ -12,10 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from perfusion.base import attention as module
 from perfusion.base.attention import (
     ConceptAttnProcessor,
+    attend_in_regions,
     install,
     installed,
     key_projections,
     layer_table,
+    level_count,
+    region_levels,
     uninstall,
     value_projections,
 )
@@ -360,3 +363,60 @@ def test_plain_products_are_taken_only_where_they_are_faster(monkeypatch):
     assert not module._faster_written_out(single, single, single)
     monkeypatch.setattr(module, "_MAX_SCORES", 15)
     assert not module._faster_written_out(state, state, state)
+
+
+# --- regions
+
+
+def heads(batch, positions, dim=8, seed=0):
+    return torch.randn(batch, 2, positions, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def test_one_reading_everywhere_is_plain_attention():
+    query, key, value = heads(2, 12), heads(2, 7, seed=1), heads(2, 7, seed=2)
+    plain = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(attend_in_regions(query, key, value, torch.ones(2, 1, 12)), plain)
+
+
+def test_each_place_reads_the_readings_by_its_shares():
+    query, key, value = heads(2, 12), heads(2, 15, seed=1), heads(2, 15, seed=2)
+    shares = torch.rand(2, 3, 12, generator=torch.Generator().manual_seed(3))
+    plain = torch.nn.functional.scaled_dot_product_attention
+    expected = sum(
+        shares[:, r, None, :, None]
+        * plain(query, key[:, :, 5 * r : 5 * r + 5], value[:, :, 5 * r : 5 * r + 5])
+        for r in range(3)
+    )
+    torch.testing.assert_close(attend_in_regions(query, key, value, shares), expected)
+
+
+def test_levels_of_regions_keep_their_sum_and_halve_their_sides():
+    regions = torch.rand(2, 3, 8, 16).softmax(1)
+    levels = region_levels(regions, 4)
+    assert [level.shape for level in levels] == [(2, 3, 128), (2, 3, 32), (2, 3, 8), (2, 3, 2)]
+    torch.testing.assert_close(levels[3], regions.unflatten(3, (2, 8)).mean((2, 4)))
+    for level in levels:
+        torch.testing.assert_close(level.sum(1), torch.ones_like(level[:, 0]))
+
+
+def test_every_cross_attention_layer_knows_the_level_that_it_reads(unet):
+    seen = {}
+
+    class Watching(ConceptAttnProcessor):
+        def attend(self, query, key, value, mask, regions=None):
+            if regions is not None:
+                seen[self.level] = seen.get(self.level, 0) + 1
+                assert regions.shape[-1] == query.shape[2]
+            return super().attend(query, key, value, mask, regions)
+
+    with installed(unet):
+        for layer in (part for part in unet.modules() if hasattr(part, "processor")):
+            own = layer.processor
+            if isinstance(own, ConceptAttnProcessor):
+                layer.set_processor(Watching(own.key_slice, own.value_slice, level=own.level))
+        side = unet.config.sample_size
+        latents = torch.randn(1, unet.config.in_channels, side, side)
+        states = torch.randn(1, 6, unet.config.cross_attention_dim)
+        regions = region_levels(torch.ones(1, 2, side, side) / 2, level_count(unet))
+        unet(latents, 10, states, cross_attention_kwargs={"regions": regions})
+    assert sum(seen.values()) == len(layer_table(unet))

@@ -24,7 +24,7 @@ def sizes(profiles, name):
 
 
 def test_under_guidance_the_unet_has_two_rows_a_picture(bundle):
-    profiles = profiles_of("unet", bundle, ShapeOptions(batches=(1, 2, 4)))
+    profiles = profiles_of("unet", bundle, ShapeOptions(batches=(1, 2, 4), readings=(1,)))
     assert sizes(profiles, "batch") == [(2, 2, 2), (4, 4, 4), (8, 8, 8)]
 
 
@@ -32,19 +32,39 @@ def test_under_guidance_the_unet_has_two_rows_a_picture(bundle):
 def test_a_bundle_that_draws_without_guidance_has_one_row_a_picture(bundle, guided):
     scale = 1 if guided is None else 7.5
     own = replace(bundle, defaults=replace(bundle.defaults, guidance_scale=scale))
-    profiles = profiles_of("unet", own, ShapeOptions(guided=guided))
+    profiles = profiles_of("unet", own, ShapeOptions(guided=guided, readings=(1,)))
     assert sizes(profiles, "batch") == [(1, 1, 1), (2, 2, 2)]
 
 
 def test_sizes_are_fixed_and_latents_follow_from_the_resolution(bundle):
-    (profile,) = profiles_of("unet", bundle, ShapeOptions(batches=(1,), resolution=64, concepts=6))
+    options = ShapeOptions(batches=(1,), resolution=64, concepts=6, readings=(1,))
+    (profile,) = profiles_of("unet", bundle, options)
     assert profile == {
         "batch": (2, 2, 2),
+        "regions": (1, 1, 1),
         "tokens": (77, 77, 77),
         "concepts": (6, 6, 6),
         "height": (16, 16, 16),
         "width": (16, 16, 16),
     }
+
+
+def test_an_engine_takes_the_pairs_of_readings_and_tokens_that_are_asked_for(bundle):
+    usual = profiles_of("unet", bundle, ShapeOptions(batches=(1,)))
+    assert [(one["regions"][0], one["tokens"][0]) for one in usual] == [(1, 77), (2, 154)]
+    more = profiles_of("unet", bundle, ShapeOptions(batches=(1, 2), readings=(3, 1), tokens=(154, 77)))
+    pairs = [(one["regions"][0], one["tokens"][0], one["batch"][0]) for one in more]
+    assert pairs == [(r, r * t, b) for r in (1, 3) for t in (77, 154) for b in (2, 4)]
+    (dynamic,) = profiles_of("unet", bundle, ShapeOptions(readings=(1, 3), tokens=(77, 154), dynamic=True))
+    assert (dynamic["regions"], dynamic["tokens"]) == ((1, 1, 3), (77, 77, 462))
+
+
+def test_a_bundle_of_the_first_format_has_engines_of_one_reading(bundle):
+    first = replace(bundle, format_version=1)
+    profiles = profiles_of("unet", first, ShapeOptions(batches=(1,), tokens=(77, 154)))
+    assert [("regions" in one, one["tokens"][0]) for one in profiles] == [(False, 77), (False, 154)]
+    with pytest.raises(RequestError, match="reads a prompt once"):
+        profiles_of("unet", first, ShapeOptions(readings=(1, 3)))
 
 
 def test_text_encoders_read_one_prompt_a_call(bundle):
@@ -88,6 +108,10 @@ def test_sides_of_a_dynamic_engine_stay_multiples(bundle):
         (ShapeOptions(batches=(1, 0)), "numbers from 1 to 64"),
         (ShapeOptions(concepts=0), "expected 1 to 64"),
         (ShapeOptions(concepts=1000), "expected 1 to 64"),
+        (ShapeOptions(readings=(0,)), "numbers from 1 to 8"),
+        (ShapeOptions(readings=()), "numbers from 1 to 8"),
+        (ShapeOptions(tokens=(78,)), "a multiple of 77"),
+        (ShapeOptions(tokens=(0,)), "a multiple of 77"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused_with_those_that_can(bundle, options, message):

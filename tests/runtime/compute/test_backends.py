@@ -24,13 +24,14 @@ def unet_feeds(rows=2, concepts=2, side=8, seed=0):
 
     return {
         "sample": normal(rows, 4, side, side),
-        "timestep": np.full(1, 500, np.float32),
+        "timestep": np.full(rows, 500, np.float32),
         "encoder_hidden_states": normal(rows, 77, 16),
         "key_hidden_states": normal(rows, 77, 16),
         "key_gate": normal(rows, 77, concepts),
         "value_gate": normal(rows, 77, concepts),
         "concept_keys": normal(concepts, 40),
         "concept_values": normal(concepts, 40),
+        "regions": np.ones((rows, 1, side, side), np.float32),
     }
 
 

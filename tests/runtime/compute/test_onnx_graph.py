@@ -101,7 +101,7 @@ def test_a_failure_inside_onnxruntime_is_one_sentence(bundle):
     unet = OnnxGraph(
         bundle.unet.file,
         ["sample", "timestep", "encoder_hidden_states", "key_hidden_states", "key_gate", "value_gate",
-         "concept_keys", "concept_values"],
+         "concept_keys", "concept_values", "regions"],
         "out_sample", "cpu", threads=1,
     )  # fmt: skip
     states, gate = np.zeros((1, 77, 16), np.float32), np.zeros((1, 77, 0), np.float32)
@@ -109,6 +109,7 @@ def test_a_failure_inside_onnxruntime_is_one_sentence(bundle):
         unet(  # latents of odd height meet no partner on the way up
             sample=np.zeros((1, 4, 7, 7), np.float32), timestep=np.zeros(1, np.float32),
             encoder_hidden_states=states, key_hidden_states=states, key_gate=gate, value_gate=gate,
+            regions=np.ones((1, 1, 7, 7), np.float32),
             concept_keys=np.zeros((0, 40), np.float32), concept_values=np.zeros((0, 40), np.float32),
         )  # fmt: skip
     assert "\n" not in str(caught.value)

@@ -86,7 +86,7 @@ def run_through(graphs, side=8):
     latents = graphs.run(
         "unet", sample=latents, timestep=np.ones(1, np.float32), encoder_hidden_states=states, key_hidden_states=states,
         key_gate=gates, value_gate=gates, concept_keys=np.zeros((0, 40), np.float32),
-        concept_values=np.zeros((0, 40), np.float32),
+        concept_values=np.zeros((0, 40), np.float32), regions=np.ones((1, 1, side, side), np.float32),
     )["out_sample"]  # fmt: skip
     seen["denoise"] = set(graphs._opened)
     graphs.stage("decode")

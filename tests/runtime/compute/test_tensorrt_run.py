@@ -35,7 +35,13 @@ from perfusion.tensorrt.execution import Arena, TensorRTGraph
 from perfusion.tensorrt.keys import EngineKey, platform_of
 
 ARENA = 4096
-SIZES = {"tokens": (77, 77, 77), "height": (8, 8, 8), "width": (8, 8, 8), "concepts": (4, 4, 4)}
+SIZES = {
+    "tokens": (77, 77, 77),
+    "regions": (1, 1, 1),
+    "height": (8, 8, 8),
+    "width": (8, 8, 8),
+    "concepts": (4, 4, 4),
+}
 
 
 PICTURE = {"picture_height": (32, 32, 32), "picture_width": (32, 32, 32)}
@@ -371,9 +377,9 @@ def batch(*sizes):
 def unet_feeds(rows=2, concepts=2, side=8, seed=0):
     rng = np.random.default_rng(seed)
     shapes = {
-        "sample": (rows, 4, side, side), "timestep": (1,), "encoder_hidden_states": (rows, 77, 16),
+        "sample": (rows, 4, side, side), "timestep": (rows,), "encoder_hidden_states": (rows, 77, 16),
         "key_hidden_states": (rows, 77, 16), "key_gate": (rows, 77, concepts), "value_gate": (rows, 77, concepts),
-        "concept_keys": (concepts, 40), "concept_values": (concepts, 40),
+        "concept_keys": (concepts, 40), "concept_values": (concepts, 40), "regions": (rows, 1, side, side),
     }  # fmt: skip
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
@@ -733,7 +739,12 @@ def test_what_no_engine_takes_is_refused_before_anything_is_computed(equipped, m
             (
                 "a cat " * 60,
                 32,
-                r"read in 2 parts, together 154 tokens, and the engines take 77\. Shorten it to 75",
+                r"read in 2 parts, together 154 tokens, and no engine.*Shorten it to 75 .*--readings 1 --tokens 154",
+            ),
+            (
+                "a {cat} and a {dog}",
+                32,
+                r"read 2 times, once for each region.*regions=None.*--readings 2 --tokens 77",
             ),
             (words, 32, r"5 rows of concepts are used at once.*slots for 4.*--concepts 5"),
         ):
