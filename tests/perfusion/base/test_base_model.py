@@ -301,7 +301,7 @@ def test_a_folder_that_is_not_there_or_a_file_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no such folder"):
         load_base(tmp_path / "nothing")
     (tmp_path / "model.ckpt").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"expected a \.safetensors file or the folder"):
+    with pytest.raises(ModelError, match=r"is no \.safetensors file, expected one or the folder"):
         load_base(tmp_path / "model.ckpt")
 
 

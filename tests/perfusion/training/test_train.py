@@ -264,7 +264,7 @@ def test_command_counts_padding_when_asked(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"--images": "nowhere"}, "no such folder"),
+        ({"--images": "nowhere"}, "nowhere is not there, expected a folder with pictures"),
         ({"--superclass": "zebra"}, "has never seen 'zebra'"),
         ({"--output": "."}, "is a folder, expected the name of a file"),
         ({"--output": "/dev/null"}, "is not an ordinary file. Choose a file name"),
