@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(
+    command = parser(
         NAME,
         "Write a concept in another storage or as a picture card, or make one of a textual inversion or of a "
         "checkpoint of perfusion-pytorch or Key-Locked-Rank-One-Editing.",
     )
-    source = made.add_mutually_exclusive_group(required=True)
+    source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--concept", type=Path, metavar="FILE", help="a concept file or a card")
     source.add_argument(
         "--textual-inversion", type=Path, metavar="FILE", help="learned embeddings (.safetensors, .pt, .bin)"
@@ -38,15 +39,28 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="a checkpoint of another implementation (.pt, .ckpt)"
     )
-    made.add_argument(
+    command.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="concept file to write, or card (.png)"
     )
-    made.add_argument("--storage", default="float16", choices=("float16", "float32", "int8"))
-    made.add_argument("--no-keys", action="store_true", help="leave the keys out; the runtime derives them")
-    made.add_argument(
+    command.add_argument(
+        "--storage",
+        choices=("float16", "float32", "int8"),
+        help="(default: a concept file's own; float16 for files of other programs)",
+    )
+    command.add_argument(
+        "--token", default="", help="the concept's word (default: the file's, or the superclass)"
+    )
+    for name in FILE_SETTINGS:
+        command.add_argument(
+            f"--{name}", type=float, metavar=name[0].upper(), help="the file's default from now on"
+        )
+    command.add_argument(
+        "--no-keys", action="store_true", help="leave the keys out; the runtime derives them"
+    )
+    command.add_argument(
         "--picture", type=Path, metavar="FILE", help="for a card: the picture to carry the concept"
     )
-    foreign = made.add_argument_group("for files of other programs")
+    foreign = command.add_argument_group("for files of other programs")
     foreign.add_argument("--superclass", help='what kind of thing it is: "cat", "teddy bear"')
     foreign.add_argument(
         "--model",
@@ -61,9 +75,6 @@ def _parser() -> argparse.ArgumentParser:
         help="for a checkpoint of a model: diffusers folder of the same architecture",
     )
     foreign.add_argument(
-        "--token", default="", help="the concept's word (default: the file's, or the superclass)"
-    )
-    foreign.add_argument(
         "--captions", type=Path, metavar="FILE", help="captions for the second moment, one a line"
     )
     foreign.add_argument(
@@ -72,48 +83,49 @@ def _parser() -> argparse.ArgumentParser:
     foreign.add_argument(
         "--position", type=int, metavar="N", help="for a checkpoint with targets by position: the one to take"
     )
-    made.add_argument("--json", action="store_true", help="print what was written as JSON")
-    return made
+    command.add_argument("--json", action="store_true", help="print what was written as JSON")
+    return command
 
 
-_FOREIGN = ("superclass", "model", "config", "token", "captions", "gated", "position")
+_FOREIGN = ("superclass", "model", "config", "captions", "gated", "position")
 """Options for files of other programs."""
 _INVERSION, _CHECKPOINT = ("captions", "gated"), ("position",)
 """Those that only one kind of them takes."""
 
 
 def _convert(args: argparse.Namespace) -> int:
-    read = (
-        "textual_inversion",
-        "checkpoint",
-        "captions",
-    )  # a concept or a picture may become the card it was
-    check_outputs(
-        [("--output", args.output)], [(f"--{name.replace('_', '-')}", getattr(args, name)) for name in read]
+    from perfusion.concept.concept_file import storage_of
+
+    sources = {"--textual-inversion": args.textual_inversion, "--checkpoint": args.checkpoint}
+    # a concept or a picture may become the card it was, and nothing else what it is made of
+    check_outputs([("--output", args.output)], [*sources.items(), ("--captions", args.captions)])
+    settings = {name: getattr(args, name) for name in FILE_SETTINGS}
+    concept = replace(
+        _opened(args) if args.concept else _import(args),
+        **{name: value for name, value in settings.items() if value is not None},
     )
-    concept = _read(args) if args.concept else _import(args)
-    concept.save(args.output, args.storage, keys=not args.no_keys, picture=args.picture or _own_picture(args))
+    storage = args.storage or (storage_of(args.concept.read_bytes()) if args.concept else "float16")
+    concept.save(args.output, storage, keys=not args.no_keys, picture=args.picture or _own_picture(args))
     size = args.output.stat().st_size
     if args.json:
         facts = {
             "output": str(args.output), "bytes": size, "token": concept.token, "superclass": concept.superclass,
-            "base": concept.base, "storage": args.storage,
+            "base": concept.base, "storage": storage,
             **{name: getattr(concept, name) for name in FILE_SETTINGS}, "training": dict(concept.training),
         }  # fmt: skip
         print(json.dumps(facts))
     else:
-        print(
-            f"{args.output}: {concept.token} for a {concept.superclass}, {args.storage}; {size / 1000:.1f} kB"
-        )
+        print(f"{args.output}: {concept.token} for a {concept.superclass}, {storage}; {size / 1000:.1f} kB")
     return 0
 
 
-def _read(args: argparse.Namespace) -> Concept:
-    """The concept of `--concept`."""
+def _opened(args: argparse.Namespace) -> Concept:
+    """The concept of `--concept`, under another word where one was given."""
     from perfusion.concept.concept_file import Concept
 
     _refuse(args, _FOREIGN, "is for files of other programs; a concept file says all that itself.")
-    return Concept.load(args.concept)
+    concept = Concept.load(args.concept)
+    return replace(concept, token=args.token) if args.token else concept
 
 
 def _own_picture(args: argparse.Namespace) -> Path | None:

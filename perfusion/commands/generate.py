@@ -51,12 +51,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(_NAME, "Draw pictures from a prompt, with concepts as words of their own. Needs no torch.")
-    _add_content(made.add_argument)
-    _add_drawing(made.add_argument)
-    _add_machine(made.add_argument)
-    _add_output(made.add_argument)
-    return made
+    command = parser(
+        _NAME, "Draw pictures from a prompt, with concepts as words of their own. Needs no torch."
+    )
+    _add_content(command.add_argument)
+    _add_drawing(command.add_argument)
+    _add_machine(command.add_argument)
+    _add_output(command.add_argument)
+    return command
 
 
 def _add_content(add: "Callable[..., object]") -> None:
@@ -224,14 +226,14 @@ def _drawings(runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job
     """The pictures one by one, with a line of progress a step."""
     from perfusion.picture_input import as_rgb, mask_of, open_picture
 
-    given = {
+    choices = {
         "num_inference_steps": args.steps, "guidance_scale": args.guidance_scale,
         "guidance_rescale": args.guidance_rescale, "scheduler": args.scheduler, "lock": args.lock,
         "width": args.width, "height": args.height, "gates": args.gates,
         "image": args.image and as_rgb(open_picture(args.image)), "image_strength": args.image_strength,
         "mask": args.mask and mask_of(open_picture(args.mask)), "negative_prompt": args.negative_prompt,
     }  # fmt: skip
-    options: Any = {name: value for name, value in given.items() if value is not None}
+    options: Any = {name: value for name, value in choices.items() if value is not None}
     # what cannot be drawn is refused here, before the first picture
     runtime.denoise(args.prompts, seed=jobs[-1][1], **options)
     with Progress(1, "drawing", quiet=args.quiet) as progress:

@@ -291,16 +291,13 @@ def _tell(args: argparse.Namespace, result: "Sweep", chosen: dict[str, Any] | No
 
 
 def _write_defaults(path: Path, chosen: dict[str, Any]) -> None:
-    """The same file, storage and all, with other defaults."""
-    from perfusion.concept.card import extract, is_card
-    from perfusion.concept.concept_file import Concept
-    from perfusion.concept.container import unpack
-    from perfusion.concept.storage import stored_as
+    """The same file, storage, picture and all, with other defaults."""
+    from perfusion.concept.card import is_card
+    from perfusion.concept.concept_file import Concept, storage_of
 
     concept, data = Concept.load(path), path.read_bytes()
-    card = is_card(data)
-    storage = stored_as(unpack(extract(data) if card else data)[0])
-    replace(concept, **chosen).save(path, storage, picture=path if card else None)
+    picture = path if is_card(data) else None
+    replace(concept, **chosen).save(path, storage_of(data), picture=picture)
 
 
 def _chosen(text: str | None) -> dict[str, Any] | None:
@@ -325,9 +322,9 @@ def _work_folder(user_folder: Path | None, name: str) -> Iterator[Path]:
     if user_folder is not None:
         yield user_folder
         return
-    folder = cache_folder() / "sweeps" / name[:32]
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    cached = cache_folder() / "sweeps" / name[:32]
+    yield cached
+    shutil.rmtree(cached, ignore_errors=True)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from perfusion.concept import card
 from perfusion.concept.container import pack, unpack
 from perfusion.concept.settings import DEFAULT_LOCK, FILE_SETTINGS, LOCKS, ConceptSettings
-from perfusion.concept.storage import narrow, widen
+from perfusion.concept.storage import narrow, stored_as, widen
 from perfusion.concept.words import hidden_character
 from perfusion.errors import ConceptError
 from perfusion.files import writing
@@ -28,7 +28,7 @@ from perfusion.files import writing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "Concept"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "Concept", "storage_of"]
 
 FORMAT = "perfusion-concept"
 FORMAT_VERSION = 1
@@ -205,6 +205,15 @@ class Concept:
         if self.target_keys is not None:
             tensors["target_keys"] = self.target_keys
         return tensors
+
+
+def storage_of(data: bytes) -> str:
+    """The storage that a concept file, or the one in a card, was written with.
+
+    Raises:
+        ConceptError: the bytes are not a valid concept.
+    """
+    return stored_as(unpack(card.extract(data) if card.is_card(data) else data)[0])
 
 
 def _read(path: Path) -> bytes:

@@ -41,12 +41,14 @@ class Sweep:
         rows = []
         for prompt in self.prompts:
             for seed in self.seeds:
-                jobs = [Job(prompt=prompt, seed=seed, setting=one) for one in (None, *self.settings)]
+                jobs = [Job(prompt=prompt, seed=seed, setting=setting) for setting in (None, *self.settings)]
                 pictures = [self.drawings.picture(job) for job in jobs]
                 rows.append((f"{prompt}, seed {seed}", pictures))
         best = self.recommended
         marked = None if best is None else 1 + self.settings.index(best.setting)
-        return grid(rows, ["superclass", *(one.label(fields) for one in self.settings)], marked=marked)
+        return grid(
+            rows, ["superclass", *(setting.label(fields) for setting in self.settings)], marked=marked
+        )
 
 
 def sweep(
@@ -80,12 +82,12 @@ def sweep(
     jobs = [Job(prompt=p, seed=s, setting=setting) for setting in (None, *settings) for p, s in pairs]
     total = len(set(jobs))
     drawings.draw(jobs, None if report is None else lambda done: report(done, total))
-    made = Sweep(
+    pictures_alone = Sweep(
         prompts=tuple(prompts), seeds=tuple(seeds), settings=tuple(settings), points=(), drawings=drawings
     )
     if scorer is None or not subjects:
-        return made
-    return replace(made, points=points_of(_measured(drawings, pairs, settings, scorer, subjects)))
+        return pictures_alone
+    return replace(pictures_alone, points=points_of(_measured(drawings, pairs, settings, scorer, subjects)))
 
 
 def _measured(

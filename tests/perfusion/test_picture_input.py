@@ -123,7 +123,7 @@ def test_what_is_no_picture_at_all_is_a_sentence(tmp_path):
         with pytest.raises(PictureError, match="is not a file, expected a picture"):
             open_picture(source)
     with pytest.raises(PictureError, match="The picture is int, expected a PIL image or a file's path"):
-        open_picture(3)  # type: ignore[arg-type]
+        open_picture(3)
 
 
 def test_a_program_that_draws_is_never_run(tmp_path):

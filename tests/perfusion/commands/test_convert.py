@@ -44,3 +44,36 @@ def test_a_jpeg_is_refused_in_either_place(card, tmp_path, capsys):
     assert main(["--concept", str(card), "--output", str(tmp_path / "a.jpg")]) == 1
     assert "carries no concept: only a PNG can" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.png", "red.jpg"]
+
+
+@pytest.mark.parametrize("storage", ["float16", "float32", "int8"])
+def test_a_concept_gets_another_word_and_other_defaults_and_keeps_its_numbers_and_storage(
+    make_concept, tmp_path, storage
+):
+    path = tmp_path / "cat.safetensors"
+    make_concept().save(path, storage)
+    before = Concept.load(path)
+    assert (
+        main(["--concept", str(path), "--token", "<style:ink>", "--bias", "-0.5", "--output", str(path)]) == 0
+    )
+    after = Concept.load(path)
+    assert (after.token, after.bias, after.temperature) == ("<style:ink>", -0.5, before.temperature)
+    np.testing.assert_array_equal(after.target_values, before.target_values)
+    assert after.to_bytes(storage) == path.read_bytes()
+    assert main(["--concept", str(path), "--temperature", "0.3", "--output", str(path)]) == 0
+    assert (Concept.load(path).bias, Concept.load(path).temperature) == (-0.5, 0.3)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--token", "two words"], "The token is 'two words', expected a word in angle brackets"),
+        (["--temperature", "0"], "The temperature is 0.0, expected a number above 0"),
+        (["--bias", "nan"], "The bias is nan, expected a finite number"),
+    ],
+)
+def test_a_word_or_a_default_that_no_concept_can_have_is_refused(card, capsys, arguments, message):
+    before = card.read_bytes()
+    assert main(["--concept", str(card), *arguments, "--output", str(card)]) == 1
+    assert message in capsys.readouterr().err
+    assert card.read_bytes() == before
