@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from perfusion.concept.regions import Box
     from perfusion.runtime import Runtime
+    from perfusion.runtime.text.layout import Regions
 
 _Job = tuple[str, int]
 """A prompt and a seed."""
@@ -118,6 +120,23 @@ def _add_drawing(add: "Callable[..., object]") -> None:
         metavar="N",
         help="pictures a prompt, with seeds from --seed on",
     )
+    add(
+        "--region",
+        type=_region,
+        action="append",
+        default=[],
+        dest="regions",
+        metavar="WORD[=L,T,R,B|MASK]",
+        help="a concept or words of the prompt are a thing with a part of the picture: a box in shares of the picture "
+        "(left, top, right, bottom), a mask, or where bands put it (can be repeated)",
+    )
+    add("--no-regions", action="store_true", help="read a prompt once, whatever things it names")
+    add(
+        "--whole",
+        type=float,
+        metavar="S",
+        help="share of the picture that reads the whole prompt, from 0 (default) to below 1",
+    )
     add("--lock", choices=LOCKS, help="where keys come from (default: what the concepts say)")
     add(
         "--gates",
@@ -174,7 +193,9 @@ def _generate(args: argparse.Namespace) -> int:
         facts["concepts"] = _used(runtime, args.prompts)
         facts |= {"provider": runtime.provider, "provider_reason": runtime.provider_reason}
         explained = (
-            runtime.explain(args.prompts[0], lock=args.lock, gates=args.gates) if args.explain else None
+            runtime.explain(args.prompts[0], lock=args.lock, gates=args.gates, regions=_regions(args))
+            if args.explain
+            else None
         )
     if explained is not None:
         save_picture(args.explain, explained.picture())
@@ -207,6 +228,8 @@ def _check(args: argparse.Namespace, jobs: "Sequence[_Job]") -> None:
         raise RequestError(
             f"--explain shows one prompt, and there are {len(args.prompts)}. Give one of them."
         )
+    if args.no_regions and (args.regions or args.whole):
+        raise RequestError("--no-regions goes with neither --region nor --whole. Leave one of them out.")
     if args.grid and len(jobs) > _MOST_OF_A_GRID:
         raise RequestError(
             f"{len(jobs)} pictures are too many for one sheet, at most {_MOST_OF_A_GRID}. Leave --grid out."
@@ -216,7 +239,8 @@ def _check(args: argparse.Namespace, jobs: "Sequence[_Job]") -> None:
     )
     outputs = [*(("--output", path) for path in names), ("--explain", args.explain)]
     sources = [("--concept", path) for path, _ in args.concepts]
-    check_outputs(outputs, [*sources, ("--image", args.image), ("--mask", args.mask)])
+    masks = [("--region", Path(mask)) for _, _, mask in args.regions if mask]
+    check_outputs(outputs, [*sources, ("--image", args.image), ("--mask", args.mask), *masks])
     for _, path in outputs:
         if path is not None and not args.force:
             check_replaceable(path)
@@ -232,8 +256,10 @@ def _drawings(runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job
         "width": args.width, "height": args.height, "gates": args.gates,
         "image": args.image and as_rgb(open_picture(args.image)), "image_strength": args.image_strength,
         "mask": args.mask and mask_of(open_picture(args.mask)), "negative_prompt": args.negative_prompt,
+        "whole": args.whole,
     }  # fmt: skip
     options: Any = {name: value for name, value in choices.items() if value is not None}
+    options["regions"] = _regions(args)
     # what cannot be drawn is refused here, before the first picture
     runtime.denoise(args.prompts, seed=jobs[-1][1], **options)
     with Progress(1, "drawing", quiet=args.quiet) as progress:
@@ -242,6 +268,15 @@ def _drawings(runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job
                 progress.total = step.total * len(jobs)
                 progress.update(step.total * index + step.index + 1)
             yield from step.pictures()
+
+
+def _regions(args: argparse.Namespace) -> "Regions":
+    """What the runtime is told of regions."""
+    from perfusion.runtime import Region
+
+    if args.no_regions:
+        return None
+    return [Region(word, box=box, mask=mask) for word, box, mask in args.regions] or "auto"
 
 
 def _saved(args: argparse.Namespace, pictures: "Iterator[Image]", count: int) -> list[Path]:
@@ -303,6 +338,18 @@ def _count(text: str) -> int:
     if value > _MOST_PICTURES:
         raise argparse.ArgumentTypeError(f"{text} pictures are too many at once, at most {_MOST_PICTURES}")
     return value
+
+
+def _region(text: str) -> "tuple[str, Box | None, str | None]":
+    """A thing with its box or its mask; what is no box of four numbers is a file."""
+    word, equals, place = text.rpartition("=")
+    if not equals:
+        return text, None, None
+    try:
+        left, top, right, bottom = (float(side) for side in place.split(","))
+    except ValueError:
+        return word, None, place
+    return word, (left, top, right, bottom), None
 
 
 def _seed(text: str) -> int | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from perfusion import __version__
 from perfusion.commands import generate as command
 from perfusion.commands.generate import main
-from perfusion.runtime import SCHEDULERS, Runtime
+from perfusion.runtime import SCHEDULERS, Region, Runtime
 
 
 @pytest.fixture
@@ -432,3 +432,34 @@ def test_ctrl_c_is_130_and_leaves_what_was_done(toy_bundle, tmp_path):
     assert files[: len(out.splitlines())] == out.splitlines()
     assert len(files) - len(out.splitlines()) <= 1  # one may be there and not yet on the list
     assert all(read(path).shape == (32, 32, 3) for path in tmp_path.iterdir())
+
+
+def test_regions_are_bands_boxes_masks_or_none_as_the_command_line_says(generate, runtime, make_concept):
+    make_concept().save("cat.safetensors")
+    runtime.load_concept("cat.safetensors")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    mask.save("mask.png")
+    prompt = "a <cat> and a teapot on grass"
+    for arguments, options in (
+        ([], {}),
+        (["--region", "teapot"], {"regions": [Region("teapot")]}),
+        (["--region", "<cat>=0,0,0.5,1"], {"regions": [Region("<cat>", box=(0, 0, 0.5, 1))]}),
+        (
+            ["--region", "teapot=mask.png", "--whole", "0.2"],
+            {"regions": [Region("teapot", mask=mask)], "whole": 0.2},
+        ),
+        (["--no-regions"], {"regions": None}),
+    ):
+        assert generate("--concept", "cat.safetensors", *arguments, prompt=prompt) == 0
+        np.testing.assert_array_equal(read("out.png"), np.asarray(runtime.generate(prompt, **options)))
+
+
+def test_regions_that_make_no_sense_are_one_sentence(generate, capsys):
+    for arguments, sentence in (
+        (["--region", "dog=0,0,1,1"], "asked for 'dog', and the prompt does not hold it"),
+        (["--region", "cat=0,0,2,1"], "expected left, top, right, bottom"),
+        (["--region", "cat", "--no-regions"], "--no-regions goes with neither"),
+    ):
+        assert generate(*arguments, "--quiet") == 1
+        assert sentence in capsys.readouterr().err
