@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perfusion.bundle.call_size import CallSize
 from perfusion.devices.graph_reader.onnx_file import GraphFile, read_graph
@@ -280,7 +280,7 @@ def _nearest(workload: Workload, gpu: bool, fits: Callable[[Workload], bool]) ->
     return scaled(part) if part else None
 
 
-def _resized(workload: Workload, **sizes: int) -> Workload:
+def _resized(workload: Workload, **sizes: Any) -> Workload:
     return replace(workload, size=replace(workload.size, **sizes))
 
 

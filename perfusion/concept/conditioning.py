@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def readings_joined(states: Sequence[PromptState], rows: EditRows) -> PromptStat
     conditionings = [state.conditioning for state in states]
     own = [state.rows for state in states]
 
-    def spread(arrays: Sequence[Array]) -> Array:
+    def spread(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         pairs = zip(arrays, own, strict=True)
         return np.concatenate([_in_slots(array, rows, columns) for array, rows in pairs])
 
@@ -102,7 +103,7 @@ def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
     }
 
 
-def _in_slots(gate: Array, rows: EditRows, columns: Mapping[tuple[str, int], int]) -> Array:
+def _in_slots(gate: NDArray[Any], rows: EditRows, columns: Mapping[tuple[str, int], int]) -> NDArray[Any]:
     """(tokens, J) spread over all slots of the call, (tokens, concepts)."""
     spread = np.zeros((len(gate), len(columns)), gate.dtype)
     spread[:, [columns[slot] for slot in rows.slots]] = gate

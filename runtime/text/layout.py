@@ -101,7 +101,7 @@ def _map_of(region: Region, size: tuple[int, int]) -> Array:
     assert region.mask is not None
     mask = mask_of(open_picture(region.mask))
     resized = mask.resize((size[1], size[0]), Image.Resampling.BOX)
-    light = np.asarray(resized, np.float32) / 255
+    light: Array = np.asarray(resized, np.float32) / np.float32(255)
     if light.max() <= _NOWHERE:
         raise RequestError(
             f"The mask of {region.word} is dark everywhere, so it gives the thing no place. Paint its place light."

@@ -400,7 +400,7 @@ def test_levels_of_regions_keep_their_sum_and_halve_their_sides():
 
 
 def test_every_cross_attention_layer_knows_the_level_that_it_reads(unet):
-    seen = {}
+    seen: dict[int, int] = {}
 
     class Watching(ConceptAttnProcessor):
         def attend(self, query, key, value, mask, regions=None):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_accelerate_launch_starts_them(tmp_path: Path) -> None:
     ("gpu", "nccl", "backend"), [(True, True, "nccl"), (True, False, "gloo"), (False, True, "gloo")]
 )
 def test_gpus_meet_by_gloo_where_nccl_is_missing(monkeypatch, gpu, nccl, backend) -> None:
-    joined = []
+    joined: list[Any] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     monkeypatch.setattr("torch.cuda.set_device", lambda number: None)
