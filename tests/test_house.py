@@ -210,7 +210,7 @@ def test_no_two_files_have_one_name():
 
 def test_names_are_nouns_and_seldom_fillers():
     counted = filler_names.count()
-    assert filler_names.share(counted) <= 0.030, filler_names.report(counted)
+    assert filler_names.share(counted) <= 0.010, filler_names.report(counted)
 
 
 def test_the_count_of_filler_names_sees_every_kind_of_binding():
