@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from benchmarks.record import write_record
 from perfusion import Concept
 from perfusion.bundle.description import Bundle, Decoder, Defaults, Layer, TextEncoder, UNet
+from perfusion.bundle.noise_model import NoiseModel
 from perfusion.embedded import bundle_path
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import Request, make_request
-from perfusion.runtime.sampling.schedulers import NoiseModel
 from perfusion.runtime.text.feeds import Feeds
 from perfusion.runtime.text.prompt_encoder import PromptEncoder
 

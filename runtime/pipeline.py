@@ -25,7 +25,8 @@ from perfusion.runtime.concepts import Bank
 from perfusion.runtime.explanation import Explanation, explain
 from perfusion.runtime.request import Options, Request, make_request
 from perfusion.runtime.sampling.loop import Phase, call_slices, decode, draw
-from perfusion.runtime.sampling.schedulers import Schedule, make_schedule
+from perfusion.runtime.sampling.schedule import Schedule
+from perfusion.runtime.sampling.schedulers import make_schedule
 from perfusion.runtime.step import Step
 from perfusion.runtime.stopping import Stop, Stops
 from perfusion.runtime.text.feeds import Feeds

@@ -23,7 +23,7 @@ MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 KEY_PROJECTIONS = "key_projections.safetensors"
 
-SAMPLERS = ("ddim", "euler", "euler_ancestral", "dpmpp_2m", "heun", "lcm")
+SAMPLERS = ("ddim", "plms", "euler", "euler_ancestral", "dpmpp_2m", "heun", "lcm")
 """How a scheduler gets from one noise level to the next, as bundle.json names it."""
 TAKE_KARRAS = ("euler", "dpmpp_2m", "heun")
 """The samplers that also exist on the noise levels of Karras et al. 2022, as `<name>_karras`."""

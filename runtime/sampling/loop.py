@@ -16,8 +16,7 @@ from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.pictures import as_mask, as_pictures, as_sample
 from perfusion.runtime.request import Request
 from perfusion.runtime.sampling.noise import NoiseStream
-from perfusion.runtime.sampling.samplers import Parts
-from perfusion.runtime.sampling.schedulers import Schedule
+from perfusion.runtime.sampling.schedule import Estimate, Schedule
 from perfusion.runtime.text.feeds import Feeds
 from perfusion.runtime.text.prompt_encoder import Row
 
@@ -108,7 +107,7 @@ def draw(
     else:
         latents = schedule.noised(0, over.latents, noise)
     read, groups = list[tuple[Row, ...]](), list[_Group]()
-    history: list[Parts] = []
+    history: list[Estimate] = []
     for index, timestep in enumerate(schedule.timesteps):
         graphs.stage("denoise")
         share = schedule.share(index)

@@ -1,4 +1,4 @@
-"""From one noise level to the next: DDIM, Euler, Euler ancestral, DPM++ 2M, Heun and LCM.
+"""From one noise level to the next: DDIM, PLMS, Euler, Euler ancestral, DPM++ 2M, Heun and LCM.
 
 A sample at level `alpha` (the papers' cumulative product of alphas) is
 
@@ -12,88 +12,109 @@ nothing has to be scaled for the UNet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from perfusion.runtime.sampling.schedulers import Schedule
+from perfusion.runtime.sampling.schedule import Estimate, NoiseSource, Schedule
 
-__all__ = ["Draw", "Parts", "Sampler", "ddim", "dpmpp_2m", "euler_ancestral", "heun", "lcm"]
+__all__ = ["ddim", "dpmpp_2m", "euler_ancestral", "heun", "lcm", "plms"]
 
 Array = NDArray[np.float32]
-Draw = Callable[[], Array]
-"""Fresh unit noise for every picture, of the latents' shape."""
+
+_ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+"""How much the newest predictions count, the newest first, by how many there are."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Parts:
-    """A sample, and what the UNet says it is made of."""
-
-    latents: Array
-    clean: Array
-    noise: Array
-
-
-Sampler = Callable[["Schedule", int, Sequence[Parts], Draw], tuple[Array, Array]]
-"""The sample after evaluation `index`, and the clean one it leads to; of the parts the last are the newest."""
-
-
-def ddim(schedule: Schedule, index: int, parts: Sequence[Parts], draw: Draw) -> tuple[Array, Array]:
+def ddim(
+    schedule: Schedule, index: int, estimates: Sequence[Estimate], fresh: NoiseSource
+) -> tuple[Array, Array]:
     """Song et al. 2020, eq. 12 with eta = 0; and Karras et al. 2022, algorithm 1, in this variable."""
-    return schedule.mix(index, parts[-1].clean, parts[-1].noise), parts[-1].clean
+    return schedule.mix(index, estimates[-1].clean, estimates[-1].noise), estimates[-1].clean
 
 
 def euler_ancestral(
-    schedule: Schedule, index: int, parts: Sequence[Parts], draw: Draw
+    schedule: Schedule, index: int, estimates: Sequence[Estimate], fresh: NoiseSource
 ) -> tuple[Array, Array]:
     """An Euler step further down than asked for, and fresh noise up to the level again (k-diffusion)."""
     sigma, following = schedule.sigma(index), schedule.next_sigma(index)
     up = following * np.sqrt(1 - (following / sigma) ** 2)
     down = np.sqrt(following**2 - up**2)
-    moved = parts[-1].clean + float(down) * parts[-1].noise + float(up) * draw()
-    return moved * float(1 / np.sqrt(1 + following**2)), parts[-1].clean
+    moved = estimates[-1].clean + float(down) * estimates[-1].noise + float(up) * fresh()
+    return moved * float(1 / np.sqrt(1 + following**2)), estimates[-1].clean
 
 
-def dpmpp_2m(schedule: Schedule, index: int, parts: Sequence[Parts], draw: Draw) -> tuple[Array, Array]:
+def dpmpp_2m(
+    schedule: Schedule, index: int, estimates: Sequence[Estimate], fresh: NoiseSource
+) -> tuple[Array, Array]:
     """Lu et al. 2022, DPM-Solver++(2M): the clean sample is extrapolated along lambda = -log(sigma)."""
-    newest, clean = parts[-1], parts[-1].clean
+    newest, clean = estimates[-1], estimates[-1].clean
     moved = schedule.mix(index, clean, newest.noise)
     following = schedule.next_sigma(index)
-    if len(parts) == 1 or following == 0:  # no slope is known yet, or lambda is infinite
+    if len(estimates) == 1 or following == 0:  # no slope is known yet, or lambda is infinite
         return moved, clean
     before, sigma = schedule.sigma(index - 1), schedule.sigma(index)
     step, last = np.log(sigma / following), np.log(before / sigma)  # h and h_last
     if last <= 0:  # two evaluations at one level, when there are as many steps as timesteps
         return moved, clean
     weight = (1 - following / sigma) / np.sqrt(1 + following**2) * step / (2 * last)
-    return moved + float(weight) * (clean - parts[-2].clean), clean
+    return moved + float(weight) * (clean - estimates[-2].clean), clean
 
 
-def heun(schedule: Schedule, index: int, parts: Sequence[Parts], draw: Draw) -> tuple[Array, Array]:
+def heun(
+    schedule: Schedule, index: int, estimates: Sequence[Estimate], fresh: NoiseSource
+) -> tuple[Array, Array]:
     """Karras et al. 2022, algorithm 1: Euler to the next level, then again with the mean of both slopes.
 
     Evaluations come in pairs, the first at the level left and the second at the level reached; the step to no
     noise at all has no second.
     """
     if index % 2 == 0:
-        return ddim(schedule, index, parts, draw)
-    start, end = parts[-2], parts[-1]
+        return ddim(schedule, index, estimates, fresh)
+    start, end = estimates[-2], estimates[-1]
     sigma, following = schedule.sigma(index - 1), schedule.sigma(index)
     slope: Array = np.float32(0.5) * (start.noise + end.noise)
     moved = start.clean + sigma * start.noise + (following - sigma) * slope
     return moved * float(1 / np.sqrt(1 + following**2)), end.clean
 
 
-def lcm(schedule: Schedule, index: int, parts: Sequence[Parts], draw: Draw) -> tuple[Array, Array]:
+def plms(
+    schedule: Schedule, index: int, estimates: Sequence[Estimate], fresh: NoiseSource
+) -> tuple[Array, Array]:
+    """Liu et al. 2022, pseudo linear multi-step: DDIM's step with a prediction extrapolated from the last four.
+
+    The first step is made twice: to its end, where the UNet is asked again, and anew with the mean of both answers.
+    That second answer is left out of the later steps.
+    """
+    latents, alpha = estimates[-1].latents, float(schedule.alphas[index])
+    predictions = [estimate.prediction for estimate in estimates]
+    if index == 1 and schedule.origins is not None:
+        latents, alpha = estimates[0].latents, float(schedule.origins[1])
+        prediction: Array = (predictions[0] + predictions[1]) / np.float32(2)
+    else:
+        if 1 < index <= len(predictions):  # the second evaluation is among them
+            del predictions[-index]
+        newest = predictions[:-5:-1]
+        weights = _ADAMS_BASHFORTH[len(newest)]
+        prediction = sum(np.float32(weight) * part for weight, part in zip(weights, newest, strict=True))
+    clean, noise = schedule.separated(alpha, latents, prediction)
+    return schedule.mix(index, clean, noise), clean
+
+
+def lcm(
+    schedule: Schedule, index: int, estimates: Sequence[Estimate], fresh: NoiseSource
+) -> tuple[Array, Array]:
     """Luo et al. 2023, algorithm 3: the clean sample at once, and fresh noise up to the next level."""
     time = float(schedule.timesteps[index]) * schedule.timestep_scaling
     skip = 0.5**2 / (time**2 + 0.5**2)
     out = float(time / np.sqrt(time**2 + 0.5**2))
-    clean = out * parts[-1].clean + skip * parts[-1].latents
+    clean = out * estimates[-1].clean + skip * estimates[-1].latents
     if schedule.next_sigma(index) == 0:
         return clean, clean
-    return schedule.mix(index, clean, draw()), clean
+    return schedule.mix(index, clean, fresh()), clean

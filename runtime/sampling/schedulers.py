@@ -1,130 +1,24 @@
 """Which noise levels a picture passes through on its way from noise, for every scheduler by its name.
 
-The step between two levels is in `perfusion.runtime.sampling.samplers`, with the one convention that both keep.
+The step between two levels is in `perfusion.runtime.sampling.samplers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from perfusion.bundle.noise_model import Floats, NoiseModel
-from perfusion.concept.phases import noise_share
 from perfusion.errors import RequestError
 from perfusion.runtime.sampling import samplers
-from perfusion.runtime.sampling.samplers import Draw, Parts, Sampler
+from perfusion.runtime.sampling.schedule import Sampler, Schedule
 
-__all__ = ["SCHEDULERS", "NoiseModel", "Schedule", "make_schedule"]
-
-Array = NDArray[np.float32]
+__all__ = ["SCHEDULERS", "make_schedule"]
 
 _LEAST_ALPHA = 2.0**-24  # where sigma is to stay finite; sigma is 4096 there
-_MOST_STEPS = 1000  # that a model is asked for
 _RHO = 7.0  # Karras et al. 2022, eq. 5
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Schedule:
-    """The UNet's evaluations for one picture: `timesteps` to give it, the level before and after each.
-
-    In most schedulers there is one evaluation a step. Heun has two, the last step excepted.
-    """
-
-    timesteps: Array  # (evaluations,)
-    alphas: Floats  # (evaluations,)
-    next_alphas: Floats  # (evaluations,)
-    prediction_type: str
-    sampler: Sampler = samplers.ddim
-    order: int = 1  # evaluations a step
-    initial_scale: float = 1.0  # what unit noise is multiplied by to be the first sample
-    clip: float | None = None
-    timestep_scaling: float = 10.0  # LCM's
-    train_timesteps: int = 1000  # of the base model
-
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
-    def sigma(self, index: int) -> float:
-        """k-diffusion's noise level at evaluation `index`."""
-        return _sigma(float(self.alphas[index]))
-
-    def next_sigma(self, index: int) -> float:
-        """k-diffusion's noise level after evaluation `index`."""
-        return _sigma(float(self.next_alphas[index]))
-
-    def step(
-        self, index: int, latents: Array, prediction: Array, history: list[Parts], draw: Draw
-    ) -> tuple[Array, Array]:
-        """The sample after evaluation `index`, and the clean sample it is on the way to.
-
-        `latents` and the UNet's `prediction` of them (pictures, channels, height, width). `history` is the
-        caller's to keep from one call to the next, and empty before the first. `draw` gives fresh noise.
-        """
-        clean, noise = self.clean_and_noise(index, latents, prediction)
-        history.append(Parts(latents=latents, clean=clean, noise=noise))
-        del history[:-2]
-        return self.sampler(self, index, history, draw)
-
-    def clean_and_noise(self, index: int, latents: Array, prediction: Array) -> tuple[Array, Array]:
-        """What the UNet's `prediction` says `latents` are made of, both of `latents`' shape."""
-        signal, spread = _amplitudes(self.alphas[index])
-        if self.prediction_type == "v_prediction":  # v = signal · noise - spread · clean
-            clean = signal * latents - spread * prediction
-            noise = spread * latents + signal * prediction
-        else:
-            clean = (latents - spread * prediction) / signal
-            noise = prediction
-        return (clean if self.clip is None else clean.clip(-self.clip, self.clip)), noise
-
-    def mix(self, index: int, clean: Array, noise: Array) -> Array:
-        """Both mixed at the level after evaluation `index`."""
-        signal, spread = _amplitudes(self.next_alphas[index])
-        return signal * clean + spread * noise
-
-    def noised(self, index: int, clean: Array, noise: Array) -> Array:
-        """Both mixed at the level that evaluation `index` sees: what a picture looks like there."""
-        signal, spread = _amplitudes(self.alphas[index])
-        return signal * clean + spread * noise
-
-    def share(self, index: int) -> float:
-        """How many of the base model's noise levels lie behind evaluation `index`, 0 to 1, from pure noise on."""
-        return noise_share(float(self.timesteps[index]), self.train_timesteps)
-
-    def check_start(self, start: float) -> None:
-        """Raise RequestError where no evaluation is left at or after a share of the noise levels."""
-        last = self.share(len(self) - 1)
-        if start > last:
-            raise RequestError(
-                f"A concept's start is {start:g}, and the last of the steps stands at {last:.2f}: it would never come "
-                "in. Give a lower start, or more steps."
-            )
-
-    def last_part(self, strength: float) -> Schedule:
-        """The last of the steps, `strength` of them, as diffusers counts: for a picture that is drawn over.
-
-        Raises:
-            RequestError: not even one step is left.
-        """
-        steps = (len(self) + self.order - 1) // self.order
-        kept = min(int(steps * strength), steps)
-        if strength <= 0:
-            raise RequestError(
-                "The image strength is 0, which leaves no step. Expected a number above 0, to 1."
-            )
-        if kept < 1:
-            enough = next((count for count in range(steps, _MOST_STEPS + 1) if int(count * strength)), None)
-            remedy = f"Raise one of them: {enough} steps would do." if enough else "Raise it."
-            raise RequestError(f"An image strength of {strength:g} leaves none of {steps} steps. {remedy}")
-        start = (steps - kept) * self.order
-        return replace(
-            self,
-            timesteps=self.timesteps[start:],
-            alphas=self.alphas[start:],
-            next_alphas=self.next_alphas[start:],
-        )
 
 
 def make_schedule(name: str, model: NoiseModel, steps: int) -> Schedule:
@@ -150,6 +44,19 @@ def make_schedule(name: str, model: NoiseModel, steps: int) -> Schedule:
 
 
 def _ddim(model: NoiseModel, steps: int) -> Schedule:
+    return replace(_from_table(model, steps), clip=_clip(model))
+
+
+def _plms(model: NoiseModel, steps: int) -> Schedule:
+    """Its first step is made twice, the second time from both of its ends."""
+    schedule = _from_table(model, steps)
+    above = schedule.timesteps.astype(np.int64) + model.num_train_timesteps // steps
+    origins = model.alphas()[np.minimum(above, model.num_train_timesteps - 1)]
+    return replace(schedule, sampler=samplers.plms, origins=origins).with_second()
+
+
+def _from_table(model: NoiseModel, steps: int) -> Schedule:
+    """Levels of the training's own timesteps, as DDIM and PLMS take them."""
     alphas = model.alphas()
     timesteps = np.round(_spaced(model, steps)).astype(np.int64)
     following = timesteps - model.num_train_timesteps // steps
@@ -159,7 +66,7 @@ def _ddim(model: NoiseModel, steps: int) -> Schedule:
         alphas=alphas[timesteps],
         next_alphas=np.where(following >= 0, alphas[following], last),
         prediction_type=model.prediction_type,
-        clip=_clip(model),
+        sampler=samplers.ddim,
     )
 
 
@@ -242,6 +149,7 @@ def _in_pairs(schedule: Schedule) -> Schedule:
 
 SCHEDULERS: Mapping[str, Callable[[NoiseModel, int], Schedule]] = {
     "ddim": _ddim,
+    "plms": _plms,
     "euler": _along_sigma(samplers.ddim),
     "euler_karras": _along_sigma(samplers.ddim, karras=True),
     "euler_ancestral": _along_sigma(samplers.euler_ancestral),
@@ -291,12 +199,3 @@ def _timesteps_of(sigmas: Floats, table: Floats) -> Floats:
 
 def _clip(model: NoiseModel) -> float | None:
     return model.clip_sample_range if model.clip_sample else None
-
-
-def _amplitudes(alpha: float) -> tuple[float, float]:
-    """The amplitudes of clean and noise at a level, as Python floats so that float32 arrays stay float32."""
-    return float(np.sqrt(alpha)), float(np.sqrt(1.0 - alpha))
-
-
-def _sigma(alpha: float) -> float:
-    return float(np.sqrt((1.0 - alpha) / alpha))

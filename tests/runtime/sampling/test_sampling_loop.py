@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings(
 PROMPT = "a photo of a cat on a beach"
 CLASSES: dict[str, Any] = {
     "ddim": diffusers.DDIMScheduler,
+    "plms": diffusers.PNDMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
     "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
     "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
@@ -29,7 +30,8 @@ CLASSES: dict[str, Any] = {
 def with_scheduler(pipeline: Any, name: str) -> Any:
     """The pipeline's parts with diffusers' scheduler of that name."""
     base = name.removesuffix("_karras")
-    more = {} if base == name else {"use_karras_sigmas": True}
+    more: dict[str, Any] = {} if base == name else {"use_karras_sigmas": True}
+    more |= {"skip_prk_steps": True} if name == "plms" else {}
     return {**pipeline.components, "scheduler": CLASSES[base].from_config(pipeline.scheduler.config, **more)}
 
 
