@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from perfusion import __version__
 from perfusion.base.base_model import BaseModel
-from perfusion.base.loading import read_index, read_json
+from perfusion.base.loading import read_index, scheduler_class
 from perfusion.bundle.names import FORMAT, FORMAT_VERSION, KEY_PROJECTIONS, TOKENIZER
 from perfusion.errors import ModelError
 from perfusion.export.convert import OPSET
@@ -42,7 +44,6 @@ _SCHEDULER_SETTINGS: dict[str, Any] = {
 }
 """What a bundle says about the noise schedule; the value is for schedulers that do not know the setting."""
 
-
 _KNOWN = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "prediction_type": ("epsilon", "v_prediction"),
@@ -52,6 +53,8 @@ _REFUSED = ("trained_betas", "thresholding", "use_flow_sigmas")
 """Settings that no runtime here follows: a schedule without a name, one that latent models do not use, and flow."""
 
 SAMPLER_OF_CLASS = {
+    "DDIMScheduler": "ddim",
+    "PNDMScheduler": "plms",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
@@ -59,6 +62,33 @@ SAMPLER_OF_CLASS = {
     "LCMScheduler": "lcm",
 }
 """What the runtime calls a scheduler of diffusers; models that name another are drawn with DDIM."""
+
+_NO_OTHER_SIGMAS = {"use_exponential_sigmas": False, "use_beta_sigmas": False}
+_FOLLOWED: Mapping[str, Mapping[str, Any]] = {
+    "PNDMScheduler": {"skip_prk_steps": True, "rescale_betas_zero_snr": False},
+    "EulerDiscreteScheduler": {
+        **_NO_OTHER_SIGMAS,
+        "interpolation_type": "linear",
+        "timestep_type": "discrete",
+        "final_sigmas_type": "zero",
+        "sigma_min": None,
+        "sigma_max": None,
+    },
+    "DPMSolverMultistepScheduler": {
+        **_NO_OTHER_SIGMAS,
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        "use_lu_lambdas": False,
+        "variance_type": None,
+    },
+    "HeunDiscreteScheduler": {**_NO_OTHER_SIGMAS, "clip_sample": False, "rescale_betas_zero_snr": False},
+}
+"""What the runtime draws with, of the settings that bundle.json does not carry or that the class does not read."""
+
+_log = logging.getLogger(__name__)
 
 
 def make_manifest(
@@ -118,14 +148,27 @@ def scheduler_settings(base: BaseModel) -> dict[str, Any]:
             raise ModelError(
                 f"{base.folder}: its scheduler's {name} is {settings[name]!r}, expected {' or '.join(known)}"
             )
-    return {"sampler": SAMPLER_OF_CLASS.get(_scheduler_class(base), "ddim"), **settings}
+    return {"sampler": _sampler(base), **settings}
 
 
-def _scheduler_class(base: BaseModel) -> str:
-    """The class that scheduler_config.json names; nothing where the model's settings lie in no folder."""
-    if base.source is None:
-        return ""
-    return str(read_json(base.source / "scheduler" / "scheduler_config.json").get("_class_name"))
+def _sampler(base: BaseModel) -> str:
+    """The runtime's name for the model's scheduler, with a warning where the runtime draws otherwise."""
+    name = "DDIMScheduler" if base.source is None else scheduler_class(base.source)
+    sampler = SAMPLER_OF_CLASS.get(name, "ddim")
+    otherwise = [
+        f"{setting} {base.scheduler[setting]!r}"
+        for setting, followed in _FOLLOWED.get(name, {}).items()
+        if base.scheduler.get(setting, followed) != followed
+    ]
+    if name not in SAMPLER_OF_CLASS or otherwise:
+        _log.warning(
+            "%s: its scheduler is %s, which the runtime does not have. The bundle draws with %s, so its pictures "
+            "differ from those of diffusers' pipeline.",
+            base.folder,
+            " with ".join([name, *([" and ".join(otherwise)] if otherwise else [])]),
+            sampler,
+        )
+    return sampler
 
 
 def _forces_zeros(base: BaseModel) -> bool:

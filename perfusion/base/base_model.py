@@ -27,6 +27,7 @@ from perfusion.base.loading import (
     load_weights,
     read_index,
     read_json,
+    scheduler_class,
 )
 from perfusion.base.single_file import find_config, load_single_file
 from perfusion.errors import ModelError
@@ -313,10 +314,10 @@ def _usual_drawing(unet: UNet2DConditionModel, source: Path) -> tuple[float, int
     """The guidance scale and the steps that suit a model which does not say so itself."""
     if unet.config.time_cond_proj_dim is not None:
         return CONSISTENCY_GUIDANCE_SCALE, CONSISTENCY_STEPS
-    scheduler = read_json(source / "scheduler" / "scheduler_config.json")
+    settings = read_json(source / "scheduler" / "scheduler_config.json")
     # nothing else in a turbo model tells: its timesteps begin at the last one, and each step adds noise anew
-    trailing = scheduler.get("timestep_spacing") == "trailing"
-    if trailing and scheduler.get("_class_name") == "EulerAncestralDiscreteScheduler":
+    trailing = settings.get("timestep_spacing") == "trailing"
+    if trailing and scheduler_class(source) == "EulerAncestralDiscreteScheduler":
         return TURBO_GUIDANCE_SCALE, TURBO_STEPS
     return DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS
 

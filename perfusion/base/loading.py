@@ -25,6 +25,7 @@ __all__ = [
     "quiet_loaders",
     "read_index",
     "read_json",
+    "scheduler_class",
 ]
 
 
@@ -184,24 +185,46 @@ def load_tokenizer(folder: Path, part: str = "tokenizer") -> Any:
 
 
 def load_scheduler(folder: Path) -> dict[str, Any]:
-    """The scheduler's settings with the defaults of its class filled in: a file may leave them out."""
+    """The scheduler's settings as diffusers' pipeline of the folder has them, without the class.
+
+    A file may leave settings out: the defaults of the class are filled in. And the pipeline of Stable Diffusion 1 and 2
+    repairs two that early files lack or have wrong; those of SDXL and of consistency models do not.
+    """
     import diffusers
 
+    path, name = folder / "scheduler" / "scheduler_config.json", scheduler_class(folder)
+    kind = getattr(diffusers, name, None)
+    if kind is None or not hasattr(kind, "from_config"):
+        raise ModelError(f"{path}: unknown scheduler {name!r}")
+    try:
+        filled = kind.from_config(read_json(path)).config
+    except Exception as error:  # classes that need libraries of their own, and each refuses in its own way
+        raise ModelError(
+            f"{path}: its {name} cannot be made: {first_line(error)}; name another scheduler there, "
+            "such as DDIMScheduler, with the same betas and prediction_type"
+        ) from error
+    settings = {key: value for key, value in filled.items() if not key.startswith("_")}
+    repairs = _REPAIRS if read_index(folder).get("_class_name") in _REPAIRING else {}
+    return settings | {key: value for key, value in repairs.items() if key in settings}
+
+
+_REPAIRING = tuple(f"StableDiffusion{kind}Pipeline" for kind in ("", "Img2Img", "PAG", "PAGImg2Img"))
+_REPAIRS = {"steps_offset": 1, "clip_sample": False}
+
+
+def scheduler_class(folder: Path) -> str:
+    """The name of the scheduler's class in diffusers.
+
+    model_index.json has the say, as in diffusers; scheduler_config.json is asked where it has none. Raises `ModelError`
+    where the folder has no scheduler.
+    """
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: the model has no scheduler/scheduler_config.json")
-    config = read_json(path)
-    kind = getattr(diffusers, str(config.get("_class_name")), None)
-    if kind is None or not hasattr(kind, "from_config"):
-        raise ModelError(f"{path}: unknown scheduler {config.get('_class_name')!r}")
-    try:
-        filled = kind.from_config(config).config
-    except Exception as error:  # classes that need libraries of their own, and each refuses in its own way
-        raise ModelError(
-            f"{path}: its {config['_class_name']} cannot be made: {first_line(error)}; name another scheduler there, "
-            "such as DDIMScheduler, with the same betas and prediction_type"
-        ) from error
-    return {key: value for key, value in filled.items() if not key.startswith("_")}
+    entry = read_index(folder).get("scheduler")
+    if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
+        return entry[1]
+    return str(read_json(path).get("_class_name"))
 
 
 def first_line(error: Exception) -> str:

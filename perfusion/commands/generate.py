@@ -37,7 +37,8 @@ _MOST_PICTURES = 10_000  # of a prompt
 _MOST_OF_A_GRID = 1000  # they lie in memory together
 _RANDOM_SEEDS = 10**6  # short enough to be typed again
 _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is shown
-    "ddim", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "heun", "heun_karras", "lcm",
+    "ddim", "plms", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "heun", "heun_karras",
+    "lcm",
 )  # fmt: skip
 _PROVIDERS = ("auto", "cpu", "cuda", "trt", "trt-rtx")
 

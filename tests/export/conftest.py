@@ -66,6 +66,9 @@ def consistency_model(toy_model: Path, tmp_path_factory: pytest.TempPathFactory)
     scheduler = {"_class_name": "LCMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
                  "beta_schedule": "scaled_linear", "original_inference_steps": 40}  # fmt: skip
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "LatentConsistencyModelPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "perfusion.json").write_text('{"family": "pocket"}')
     return folder
 

@@ -118,7 +118,7 @@ def test_a_vae_that_shifts_latents_is_refused(base, monkeypatch):
 
 
 SAMPLERS = {
-    "PNDMScheduler": "ddim",
+    "PNDMScheduler": "plms",
     "DDIMScheduler": "ddim",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
@@ -138,6 +138,8 @@ def with_scheduler(toy_model, tmp_path):
         noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
         text = json.dumps({"_class_name": name, **noise, **settings})
         (folder / "scheduler/scheduler_config.json").write_text(text)
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", name]}))
         (folder / "perfusion.json").write_text('{"family": "pocket"}')
         return load_base(folder)
 

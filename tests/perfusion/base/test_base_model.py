@@ -158,6 +158,12 @@ def test_a_gradient_reaches_the_rows_that_are_used_and_nothing_else(base):
     assert all(parameter.grad is None for parameter in base.text_encoder.parameters())
 
 
+def name_scheduler(folder, kind):
+    """Put a scheduler's class into model_index.json, which has the say."""
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind]}))
+
+
 def test_the_scheduler_has_its_class_defaults_filled_in(copy):
     settings = {
         "_class_name": "PNDMScheduler",
@@ -182,6 +188,7 @@ def test_a_scheduler_that_cannot_be_made_is_refused_with_its_reason(copy, settin
     monkeypatch.setattr(diffusers.DPMSolverSDEScheduler, "from_config", lacking)
     path = copy / "scheduler/scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "DDIMScheduler"} | settings))
+    name_scheduler(copy, settings.get("_class_name", "DDIMScheduler"))
     with pytest.raises(
         ModelError, match=r"cannot be made: (nonsense is|DPM.* requires).*name another scheduler"
     ):
@@ -196,6 +203,7 @@ def test_a_turbo_model_is_drawn_in_few_steps_without_guidance(copy):
         ("EulerDiscreteScheduler", "trailing", (5.0, 20)),
     ):
         path.write_text(json.dumps({"_class_name": kind, "timestep_spacing": spacing}))
+        name_scheduler(copy, kind)
         base = load_base(copy)
         assert (base.guidance_scale, base.num_inference_steps) == expected
 
@@ -274,7 +282,7 @@ BROKEN = {
     "no vocabulary": (without("tokenizer/tokenizer.json"), "no vocabulary in tokenizer/"),
     "no scheduler settings": (without("scheduler/scheduler_config.json"), "no scheduler/scheduler_config"),
     "an unknown scheduler": (
-        lambda folder: edit_json(folder / "scheduler/scheduler_config.json", _class_name="Guess"),
+        lambda folder: edit_json(folder / "model_index.json", scheduler=["diffusers", "Guess"]),
         "unknown scheduler 'Guess'",
     ),
     "an unknown width": (without("perfusion.json"), r"encodings of 32 numbers, expected 768 \(sd15\)"),

@@ -209,6 +209,10 @@ def consistency_model(tiny_model: Path, tmp_path: Path) -> Path:
     scheduler = {"_class_name": "LCMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
                  "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}  # fmt: skip
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(
+        json.dumps(index | {"scheduler": ["diffusers", scheduler["_class_name"]]})
+    )
     return folder
 
 
