@@ -104,11 +104,10 @@ def test_plan_on_another_device_needs_none(capsys):
     assert facts["peak"] == max(facts["stages"].values())
     assert facts["workspace"] == PROFILES["orin-nano-8"].workspace
     assert "--precision fp16 --engine trt --device orin-nano-8" in facts["export"]
+    latents = {"concepts": [4] * 3, "height": [32] * 3, "width": [32] * 3}
     assert facts["profiles"]["unet"] == [
-        {
-            name: [size] * 3
-            for name, size in (("batch", 4), ("tokens", 77), ("concepts", 4), ("height", 32), ("width", 32))
-        }
+        {"batch": [4] * 3, "regions": [readings] * 3, "tokens": [77 * readings] * 3, **latents}
+        for readings in (1, 2)
     ]
     assert set(facts["profiles"]) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     assert "no GPU has been measured" in facts["estimate_error"]
@@ -117,7 +116,7 @@ def test_plan_on_another_device_needs_none(capsys):
 def test_plan_shows_the_sizes_of_engines_and_counts_a_picture_to_draw_over(capsys):
     assert main(["plan", "--device", "rtx-3060", "--image"]) == 0
     text = capsys.readouterr().out
-    assert "unet: batch 2, tokens 77, concepts 4, height 16, width 16" in text
+    assert "unet: batch 2, regions 1, tokens 77, concepts 4, height 16, width 16" in text
     assert "text_encoder, unet, vae_decoder, vae_encoder" in text
 
 

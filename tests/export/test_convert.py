@@ -20,13 +20,14 @@ EXPECTED = {
     "unet": (
         {
             "sample": ("batch", 4, "height", "width"),
-            "timestep": (1,),
+            "timestep": ("batch",),
             "encoder_hidden_states": ("batch", "tokens", 16),
             "key_hidden_states": ("batch", "tokens", 16),
             "key_gate": ("batch", "tokens", "concepts"),
             "value_gate": ("batch", "tokens", "concepts"),
             "concept_keys": ("concepts", 40),
             "concept_values": ("concepts", 40),
+            "regions": ("batch", "regions", "height", "width"),
         },
         {"out_sample": ("batch", 4, "height", "width")},
     ),

@@ -30,18 +30,19 @@ def feeds_of(
     encodings = normal(batch, tokens, TEXT_DIM)
     return {
         "sample": normal(batch, 4, size, size),
-        "timestep": np.array([500], np.float32),
+        "timestep": np.full(batch, 500, np.float32),
         "encoder_hidden_states": encodings,
         "key_hidden_states": encodings,
         "key_gate": abs(normal(batch, tokens, concepts)),
         "value_gate": abs(normal(batch, tokens, concepts)),
         "concept_keys": normal(concepts, WIDTH),
         "concept_values": normal(concepts, WIDTH),
+        "regions": np.ones((batch, 1, size, size), np.float32),
     }
 
 
 def row_of(feeds: dict[str, Any], row: int) -> dict[str, Any]:
-    shared = ("timestep", *TARGETS)
+    shared = TARGETS
     return {name: feed if name in shared else feed[row : row + 1] for name, feed in feeds.items()}
 
 

@@ -24,13 +24,14 @@ EXPECTED = {
     "unet": (
         {
             "sample": ("batch", 4, "height", "width"),
-            "timestep": (1,),
+            "timestep": ("batch",),
             "encoder_hidden_states": ("batch", "tokens", 80),
             "key_hidden_states": ("batch", "tokens", 80),
             "key_gate": ("batch", "tokens", "concepts"),
             "value_gate": ("batch", "tokens", "concepts"),
             "concept_keys": ("concepts", 64),
             "concept_values": ("concepts", 64),
+            "regions": ("batch", "regions", "height", "width"),
             "text_embeds": ("batch", 40),
             "time_ids": ("batch", 6),
         },
@@ -127,7 +128,7 @@ def test_the_prediction_is_what_diffusers_computes_with_the_same_conditions(xl_e
     generator = torch.Generator().manual_seed(0)
     feeds = {
         "sample": torch.randn(2, 4, 8, 12, generator=generator),
-        "timestep": torch.tensor([500.0]),
+        "timestep": torch.tensor([500.0, 500.0]),
         "encoder_hidden_states": torch.randn(2, 77, 80, generator=generator),
         "text_embeds": torch.randn(2, 40, generator=generator),
         "time_ids": torch.tensor([[1024.0, 768, 0, 64, 1024, 1024], [512, 512, 8, 0, 640, 480]]),
@@ -138,6 +139,7 @@ def test_the_prediction_is_what_diffusers_computes_with_the_same_conditions(xl_e
     ).sample.numpy()  # fmt: skip
     nothing = {name: np.zeros((2, 77, 0)) for name in ("key_gate", "value_gate")}
     nothing |= {name: np.zeros((0, 64)) for name in ("concept_keys", "concept_values")}
+    nothing["regions"] = np.ones((2, 1, 8, 12))
     feeds |= {"key_hidden_states": feeds["encoder_hidden_states"]}
     found = run(xl_exported, "unet", **feeds, **nothing)[0]
     assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
@@ -178,7 +180,7 @@ def test_a_consistency_model_exports_and_reads_its_condition(consistency_model, 
             "encoder_hidden_states": states.numpy(), "key_hidden_states": states.numpy(),
             "key_gate": np.zeros((1, 77, 0), np.float32), "value_gate": np.zeros((1, 77, 0), np.float32),
             "concept_keys": np.zeros((0, 40), np.float32), "concept_values": np.zeros((0, 40), np.float32),
-            "timestep_cond": condition.numpy(),
+            "regions": np.ones((1, 1, 8, 8), np.float32), "timestep_cond": condition.numpy(),
         },
     )[0]  # fmt: skip
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)

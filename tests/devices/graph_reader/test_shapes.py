@@ -15,7 +15,8 @@ SIZES = {
     "batch": 2,
     "height": 8,
     "width": 12,
-    "tokens": 7,
+    "tokens": 14,
+    "regions": 2,
     "concepts": 3,
     "picture_height": 64,
     "picture_width": 96,
@@ -150,7 +151,7 @@ def test_an_unknown_operator_is_named(tmp_path):
 
 def test_sizes_that_do_not_suit_the_graph_are_refused():
     graph = read_graph(bundle_path() / "unet.onnx")
-    with pytest.raises(BundleError, match=r"Concat on .* cannot be followed"):
+    with pytest.raises(BundleError, match=r"(Concat|Mul) on .* cannot be followed"):
         trace(graph, SIZES | {"height": 9})
 
 
