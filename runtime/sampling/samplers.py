@@ -102,7 +102,8 @@ def plms(
             del predictions[-index]
         newest = predictions[:-5:-1]
         weights = _ADAMS_BASHFORTH[len(newest)]
-        prediction = sum(np.float32(weight) * part for weight, part in zip(weights, newest, strict=True))
+        parts = (np.float32(weight) * part for weight, part in zip(weights, newest, strict=True))
+        prediction = sum(parts, start=np.zeros_like(latents))
     clean, noise = schedule.separated(alpha, latents, prediction)
     return schedule.mix(index, clean, noise), clean
 

@@ -59,7 +59,7 @@ ANSWERS: dict[str, tuple[Any, ...]] = {
 def settings_of(kind: type) -> list[dict[str, Any]]:
     """Files that say nothing but the betas, and with each setting of a class in turn."""
     files: list[dict[str, Any]] = [{}]
-    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+    for name, parameter in inspect.signature(kind).parameters.items():
         if name != "self":
             values = ANSWERS.get(name) or (True, False)
             assert name in ANSWERS or parameter.default in (True, False, None), f"say what else {name} may be"
