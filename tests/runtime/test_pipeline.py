@@ -183,7 +183,7 @@ def test_denoising_may_be_left_early(runtime):
         ({"guidance_scale": -1}, "guidance scale is -1"),
         ({"guidance_scale": 1e4}, "guidance scale is 10000.0, expected a number from 0 to 1000"),
         ({"guidance_scale": "high"}, "guidance scale is 'high'"),
-        ({"scheduler": "dpm"}, "scheduler is 'dpm'; choose one of ddim, euler"),
+        ({"scheduler": "dpm"}, "scheduler is 'dpm'; choose one of ddim, plms, euler"),
         ({"lock": "both"}, "lock is 'both', expected one of local, global"),
         ({"negative_prompt": "no <cat>"}, "negative prompt names <cat>.*Write 'teddy bear' instead"),
         ({"prompt": "<cat> <dog>"}, r"different locks \(<cat> local, <dog> global\)"),

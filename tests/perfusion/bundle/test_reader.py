@@ -137,7 +137,7 @@ def test_a_listed_path_out_of_the_folder_is_not_even_opened(bundle_copy):
         ),
         ("scheduler/beta_start", DELETE, "has no 'beta_start'"),
         ("scheduler/thresholding", True, "'thresholding' is set"),
-        ("scheduler/sampler", "unipc", "'sampler' is 'unipc', expected one of ddim, euler"),
+        ("scheduler/sampler", "unipc", "'sampler' is 'unipc', expected one of ddim, plms, euler"),
         ("scheduler/clip_sample", 1, "'clip_sample' is 1, expected true or false"),
         ("defaults/width", 33, "the default width is 33, expected a multiple of 8"),
         ("defaults", 3, "'defaults' is 3, expected an object"),

@@ -23,7 +23,7 @@ WHERE_SETTINGS_ACT = {
     "perfusion/concept/conditioning.py": "hands the rows to the formula",
     "perfusion/concept/concept_file.py": "the defaults that a file may have of its own",
     "runtime/text/prompt_encoder.py": "encodings are kept by the strengths they depend on",
-    "runtime/sampling/schedulers.py": "an image's strength, and whether a step meets a start",
+    "runtime/sampling/schedule.py": "an image's strength, and whether a step meets a start",
     "perfusion/training/config.py": "the gate in training, which is no setting of a loaded concept",
     "perfusion/training/rank_one.py": "likewise",
     "perfusion/training/initial_edit.py": "likewise",
