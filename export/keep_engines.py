@@ -15,7 +15,7 @@ from perfusion.tensorrt.engine_store import ENGINES, find_engines
 
 __all__ = ["keep_engines"]
 
-_ENDINGS = (".plan", ".json", ".jit")
+_ENDINGS = (".engine", ".json", ".jit")
 """What belongs to an engine; the last is what TensorRT for RTX compiled from it on the card."""
 
 
@@ -23,22 +23,22 @@ def keep_engines(old: Path, new: Path) -> list[Path]:
     """Put into the bundle ``new`` the engines of ``old`` that were built from the very graphs that ``new`` has.
 
     With them go the timings that builders have taken, which are of the GPU and of no graph. ``old`` keeps what it has.
-    Returns the plans that were kept, relative to the bundle. Raises `OSError` where ``new`` cannot be written.
+    Returns the engines that were kept, relative to the bundle. Raises `OSError` where ``new`` cannot be written.
     """
     if not (old / ENGINES).is_dir():
         return []
     files = list((old / ENGINES).glob("*/timing-*.cache"))
     bundle = read_bundle(new, verify=False)
-    plans = []
+    kept = []
     for name, graph in graph_facts(bundle).items():
         key = {"graph_sha256": graph.sha256, "precision": bundle.precision}
-        engines = [engine.plan for engine in find_engines(old, name, key)[0] if engine.plan.is_file()]
-        files += [plan.with_suffix(ending) for plan in engines for ending in _ENDINGS]
-        plans += [plan.relative_to(old) for plan in engines]
+        engines = [engine.file for engine in find_engines(old, name, key)[0] if engine.file.is_file()]
+        files += [file.with_suffix(ending) for file in engines for ending in _ENDINGS]
+        kept += [file.relative_to(old) for file in engines]
     for file in files:
         if file.is_file():
             _share(file, new / file.relative_to(old))
-    return plans
+    return kept
 
 
 def _share(file: Path, place: Path) -> None:

@@ -20,7 +20,7 @@ from perfusion.shell import quoted
 if TYPE_CHECKING:
     from perfusion.bundle.call_size import CallSize
     from perfusion.bundle.description import Bundle
-    from perfusion.tensorrt.build import Profile
+    from perfusion.tensorrt.build import ShapeRange
 
 __all__ = ["DevicePlan", "engine_for", "fitting_batches", "plan_device"]
 
@@ -35,7 +35,7 @@ class DevicePlan:
     exported: bool  # whether the bundle is in that precision
     embedded: bool  # whether it is the embedded model's
     workspace: int | None  # bytes an engine's builder may use; None where no engine is built
-    shapes: Mapping[str, tuple[Profile, ...]]  # an engine's shape profiles by graph; empty without engines
+    shapes: Mapping[str, tuple[ShapeRange, ...]]  # an engine's shape ranges by graph; empty without engines
     resolution: int | None  # width and height to build engines for; None: the bundle's own
     memory: MemoryPlan
     latency: Latency | None  # None where the device's speed is not known
@@ -129,13 +129,13 @@ def fitting_batches(
     return [batch for batch in batches if batch <= count], plan
 
 
-def _shapes(bundle: Bundle, resolution: int | None, memory: MemoryPlan) -> dict[str, tuple[Profile, ...]]:
-    """The profiles of every graph of the bundle, since the export builds them all."""
+def _shapes(bundle: Bundle, resolution: int | None, memory: MemoryPlan) -> dict[str, tuple[ShapeRange, ...]]:
+    """The shape ranges of every graph of the bundle, since the export builds them all."""
     from perfusion.bundle.facts import graph_facts
-    from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
+    from perfusion.tensorrt.shape_ranges import ShapeOptions, shape_ranges_of
 
     size = memory.size
     options = ShapeOptions(
         batches=(size.batch,), concepts=size.concepts, resolution=resolution, tile=memory.tile
     )
-    return {name: profiles_of(name, bundle, options) for name in graph_facts(bundle)}
+    return {name: shape_ranges_of(name, bundle, options) for name in graph_facts(bundle)}

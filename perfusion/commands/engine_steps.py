@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from perfusion.tensorrt.shape_ranges import ShapeOptions
 
 __all__ = [
-    "build", "check_memory", "check_request", "choose_target", "device_profile", "find_tensorrt", "plan", "prune",
+    "build", "check_memory", "check_request", "choose_target", "device_profile", "find_tensorrt", "prepare", "prune",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _workspace(args: argparse.Namespace, profile: DeviceProfile | None) -> int |
     return round(gigabytes * 1e9)
 
 
-def plan(
+def prepare(
     args: argparse.Namespace, folder: Path, target: str, profile: DeviceProfile | None
 ) -> tuple[tuple[EngineJob, ...], EngineSettings]:
     """What is to be built for a bundle that is there."""
@@ -125,7 +125,7 @@ def plan(
     from perfusion.tensorrt import targets
     from perfusion.tensorrt.build import BuildOptions
     from perfusion.tensorrt.engines import EngineSettings
-    from perfusion.tensorrt.jobs import plan_jobs
+    from perfusion.tensorrt.jobs import engine_jobs
 
     bundle = read_bundle(folder, verify=False)  # the files that are built from are verified there
     if args.precision not in (None, bundle.precision):
@@ -139,10 +139,10 @@ def plan(
         level = profile.optimization_level
     options = BuildOptions(workspace=_workspace(args, profile), optimization_level=level)
     shapes = _shapes(args)
-    plan_jobs(bundle, shapes)  # refuses sizes before the graphs are read for the plan
+    engine_jobs(bundle, shapes)  # refuses sizes before the graphs are read for the plan
     if profile is not None:
         shapes = _planned(bundle, shapes, profile, batches_given=args.batch is not None)
-    return plan_jobs(bundle, shapes), EngineSettings(
+    return engine_jobs(bundle, shapes), EngineSettings(
         flavour=args.engine, target=target, precision=bundle.precision, options=options
     )
 

@@ -100,7 +100,7 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         "--batch",
         type=_numbers,
         metavar="N,N",
-        help="pictures drawn in one call, each a profile of the engine (default: 1,2)",
+        help="pictures drawn in one call, each a shape range of the engine (default: 1,2)",
     )
     group.add_argument(
         "--readings",
@@ -209,7 +209,7 @@ def _export(args: argparse.Namespace) -> int:
         steps.check_request(args, target, precision)
         exported = _export_bundle(args, precision)
         folder = exported.folder
-    jobs, settings = steps.plan(args, folder, target, profile)
+    jobs, settings = steps.prepare(args, folder, target, profile)
     if args.script:
         from perfusion.tensorrt.script import write_script
 

@@ -42,14 +42,14 @@ def as_lines(
     for one in outcomes:
         how = f"built in {one.seconds:.1f} s" if one.built else "was there and fits"
         why = f" ({one.reasons[0]})" if one.built and one.reasons else ""
-        lines.append(f"{one.engine.plan}: {one.engine.bytes / 1e6:.1f} MB, {how}{why}")
+        lines.append(f"{one.engine.file}: {one.engine.bytes / 1e6:.1f} MB, {how}{why}")
     return [*lines, *(f"{path}: removed" for path in removed)]
 
 
 def _engine_json(outcome: EngineOutcome) -> dict[str, Any]:
     engine = outcome.engine
     return {
-        "plan": str(engine.plan),
+        "file": str(engine.file),
         "bytes": engine.bytes,
         "sha256": engine.sha256,
         "built": outcome.built,

@@ -17,9 +17,9 @@ from perfusion.tensorrt.interrupts import held_interrupts
 from perfusion.tensorrt.logger import KeptErrors, make_logger
 from perfusion.tensorrt.rtx import PORTABLE, set_targets
 
-__all__ = ["BuildOptions", "Built", "Phase", "Profile", "build_engine"]
+__all__ = ["BuildOptions", "Built", "Phase", "ShapeRange", "build_engine"]
 
-Profile = Mapping[str, tuple[int, int, int]]
+ShapeRange = Mapping[str, tuple[int, int, int]]
 """The smallest, usual and largest size of each named dimension of a graph ("batch", "height", …)."""
 
 Phase = Callable[[str, int, int], None]
@@ -44,9 +44,9 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A plan, and what its graph takes and gives by name: the kind of number and the named shape."""
+    """An engine, and what its graph takes and gives by name: the kind of number and the named shape."""
 
-    plan: memoryview
+    engine: memoryview
     inputs: Mapping[str, tuple[str, tuple[int | str, ...]]]
     outputs: Mapping[str, tuple[str, tuple[int | str, ...]]]
     timing: memoryview | None  # what was timed, to make the next build shorter; never on TensorRT for RTX
@@ -56,18 +56,18 @@ def build_engine(
     trt: Any,
     graph: Path,
     *,
-    profiles: Sequence[Profile],
+    shape_ranges: Sequence[ShapeRange],
     options: BuildOptions | None = None,
     targets: Sequence[str] | None = None,
     timing: bytes | None = None,
     progress: Phase | None = None,
 ) -> Built:
-    """Build the plan of an ONNX graph, whose external weights lie where it says.
+    """Build the engine of an ONNX graph, whose external weights lie where it says.
 
     Args:
         trt: the module, of either flavour.
         graph: the file.
-        profiles: sizes to build for; all in one plan, so that they share the weights.
+        shape_ranges: sizes to build for; all in one engine, so that they share the weights.
         options: what the builder may use.
         targets: for TensorRT for RTX, which needs no GPU: names as "sm86", or ("portable",). None is the full TensorRT,
             which builds for the GPU of this machine.
@@ -92,8 +92,8 @@ def build_engine(
         _configure(trt, config, options or BuildOptions())
         if targets is not None and list(targets) != [PORTABLE]:
             set_targets(trt, config, targets)
-        for profile in profiles:
-            _add_profile(builder, config, graph, inputs, profile, log)
+        for shape_range in shape_ranges:
+            _add_shape_range(builder, config, graph, inputs, shape_range, log)
         timing_cache = None if targets is not None else _timing_cache(config, timing)
         monitor = _make_monitor(trt, progress, interrupted)
         config.progress_monitor = monitor
@@ -105,7 +105,7 @@ def build_engine(
             raise _failure(graph, "the engine could not be built", log, _NOT_ON_TURING if turing else "")
     timed = timing_cache.serialize() if timing_cache is not None else None
     return Built(
-        plan=_bytes_of(serialized),
+        engine=_bytes_of(serialized),
         inputs={name: _facts(tensor) for name, tensor in inputs.items()},
         outputs={name: _facts(tensor) for name, tensor in outputs.items()},
         timing=None if timed is None else _bytes_of(timed),
@@ -142,25 +142,34 @@ def _configure(trt: Any, config: Any, options: BuildOptions) -> None:
         config.clear_flag(trt.BuilderFlag.TF32)
 
 
-def _add_profile(
-    builder: Any, config: Any, graph: Path, inputs: Mapping[str, Any], profile: Profile, log: KeptErrors
+def _add_shape_range(
+    builder: Any,
+    config: Any,
+    graph: Path,
+    inputs: Mapping[str, Any],
+    shape_range: ShapeRange,
+    log: KeptErrors,
 ) -> None:
     """Give every input with a named dimension its sizes."""
     optimization = builder.create_optimization_profile()
     shapes = {name: _named_shape(tensor) for name, tensor in inputs.items()}
     for name, shape in shapes.items():
-        unknown = [size for size in shape if size == -1 or (isinstance(size, str) and size not in profile)]
+        unknown = [
+            size for size in shape if size == -1 or (isinstance(size, str) and size not in shape_range)
+        ]
         if unknown:
             raise ExportError(
-                f"{graph}: its input {name!r} has the dimension {unknown[0]!r}, expected one of {', '.join(profile)}. "
-                "Export the bundle again."
+                f"{graph}: its input {name!r} has the dimension {unknown[0]!r}, expected one of "
+                f"{', '.join(shape_range)}. Export the bundle again."
             )
         if any(isinstance(size, str) for size in shape):
-            sizes = [[profile[n][which] if isinstance(n, str) else n for n in shape] for which in range(3)]
+            sizes = [
+                [shape_range[n][which] if isinstance(n, str) else n for n in shape] for which in range(3)
+            ]
             optimization.set_shape(name, *sizes)
     open_sizes = any(isinstance(size, str) for shape in shapes.values() for size in shape)
     if open_sizes and config.add_optimization_profile(optimization) < 0:
-        raise _failure(graph, f"the sizes {dict(profile)} were not accepted", log)
+        raise _failure(graph, f"the sizes {dict(shape_range)} were not accepted", log)
 
 
 def _timing_cache(config: Any, timing: bytes | None) -> Any:

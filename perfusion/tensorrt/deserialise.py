@@ -29,12 +29,12 @@ def make_runtime(trt: Any) -> tuple[Any, KeptErrors]:
         ) from error
 
 
-def load_engine(plan: Path, trt: Any, runtime: Any, logger: KeptErrors) -> Any:
-    """The engine in a file, which is read where it lies: a plan may be as large as the model."""
+def load_engine(path: Path, trt: Any, runtime: Any, logger: KeptErrors) -> Any:
+    """The engine in a file, which is read where it lies: an engine may be as large as the model."""
     try:
         with (
             held_interrupts(),
-            open(plan, "rb") as file,
+            open(path, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             view = memoryview(data)
@@ -43,10 +43,10 @@ def load_engine(plan: Path, trt: Any, runtime: Any, logger: KeptErrors) -> Any:
             finally:
                 view.release()
     except (OSError, ValueError) as error:
-        raise DeviceError(f"{plan} cannot be read: {error}. Build the engine again.") from error
+        raise DeviceError(f"{path} cannot be read: {error}. Build the engine again.") from error
     if engine is None:
         raise DeviceError(
-            f"{plan} cannot be used by TensorRT {trt.__version__} here: {logger.last or 'it gave no reason'}. An "
+            f"{path} cannot be used by TensorRT {trt.__version__} here: {logger.last or 'it gave no reason'}. An "
             "engine serves the release and the kind of GPU it was built for: build it again with perfusion-export "
             "--engine."
         )

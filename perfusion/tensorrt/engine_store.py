@@ -1,10 +1,10 @@
 """The engines of a bundle on the disk: found by their keys, checked by their checksums, written whole or not at all.
 
-    <bundle>/engines/trt-sm87/unet-0123456789abcdef.plan    the plan
+    <bundle>/engines/trt-sm87/unet-0123456789abcdef.engine  the engine
     <bundle>/engines/trt-sm87/unet-0123456789abcdef.json    its key, size and checksum; written last
     <bundle>/engines/trt-sm87/.unet-0123456789abcdef.lock   held while it is built
 
-A plan counts only with the file beside it, so a build that was killed has left nothing. Two builds of one key are
+An engine counts only with the file beside it, so a build that was killed has left nothing. Two builds of one key are
 one build: the second waits for the first and takes what it made.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from perfusion.errors import PerfusionError
 from perfusion.files import sha256_of, writing
 from perfusion.locking import HeldError, lock
-from perfusion.tensorrt.build import Built, Profile
+from perfusion.tensorrt.build import Built, ShapeRange
 from perfusion.tensorrt.keys import EngineKey, differences, folder_name
 from perfusion.tensorrt.rtx import PORTABLE
 
@@ -42,9 +42,9 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """A plan that was found whole."""
+    """An engine that was found whole."""
 
-    plan: Path
+    file: Path
     bytes: int
     sha256: str
     key: EngineKey
@@ -52,18 +52,18 @@ class Engine:
     outputs: Mapping[str, tuple[str, tuple[int | str, ...]]]
 
     @property
-    def profiles(self) -> tuple[Profile, ...]:
+    def shape_ranges(self) -> tuple[ShapeRange, ...]:
         """The sizes it was built for, in the order of the engine's optimisation profiles."""
-        return self.key.profiles
+        return self.key.shape_ranges
 
-    def profile_for(self, **sizes: int) -> int | None:
-        """The number of the profile that takes these sizes by name with the least waste; None where none does.
+    def range_for(self, **sizes: int) -> int | None:
+        """The number of the shape range that takes these sizes by name with the least waste; None where none does.
 
         Fewer `concepts` than it has slots are taken: they are filled up with zeros.
         """
         fitting = [
             (ranges["batch"][2] if "batch" in ranges else 0, index)
-            for index, ranges in enumerate(self.profiles)
+            for index, ranges in enumerate(self.shape_ranges)
             if all(
                 name in ranges and (ranges[name][0] <= size or name == "concepts") and size <= ranges[name][2]
                 for name, size in sizes.items()
@@ -85,7 +85,7 @@ class EngineSearch:
 
 
 def engine_folder(bundle: Path | str, flavour: str, target: str) -> Path:
-    """Where the plans of a flavour for a target lie."""
+    """Where the engines of a flavour for a target lie."""
     return Path(bundle) / ENGINES / folder_name(flavour, target)
 
 
@@ -97,16 +97,16 @@ def find_engine(
     sizes: Mapping[str, int] | None = None,
     verify: bool = True,
 ) -> EngineSearch:
-    """The plan of `graph` that is what is wanted, or the reasons why there is none.
+    """The engine of `graph` that is what is wanted, or the reasons why there is none.
 
     Args:
         bundle: the bundle's folder.
         graph: "unet", "text_encoder", …
         key: a whole key, or the fields of one that matter; `target` is then the GPU to run on ("sm89").
-        sizes: dimensions by name that one of the plan's profiles must take.
-        verify: compare the plan's checksum, about a second a gigabyte; its size is always compared.
+        sizes: dimensions by name that one of the engine's shape ranges must take.
+        verify: compare the engine's checksum, about a second a gigabyte; its size is always compared.
 
-    A plan for exactly that GPU is preferred to one for several, and that to a portable one. Nothing is raised for
+    An engine for exactly that GPU is preferred to one for several, and that to a portable one. Nothing is raised for
     damaged files: they are reasons.
     """
     matching, reasons = find_engines(bundle, graph, key, sizes=sizes)
@@ -114,7 +114,7 @@ def find_engine(
         problem = engine_damage(engine, verify=verify)
         if problem is None:
             return EngineSearch(engine=engine, reasons=reasons)
-        reasons = (*reasons, f"{engine.plan.parent.name}/{engine.plan.stem}: {problem}")
+        reasons = (*reasons, f"{engine.file.parent.name}/{engine.file.stem}: {problem}")
     return EngineSearch(engine=None, reasons=reasons)
 
 
@@ -125,11 +125,11 @@ def find_engines(
     *,
     sizes: Mapping[str, int] | None = None,
 ) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
-    """All plans of `graph` that by their descriptions are what is wanted, the best first, and why others are not.
+    """All engines of `graph` that by their descriptions are what is wanted, the best first, and why others are not.
 
-    See `find_engine`; the plans' bytes are not looked at.
+    See `find_engine`; the engines' bytes are not looked at.
     """
-    fields = key.to_json() | {"profiles": key.profiles} if isinstance(key, EngineKey) else dict(key)
+    fields = key.to_json() | {"shape_ranges": key.shape_ranges} if isinstance(key, EngineKey) else dict(key)
     matching: list[Engine] = []
     reasons: list[str] = []
     for path in _manifests(Path(bundle), graph):
@@ -141,7 +141,7 @@ def find_engines(
         wrong = differences(engine.key, fields)
         if isinstance(key, EngineKey) and engine.key.target != key.target:
             wrong = wrong or [f"the GPU is {engine.key.target}, expected {key.target}"]
-        if not wrong and sizes and engine.profile_for(**sizes) is None:
+        if not wrong and sizes and engine.range_for(**sizes) is None:
             call = ", ".join(f"{dimension} {value}" for dimension, value in sizes.items())
             wrong = [f"it was built for other sizes than {call}"]
         if wrong:
@@ -149,41 +149,41 @@ def find_engines(
         else:
             matching.append(engine)
     target = fields.get("target")
-    matching.sort(key=lambda one: (_rank(one.key.target, target), *_spread(one.profiles), one.plan.stem))
+    matching.sort(key=lambda one: (_rank(one.key.target, target), *_spread(one.shape_ranges), one.file.stem))
     return tuple(matching), tuple(reasons)
 
 
 def engine_damage(engine: Engine, *, verify: bool = True) -> str | None:
-    """What is wrong with a plan's bytes, None where nothing is. `verify`: compare the checksum, not only the size."""
+    """What is wrong with an engine's bytes, None where nothing is. `verify`: compare the checksum, not only size."""
     try:
-        size = os.stat(engine.plan).st_size
+        size = os.stat(engine.file).st_size
         if size != engine.bytes:
-            return f"the plan has {size} bytes, expected {engine.bytes}: it was cut or changed"
-        if verify and sha256_of(engine.plan) != engine.sha256:
-            return "the plan does not have its checksum: it was damaged or changed"
+            return f"the engine has {size} bytes, expected {engine.bytes}: it was cut or changed"
+        if verify and sha256_of(engine.file) != engine.sha256:
+            return "the engine does not have its checksum: it was damaged or changed"
     except (OSError, PerfusionError):
-        return "the plan is missing or cannot be read"
+        return "the engine is missing or cannot be read"
     return None
 
 
 def store_engine(bundle: Path | str, key: EngineKey, built: Built, facts: Mapping[str, Any]) -> Engine:
-    """Write a plan and what belongs to it; `facts` are kept beside the key (how long it took, who built it).
+    """Write an engine and what belongs to it; `facts` are kept beside the key (how long it took, who built it).
 
     Raises:
         PerfusionError: the disk is full, or the folder cannot be written to.
     """
     folder = engine_folder(bundle, key.flavour, key.target)
-    plan, manifest = folder / f"{key.name}.plan", folder / f"{key.name}.json"
+    file, manifest = folder / f"{key.name}.engine", folder / f"{key.name}.json"
     with suppress(FileNotFoundError):
-        manifest.unlink()  # of a damaged plan: while the new one is written there is none
-    with writing(plan) as file:
-        file.write(built.plan)
-    checksum = hashlib.sha256(built.plan).hexdigest()  # not of the file, which may be a bad copy
+        manifest.unlink()  # of a damaged engine: while the new one is written there is none
+    with writing(file) as stream:
+        stream.write(built.engine)
+    checksum = hashlib.sha256(built.engine).hexdigest()  # not of the file, which may be a bad copy
     values = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "key": key.to_json(),
-        "plan": {"file": plan.name, "bytes": built.plan.nbytes, "sha256": checksum},
+        "engine": {"file": file.name, "bytes": built.engine.nbytes, "sha256": checksum},
         "inputs": _ends_to_json(built.inputs),
         "outputs": _ends_to_json(built.outputs),
         "built": dict(facts),
@@ -191,8 +191,8 @@ def store_engine(bundle: Path | str, key: EngineKey, built: Built, facts: Mappin
     with writing(manifest, "w") as file:
         file.write(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     return Engine(
-        plan=plan,
-        bytes=built.plan.nbytes,
+        file=file,
+        bytes=built.engine.nbytes,
         sha256=checksum,
         key=key,
         inputs=built.inputs,
@@ -201,13 +201,13 @@ def store_engine(bundle: Path | str, key: EngineKey, built: Built, facts: Mappin
 
 
 def prune_engines(bundle: Path | str, keep: Callable[[Engine], bool]) -> list[Path]:
-    """Remove every plan that is damaged or that `keep` does not want, and what killed builds left.
+    """Remove every engine that is damaged or that `keep` does not want, and what killed builds left.
 
-    What is being built at this moment is left alone. Returns the plans that were removed.
+    What is being built at this moment is left alone. Returns the engines that were removed.
     """
     removed = []
     for folder in sorted(path for path in (Path(bundle) / ENGINES).glob("*") if path.is_dir()):
-        names = {path.stem for path in folder.iterdir() if path.suffix in (".json", ".plan")}
+        names = {path.stem for path in folder.iterdir() if path.suffix in (".json", ".engine")}
         names |= {path.name[1:].split(".")[0] for path in folder.glob(".*.partial")}
         for name in sorted(names):
             with suppress(HeldError), lock(_lock_file(folder, name)):
@@ -215,8 +215,8 @@ def prune_engines(bundle: Path | str, keep: Callable[[Engine], bool]) -> list[Pa
                 engine = _read(folder / f"{name}.json")
                 if isinstance(engine, Engine) and engine_damage(engine) is None and keep(engine):
                     continue
-                removed += [path for path in (folder / f"{name}.plan",) if path.exists()]
-                for ending in ("json", "plan", "jit"):  # the last is what TensorRT for RTX compiled from it
+                removed += [path for path in (folder / f"{name}.engine",) if path.exists()]
+                for ending in ("json", "engine", "jit"):  # the last is what TensorRT for RTX compiled from it
                     (folder / f"{name}.{ending}").unlink(missing_ok=True)
     return removed
 
@@ -262,7 +262,7 @@ def _remove_leftovers(folder: Path, name: str) -> None:
 
 
 def _manifests(bundle: Path, graph: str) -> list[Path]:
-    """The descriptions of a graph's plans."""
+    """The descriptions of a graph's engines."""
     return sorted((bundle / ENGINES).glob(f"*/{graph}-*.json"))
 
 
@@ -276,9 +276,9 @@ def _read(path: Path) -> Engine | str:
             return "it is of another format version"
         key = EngineKey.from_json(values["key"])
         engine = Engine(
-            plan=path.with_suffix(".plan"),
-            bytes=int(values["plan"]["bytes"]),
-            sha256=str(values["plan"]["sha256"]),
+            file=path.with_suffix(".engine"),
+            bytes=int(values["engine"]["bytes"]),
+            sha256=str(values["engine"]["sha256"]),
             key=key,
             inputs=_ends_from_json(values["inputs"]),
             outputs=_ends_from_json(values["outputs"]),
@@ -294,10 +294,10 @@ def _rank(target: str, gpu: Any) -> int:
     return 0 if target == gpu else 2 if target == PORTABLE else 1
 
 
-def _spread(profiles: tuple[Profile, ...]) -> tuple[int, int]:
+def _spread(shape_ranges: tuple[ShapeRange, ...]) -> tuple[int, int]:
     """How many sizes are open, and the slots for concepts: fewer of either is faster."""
-    opened = sum(least != most for ranges in profiles for least, _, most in ranges.values())
-    return opened, max((ranges["concepts"][2] for ranges in profiles if "concepts" in ranges), default=0)
+    opened = sum(least != most for ranges in shape_ranges for least, _, most in ranges.values())
+    return opened, max((ranges["concepts"][2] for ranges in shape_ranges if "concepts" in ranges), default=0)
 
 
 def _ends_to_json(ends: Mapping[str, tuple[str, tuple[int | str, ...]]]) -> dict[str, list[Any]]:

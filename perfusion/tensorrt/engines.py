@@ -13,7 +13,7 @@ from typing import Any
 from perfusion import __version__
 from perfusion.errors import BundleError, DeviceError, PerfusionError
 from perfusion.files import sha256_of, writing
-from perfusion.tensorrt.build import BuildOptions, Built, Phase, Profile, build_engine
+from perfusion.tensorrt.build import BuildOptions, Built, Phase, ShapeRange, build_engine
 from perfusion.tensorrt.driver import query_driver
 from perfusion.tensorrt.engine_store import Engine, building, engine_folder, find_engine, store_engine
 from perfusion.tensorrt.keys import EngineKey, folder_name, platform_of
@@ -32,7 +32,7 @@ Progress = Callable[[str, str, int, int], None]
 
 _log = logging.getLogger(__name__)
 
-_CODE_BYTES = 16 << 20  # of kernels in a plan: a UNet of 130 KB gives a plan of 10 MB
+_CODE_BYTES = 16 << 20  # of kernels in an engine: a UNet of 130 KB gives an engine of 10 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class EngineJob:
     file: str  # relative to the bundle
     sha256: str
     needs: Mapping[str, str]  # every file it may read, with its checksum
-    profiles: tuple[Profile, ...]
+    shape_ranges: tuple[ShapeRange, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The job as JSON's own types."""
@@ -52,8 +52,10 @@ class EngineJob:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EngineJob:
         """The job that `to_json` gave."""
-        profiles = tuple({name: tuple(sizes) for name, sizes in one.items()} for one in values["profiles"])
-        return cls(**{**values, "profiles": profiles})
+        shape_ranges = tuple(
+            {name: tuple(sizes) for name, sizes in one.items()} for one in values["shape_ranges"]
+        )
+        return cls(**{**values, "shape_ranges": shape_ranges})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ def build_engines(
             target=settings.target,
             driver=driver,
             precision=settings.precision,
-            profiles=job.profiles,
+            shape_ranges=job.shape_ranges,
             options=asdict(settings.options),
         )
         outcomes.append(_build_one(trt, Path(bundle), job, key, settings, progress))
@@ -198,7 +200,7 @@ def _build_new(
     built = build_engine(
         trt,
         bundle / job.file,
-        profiles=job.profiles,
+        shape_ranges=job.shape_ranges,
         options=settings.options,
         targets=settings.target.split("+") if settings.flavour == "trt-rtx" else None,
         timing=_timing(bundle, key),
@@ -215,8 +217,8 @@ def _build_new(
 def _check_room(bundle: Path, job: EngineJob) -> None:
     """Refuse before the minutes of a build what the disk could not hold.
 
-    A plan has the weights in the precision they are computed in, and more for each profile: about twice the graph's
-    files where they are stored in half the bytes. And it has the code of its kernels.
+    An engine has the weights in the precision they are computed in, and more for each shape range: about twice the
+    graph's files where they are stored in half the bytes. And it has the code of its kernels.
     """
     wanted = _CODE_BYTES + 2 * sum((bundle / name).stat().st_size for name in job.needs)
     free = shutil.disk_usage(bundle).free

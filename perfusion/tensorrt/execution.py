@@ -1,7 +1,7 @@
 """Running one engine: the same face as a graph in onnxruntime, over fixed buffers on the GPU.
 
 Everything goes through tensors' names and one path serves TensorRT 10.3 to 11 and TensorRT for RTX. An engine has
-static profiles: a batch is split to them (and filled up by repeating its last row), and the concepts of a call are
+static shape_ranges: a batch is split to them (and filled up by repeating its last row), and the concepts of a call are
 filled up with zeros to the engine's slots.
 """
 
@@ -61,8 +61,8 @@ class Arena:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Profile:
-    """The shapes one profile of an engine takes, by input: the smallest and the largest."""
+class _ShapeRange:
+    """The shapes one shape range of an engine takes, by input: the smallest and the largest."""
 
     index: int
     least: Mapping[str, Shape]
@@ -99,7 +99,7 @@ class TensorRTGraph:
 
     def __init__(
         self,
-        plan: Path,
+        file: Path,
         *,
         inputs: Sequence[str],
         outputs: Sequence[str],
@@ -110,23 +110,23 @@ class TensorRTGraph:
         compiles: bool = False,
         changing: frozenset[str] = frozenset({"sample", "timestep", "latent_sample"}),
     ) -> None:
-        """Load the engine in the file `plan`; `runtime` and `logger` are of `deserialise.make_runtime`.
+        """Load the engine in `file`; `runtime` and `logger` are of `deserialise.make_runtime`.
 
         `compiles`: this TensorRT compiles for the GPU at the first run (TensorRT for RTX); what it compiled is kept
-        beside the plan.
+        beside the engine.
 
         Raises:
             DeviceError: it was built by another TensorRT or for another GPU.
             BundleError: it has other inputs or outputs than expected.
         """
-        self._path = plan
+        self._path = file
         self._trt = trt
         self._logger = logger
         self._arena = arena
         self._cuda = arena.cuda
         self._cuda.activate()
         self._changing = changing
-        self._engine = load_engine(plan, trt, runtime, logger)
+        self._engine = load_engine(file, trt, runtime, logger)
         self._inputs, self._outputs = self._ends(inputs, outputs)
         self._kinds = {
             name: np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
@@ -134,7 +134,9 @@ class TensorRTGraph:
         }
         # a bundle of format version 2 has regions, and a timestep for each row
         self._shared = _WITHOUT_ROWS - {"timestep"} if "regions" in self._inputs else _WITHOUT_ROWS
-        self._profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
+        self._shape_ranges = [
+            self._shape_range(index) for index in range(self._engine.num_optimization_profiles)
+        ]
         self._context = self._make_context(compiles)
         self._buffers: dict[str, tuple[int, int]] = {}
         self._sources: dict[str, tuple[NDArray[Any], int, int]] = {}
@@ -150,15 +152,15 @@ class TensorRTGraph:
         self._cuda.activate()
         total = self._rows(feeds)
         filled = {name: self._filled(name, array) for name, array in feeds.items()}
-        fitting = [profile for profile in self._profiles if profile.takes(filled)]
+        fitting = [shape_range for shape_range in self._shape_ranges if shape_range.takes(filled)]
         if not fitting:
             raise RequestError(self._unfit(filled))
         pieces = []
         at = 0
         try:
             while at < total:
-                profile, count = _split(fitting, total - at)
-                pieces.append(self._piece(feeds, filled, profile, at, count))
+                shape_range, count = _split(fitting, total - at)
+                pieces.append(self._piece(feeds, filled, shape_range, at, count))
                 at += count
         except BaseException:
             self._sources.clear()  # nobody knows what lies in the buffers now
@@ -203,7 +205,7 @@ class TensorRTGraph:
             raise PerfusionError(f"The inputs of {self._path.name} do not have equally many rows: {found}.")
         return math.prod(next(iter(rows.values())))
 
-    def _profile(self, index: int) -> _Profile:
+    def _shape_range(self, index: int) -> _ShapeRange:
         least, most = {}, {}
         for name in self._inputs:
             shape = tuple(self._engine.get_tensor_shape(name))
@@ -212,7 +214,7 @@ class TensorRTGraph:
                 least[name], most[name] = tuple(smallest), tuple(largest)
             else:
                 least[name] = most[name] = shape
-        return _Profile(index=index, least=least, most=most, shared=self._shared)
+        return _ShapeRange(index=index, least=least, most=most, shared=self._shared)
 
     def _make_context(self, compiles: bool) -> Any:
         """A context without memory of its own: it computes in the arena."""
@@ -260,8 +262,8 @@ class TensorRTGraph:
         axis = _CONCEPT_AXIS.get(name)
         if axis is None:
             return array
-        slots = max(profile.most[name][axis] for profile in self._profiles)
-        least = min(profile.least[name][axis] for profile in self._profiles)
+        slots = max(shape_range.most[name][axis] for shape_range in self._shape_ranges)
+        least = min(shape_range.least[name][axis] for shape_range in self._shape_ranges)
         if array.shape[axis] > slots:
             raise RequestError(
                 f"{array.shape[axis]} rows of concepts are used at once, and the engine {self._path.name} has slots "
@@ -275,18 +277,18 @@ class TensorRTGraph:
         return np.pad(array, added)
 
     def _unfit(self, feeds: Mapping[str, NDArray[Any]]) -> str:
-        """Which input no profile takes, and what would be taken."""
+        """Which input no shape range takes, and what would be taken."""
         for name, array in feeds.items():
-            if not any(profile.takes({name: array}) for profile in self._profiles):
+            if not any(shape_range.takes({name: array}) for shape_range in self._shape_ranges):
                 built = " or ".join(
                     dict.fromkeys(
-                        f"{list(profile.least[name])}"
+                        f"{list(shape_range.least[name])}"
                         + (
-                            f" to {list(profile.most[name])}"
-                            if profile.least[name] != profile.most[name]
+                            f" to {list(shape_range.most[name])}"
+                            if shape_range.least[name] != shape_range.most[name]
                             else ""
                         )
-                        for profile in self._profiles
+                        for shape_range in self._shape_ranges
                     )
                 )
                 return (
@@ -294,24 +296,24 @@ class TensorRTGraph:
                     f"{list(array.shape)}. Draw pictures of the size it was built for, build one for this size with "
                     "perfusion-export --engine, or use the provider 'cuda' or 'cpu'."
                 )
-        return f"The engine {self._path.name} has no profile for these sizes together. Build one with perfusion-export."
+        return f"The engine {self._path.name} was not built for these sizes together. Build one with perfusion-export."
 
     def _piece(
         self,
         feeds: Mapping[str, NDArray[Any]],
         filled: Mapping[str, NDArray[Any]],
-        profile: _Profile,
+        shape_range: _ShapeRange,
         at: int,
         count: int,
     ) -> dict[str, Array]:
         """Rows `at` to `at + count` in one execution."""
-        rows = max(count, profile.rows.start)
-        if profile.index != self._active:
+        rows = max(count, shape_range.rows.start)
+        if shape_range.index != self._active:
             self._must(
-                self._context.set_optimization_profile_async(profile.index, self._cuda.stream),
-                "take a profile",
+                self._context.set_optimization_profile_async(shape_range.index, self._cuda.stream),
+                "take a shape range",
             )
-            self._active = profile.index
+            self._active = shape_range.index
         kept = []  # an upload reads its array until the end
         for name, array in filled.items():
             part = array if name in self._shared else array[at : at + count]
@@ -376,13 +378,13 @@ class TensorRTGraph:
             )
 
 
-def _split(profiles: Sequence[_Profile], left: int) -> tuple[_Profile, int]:
-    """The profile for the next rows of a batch and how many it serves: as many as possible with few in vain."""
-    exact = [profile for profile in profiles if left in profile.rows]
+def _split(shape_ranges: Sequence[_ShapeRange], left: int) -> tuple[_ShapeRange, int]:
+    """The shape range for the next rows of a batch and how many it serves: as many as possible with few in vain."""
+    exact = [shape_range for shape_range in shape_ranges if left in shape_range.rows]
     if exact:
-        return min(exact, key=lambda profile: profile.rows.stop), left
-    smaller = [profile for profile in profiles if profile.rows.stop - 1 < left]
+        return min(exact, key=lambda shape_range: shape_range.rows.stop), left
+    smaller = [shape_range for shape_range in shape_ranges if shape_range.rows.stop - 1 < left]
     if smaller:
-        largest = max(smaller, key=lambda profile: profile.rows.stop)
+        largest = max(smaller, key=lambda shape_range: shape_range.rows.stop)
         return largest, largest.rows.stop - 1
-    return min(profiles, key=lambda profile: profile.rows.start), left
+    return min(shape_ranges, key=lambda shape_range: shape_range.rows.start), left

@@ -63,7 +63,7 @@ def import_tensorrt(flavour: Flavour, root: Path = Path("/"), *, advice: str = "
 
 
 def tensorrt_version(trt: Any) -> str:
-    """The full version of a module: "10.3.0", "1.7.1.116"; plans belong to exactly one."""
+    """The full version of a module: "10.3.0", "1.7.1.116"; engines belong to exactly one."""
     return str(trt.__version__)
 
 

@@ -6,12 +6,12 @@ from perfusion.bundle.description import Bundle
 from perfusion.bundle.facts import graph_facts
 from perfusion.errors import ExportError
 from perfusion.tensorrt.engines import EngineJob
-from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
+from perfusion.tensorrt.shape_ranges import ShapeOptions, shape_ranges_of
 
-__all__ = ["plan_jobs"]
+__all__ = ["engine_jobs"]
 
 
-def plan_jobs(bundle: Bundle, shapes: ShapeOptions) -> tuple[EngineJob, ...]:
+def engine_jobs(bundle: Bundle, shapes: ShapeOptions) -> tuple[EngineJob, ...]:
     """The jobs of a bundle, in the order in which a picture needs the graphs.
 
     Raises:
@@ -29,7 +29,7 @@ def plan_jobs(bundle: Bundle, shapes: ShapeOptions) -> tuple[EngineJob, ...]:
             file=graph.file,
             sha256=graph.sha256,
             needs=dict(graph.needs),
-            profiles=profiles_of(name, bundle, shapes),
+            shape_ranges=shape_ranges_of(name, bundle, shapes),
         )
         for name, graph in graph_facts(bundle).items()
     )

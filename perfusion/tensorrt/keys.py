@@ -1,4 +1,4 @@
-"""What a plan belongs to. Two plans with one key are interchangeable; a plan with another key is not the one wanted."""
+"""What an engine belongs to. Two engines with one key are interchangeable; one with another key is another engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from perfusion.tensorrt.build import Profile
+from perfusion.tensorrt.build import ShapeRange
 from perfusion.tensorrt.rtx import PORTABLE
 from perfusion.tensorrt.targets import TARGETS
 
@@ -33,7 +33,7 @@ _TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """All that decides whether a plan can be used, and for what."""
+    """All that decides whether an engine can be used, and for what."""
 
     graph: str  # "unet"
     graph_sha256: str  # over the graph and all weights it may refer to
@@ -43,7 +43,7 @@ class EngineKey:
     target: str  # "sm87", "sm86+sm89", "portable"
     driver: int | None  # CUDA's major version in the driver; None where it was built without one
     precision: str  # of the graph
-    profiles: tuple[Profile, ...]
+    shape_ranges: tuple[ShapeRange, ...]
     options: Mapping[str, Any]
 
     @property
@@ -54,14 +54,14 @@ class EngineKey:
 
     @property
     def name(self) -> str:
-        """What the plan's files are called, without their endings."""
+        """What the engine's files are called, without their endings."""
         return f"{self.graph}-{self.digest[:16]}"
 
     def to_json(self) -> dict[str, Any]:
         """The key as JSON's own types."""
         values = asdict(self)
-        values["profiles"] = [
-            {name: list(sizes) for name, sizes in ranges.items()} for ranges in self.profiles
+        values["shape_ranges"] = [
+            {name: list(sizes) for name, sizes in ranges.items()} for ranges in self.shape_ranges
         ]
         return values
 
@@ -72,10 +72,11 @@ class EngineKey:
         if not isinstance(values, dict) or set(values) != names:
             raise ValueError("not an engine's key")
         try:
-            profiles = tuple(
-                {str(name): _sizes(sizes) for name, sizes in ranges.items()} for ranges in values["profiles"]
+            shape_ranges = tuple(
+                {str(name): _sizes(sizes) for name, sizes in ranges.items()}
+                for ranges in values["shape_ranges"]
             )
-            return cls(**{**values, "profiles": profiles, "options": dict(values["options"])})
+            return cls(**{**values, "shape_ranges": shape_ranges, "options": dict(values["options"])})
         except (AttributeError, TypeError) as error:
             raise ValueError("not an engine's key") from error
 
@@ -99,12 +100,12 @@ def platform_of(flavour: str) -> str | None:
 
 
 def folder_name(flavour: str, target: str) -> str:
-    """The folder below `engines` that holds the plans of a flavour for a target."""
+    """The folder below `engines` that holds the engines of a flavour for a target."""
     return f"{flavour}-{target}"
 
 
 def serves(target: str, gpu: str) -> bool:
-    """Whether a plan built for `target` runs on `gpu` ("sm89", or a target of the same spelling)."""
+    """Whether an engine built for `target` runs on `gpu` ("sm89", or a target of the same spelling)."""
     if target == gpu:
         return True
     if target == PORTABLE:
@@ -115,14 +116,14 @@ def serves(target: str, gpu: str) -> bool:
 def differences(key: EngineKey, expected: Mapping[str, Any]) -> list[str]:
     """What a key has otherwise than wanted, each as a phrase; `expected` names the fields that matter.
 
-    The target matches where the plan serves it.
+    The target matches where the engine serves it.
     """
     phrases = []
     for name, value in expected.items():
         have = getattr(key, name)
         if have == value or (name == "target" and serves(have, value)):
             continue
-        if name == "profiles":
+        if name == "shape_ranges":
             phrases.append(f"the sizes are {_sizes_text(have)}, expected {_sizes_text(value)}")
         elif name == "options":
             have, value = (
@@ -142,11 +143,11 @@ def _short(value: Any) -> str:
     return f"{text[:12]}…" if len(text) == 64 and " " not in text else text
 
 
-def _sizes_text(profiles: Sequence[Profile]) -> str:
+def _sizes_text(shape_ranges: Sequence[ShapeRange]) -> str:
     """Profiles as "batch 2/4, height 32-64"."""
     ranges: dict[str, list[str]] = {}
-    for profile in profiles:
-        for name, (least, _, most) in profile.items():
+    for shape_range in shape_ranges:
+        for name, (least, _, most) in shape_range.items():
             text = f"{least}" if least == most else f"{least}-{most}"
             if text not in ranges.setdefault(name, []):
                 ranges[name].append(text)

@@ -118,7 +118,7 @@ def build_from_recipe(recipe: str, script: str) -> int:
         return 1
     for outcome in outcomes:
         done = f"built in {outcome.seconds:.0f} s" if outcome.built else "was there"
-        sys.stdout.write(f"{outcome.engine.plan}: {outcome.engine.bytes / 1e6:.1f} MB, {done}\n")
+        sys.stdout.write(f"{outcome.engine.file}: {outcome.engine.bytes / 1e6:.1f} MB, {done}\n")
     return 0
 
 

@@ -1,8 +1,8 @@
 """The sizes an engine is built for, as TensorRT's optimisation profiles.
 
-A profile gives every named dimension of a graph its smallest, usual and largest size. They are static by default:
-the three are one number, and the builder chooses its kernels for exactly that. All profiles of a graph are in one
-plan and share its weights.
+A shape range gives every named dimension of a graph its smallest, usual and largest size. They are static by default:
+the three are one number, and the builder chooses its kernels for exactly that. All shape ranges of a graph are in one
+engine and share its weights.
 
 - The UNet sees two rows a picture under guidance, the unconditional one and the prompt's. Batches of 1 and 2 pictures
   are hence 2 and 4 rows; where the bundle draws without guidance by default (turbo, LCM), 1 and 2.
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 from perfusion.bundle.description import Bundle
 from perfusion.errors import RequestError
-from perfusion.tensorrt.build import Profile
+from perfusion.tensorrt.build import ShapeRange
 
-__all__ = ["ShapeOptions", "check_counts", "check_shapes", "profiles_of"]
+__all__ = ["ShapeOptions", "check_counts", "check_shapes", "shape_ranges_of"]
 
 MOST_CONCEPTS = 64
 MOST_PICTURES = 64
@@ -39,7 +39,7 @@ class ShapeOptions:
     guided: bool | None = None  # with classifier-free guidance
     readings: Sequence[int] = (1, 2)  # of a prompt, one for each region
     tokens: Sequence[int] | None = None  # of one reading; None: those of a prompt of one part
-    dynamic: bool = False  # one profile for all batches and sides from half the resolution on
+    dynamic: bool = False  # one shape range for all batches and sides from half the resolution on
     tile: int | None = None  # side in latents of the tiles the VAE decodes in; None: whole pictures
 
 
@@ -91,8 +91,8 @@ def check_shapes(bundle: Bundle, options: ShapeOptions) -> None:
             )
 
 
-def profiles_of(graph: str, bundle: Bundle, options: ShapeOptions) -> tuple[Profile, ...]:
-    """The profiles of one graph of a bundle, smallest first. Raises as `check_shapes`."""
+def shape_ranges_of(graph: str, bundle: Bundle, options: ShapeOptions) -> tuple[ShapeRange, ...]:
+    """The shape ranges of one graph of a bundle, smallest first. Raises as `check_shapes`."""
     check_shapes(bundle, options)
     if graph.startswith("text_encoder"):
         return ({"batch": _just(1), "concepts": _just(options.concepts)},)
@@ -111,7 +111,7 @@ def profiles_of(graph: str, bundle: Bundle, options: ShapeOptions) -> tuple[Prof
     )
 
 
-def _texts(bundle: Bundle, options: ShapeOptions) -> list[Profile]:
+def _texts(bundle: Bundle, options: ShapeOptions) -> list[ShapeRange]:
     """The pairs of readings and tokens, those of one reading first."""
     tokens = options.tokens or (bundle.text_encoder.context_length,)
     if not bundle.has_regions:
@@ -123,7 +123,7 @@ def _texts(bundle: Bundle, options: ShapeOptions) -> list[Profile]:
     ]
 
 
-def _longest_text(bundle: Bundle, options: ShapeOptions) -> Profile:
+def _longest_text(bundle: Bundle, options: ShapeOptions) -> ShapeRange:
     """From the smallest of the pairs to the largest, made for the smallest."""
     texts = _texts(bundle, options)
     return {name: (texts[0][name][0], texts[0][name][0], texts[-1][name][2]) for name in texts[0]}

@@ -132,7 +132,7 @@ def offers(bundle: Bundle) -> Iterator[tuple[str, str]]:
 
 def _holds_engines(bundle: Bundle, flavour: str) -> bool:
     """Whether there is an engine of this flavour; its folder is `trt-sm87` or `trt-rtx-portable`, and so on."""
-    folders = {path.parent.name for path in bundle.folder.glob("engines/*/*.plan")}
+    folders = {path.parent.name for path in bundle.folder.glob("engines/*/*.engine")}
     return any(
         (folder.startswith("trt-rtx-")) == (flavour == "trt-rtx")
         for folder in folders

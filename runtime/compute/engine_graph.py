@@ -44,7 +44,7 @@ _SIZES: Mapping[str, Mapping[str, tuple[str, int]]] = {
     "text_encoder": {"concepts": ("concept_embeddings", 0)},
     "text_encoder_2": {"concepts": ("concept_embeddings", 0)},
 }
-"""Which dimension of which input of a graph is which named size of an engine's profiles."""
+"""Which dimension of which input of a graph is which named size of an engine's shape ranges."""
 
 
 class TensorRTBackend:
@@ -92,7 +92,8 @@ class TensorRTBackend:
             )
         if _choose(unets, {**latents, **text, "concepts": concepts}) is None:
             slots = max(
-                (one.get("concepts", (0, 0, 0))[2] for engine in unets for one in engine.profiles), default=0
+                (one.get("concepts", (0, 0, 0))[2] for engine in unets for one in engine.shape_ranges),
+                default=0,
             )
             raise RequestError(
                 f"{concepts} rows of concepts are used at once, and the engines have slots for {slots}. Use fewer "
@@ -126,13 +127,13 @@ class TensorRTBackend:
         self._cuda.close()
 
     def _open(self, engine: Engine) -> TensorRTGraph:
-        if engine.plan not in self._whole:
+        if engine.file not in self._whole:
             if (damage := engine_damage(engine)) is not None:
-                raise DeviceError(f"{engine.plan} cannot be used: {damage}. Build the engine again.")
-            self._whole.add(engine.plan)
+                raise DeviceError(f"{engine.file} cannot be used: {damage}. Build the engine again.")
+            self._whole.add(engine.file)
         graph_io = self._graph_io[engine.key.graph]
         return TensorRTGraph(
-            engine.plan,
+            engine.file,
             inputs=graph_io.inputs,
             outputs=graph_io.outputs,
             trt=self._trt,
@@ -147,7 +148,7 @@ class TensorRTBackend:
         """The sizes of pictures that the UNet's engines draw, as a phrase."""
         sizes: dict[str, None] = {}
         for engine in self._engines["unet"]:
-            for one in (one for one in engine.profiles if {"width", "height"} <= one.keys()):
+            for one in (one for one in engine.shape_ranges if {"width", "height"} <= one.keys()):
                 low, high = (
                     " × ".join(str(one[side][which] * self._downscale) for side in ("width", "height"))
                     for which in (0, 2)
@@ -165,7 +166,7 @@ class EngineGraph:
         engines: list[Engine],
         open_engine: Callable[[Engine], TensorRTGraph],
     ) -> None:
-        """Open the first of `engines`; `sizes`: which dimension of which input is which named size of a profile.
+        """Open the first of `engines`; `sizes`: which dimension of which input is which named size of a shape range.
 
         Raises:
             DeviceError: it was built by another TensorRT or for another GPU.
@@ -185,7 +186,7 @@ class EngineGraph:
         sizes = {
             name: feeds[source].shape[axis] for name, (source, axis) in self._sizes.items() if source in feeds
         }
-        if self._engine.profile_for(**sizes) is None:
+        if self._engine.range_for(**sizes) is None:
             other = _choose(self._engines, sizes)
             if other is not None:
                 self.close()
@@ -209,12 +210,14 @@ class EngineGraph:
 
 def _choose(engines: Iterable[Engine], sizes: Mapping[str, int]) -> Engine | None:
     """The best engine that takes these sizes."""
-    return next((engine for engine in engines if engine.profile_for(**sizes) is not None), None)
+    return next((engine for engine in engines if engine.range_for(**sizes) is not None), None)
 
 
 def _tile(engines: list[Engine], height: int, width: int) -> int | None:
     """The largest side of tiles such that an engine takes every piece of latents of this size; None where none does."""
-    squares = (one for engine in engines for one in engine.profiles if one.get("height") == one.get("width"))
+    squares = (
+        one for engine in engines for one in engine.shape_ranges if one.get("height") == one.get("width")
+    )
     sides = {one["height"][2] for one in squares if "height" in one}
     for side in sorted(sides, reverse=True):
         if _choose(engines, {"height": min(side, height), "width": min(side, width)}) is not None:
@@ -268,7 +271,7 @@ def _engines(bundle: Bundle, flavour: Flavour, trt: Any) -> dict[str, list[Engin
         key = {**wanted, "graph_sha256": facts[name].sha256}
         matching, reasons = find_engines(folder, name, key)
         usual = _usual(bundle, name)
-        left = sorted(matching, key=lambda one: one.profile_for(**usual) is None)
+        left = sorted(matching, key=lambda one: one.range_for(**usual) is None)
         while left and (damage := engine_damage(left[0])) is not None:
             reasons = (*reasons, f"{left.pop(0).plan}: {damage}")
         if left:

@@ -233,10 +233,12 @@ def store(bundle, graph, sha256, **changes):
     values = {"flavour": "trt", "version": "10.3.0", "target": "sm87", "driver": 12, "precision": "fp16"}
     values["platform"] = platform_of(changes.get("flavour", "trt"))
     key = EngineKey(
-        graph=graph, graph_sha256=sha256, profiles=({"batch": (1, 1, 1)},), options=asdict(BuildOptions()),
+        graph=graph, graph_sha256=sha256, shape_ranges=({"batch": (1, 1, 1)},), options=asdict(BuildOptions()),
         **(values | changes),
     )  # fmt: skip
-    return store_engine(bundle, key, Built(plan=memoryview(b"plan"), inputs={}, outputs={}, timing=None), {})
+    return store_engine(
+        bundle, key, Built(engine=memoryview(b"plan"), inputs={}, outputs={}, timing=None), {}
+    )
 
 
 @pytest.fixture
@@ -264,10 +266,10 @@ def test_every_graph_needs_an_engine_of_its_present_form(make_root, environment,
     assert finding.name == "engines-unfit"
     assert "trt-sm87/vae_decoder-" in finding.text
     assert "the graph's checksum is abababab" in finding.text
-    old.plan.unlink()
+    old.file.unlink()
     made = store(folder, "vae_decoder", graphs["vae_decoder"])
     assert list(examine_bundle(folder, found, environment())) == []
-    made.plan.write_bytes(b"cut")
+    made.file.write_bytes(b"cut")
     (finding,) = examine_bundle(folder, found, environment())
     assert "was cut or changed" in finding.text
 

@@ -29,11 +29,11 @@ def store(bundle, graph, **fields):
         "target": "sm87",
         "driver": 12,
         "precision": whole.precision,
-        "profiles": ({"batch": (2, 2, 2)},),
+        "shape_ranges": ({"batch": (2, 2, 2)},),
         "options": asdict(BuildOptions()),
     }
     key = EngineKey(**(values | fields))
-    built = Built(plan=memoryview(graph.encode() * 99), inputs={}, outputs={}, timing=None)
+    built = Built(engine=memoryview(graph.encode() * 99), inputs={}, outputs={}, timing=None)
     return store_engine(bundle, key, built, {})
 
 
@@ -68,9 +68,9 @@ def test_engines_of_other_graphs_and_of_other_precisions_are_not_kept(bundle, tm
     store(old, "vae_decoder", precision="fp16")
     plan_only = store(old, "vae_encoder").plan
     plan_only.unlink()
-    assert keep_engines(old, bundle) == [kept.plan.relative_to(old)]
+    assert keep_engines(old, bundle) == [kept.file.relative_to(old)]
     names = {path for path in files_below(bundle) if path.startswith("engines/")}
-    assert names == {f"engines/trt-sm87/{kept.plan.stem}.{ending}" for ending in ("plan", "json")}
+    assert names == {f"engines/trt-sm87/{kept.file.stem}.{ending}" for ending in ("engine", "json")}
 
 
 def test_a_bundle_without_engines_and_no_bundle_at_all_leave_nothing(bundle, tmp_path):
@@ -88,7 +88,7 @@ def test_where_a_file_cannot_have_two_names_it_is_copied(bundle, tmp_path, monke
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    assert keep_engines(old, bundle) == [engine.plan.relative_to(old)]
+    assert keep_engines(old, bundle) == [engine.file.relative_to(old)]
     shutil.rmtree(old)
     found = find_engine(bundle, "unet", engine.key).engine
     assert found is not None

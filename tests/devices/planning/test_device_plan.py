@@ -39,8 +39,8 @@ def test_the_command_that_a_plan_prints_builds_what_the_plan_says(pocket, device
     profile = engine_steps.device_profile(given)
     target = engine_steps.choose_target(given, profile)
     given.bundle = bundle_path()
-    jobs, settings = engine_steps.plan(given, bundle_path(), target, profile)
-    assert {job.graph: job.profiles for job in jobs} == plan.shapes
+    jobs, settings = engine_steps.prepare(given, bundle_path(), target, profile)
+    assert {job.graph: job.shape_ranges for job in jobs} == plan.shapes
     assert settings.options.workspace == plan.workspace
     assert settings.flavour == plan.engine
     assert given.script == (device == "orin-nano-8")  # TensorRT builds on the device itself

@@ -285,7 +285,7 @@ def test_a_link_out_of_the_folder_is_refused_even_to_the_very_bytes(bundle_copy,
         read_bundle(bundle_copy, verify=verify)
 
 
-@pytest.mark.parametrize("name", ["weights.bin", "concepts", "engines/trt-sm87/unet-0.plan"])
+@pytest.mark.parametrize("name", ["weights.bin", "concepts", "engines/trt-sm87/unet-0.engine"])
 def test_nor_may_anything_else_in_it_be_such_a_link(bundle_copy, tmp_path, name):
     """A graph may name weights that bundle.json does not list; samples and engines are found by their places."""
     (bundle_copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -309,7 +309,7 @@ def test_links_within_a_bundle_and_to_a_bundle_are_followed(bundle_copy, tmp_pat
 def test_drawing_planning_and_engines_agree_on_what_guidance_is(bundle_copy, scale, conditions, guided):
     """One of 1 or less is none, as in diffusers; nor is that of a model which reads the scale itself."""
     from perfusion.runtime.request import make_request
-    from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
+    from perfusion.tensorrt.shape_ranges import ShapeOptions, shape_ranges_of
 
     edit(bundle_copy, "defaults/guidance_scale", scale)
     edit(bundle_copy, "unet/conditions", conditions)
@@ -317,6 +317,6 @@ def test_drawing_planning_and_engines_agree_on_what_guidance_is(bundle_copy, sca
     answers = (
         make_request(bundle, "a cat", 0).guided,
         bundle.usual_call.guided,
-        profiles_of("unet", bundle, ShapeOptions(batches=(1,)))[0]["batch"] == (2, 2, 2),
+        shape_ranges_of("unet", bundle, ShapeOptions(batches=(1,)))[0]["batch"] == (2, 2, 2),
     )
     assert answers == (guided,) * 3

@@ -17,7 +17,7 @@ from perfusion.files import writing
 from perfusion.tensorrt import engine_store as cache
 from perfusion.tensorrt import engines
 from perfusion.tensorrt.build import BuildOptions, Built
-from perfusion.tensorrt.jobs import plan_jobs
+from perfusion.tensorrt.jobs import engine_jobs
 from perfusion.tensorrt.shape_ranges import ShapeOptions
 
 bundle = Path(sys.argv[1])
@@ -34,7 +34,7 @@ def build(*_, **__):
     time.sleep(float(given.get("slow", 0)))
     if given.get("stop") == "building":
         stay("building")
-    return Built(plan=memoryview(b"plan" * 1000), inputs={}, outputs={}, timing=None)
+    return Built(engine=memoryview(b"plan" * 1000), inputs={}, outputs={}, timing=None)
 
 
 def half_written(path, mode="wb"):
@@ -48,7 +48,7 @@ def half_written(path, mode="wb"):
 mock.patch.object(engines, "build_engine", build).start()
 if given.get("stop") == "writing":
     mock.patch.object(cache, "writing", half_written).start()
-jobs = [job for job in plan_jobs(read_bundle(bundle), ShapeOptions()) if job.graph == "text_encoder"]
+jobs = [job for job in engine_jobs(read_bundle(bundle), ShapeOptions()) if job.graph == "text_encoder"]
 (outcome,) = engines.build_engines(
     SimpleNamespace(__version__="1.7.1"),
     bundle,

@@ -13,7 +13,7 @@ from perfusion.bundle.reader import read_bundle
 from perfusion.tensorrt.build import BuildOptions, Built
 from perfusion.tensorrt.engines import EngineJob, EngineSettings
 from perfusion.tensorrt.flavour import import_tensorrt
-from perfusion.tensorrt.jobs import plan_jobs
+from perfusion.tensorrt.jobs import engine_jobs
 from perfusion.tensorrt.keys import EngineKey
 from perfusion.tensorrt.shape_ranges import ShapeOptions
 
@@ -37,7 +37,7 @@ def toy(tmp_path: Path) -> Path:
 @pytest.fixture
 def text_job(toy: Path) -> EngineJob:
     """The smallest graph there is to build: a third of a second."""
-    return next(job for job in plan_jobs(read_bundle(toy), ShapeOptions()) if job.graph == "text_encoder")
+    return next(job for job in engine_jobs(read_bundle(toy), ShapeOptions()) if job.graph == "text_encoder")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def _make_key(**fields: Any) -> EngineKey:
         "target": "sm87",
         "driver": 12,
         "precision": "fp16",
-        "profiles": (
+        "shape_ranges": (
             {"batch": (2, 2, 2), "height": (64, 64, 64)},
             {"batch": (4, 4, 4), "height": (64, 64, 64)},
         ),
@@ -73,7 +73,7 @@ def key() -> EngineKey:
 def built() -> Built:
     """A plan that is no plan: the cache does not look inside."""
     return Built(
-        plan=memoryview(bytes(range(256)) * 64),
+        engine=memoryview(bytes(range(256)) * 64),
         inputs={"sample": ("half", ("batch", 4, "height", "width")), "timestep": ("float", (1,))},
         outputs={"out_sample": ("half", (-1, 4, -1, -1))},
         timing=None,

@@ -16,7 +16,7 @@ from perfusion.tensorrt.build import BuildOptions, build_engine
 from perfusion.tensorrt.driver import Driver
 from perfusion.tensorrt.engines import EngineSettings, build_engines
 from perfusion.tensorrt.interrupts import held_interrupts
-from perfusion.tensorrt.jobs import plan_jobs
+from perfusion.tensorrt.jobs import engine_jobs
 from perfusion.tensorrt.shape_ranges import ShapeOptions
 from perfusion.tensorrt.targets import TARGETS
 
@@ -36,14 +36,14 @@ def malformed(rtx, plan) -> bool:
 def text_plan(rtx):
     """The toy bundle's text encoder, for every GPU from Ampere on."""
     toy = Path(__file__).parents[2] / "data" / "toy_bundle"
-    return build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("portable",))
+    return build_engine(rtx, toy / "text_encoder.onnx", shape_ranges=TEXT, targets=("portable",))
 
 
 def test_every_graph_of_the_embedded_bundle_becomes_a_plan(rtx, tmp_path):
     bundle = tmp_path / "pocket"
     shutil.copytree(POCKET, bundle)
     whole, seen = read_bundle(bundle), []
-    jobs = plan_jobs(whole, ShapeOptions(batches=(1,)))
+    jobs = engine_jobs(whole, ShapeOptions(batches=(1,)))
     settings = EngineSettings(
         flavour="trt-rtx",
         target="sm86+sm89",
@@ -60,25 +60,25 @@ def test_every_graph_of_the_embedded_bundle_becomes_a_plan(rtx, tmp_path):
     weights = POCKET / "unet" / "diffusion_pytorch_model.safetensors"  # float16, outside the graph's file
     assert unet.bytes > 2 * weights.stat().st_size
     assert unet.inputs["key_gate"] == ("float", ("batch", "tokens", "concepts"))
-    assert unet.profiles == jobs[1].profiles
-    assert not malformed(rtx, unet.plan.read_bytes())
+    assert unet.shape_ranges == jobs[1].shape_ranges
+    assert not malformed(rtx, unet.file.read_bytes())
 
 
 def test_two_builds_are_equal_byte_for_byte(rtx, text_plan, toy):
-    again = build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("portable",))
-    assert again.plan == text_plan.plan
+    again = build_engine(rtx, toy / "text_encoder.onnx", shape_ranges=TEXT, targets=("portable",))
+    assert again.engine == text_plan.engine
     assert again.timing is None
 
 
 def test_a_plan_is_one_to_tensorrt_itself_and_a_cut_one_is_not(rtx, text_plan):
-    assert not malformed(rtx, text_plan.plan)
-    assert malformed(rtx, text_plan.plan[:20])
+    assert not malformed(rtx, text_plan.engine)
+    assert malformed(rtx, text_plan.engine[:20])
 
 
 @pytest.mark.parametrize("target", [name for name, one in TARGETS.items() if one.rtx and name != "sm75"])
 def test_a_plan_is_built_for_every_gpu_in_the_table(rtx, text_plan, toy, target):
-    built = build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=(target,))
-    assert built.plan != text_plan.plan
+    built = build_engine(rtx, toy / "text_encoder.onnx", shape_ranges=TEXT, targets=(target,))
+    assert built.engine != text_plan.engine
 
 
 def test_the_table_of_gpus_is_tensorrts_own(rtx):
@@ -90,19 +90,19 @@ def test_the_table_of_gpus_is_tensorrts_own(rtx):
 
 def test_turing_lacks_products_in_fp32_as_the_table_says(rtx, toy):
     with pytest.raises(ExportError, match=r"Leave sm75 out; .*engine 'trt'\. .*FP32 GEMM is not supported"):
-        build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("sm75",))
+        build_engine(rtx, toy / "text_encoder.onnx", shape_ranges=TEXT, targets=("sm75",))
 
 
 def test_an_unknown_gpu_is_refused_with_those_there_are(rtx, toy):
     with pytest.raises(ExportError, match=r"does not build for sm87, expected one of .*sm89"):
-        build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("sm87",))
+        build_engine(rtx, toy / "text_encoder.onnx", shape_ranges=TEXT, targets=("sm87",))
 
 
 def test_the_number_of_concept_slots_is_built_in(rtx, text_plan, toy):
     eight = ({"batch": (1, 1, 1), "concepts": (8, 8, 8)},)
     assert (
-        build_engine(rtx, toy / "text_encoder.onnx", profiles=eight, targets=("portable",)).plan
-        != text_plan.plan
+        build_engine(rtx, toy / "text_encoder.onnx", shape_ranges=eight, targets=("portable",)).engine
+        != text_plan.engine
     )
 
 
@@ -112,7 +112,7 @@ def test_the_number_of_concept_slots_is_built_in(rtx, text_plan, toy):
 def test_a_file_that_is_no_graph_is_said_in_tensorrts_words(rtx, tmp_path):
     (tmp_path / "graph.onnx").write_bytes(b"no graph")
     with pytest.raises(ExportError, match=r"graph\.onnx: the graph could not be read .*TensorRT says"):
-        build_engine(rtx, tmp_path / "graph.onnx", profiles=TEXT, targets=("portable",))
+        build_engine(rtx, tmp_path / "graph.onnx", shape_ranges=TEXT, targets=("portable",))
 
 
 def test_a_graph_with_an_operator_that_tensorrt_lacks_is_refused_by_the_operators_name(rtx, tmp_path):
@@ -131,27 +131,29 @@ def test_a_graph_with_an_operator_that_tensorrt_lacks_is_refused_by_the_operator
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "int8.onnx")
     with pytest.raises(ExportError, match=r"DynamicQuantizeLinear|MatMulInteger"):
-        build_engine(rtx, tmp_path / "int8.onnx", profiles=({"batch": (1, 1, 1)},), targets=("portable",))
+        build_engine(rtx, tmp_path / "int8.onnx", shape_ranges=({"batch": (1, 1, 1)},), targets=("portable",))
 
 
 def test_a_graph_whose_weights_are_gone_is_refused(rtx, tmp_path):
     shutil.copy(POCKET / "vae_encoder.onnx", tmp_path)
     sizes = {"batch": (1, 1, 1), "picture_height": (128, 128, 128), "picture_width": (128, 128, 128)}
     with pytest.raises(ExportError, match="could not be read"):
-        build_engine(rtx, tmp_path / "vae_encoder.onnx", profiles=(sizes,), targets=("portable",))
+        build_engine(rtx, tmp_path / "vae_encoder.onnx", shape_ranges=(sizes,), targets=("portable",))
 
 
 def test_a_dimension_without_a_size_is_named(rtx, toy):
     with pytest.raises(
         ExportError, match="'concept_embeddings' has the dimension 'concepts', expected one of batch"
     ):
-        build_engine(rtx, toy / "text_encoder.onnx", profiles=({"batch": (1, 1, 1)},), targets=("portable",))
+        build_engine(
+            rtx, toy / "text_encoder.onnx", shape_ranges=({"batch": (1, 1, 1)},), targets=("portable",)
+        )
 
 
 def test_sizes_that_no_graph_can_have_are_refused(rtx, toy):
     upside_down = ({"batch": (1, 1, 1), "concepts": (8, 4, 2)},)
     with pytest.raises(ExportError, match=r"concepts|sizes"):
-        build_engine(rtx, toy / "text_encoder.onnx", profiles=upside_down, targets=("portable",))
+        build_engine(rtx, toy / "text_encoder.onnx", shape_ranges=upside_down, targets=("portable",))
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, ValueError])
@@ -160,7 +162,7 @@ def test_an_exception_in_the_progress_ends_the_build_and_comes_through(rtx, toy,
         raise kind
 
     with pytest.raises(kind):
-        build_engine(rtx, toy / "text_encoder.onnx", profiles=TEXT, targets=("portable",), progress=stop)
+        build_engine(rtx, toy / "text_encoder.onnx", shape_ranges=TEXT, targets=("portable",), progress=stop)
 
 
 def test_an_interrupt_that_comes_while_tensorrt_logs_ends_the_build(rtx, toy, monkeypatch):
@@ -179,7 +181,7 @@ def test_an_interrupt_that_comes_while_tensorrt_logs_ends_the_build(rtx, toy, mo
         build_engine(
             rtx,
             toy / "text_encoder.onnx",
-            profiles=TEXT,
+            shape_ranges=TEXT,
             targets=("portable",),
             progress=lambda *seen: phases.append(seen),
         )
@@ -189,7 +191,7 @@ def test_an_interrupt_that_comes_while_tensorrt_logs_ends_the_build(rtx, toy, mo
     build_engine(
         rtx,
         toy / "text_encoder.onnx",
-        profiles=TEXT,
+        shape_ranges=TEXT,
         targets=("portable",),
         progress=lambda *seen: whole.append(seen),
     )
@@ -243,12 +245,12 @@ def test_what_is_there_is_kept_and_what_was_damaged_is_built_again_to_the_same_b
     (first,) = build_engines(rtx, toy, [text_job], settings)
     (second,) = build_engines(rtx, toy, [text_job], settings)
     assert (first.built, second.built, second.engine) == (True, False, first.engine)
-    whole = first.engine.plan.read_bytes()
-    first.engine.plan.write_bytes(whole[: len(whole) // 2])
+    whole = first.engine.file.read_bytes()
+    first.engine.file.write_bytes(whole[: len(whole) // 2])
     (third,) = build_engines(rtx, toy, [text_job], settings)
     assert third.built
     assert "cut or changed" in third.reasons[0]
-    assert third.engine.plan.read_bytes() == whole
+    assert third.engine.file.read_bytes() == whole
 
 
 # --- the full TensorRT goes the same way; here its GPU is made up and its module is TensorRT for RTX

@@ -24,14 +24,14 @@ def no_gpu(monkeypatch):
 
 @pytest.fixture
 def builder(monkeypatch):
-    """In the place of TensorRT and its builder: plans are made of what was asked for."""
+    """In the place of TensorRT and its builder: engines are made of what was asked for."""
     asked = []
 
     def build(trt, graph, **options):
         asked.append((graph.name, options))
         options["progress"]("building", 1, 2)
-        plan = memoryview(f"{graph.name} {options['profiles']}".encode())
-        return Built(plan=plan, inputs={}, outputs={}, timing=None)
+        engine = memoryview(f"{graph.name} {options['shape_ranges']}".encode())
+        return Built(engine=engine, inputs={}, outputs={}, timing=None)
 
     module = SimpleNamespace(__version__="1.7.1")
     monkeypatch.setattr(engines, "build_engine", build)
@@ -171,10 +171,10 @@ def test_engines_of_a_bundle_are_built_once_and_every_option_reaches_the_builder
     graphs = dict(builder.asked)
     assert list(graphs) == ["text_encoder.onnx", "unet.onnx", "vae_decoder.onnx", "vae_encoder.onnx"]
     unet = graphs["unet.onnx"]
-    pairs = [(profile["regions"][0], profile["batch"][0]) for profile in unet["profiles"]]
+    pairs = [(profile["regions"][0], profile["batch"][0]) for profile in unet["shape_ranges"]]
     assert pairs == [(1, 2), (1, 4), (2, 2), (2, 4)]
-    assert unet["profiles"][0]["height"] == (16, 16, 16)
-    assert unet["profiles"][0]["concepts"] == (3, 3, 3)
+    assert unet["shape_ranges"][0]["height"] == (16, 16, 16)
+    assert unet["shape_ranges"][0]["concepts"] == (3, 3, 3)
     assert unet["targets"] == ["sm89"]
     assert (unet["options"].workspace, unet["options"].optimization_level) == (500_000_000, 1)
     assert main([*arguments, "--quiet"]) == 0
@@ -208,10 +208,10 @@ def test_another_release_of_tensorrt_is_explained_and_pruned_on_request_only(toy
     capsys.readouterr()
     assert main(arguments) == 0
     assert capsys.readouterr().out.count("TensorRT's version is 1.7.1, expected 1.8.0") == 4
-    assert len(list(toy.rglob("*.plan"))) == 8
+    assert len(list(toy.rglob("*.engine"))) == 8
     assert main([*arguments, "--prune"]) == 0
     assert capsys.readouterr().out.count(": removed") == 4
-    assert len(list(toy.rglob("*.plan"))) == 4
+    assert len(list(toy.rglob("*.engine"))) == 4
 
 
 def test_json_holds_every_engine_with_its_key(toy, builder, capsys):
@@ -284,7 +284,7 @@ def test_engines_are_built_for_the_batches_that_the_device_has_memory_for(toy, b
     limited(monkeypatch, needs(toy, nothing, 1))
     assert main(["--bundle", str(toy), *LARGE]) == 0
     assert capsys.readouterr().err == ""
-    assert {profile["batch"][0] for profile in dict(builder.asked)["unet.onnx"]["profiles"]} == {2}
+    assert {profile["batch"][0] for profile in dict(builder.asked)["unet.onnx"]["shape_ranges"]} == {2}
 
 
 def test_the_decoders_engine_is_built_for_the_tiles_of_the_plan(toy, builder, monkeypatch):
@@ -292,8 +292,12 @@ def test_the_decoders_engine_is_built_for_the_tiles_of_the_plan(toy, builder, mo
     limited(monkeypatch, whole - 1)
     assert main(["--bundle", str(toy), *LARGE, "--batch", "1"]) == 0
     graphs = dict(builder.asked)
-    assert graphs["vae_decoder.onnx"]["profiles"][0]["height"] == (64, 64, 64)
-    assert graphs["vae_encoder.onnx"]["profiles"][0]["height"] == (128, 128, 128)  # only decoding is tiled
+    assert graphs["vae_decoder.onnx"]["shape_ranges"][0]["height"] == (64, 64, 64)
+    assert graphs["vae_encoder.onnx"]["shape_ranges"][0]["height"] == (
+        128,
+        128,
+        128,
+    )  # only decoding is tiled
 
 
 def test_a_batch_that_was_asked_for_is_built_with_a_warning_where_it_does_not_fit(
@@ -302,7 +306,7 @@ def test_a_batch_that_was_asked_for_is_built_with_a_warning_where_it_does_not_fi
     limited(monkeypatch, needs(toy, limited(monkeypatch, 0)))
     assert main(["--bundle", str(toy), *LARGE, "--batch", "1,2"]) == 0
     assert "memory for batches of 1, not of 2" in capsys.readouterr().err
-    assert {profile["batch"][0] for profile in dict(builder.asked)["unet.onnx"]["profiles"]} == {2, 4}
+    assert {profile["batch"][0] for profile in dict(builder.asked)["unet.onnx"]["shape_ranges"]} == {2, 4}
 
 
 @pytest.mark.parametrize(("usable", "warned"), [(1, True), (1 << 30, False)])

@@ -39,7 +39,7 @@ OTHER: dict[str, Any] = {
     "target": "sm86",
     "driver": 13,
     "precision": "fp32",
-    "profiles": ({"batch": (2, 2, 2), "height": (96, 96, 96)},),
+    "shape_ranges": ({"batch": (2, 2, 2), "height": (96, 96, 96)},),
     "options": {"workspace": 1 << 30, "optimization_level": 5, "tf32": True},
 }
 NAMED = {
@@ -50,7 +50,7 @@ NAMED = {
     "target": "the GPU is sm86, expected sm87",
     "driver": "the driver's CUDA is 13, expected 12",
     "precision": "the precision is fp32, expected fp16",
-    "profiles": "the sizes are batch 2, height 96, expected batch 2/4, height 64",
+    "shape_ranges": "the sizes are batch 2, height 96, expected batch 2/4, height 64",
     "options": "the builder's options are optimization_level 5, workspace 1073741824, expected optimization_level none",
 }
 
@@ -59,9 +59,9 @@ def test_what_was_stored_is_found_whole(tmp_path, key, built):
     stored = store_engine(tmp_path, key, built, {"seconds": 1.5})
     found = find_engine(tmp_path, "unet", key).engine
     assert found == stored
-    assert found.plan.read_bytes() == built.plan
-    assert found.plan.parent == tmp_path / "engines" / "trt-sm87"
-    assert json.loads(found.plan.with_suffix(".json").read_text())["built"] == {"seconds": 1.5}
+    assert found.file.read_bytes() == built.engine
+    assert found.file.parent == tmp_path / "engines" / "trt-sm87"
+    assert json.loads(found.file.with_suffix(".json").read_text())["built"] == {"seconds": 1.5}
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -83,7 +83,7 @@ def test_every_field_of_a_key_is_among_those_tested_above():
 def test_the_digest_changes_with_every_field_and_with_nothing_else(make_key):
     digests = {make_key(**{name: value}).digest for name, value in OTHER.items()} | {make_key().digest}
     assert len(digests) == len(OTHER) + 1
-    turned = make_key(profiles=tuple(dict(reversed(one.items())) for one in make_key().profiles))
+    turned = make_key(shape_ranges=tuple(dict(reversed(one.items())) for one in make_key().shape_ranges))
     assert turned.digest == make_key().digest
     assert EngineKey.from_json(json.loads(json.dumps(make_key().to_json()))) == make_key()
 
@@ -151,7 +151,7 @@ def test_an_engine_is_found_by_the_sizes_it_takes(tmp_path, key, built):
     store_engine(tmp_path, key, built, {})
     engine = find_engine(tmp_path, "unet", {}, sizes={"height": 64, "batch": 4}).engine
     assert engine is not None
-    assert [engine.profile_for(batch=rows) for rows in (1, 2, 3, 4)] == [None, 0, None, 1]
+    assert [engine.range_for(batch=rows) for rows in (1, 2, 3, 4)] == [None, 0, None, 1]
     search = find_engine(tmp_path, "unet", {}, sizes={"height": 96})
     assert search.engine is None
     assert "other sizes than height 96" in search.explain()
@@ -165,7 +165,7 @@ def test_where_nothing_was_built_the_explanation_says_so(tmp_path):
 
 
 def damage(engine: Engine, how: str) -> None:
-    plan, manifest = engine.plan, engine.plan.with_suffix(".json")
+    plan, manifest = engine.file, engine.file.with_suffix(".json")
     content = bytearray(plan.read_bytes())
     if how == "cut":
         plan.write_bytes(content[:-1])
@@ -215,7 +215,7 @@ def test_a_plan_that_was_written_wrongly_is_found(tmp_path, key, built, monkeypa
     def flips_a_bit(path, mode="wb"):
         with writing(path, mode) as file:
             yield file
-        if path.suffix == ".plan":
+        if path.suffix == ".engine":
             content = path.read_bytes()
             path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
 
@@ -296,7 +296,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_looks_finished_and_the_next_
     wait_for(toy, f"stopped-{moment}")
     worker.send_signal(signal.SIGKILL) if hasattr(signal, "SIGKILL") else worker.kill()
     worker.communicate(timeout=30)
-    left = [path.name for path in (toy / "engines").rglob("*") if path.suffix in (".plan", ".json")]
+    left = [path.name for path in (toy / "engines").rglob("*") if path.suffix in (".engine", ".json")]
     assert left == []
     assert "none has been built" in find_engine(toy, "text_encoder", {}).explain()
     again = json.loads(start(toy).communicate(timeout=60)[0])
@@ -321,12 +321,12 @@ def test_pruning_removes_what_is_not_wanted_or_damaged_and_nothing_else(tmp_path
     old = store_engine(tmp_path, make_key(version="10.3.1"), built, {})
     broken = store_engine(tmp_path, make_key(graph="vae_decoder"), built, {})
     damage(broken, "altered")
-    (keep.plan.parent / f".{keep.key.name}.plan.0123abcd.partial").write_bytes(b"half")
-    (keep.plan.parent / "timing-10.3.0.cache").write_bytes(b"times")
+    (keep.file.parent / f".{keep.key.name}.engine.0123abcd.partial").write_bytes(b"half")
+    (keep.file.parent / "timing-10.3.0.cache").write_bytes(b"times")
     removed = prune_engines(tmp_path, lambda engine: engine.key.version == "10.3.0")
-    assert sorted(removed) == sorted([old.plan, broken.plan])
-    assert sorted(path.name for path in keep.plan.parent.iterdir()) == sorted(
-        ["timing-10.3.0.cache", keep.plan.name, keep.plan.with_suffix(".json").name]
+    assert sorted(removed) == sorted([old.file, broken.file])
+    assert sorted(path.name for path in keep.file.parent.iterdir()) == sorted(
+        ["timing-10.3.0.cache", keep.file.name, keep.file.with_suffix(".json").name]
     )
 
 
@@ -334,7 +334,7 @@ def test_pruning_leaves_alone_what_is_being_built(tmp_path, built, make_key):
     engine = store_engine(tmp_path, make_key(), built, {})
     with lock(engine_folder(tmp_path, "trt", "sm87") / f".{engine.key.name}.lock"):
         assert prune_engines(tmp_path, lambda _: False) == []
-    assert prune_engines(tmp_path, lambda _: False) == [engine.plan]
+    assert prune_engines(tmp_path, lambda _: False) == [engine.file]
 
 
 def test_old_engines_stay_until_pruned(tmp_path, key, built):

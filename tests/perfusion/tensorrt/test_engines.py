@@ -31,7 +31,7 @@ def test_a_graph_that_changes_while_its_engine_is_built_has_no_engine(toy, text_
     during.happens = lambda: (toy / text_job.file).write_bytes(b"exported anew")
     with pytest.raises(BundleError, match=r"text_encoder\.onnx does not have the checksum"):
         build_engines(TRT, toy, [text_job], settings)
-    assert not list((toy / "engines").rglob("*.plan"))
+    assert not list((toy / "engines").rglob("*.engine"))
 
 
 def test_engines_that_are_there_are_enough_where_nothing_can_be_written(
@@ -45,7 +45,7 @@ def test_engines_that_are_there_are_enough_where_nothing_can_be_written(
     monkeypatch.setattr("perfusion.tensorrt.engine_store.lock", refused)
     (found,) = build_engines(TRT, toy, [text_job], settings)
     assert (found.engine, found.built) == (made.engine, False)
-    made.engine.plan.unlink()
+    made.engine.file.unlink()
     with pytest.raises(PerfusionError, match=r"cannot be written: read-only file system\. Copy the bundle"):
         build_engines(TRT, toy, [text_job], settings)
 

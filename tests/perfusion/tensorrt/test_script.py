@@ -57,13 +57,13 @@ def test_the_script_builds_the_very_engine_that_the_command_builds(rtx, toy, tmp
     assert done.returncode == 0, done.stderr
     made = find_engine(toy, "text_encoder", {}).engine
     assert made is not None
-    assert str(made.plan) in done.stdout
-    plan = made.plan.read_bytes()
-    for file in made.plan.parent.iterdir():
+    assert str(made.file) in done.stdout
+    plan = made.file.read_bytes()
+    for file in made.file.parent.iterdir():
         file.unlink()
     (ours,) = build_engines(rtx, toy, [text_job], settings)
     assert ours.engine == made
-    assert ours.engine.plan.read_bytes() == plan
+    assert ours.engine.file.read_bytes() == plan
     assert "was there" in run(path).stdout
 
 
@@ -74,7 +74,7 @@ def test_on_a_device_the_script_builds_for_it_by_the_full_tensorrt(rtx, toy, tex
     assert done.returncode == 0, done.stderr
     engine = find_engine(toy, "text_encoder", {"target": "sm87", "version": "11.4.0", "driver": 12}).engine
     assert engine is not None
-    assert str(engine.plan) in done.stdout
+    assert str(engine.file) in done.stdout
     elsewhere = run(write_script(toy, [text_job], replace(settings, flavour="trt", target="sm110")), DEVICE)
     assert (elsewhere.returncode, elsewhere.stdout) == (1, "")
     assert "GPU is sm87 and the engines are to be for sm110" in elsewhere.stderr

@@ -9,8 +9,8 @@ import pytest
 from perfusion.bundle.facts import graph_facts
 from perfusion.bundle.reader import read_bundle
 from perfusion.errors import ExportError, RequestError
-from perfusion.tensorrt.jobs import plan_jobs
-from perfusion.tensorrt.shape_ranges import ShapeOptions, profiles_of
+from perfusion.tensorrt.jobs import engine_jobs
+from perfusion.tensorrt.shape_ranges import ShapeOptions, shape_ranges_of
 
 
 @pytest.fixture
@@ -19,26 +19,26 @@ def bundle(toy):
     return read_bundle(toy)
 
 
-def sizes(profiles, name):
-    return [profile[name] for profile in profiles]
+def sizes(shape_ranges, name):
+    return [profile[name] for profile in shape_ranges]
 
 
 def test_under_guidance_the_unet_has_two_rows_a_picture(bundle):
-    profiles = profiles_of("unet", bundle, ShapeOptions(batches=(1, 2, 4), readings=(1,)))
-    assert sizes(profiles, "batch") == [(2, 2, 2), (4, 4, 4), (8, 8, 8)]
+    shape_ranges = shape_ranges_of("unet", bundle, ShapeOptions(batches=(1, 2, 4), readings=(1,)))
+    assert sizes(shape_ranges, "batch") == [(2, 2, 2), (4, 4, 4), (8, 8, 8)]
 
 
 @pytest.mark.parametrize("guided", [None, False])
 def test_a_bundle_that_draws_without_guidance_has_one_row_a_picture(bundle, guided):
     scale = 1 if guided is None else 7.5
     own = replace(bundle, defaults=replace(bundle.defaults, guidance_scale=scale))
-    profiles = profiles_of("unet", own, ShapeOptions(guided=guided, readings=(1,)))
-    assert sizes(profiles, "batch") == [(1, 1, 1), (2, 2, 2)]
+    shape_ranges = shape_ranges_of("unet", own, ShapeOptions(guided=guided, readings=(1,)))
+    assert sizes(shape_ranges, "batch") == [(1, 1, 1), (2, 2, 2)]
 
 
 def test_sizes_are_fixed_and_latents_follow_from_the_resolution(bundle):
     options = ShapeOptions(batches=(1,), resolution=64, concepts=6, readings=(1,))
-    (profile,) = profiles_of("unet", bundle, options)
+    (profile,) = shape_ranges_of("unet", bundle, options)
     assert profile == {
         "batch": (2, 2, 2),
         "regions": (1, 1, 1),
@@ -50,32 +50,36 @@ def test_sizes_are_fixed_and_latents_follow_from_the_resolution(bundle):
 
 
 def test_an_engine_takes_the_pairs_of_readings_and_tokens_that_are_asked_for(bundle):
-    usual = profiles_of("unet", bundle, ShapeOptions(batches=(1,)))
+    usual = shape_ranges_of("unet", bundle, ShapeOptions(batches=(1,)))
     assert [(one["regions"][0], one["tokens"][0]) for one in usual] == [(1, 77), (2, 154)]
-    more = profiles_of("unet", bundle, ShapeOptions(batches=(1, 2), readings=(3, 1), tokens=(154, 77)))
+    more = shape_ranges_of("unet", bundle, ShapeOptions(batches=(1, 2), readings=(3, 1), tokens=(154, 77)))
     pairs = [(one["regions"][0], one["tokens"][0], one["batch"][0]) for one in more]
     assert pairs == [(r, r * t, b) for r in (1, 3) for t in (77, 154) for b in (2, 4)]
-    (dynamic,) = profiles_of("unet", bundle, ShapeOptions(readings=(1, 3), tokens=(77, 154), dynamic=True))
+    (dynamic,) = shape_ranges_of(
+        "unet", bundle, ShapeOptions(readings=(1, 3), tokens=(77, 154), dynamic=True)
+    )
     assert (dynamic["regions"], dynamic["tokens"]) == ((1, 1, 3), (77, 77, 462))
 
 
 def test_a_bundle_of_the_first_format_has_engines_of_one_reading(bundle):
     first = replace(bundle, format_version=1)
-    profiles = profiles_of("unet", first, ShapeOptions(batches=(1,), tokens=(77, 154)))
-    assert [("regions" in one, one["tokens"][0]) for one in profiles] == [(False, 77), (False, 154)]
+    shape_ranges = shape_ranges_of("unet", first, ShapeOptions(batches=(1,), tokens=(77, 154)))
+    assert [("regions" in one, one["tokens"][0]) for one in shape_ranges] == [(False, 77), (False, 154)]
     with pytest.raises(RequestError, match="reads a prompt once"):
-        profiles_of("unet", first, ShapeOptions(readings=(1, 3)))
+        shape_ranges_of("unet", first, ShapeOptions(readings=(1, 3)))
 
 
 def test_text_encoders_read_one_prompt_a_call(bundle):
     for graph in ("text_encoder", "text_encoder_2"):
-        assert profiles_of(graph, bundle, ShapeOptions()) == ({"batch": (1, 1, 1), "concepts": (4, 4, 4)},)
+        assert shape_ranges_of(graph, bundle, ShapeOptions()) == (
+            {"batch": (1, 1, 1), "concepts": (4, 4, 4)},
+        )
 
 
 def test_the_decoder_is_built_for_one_picture_or_one_tile_of_it_and_the_encoder_for_a_picture(bundle):
-    (whole,) = profiles_of("vae_decoder", bundle, ShapeOptions(batches=(4,), resolution=64))
-    (tile,) = profiles_of("vae_decoder", bundle, ShapeOptions(resolution=64, tile=8))
-    assert profiles_of("vae_encoder", bundle, ShapeOptions(resolution=64, tile=8)) == (whole,)
+    (whole,) = shape_ranges_of("vae_decoder", bundle, ShapeOptions(batches=(4,), resolution=64))
+    (tile,) = shape_ranges_of("vae_decoder", bundle, ShapeOptions(resolution=64, tile=8))
+    assert shape_ranges_of("vae_encoder", bundle, ShapeOptions(resolution=64, tile=8)) == (whole,)
     assert (whole["batch"], whole["height"], whole["picture_height"]) == (
         (1, 1, 1),
         (16, 16, 16),
@@ -85,16 +89,16 @@ def test_the_decoder_is_built_for_one_picture_or_one_tile_of_it_and_the_encoder_
 
 
 def test_a_dynamic_engine_has_one_profile_from_half_the_resolution_on(bundle):
-    (profile,) = profiles_of("unet", bundle, ShapeOptions(batches=(1, 2), resolution=48, dynamic=True))
+    (profile,) = shape_ranges_of("unet", bundle, ShapeOptions(batches=(1, 2), resolution=48, dynamic=True))
     assert profile["batch"] == (1, 2, 4)
     assert profile["height"] == (6, 12, 12)
     assert profile["concepts"] == (4, 4, 4)  # slots stay: zeros in them are exact
 
 
 def test_sides_of_a_dynamic_engine_stay_multiples(bundle):
-    (profile,) = profiles_of("unet", bundle, ShapeOptions(resolution=40, dynamic=True))
+    (profile,) = shape_ranges_of("unet", bundle, ShapeOptions(resolution=40, dynamic=True))
     assert profile["height"] == (4, 10, 10)
-    (smallest,) = profiles_of("unet", bundle, ShapeOptions(resolution=8, dynamic=True))
+    (smallest,) = shape_ranges_of("unet", bundle, ShapeOptions(resolution=8, dynamic=True))
     assert smallest["height"] == (2, 2, 2)
 
 
@@ -116,12 +120,12 @@ def test_sides_of_a_dynamic_engine_stay_multiples(bundle):
 )
 def test_sizes_that_cannot_be_are_refused_with_those_that_can(bundle, options, message):
     with pytest.raises(RequestError, match=message):
-        profiles_of("unet", bundle, options)
+        shape_ranges_of("unet", bundle, options)
 
 
 def test_graphs_in_int8_are_refused(bundle):
     with pytest.raises(ExportError, match="--precision fp16"):
-        plan_jobs(replace(bundle, precision="int8"), ShapeOptions())
+        engine_jobs(replace(bundle, precision="int8"), ShapeOptions())
 
 
 def test_a_graphs_checksum_covers_its_weights_and_not_those_of_other_graphs(bundle):

@@ -282,7 +282,7 @@ def test_engines_are_offered_by_the_name_of_their_folder(bundle_copy, folder, of
     from perfusion.runtime import read_bundle
 
     (bundle_copy / "engines" / folder).mkdir(parents=True)
-    (bundle_copy / "engines" / folder / "unet-0123456789abcdef.plan").write_bytes(b"plan")
+    (bundle_copy / "engines" / folder / "unet-0123456789abcdef.engine").write_bytes(b"plan")
     against = dict(offers(read_bundle(bundle_copy)))
     assert against.pop(offered) == ""
     assert against.pop("cpu") == ""

@@ -170,10 +170,10 @@ class ICudaEngine:
         self._session = session(facts["onnx"])
         self._ends = {end.name: end for end in (*self._session.get_inputs(), *self._session.get_outputs())}
         self._inputs = [end.name for end in self._session.get_inputs()]
-        self._profiles = facts["profiles"]
+        self._shape_ranges = facts["shape_ranges"]
         self._driver = driver
         self.num_io_tensors = len(self._ends)
-        self.num_optimization_profiles = len(self._profiles)
+        self.num_optimization_profiles = len(self._shape_ranges)
 
     def get_tensor_name(self, index):
         return list(self._ends)[index]
@@ -185,7 +185,7 @@ class ICudaEngine:
         return {"tensor(float)": np.float32, "tensor(int64)": np.int64}[self._ends[name].type]
 
     def get_tensor_profile_shape(self, name, profile_index):
-        sizes = self._profiles[profile_index]
+        sizes = self._shape_ranges[profile_index]
         return [
             tuple(size if isinstance(size, int) else sizes[size][which] for size in self._ends[name].shape)
             for which in range(3)
@@ -213,16 +213,16 @@ class ICudaEngine:
 
 class IExecutionContext:
     def __init__(self, engine):
-        self._engine, self._profile = engine, 0
+        self._engine, self._shape_range = engine, 0
         self._shapes, self._addresses, self._memory = {}, {}, (0, 0)
 
     def set_optimization_profile_async(self, profile_index, stream_handle):
         assert stream_handle == 88
-        self._profile, self._shapes = profile_index, {}
+        self._shape_range, self._shapes = profile_index, {}
         return profile_index < self._engine.num_optimization_profiles
 
     def set_input_shape(self, name, shape):
-        low, _, high = self._engine.get_tensor_profile_shape(name, self._profile)
+        low, _, high = self._engine.get_tensor_profile_shape(name, self._shape_range)
         if len(shape) != len(low) or not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
             return False
         self._shapes[name] = tuple(shape)
@@ -349,16 +349,18 @@ def cuda(driver):
 
 @pytest.fixture
 def open_graph(bundle, tmp_path, driver, cuda):
-    """Open a graph of the toy bundle as an engine with these profiles; and as it is, to compare."""
+    """Open a graph of the toy bundle as an engine with these shape ranges; and as it is, to compare."""
     trt = pretended_trt(driver)
     runtime, logger = make_runtime(trt)
     arena = Arena(cuda)
 
-    def opened(name, *profiles, **options):
+    def opened(name, *shape_ranges, **options):
         ends = graph_io_of(bundle)[name]
-        plan = tmp_path / f"{name}.plan"
+        plan = tmp_path / f"{name}.engine"
         plan.write_text(
-            json.dumps({"onnx": str(ends.file), "profiles": [{**SIZES, **profile} for profile in profiles]})
+            json.dumps(
+                {"onnx": str(ends.file), "shape_ranges": [{**SIZES, **profile} for profile in shape_ranges]}
+            )
         )
         facts = {"inputs": ends.inputs, "outputs": ends.outputs, **options}
         return TensorRTGraph(plan, trt=trt, runtime=runtime, logger=logger, arena=arena, **facts)
@@ -460,14 +462,14 @@ def test_a_size_it_was_not_built_for_is_refused_with_both(open_graph):
 
 def test_a_plan_of_another_release_is_refused_with_tensorrts_own_words(tmp_path, driver):
     trt = pretended_trt(driver)
-    (tmp_path / "unet.plan").write_bytes(b"\x00\x01 not for you")
+    (tmp_path / "unet.engine").write_bytes(b"\x00\x01 not for you")
     with pytest.raises(
         DeviceError, match=r"TensorRT 10\.3\.0 here: the plan is of another release\. An engine"
     ):
-        load_engine(tmp_path / "unet.plan", trt, *make_runtime(trt))
-    (tmp_path / "empty.plan").write_bytes(b"")
+        load_engine(tmp_path / "unet.engine", trt, *make_runtime(trt))
+    (tmp_path / "empty.engine").write_bytes(b"")
     with pytest.raises(DeviceError, match="cannot be read"):
-        load_engine(tmp_path / "empty.plan", trt, *make_runtime(trt))
+        load_engine(tmp_path / "empty.engine", trt, *make_runtime(trt))
 
 
 def test_an_engine_with_other_ends_is_refused(open_graph):
@@ -563,7 +565,7 @@ def test_inputs_that_are_not_the_engines_are_refused_by_name(open_graph):
     unet.run(**feeds)
     left = {name: array for name, array in feeds.items() if name != "key_gate"}
     for wrong in (left, {**feeds, "gate": feeds["key_gate"]}):
-        with pytest.raises(PerfusionError, match=r"unet\.plan takes sample, .* and was given sample, "):
+        with pytest.raises(PerfusionError, match=r"unet\.engine takes sample, .* and was given sample, "):
             unet.run(**wrong)
     with pytest.raises(
         PerfusionError, match=r"not have equally many rows: sample \[4.*key_gate \[2, 77, 2\]"
@@ -654,16 +656,16 @@ def store(
     sizes = {**SIZES, "height": (side,) * 3, "width": (side,) * 3, "concepts": (slots,) * 3}
     picture = {"picture_height": (4 * side,) * 3, "picture_width": (4 * side,) * 3}
     for name in names:
-        profiles = {
+        shape_ranges = {
             "text_encoder": [{**sizes, **batch(1)}], "unet": [{**sizes, **batch(2)}, {**sizes, **batch(4)}],
         }.get(name, [{**sizes, **batch(1), **picture}])  # fmt: skip
-        plan = json.dumps({"onnx": str(folder / facts[name].file), "profiles": profiles}).encode()
+        plan = json.dumps({"onnx": str(folder / facts[name].file), "shape_ranges": shape_ranges}).encode()
         key = EngineKey(
             graph=name, graph_sha256=facts[name].sha256, flavour=flavour, version=version, target=target,
             platform=platform_of(flavour), driver=12 if flavour == "trt" else None, precision="fp32",
-            profiles=tuple({name: tuple(sizes) for name, sizes in one.items()} for one in profiles), options={},
+            shape_ranges=tuple({name: tuple(sizes) for name, sizes in one.items()} for one in shape_ranges), options={},
         )  # fmt: skip
-        store_engine(folder, key, Built(plan=memoryview(plan), inputs={}, outputs={}, timing=None), {})
+        store_engine(folder, key, Built(engine=memoryview(plan), inputs={}, outputs={}, timing=None), {})
 
 
 def pixels(picture):
@@ -774,9 +776,9 @@ def test_a_decoder_for_a_smaller_picture_decodes_a_larger_one_of_the_unet(equipp
 def test_a_damaged_engine_of_another_size_is_found_when_it_is_wanted(equipped):
     folder, _ = equipped
     store(folder)
-    before = set(folder.rglob("*.plan"))
+    before = set(folder.rglob("*.engine"))
     store(folder, side=12)
-    for plan in set(folder.rglob("unet-*.plan")) - before:
+    for plan in set(folder.rglob("unet-*.engine")) - before:
         plan.write_bytes(b"x" * plan.stat().st_size)
     with DrawingRuntime(folder, provider="trt", threads=1) as runtime:
         runtime.generate("a cat", num_inference_steps=1)
