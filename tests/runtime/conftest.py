@@ -29,7 +29,7 @@ def runtime() -> Iterator[Runtime]:
 @pytest.fixture(scope="session")
 def toy_pipeline() -> Any:
     """The model behind the toy bundle as a diffusers pipeline, in float32."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     from perfusion.base.base_model import fingerprint
 
