@@ -188,8 +188,8 @@ def store_engine(bundle: Path | str, key: EngineKey, built: Built, facts: Mappin
         "outputs": _ends_to_json(built.outputs),
         "built": dict(facts),
     }
-    with writing(manifest, "w") as file:
-        file.write(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    with writing(manifest, "w") as stream:
+        stream.write(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     return Engine(
         file=file,
         bytes=built.engine.nbytes,

@@ -64,7 +64,7 @@ class TensorRTBackend:
         self._downscale, self._tokens = bundle.decoder.downscale, bundle.text_encoder.context_length
         self._has_regions = bundle.has_regions
         self._engines = _engines(bundle, flavour, self._trt)
-        self._whole = {engines[0].plan for engines in self._engines.values()}  # whose checksums were compared
+        self._whole = {engines[0].file for engines in self._engines.values()}  # whose checksums were compared
         self._runtime, self._logger = make_runtime(self._trt)
         self._cuda = Cuda()
         self._arena = Arena(self._cuda)
@@ -273,7 +273,7 @@ def _engines(bundle: Bundle, flavour: Flavour, trt: Any) -> dict[str, list[Engin
         usual = _usual(bundle, name)
         left = sorted(matching, key=lambda one: one.range_for(**usual) is None)
         while left and (damage := engine_damage(left[0])) is not None:
-            reasons = (*reasons, f"{left.pop(0).plan}: {damage}")
+            reasons = (*reasons, f"{left.pop(0).file}: {damage}")
         if left:
             found[name] = left
         elif name != "vae_encoder":  # only pictures to start from need it

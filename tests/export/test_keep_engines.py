@@ -50,8 +50,8 @@ def test_an_export_of_the_same_graphs_keeps_their_engines_and_the_builders_timin
     fast_export, toy_model, bundle
 ):
     engines = [store(bundle, name) for name in ("unet", "vae_decoder")]
-    engines[0].plan.with_suffix(".jit").write_bytes(b"compiled on the card")
-    (engines[0].plan.parent / "timing-10.3.0.cache").write_bytes(b"timings")
+    engines[0].file.with_suffix(".jit").write_bytes(b"compiled on the card")
+    (engines[0].file.parent / "timing-10.3.0.cache").write_bytes(b"timings")
     (bundle / "letter.txt").write_text("dear reader")
     before = files_below(bundle)
     manifest = export_bundle(toy_model, bundle, resolution=64).manifest
@@ -66,7 +66,7 @@ def test_engines_of_other_graphs_and_of_other_precisions_are_not_kept(bundle, tm
     kept = store(old, "unet")
     store(old, "text_encoder", graph_sha256="ab" * 32)
     store(old, "vae_decoder", precision="fp16")
-    plan_only = store(old, "vae_encoder").plan
+    plan_only = store(old, "vae_encoder").file
     plan_only.unlink()
     assert keep_engines(old, bundle) == [kept.file.relative_to(old)]
     names = {path for path in files_below(bundle) if path.startswith("engines/")}

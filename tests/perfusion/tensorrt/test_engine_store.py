@@ -93,7 +93,7 @@ def test_the_key_covers_every_option_of_the_builder():
 
 
 def test_an_engine_of_the_first_format_that_says_no_platform_is_not_taken(tmp_path, key, built):
-    manifest = store_engine(tmp_path, key, built, {}).plan.with_suffix(".json")
+    manifest = store_engine(tmp_path, key, built, {}).file.with_suffix(".json")
     values = json.loads(manifest.read_text())
     del values["key"]["platform"]
     for version, reason in ((1, "another format version"), (2, "cannot be read")):
@@ -225,7 +225,7 @@ def test_a_plan_that_was_written_wrongly_is_found(tmp_path, key, built, monkeypa
 
 
 def test_no_garbled_description_is_more_than_a_reason(tmp_path, key, built):
-    manifest = store_engine(tmp_path, key, built, {}).plan.with_suffix(".json")
+    manifest = store_engine(tmp_path, key, built, {}).file.with_suffix(".json")
     whole = manifest.read_bytes()
     random = Random(0)
     for _ in range(300):
