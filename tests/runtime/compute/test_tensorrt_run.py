@@ -782,7 +782,9 @@ def test_a_damaged_engine_of_another_size_is_found_when_it_is_wanted(equipped):
         plan.write_bytes(b"x" * plan.stat().st_size)
     with DrawingRuntime(folder, provider="trt", threads=1) as runtime:
         runtime.generate("a cat", num_inference_steps=1)
-        with pytest.raises(DeviceError, match=r"cannot be used: the engine does not have its checksum.*Build"):
+        with pytest.raises(
+            DeviceError, match=r"cannot be used: the engine does not have its checksum.*Build"
+        ):
             runtime.generate("a cat", width=48, height=48)
         runtime.generate("a cat", num_inference_steps=1)
 
