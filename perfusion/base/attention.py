@@ -285,26 +285,26 @@ def _halves(block: Any) -> bool:
 
 def _attentions(unet: UNet2DConditionModel) -> list[tuple[str, Any]]:
     """The attention layers of the transformer blocks; those between plain blocks never see a prompt."""
-    found = [(name, module) for name, module in unet.named_modules() if isinstance(module, Attention)]
-    return [(name, module) for name, module in found if name.endswith((".attn1", ".attn2"))]
+    attentions = [(name, module) for name, module in unet.named_modules() if isinstance(module, Attention)]
+    return [(name, module) for name, module in attentions if name.endswith((".attn1", ".attn2"))]
 
 
 def _cross_attentions(unet: UNet2DConditionModel) -> list[tuple[str, Any]]:
-    found = [(name, module) for name, module in _attentions(unet) if module.is_cross_attention]
-    if not found:
+    layers = [(name, module) for name, module in _attentions(unet) if module.is_cross_attention]
+    if not layers:
         raise ModelError(
-            "this UNet has no cross-attention layer, so a concept has nothing to edit; "
-            "use a text-to-image model"
+            "This UNet has no cross-attention layer, so a concept has nothing to edit; "
+            "use a text-to-image model."
         )
-    for name, module in found:
+    for name, module in layers:
         extras = [extra for extra in _EXTRAS if getattr(module, extra)]
         if extras or module.to_k.bias is not None or module.to_v.bias is not None:
             what = ", ".join(extras) or "a bias on to_k or to_v"
             raise ModelError(
-                f"cross-attention layer {name} has {what}, which the rank-1 edit is not defined for; "
-                "expected plain projections as in Stable Diffusion 1.x, 2.x and XL"
+                f"Cross-attention layer {name} has {what}, which the rank-1 edit is not defined for; "
+                "expected plain projections as in Stable Diffusion 1.x, 2.x and XL."
             )
-    return found
+    return layers
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

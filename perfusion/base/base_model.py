@@ -164,7 +164,9 @@ class BaseModel:
         conditions: dict[str, Any] = {}
         if len(self.text_encoders) == 2:
             if pooled is None:
-                raise ModelError(f"{self.folder}: a model with two text encoders needs the pooled output too")
+                raise ModelError(
+                    f"{self.folder}: a model with two text encoders needs the pooled output too."
+                )
             height, width = size or (self.resolution, self.resolution)
             # original size, corner of the crop, target size: a picture that was neither shrunk nor cut
             time_ids = pooled.new_tensor([[height, width, 0, 0, height, width]]).expand(batch, -1)
@@ -204,7 +206,7 @@ def load_base(
     single = folder.is_file()
     if config is not None and not single:
         raise ModelError(
-            f"{folder}: a folder has its own settings; --config goes with a single-file checkpoint"
+            f"{folder}: a folder has its own settings; --config goes with a single-file checkpoint."
         )
     facts = checkpoint_facts(folder) if single else None
     kind = facts.kind if facts else None
@@ -216,7 +218,7 @@ def load_base(
     if kind and (kind == "sdxl") != (len(encoders) == 2):
         raise ModelError(
             f"{folder}: a {kind} checkpoint, and {source} is {index.get('_class_name')}; expected the folder of a "
-            "model of the same architecture"
+            "model of the same architecture."
         )
     _check_configs(source, text_encoders=len(encoders))
     tokenizers = {name: load_tokenizer(source, name) for name in names if name.startswith("tokenizer")}
@@ -334,9 +336,9 @@ def _read_own(folder: Path) -> dict[str, Any]:
         ("num_inference_steps", int, "a whole number above 0"),
     ):
         if name in own and (not isinstance(own[name], kind) or not own[name]):
-            raise ModelError(f"{path}: {name} is {own[name]!r}, expected {expected}")
+            raise ModelError(f"{path}: {name} is {own[name]!r}, expected {expected}.")
     if "family" not in own:
-        raise ModelError(f'{path}: it names no family, expected {{"family": "<name>"}}')
+        raise ModelError(f'{path}: it names no family, expected {{"family": "<name>"}}.')
     return own
 
 
@@ -345,7 +347,9 @@ def _check_configs(source: Path, *, text_encoders: int) -> None:
     unet, vae = (read_json(source / part / "config.json") for part in ("unet", "vae"))
     for name in ("shift_factor", "latents_mean"):
         if vae.get(name):
-            raise ModelError(f"{source}: its VAE shifts the latents ({name}), expected a scaling factor only")
+            raise ModelError(
+                f"{source}: its VAE shifts the latents ({name}), expected a scaling factor only."
+            )
     channels = vae.get("latent_channels", 4)
     check_unet_config(source, unet, text_encoders=text_encoders, latent_channels=channels)
 
@@ -355,16 +359,16 @@ def _check_widths(base: BaseModel) -> None:
     if base.text_dim != hidden:
         raise ModelError(
             f"{base.folder}: the text encoder gives {hidden} numbers a token and the UNet reads "
-            f"{base.text_dim}; they must be of one model"
+            f"{base.text_dim}; they must be of one model."
         )
     if len(base.text_encoders) == 2:
         config, pooled = base.unet.config, int(base.text_encoders[1].config.projection_dim)
-        found = config.projection_class_embeddings_input_dim
+        width = config.projection_class_embeddings_input_dim
         # five sizes in place of six is the refiner's way: it takes an aesthetic score for the target's two
-        if found != pooled + 6 * config.addition_time_embed_dim:
+        if width != pooled + 6 * config.addition_time_embed_dim:
             raise ModelError(
-                f"{base.folder}: its UNet reads {found} numbers beside the timestep, expected the pooled {pooled} and "
-                f"six sizes of {config.addition_time_embed_dim}; the refiner and other such models are not supported"
+                f"{base.folder}: its UNet reads {width} numbers beside the timestep, expected the pooled {pooled} and "
+                f"six sizes of {config.addition_time_embed_dim}; the refiner and other such models are not supported."
             )
 
 
@@ -374,13 +378,13 @@ def _check_words(base: BaseModel) -> None:
         if highest >= vocab_size:
             raise ModelError(
                 f"{base.folder}: the tokenizer gives ids up to {highest} and the text encoder has "
-                f"{vocab_size} words; they must be of one model"
+                f"{vocab_size} words; they must be of one model."
             )
     first, *others = (tokenizer.get_vocab() for tokenizer in base.tokenizers)
     if any(other != first for other in others):
         raise ModelError(
             f"{base.folder}: its two tokenizers have different words, so that a word may have no one place in both "
-            "prompts; expected SDXL's, which split every text alike"
+            "prompts; expected SDXL's, which split every text alike."
         )
 
 
@@ -390,5 +394,5 @@ def _check_latents(base: BaseModel) -> None:
     if channels != (latents, latents):
         raise ModelError(
             f"{base.folder}: the UNet has {channels[0]} input and {channels[1]} output channels where "
-            f"the VAE has {latents}; inpainting and other conditioned UNets are not supported"
+            f"the VAE has {latents}; inpainting and other conditioned UNets are not supported."
         )

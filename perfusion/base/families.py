@@ -76,7 +76,7 @@ def family_of(unet: UNet2DConditionModel, where: Path | str = "the model") -> st
             return family.name if value_dim == family.value_dim else f"{family.name}-{value_dim}"
     widths = " or ".join(f"{family.text_dim} ({family.name})" for family in FAMILIES)
     raise ModelError(
-        f"{where}: its UNet reads encodings of {text_dim} numbers, expected {widths}; {OWN_FAMILY}"
+        f"{where}: its UNet reads encodings of {text_dim} numbers, expected {widths}; {OWN_FAMILY}."
     )
 
 
@@ -90,20 +90,20 @@ def check_pipeline(folder: Path, index: Mapping[str, Any]) -> None:
     name = index.get("_class_name")
     for part, reason in _REFUSED_PARTS.items():
         if _class_of(index, part):
-            raise ModelError(f"{folder}: {name} {reason}; {_SUPPORTED}")
+            raise ModelError(f"{folder}: {name} {reason}; {_SUPPORTED}.")
     if index.get("requires_aesthetics_score"):
         raise ModelError(
-            f"{folder}: this is SDXL's refiner, which finishes pictures of another model; use the base model"
+            f"{folder}: this is SDXL's refiner, which finishes pictures of another model; use the base model."
         )
     for part, expected in parts_of(index).items():
         kind = _class_of(index, part)
         if kind is None or not (folder / part).is_dir():
             raise ModelError(
                 f"{folder}: the model has no {part}; expected a complete Stable Diffusion folder with "
-                f"{', '.join(parts_of(index))}"
+                f"{', '.join(parts_of(index))}."
             )
         if expected is not None and kind != expected:
-            raise ModelError(f"{folder}: its {part} is a {kind}, expected {expected}; {_SUPPORTED}")
+            raise ModelError(f"{folder}: its {part} is a {kind}, expected {expected}; {_SUPPORTED}.")
 
 
 def check_unet_config(
@@ -112,7 +112,7 @@ def check_unet_config(
     """Refuse, by its settings and before its weights are read, a UNet that needs more than a prompt."""
     for key in _UNSUPPORTED_SETTINGS:
         if config.get(key) is not None:
-            raise ModelError(f"{folder}: its UNet has {key} = {config[key]!r}, which is not supported")
+            raise ModelError(f"{folder}: its UNet has {key} = {config[key]!r}, which is not supported.")
     channels = config.get("in_channels", 4)
     if channels != latent_channels:
         raise ModelError(
@@ -124,13 +124,13 @@ def check_unet_config(
     if added != expected:
         raise ModelError(
             f"{folder}: its UNet has addition_embed_type = {added!r}, expected {expected!r} with {text_encoders} "
-            f"text encoder{'s' if text_encoders > 1 else ''}; {_SUPPORTED}"
+            f"text encoder{'s' if text_encoders > 1 else ''}; {_SUPPORTED}."
         )
     for key in ("cross_attention_dim", "sample_size"):
         value = config.get(key, 1280 if key == "cross_attention_dim" else None)
         if not isinstance(value, int):
             raise ModelError(
-                f"{folder}: its UNet has {key} = {value!r}, expected one whole number; {_SUPPORTED}"
+                f"{folder}: its UNet has {key} = {value!r}, expected one whole number; {_SUPPORTED}."
             )
 
 

@@ -32,9 +32,9 @@ __all__ = [
 def read_index(folder: Path) -> dict[str, Any]:
     """model_index.json of a diffusers folder. Raises `ModelError` where there is none."""
     if not folder.exists():
-        raise ModelError(f"{folder}: no such folder; expected a diffusers model (with model_index.json)")
+        raise ModelError(f"{folder}: no such folder; expected a diffusers model (with model_index.json).")
     if not (folder / "model_index.json").is_file():
-        raise ModelError(f"{folder}: not a diffusers model, it has no model_index.json")
+        raise ModelError(f"{folder}: not a diffusers model, it has no model_index.json.")
     return read_json(folder / "model_index.json")
 
 
@@ -43,9 +43,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{path}: cannot be read: {first_line(error)}.") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: expected a JSON object")
+        raise ModelError(f"{path}: expected a JSON object.")
     return content
 
 
@@ -73,7 +73,7 @@ def load_weights(folder: Path, part: str, kind: str, dtype: torch.dtype) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # the loaders raise a dozen kinds for a damaged or foreign folder
-        raise ModelError(f"{folder}: its {part} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{folder}: its {part} cannot be read: {first_line(error)}.") from error
     check_complete(folder, part, sorted(info["missing_keys"]))
     return model
 
@@ -97,7 +97,7 @@ def check_complete(where: Path, part: str, missing: list[str]) -> None:
     if missing:
         raise ModelError(
             f"{where}: the weights of its {part} miss {len(missing)} tensors, the first {missing[0]}; "
-            "the file is incomplete or of another model"
+            "the file is incomplete or of another model."
         )
 
 
@@ -113,14 +113,14 @@ def _find_weights(folder: Path, part: str, stem: str) -> str | None:
                 continue
             variants.setdefault(match[1], name)
     if not variants:
-        raise ModelError(f"{folder}: {_no_weights(part, files, stem)}")
+        raise ModelError(f"{folder}: {_no_weights(part, files, stem)}.")
     for variant in (None, "fp16", "bf16", "fp32"):
         if variant in variants:
             _check_shards(folder / part, variants[variant])
             return variant
     if len(variants) > 1:
         raise ModelError(
-            f"{folder}: {part}/ has the variants {', '.join(map(str, variants))} and no plain weights; keep one of them"
+            f"{folder}: {part}/ has the variants {', '.join(map(str, variants))} and no plain weights. Keep one."
         )
     (variant,) = variants
     _check_shards(folder / part, variants[variant])
@@ -146,12 +146,12 @@ def _check_shards(folder: Path, name: str) -> None:
         return
     weight_map = read_json(folder / name).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise ModelError(f"{folder / name}: it lists no weights; the copy of the model is damaged")
+        raise ModelError(f"{folder / name}: it lists no weights; the copy of the model is damaged.")
     missing = sorted({str(file) for file in weight_map.values()} - {path.name for path in folder.iterdir()})
     if missing:
         raise ModelError(
             f"{folder}: {len(missing)} of the files that {name} lists are not there, the first {missing[0]}; "
-            "the copy of the model is incomplete"
+            "the copy of the model is incomplete."
         )
 
 
@@ -177,11 +177,11 @@ def load_tokenizer(folder: Path, part: str = "tokenizer") -> Any:
 
     if not any((folder / part / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         # the loader would make a tokenizer of three tokens
-        raise ModelError(f"{folder}: no vocabulary in {part}/, expected tokenizer.json, or vocab.json")
+        raise ModelError(f"{folder}: no vocabulary in {part}/, expected tokenizer.json, or vocab.json.")
     try:
         return CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
     except Exception as error:
-        raise ModelError(f"{folder}: its {part} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{folder}: its {part} cannot be read: {first_line(error)}.") from error
 
 
 def load_scheduler(folder: Path) -> dict[str, Any]:
@@ -195,13 +195,13 @@ def load_scheduler(folder: Path) -> dict[str, Any]:
     path, name = folder / "scheduler" / "scheduler_config.json", scheduler_class(folder)
     kind = getattr(diffusers, name, None)
     if kind is None or not hasattr(kind, "from_config"):
-        raise ModelError(f"{path}: unknown scheduler {name!r}")
+        raise ModelError(f"{path}: unknown scheduler {name!r}.")
     try:
         filled = kind.from_config(read_json(path)).config
     except Exception as error:  # classes that need libraries of their own, and each refuses in its own way
         raise ModelError(
             f"{path}: its {name} cannot be made: {first_line(error)}; name another scheduler there, "
-            "such as DDIMScheduler, with the same betas and prediction_type"
+            "such as DDIMScheduler, with the same betas and prediction_type."
         ) from error
     settings = {key: value for key, value in filled.items() if not key.startswith("_")}
     repairs = _REPAIRS if read_index(folder).get("_class_name") in _REPAIRING else {}
@@ -220,7 +220,7 @@ def scheduler_class(folder: Path) -> str:
     """
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
-        raise ModelError(f"{folder}: the model has no scheduler/scheduler_config.json")
+        raise ModelError(f"{folder}: the model has no scheduler/scheduler_config.json.")
     entry = read_index(folder).get("scheduler")
     if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
         return entry[1]

@@ -39,7 +39,7 @@ def find_config(path: Path, kind: str) -> Path:
         "its model_index.json, settings and tokenizer are)"
     )
     if kind not in _USUAL_CONFIG:
-        raise ModelError(f"{path}: a {kind} checkpoint does not tell what its UNet predicts; {advice}")
+        raise ModelError(f"{path}: a {kind} checkpoint does not tell what its UNet predicts; {advice}.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -48,7 +48,7 @@ def find_config(path: Path, kind: str) -> Path:
     except (LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"{path}: a checkpoint holds weights only, and the settings of {_USUAL_CONFIG[kind]} are not on this "
-            f"machine; {advice}"
+            f"machine; {advice}."
         ) from error
 
 
@@ -65,7 +65,7 @@ def load_single_file(
     import diffusers
 
     if find_spec("accelerate") is None:  # without it the loader keeps random weights and tells nobody
-        raise ModelError(f"{path}: single files are read with accelerate; install perfusion-edge[train]")
+        raise ModelError(f"{path}: single files are read with accelerate; install perfusion-edge[train].")
     double = "text_encoder_2" in index
     pipeline_class = diffusers.StableDiffusionXLPipeline if double else diffusers.StableDiffusionPipeline
     # what a concept does not need is left out, or the loader would look for it in the folder of settings
@@ -86,11 +86,11 @@ def load_single_file(
         if "meta tensor" in str(error) or (isinstance(error, KeyError) and "." in str(error)):
             raise ModelError(
                 f"{path}: it misses tensors that the settings of {config} ask for; the file is incomplete or of "
-                "another model"
+                "another model."
             ) from error
         raise ModelError(
             f"{path}: it cannot be read with the settings of {config}: {first_line(error)}; expected the folder of a "
-            "model of the same architecture"
+            "model of the same architecture."
         ) from error
     parts = {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder")}
     if double:

@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
 def _train(args: argparse.Namespace) -> int:
     if args.output.suffix.lower() not in ("", ".safetensors", ".png"):
         raise TrainingError(
-            f"{args.output} is neither a .safetensors file nor a .png picture with the concept inside; name one"
+            f"{args.output} is neither a .safetensors file nor a .png picture with the concept inside; name one."
         )
     pictures = args.images.iterdir() if args.images.is_dir() else ()
     check_outputs([("--output", args.output)], [("--images", path) for path in pictures])

@@ -28,18 +28,18 @@ def check_local(folder: Path, kind: str, example: str) -> None:
         f"{example}"
     )
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder; {expected}")
+        raise ModelError(f"{folder}: no such folder; {expected}.")
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json; {expected}")
+        raise ModelError(f"{folder}: no config.json; {expected}.")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
-            f"{folder}: no *.safetensors (a pickle such as pytorch_model.bin can run code and is not read); {expected}"
+            f"{folder}: no *.safetensors (a pickle such as pytorch_model.bin can run code and is not read); {expected}."
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise ModelError(f"{folder}: no vocabulary, tokenizer.json or vocab.json; {expected}")
-    found = read_json(folder / "config.json").get("model_type")
-    if found != kind:
-        raise ModelError(f"{folder}: a model of the type {found!r}, expected {kind!r}; {expected}")
+        raise ModelError(f"{folder}: no vocabulary, tokenizer.json or vocab.json; {expected}.")
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type != kind:
+        raise ModelError(f"{folder}: a model of the type {model_type!r}, expected {kind!r}; {expected}.")
 
 
 def load_local(folder: Path, class_name: str, kind: str, example: str) -> tuple[Any, Any]:
@@ -64,10 +64,10 @@ def load_local(folder: Path, class_name: str, kind: str, example: str) -> tuple[
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the loaders raise a dozen kinds for a damaged or foreign folder
-        raise ModelError(f"{folder}: cannot be read as {class_name}: {first_line(error)}") from error
+        raise ModelError(f"{folder}: cannot be read as {class_name}: {first_line(error)}.") from error
     if info["missing_keys"]:  # the loader fills such tensors with noise and goes on
         missing = sorted(info["missing_keys"])
         raise ModelError(
-            f"{folder}: its weights miss {len(missing)} tensors, the first {missing[0]}; copy the model again"
+            f"{folder}: its weights miss {len(missing)} tensors, the first {missing[0]}; copy the model again."
         )
     return model.requires_grad_(False).eval(), tokenizer

@@ -40,14 +40,14 @@ class Similarities:
     """Cosine with the mean of the subject's pictures: simpler than `image`, and a worse measure (docs/method.md)."""
 
 
-def similarities(drawn: Float32, plain: Float32, subject: Float32, prompts: Float32) -> Similarities:
+def similarities(concept: Float32, plain: Float32, subject: Float32, prompts: Float32) -> Similarities:
     """Similarities of pictures from embeddings of length one.
 
     The image similarity is measured along the line from the base's pictures to the subject's: nearness alone also
     grows when a picture becomes a surer example of its kind, whichever one it is.
 
     Args:
-        drawn: (pictures, dim) with the concept.
+        concept: (pictures, dim) with the concept.
         plain: (pictures, dim) the same prompts and seeds with the superclass in its place.
         subject: (n, dim) the subject's own pictures.
         prompts: (pictures, dim) the prompts, the superclass in the concept's place.
@@ -56,7 +56,7 @@ def similarities(drawn: Float32, plain: Float32, subject: Float32, prompts: Floa
         RequestError: the subject's pictures are the base's to the scorer: there is no line.
     """
     # in 64 bits, since the embeddings are alike and their differences small
-    pictures = drawn.astype(np.float64)
+    pictures = concept.astype(np.float64)
     target, origin = subject.astype(np.float64).mean(0), plain.astype(np.float64).mean(0)
     line = target - origin
     length = line @ line

@@ -82,14 +82,14 @@ class TrainingConfig:
         check_visible("token", self.token)
         if not self.superclass.strip():
             raise TrainingError(
-                'the superclass is empty; say what kind of thing the pictures show, such as "cat"'
+                'The superclass is empty; say what kind of thing the pictures show, such as "cat".'
             )
         if not self.token:
             object.__setattr__(self, "token", f"<{'-'.join(self.superclass.lower().split())}>")
         if not re.fullmatch(r"<[^<>\s]{1,62}>", self.token):
             raise TrainingError(
-                f"the token is {self.token!r:.80}, expected a word in angle brackets without spaces, at most 64 "
-                "characters, such as '<cat>'"
+                f"The token is {self.token!r:.80}, expected a word in angle brackets without spaces, at most 64 "
+                "characters, such as '<cat>'."
             )
         self._check_companions()
         for name, low, high in (
@@ -103,13 +103,13 @@ class TrainingConfig:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise TrainingError(f"{name} is {value}, expected {low} to {high}")
+                raise TrainingError(f"The option {name} is {value}, expected {low} to {high}.")
         for name in ("lr_embedding", "lr_values", "temperature"):
             if not getattr(self, name) > 0:
-                raise TrainingError(f"{name} is {getattr(self, name)}, expected a number above 0")
+                raise TrainingError(f"The option {name} is {getattr(self, name)}, expected a number above 0.")
         if not 0 < self.direction_decay < 1:
             raise TrainingError(
-                f"direction_decay is {self.direction_decay}, expected a number between 0 and 1"
+                f"The option direction_decay is {self.direction_decay}, expected a number between 0 and 1."
             )
         for name, known in (
             ("direction_gradient", ("ema", "detach", "straight_through")),
@@ -118,7 +118,9 @@ class TrainingConfig:
             ("select", ("auto", "last")),
         ):
             if getattr(self, name) not in known:
-                raise TrainingError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+                raise TrainingError(
+                    f"The option {name} is {getattr(self, name)!r}, expected one of {', '.join(known)}."
+                )
 
     def _check_companions(self) -> None:
         """Options that need or exclude each other."""
@@ -126,17 +128,17 @@ class TrainingConfig:
             object.__setattr__(self, "masks", Path(self.masks))
         if (self.masks == "clipseg") != (self.segmenter is not None):
             raise TrainingError(
-                f"masks is {str(self.masks)!r} and segmenter {self.segmenter}; --masks clipseg and --segmenter DIR, "
-                "the folder of a CLIPSeg model, go together"
+                f"The option masks is {str(self.masks)!r} and segmenter {self.segmenter}, expected both or neither: "
+                "--masks clipseg and --segmenter DIR, the folder of a CLIPSeg model, go together."
             )
         if self.weights == "half" and self.precision == "fp32":
             raise TrainingError(
-                "the weights are to be held in 16 bits and the UNet is to compute in float32; give --precision bf16 or "
-                "fp16, or leave --weights out"
+                "The weights are to be held in 16 bits and the UNet is to compute in float32; give --precision bf16 or "
+                "fp16, or leave --weights out."
             )
         if self.scorer is not None and self.select == "last":
             raise TrainingError(
-                "a scorer was given, and with --select last nothing is scored; leave one of them out"
+                "A scorer was given, and with --select last nothing is scored; leave one of them out."
             )
 
 

@@ -52,15 +52,15 @@ def load_captions(base: BaseModel, path: Path | None) -> list[str]:
     if not source.is_file():
         raise TrainingError(
             f"{source}: no such file; --captions expects a text file with one caption a line, like the prompts to "
-            "come. Without it the captions that ship with us are used"
+            "come. Without it the captions that ship with us are used."
         )
     try:
         lines = [line.strip() for line in source.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{source}: cannot be read as UTF-8 text ({error})") from error
+        raise TrainingError(f"{source}: cannot be read as UTF-8 text ({error}).") from error
     if len(lines) < MIN_CAPTIONS:
         raise TrainingError(
-            f"{source}: {len(lines)} captions, expected at least {MIN_CAPTIONS}; thousands are better"
+            f"{source}: {len(lines)} captions, expected at least {MIN_CAPTIONS}; thousands are better."
         )
     return lines
 
@@ -127,7 +127,7 @@ def inverse(moment: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
     factor, failed = torch.linalg.cholesky_ex(lifted)
     if int(failed) or not bool(torch.isfinite(factor).all()):
         raise TrainingError(
-            "the second moment of the text encodings is not positive; the captions or the encoder are broken"
+            "The second moment of the text encodings is not positive; the captions or the encoder are broken."
         )
     result = torch.cholesky_inverse(factor)
     return (result + result.T) / 2

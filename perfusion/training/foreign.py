@@ -221,7 +221,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(
             [torch.nn.ParameterDict]
         ):  # a container; it is built, not called
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (ConceptError, MemoryError):
         raise
     except pickle.UnpicklingError as error:  # what torch says advises to let the file run its code
@@ -239,9 +239,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise ConceptError(
             f"{path} cannot be read: {first_line(error):.200}. Expected safetensors, or a pickle of tensors alone."
         ) from error
-    if not isinstance(found, Mapping):
-        raise ConceptError(f"{path} holds a {type(found).__name__}, expected names with tensors.")
-    return found
+    if not isinstance(content, Mapping):
+        raise ConceptError(f"{path} holds a {type(content).__name__}, expected names with tensors.")
+    return content
 
 
 def _is_pair(pair: Any) -> bool:

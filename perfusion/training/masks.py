@@ -77,7 +77,7 @@ def attention_masks(
     generator = torch.Generator().manual_seed(seed)
     steps = [min(len(alphas) - 1, round(level * len(alphas))) for level in LEVELS]
     noises = [torch.randn(latents.shape, generator=generator) for _ in steps]
-    found: list[Tensor] = []
+    maps: list[Tensor] = []
     with _reading(unet, tuple(subject), tuple(words)) as reader:
         for start in range(0, len(latents), PIECE):
             piece = latents[start : start + PIECE]
@@ -91,8 +91,8 @@ def attention_masks(
                     encoding.expand(len(piece), -1, -1),
                     **_repeated(conditions or {}, len(piece)),
                 )
-            found.append(reader.result())
-    return soft_threshold(torch.cat(found))
+            maps.append(reader.result())
+    return soft_threshold(torch.cat(maps))
 
 
 def soft_threshold(maps: Tensor) -> Tensor:
@@ -192,8 +192,8 @@ class _Reader:
         """The mean over the layers, each of the same weight, on the latents' grid. (batch, 1, h, w)"""
         if not self.sums:
             raise ModelError(
-                "this UNet showed no attention to the prompt that a mask could be read from; use --masks none, alpha "
-                "or a folder"
+                "This UNet showed no attention to the prompt that a mask could be read from; use --masks none, alpha "
+                "or a folder."
             )
         sides = {block: self.side(total.shape[1]) for block, total in self.sums.items()}
         least = min(SIDES[0], max(sides.values()))

@@ -51,14 +51,14 @@ class Noising:
         known = {key: value for key, value in base.scheduler.items() if key in _SCHEDULE_KEYS}
         if "beta_schedule" not in known:  # diffusers would fill in a schedule that the model never saw
             raise TrainingError(
-                f"the scheduler of {base.folder} has no noise schedule of betas (EDM or flow matching?), expected one "
-                "such as DDIMScheduler, PNDMScheduler or EulerDiscreteScheduler"
+                f"The scheduler of {base.folder} has no noise schedule of betas (EDM or flow matching?), expected one "
+                "such as DDIMScheduler, PNDMScheduler or EulerDiscreteScheduler."
             )
         scheduler = DDPMScheduler(**known)
         prediction = str(base.scheduler.get("prediction_type", "epsilon"))
         if prediction not in ("epsilon", "v_prediction", "sample"):
             raise TrainingError(
-                f"the base model predicts {prediction!r}, expected epsilon, v_prediction or sample"
+                f"The base model predicts {prediction!r}, expected epsilon, v_prediction or sample."
             )
         return cls(scheduler=scheduler, prediction=prediction)
 

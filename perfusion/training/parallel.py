@@ -68,8 +68,8 @@ def opened() -> Iterator[World]:
         dist.init_process_group("nccl" if fast else "gloo")
     except (RuntimeError, ValueError) as error:  # of the meeting point, and of a GPU that is not there
         raise TrainingError(
-            f"the processes of this training did not find each other ({error}); start them with accelerate launch, one "
-            "for each GPU"
+            f"The processes of this training did not find each other ({error}); start them with accelerate launch, one "
+            "for each GPU."
         ) from error
     try:
         yield world()
@@ -93,7 +93,7 @@ def share(batch: Tensor | Sequence[T]) -> Tensor | Sequence[T]:
     if count < here.size:
         raise TrainingError(
             f"{count} samples a step for {here.size} processes, expected at least one for each; give a larger "
-            "--batch-size or start fewer processes"
+            "--batch-size or start fewer processes."
         )
     return batch[here.rank * count // here.size : (here.rank + 1) * count // here.size]
 
@@ -118,6 +118,6 @@ def check_step(step: int, device: torch.device) -> None:
     sum_([total])
     if float(total) != step * world().size:
         raise TrainingError(
-            f"this process stands after step {step} and others do not; --resume needs the folder beside the output in "
-            "the reach of every process, so start over, or put the output where all of them can read it"
+            f"This process stands after step {step} and others do not; --resume needs the folder beside the output in "
+            "the reach of every process, so start over, or put the output where all of them can read it."
         )

@@ -54,31 +54,31 @@ def segment(
     model.to(device)
     words = tokenizer([superclass], return_tensors="pt").input_ids.to(device)
     mean, deviation, side = _settings(folder, int(model.config.vision_config.image_size))
-    found = []
+    resized = []
     for piece in pictures.split(PIECE):
         pixels = _resized(piece.float().to(device) / 2 + 0.5, (side, side))
         pixels = (pixels - mean.to(device)) / deviation.to(device)
         logits = model(input_ids=words.expand(len(piece), -1), pixel_values=pixels).logits
         masks = torch.sigmoid(logits.float().view(len(piece), 1, *logits.shape[-2:]))
-        found.append(_resized(masks, size).clamp(0, 1))
-    return torch.cat(found).to(pictures.device)
+        resized.append(_resized(masks, size).clamp(0, 1))
+    return torch.cat(resized).to(pictures.device)
 
 
 def _settings(folder: Path, side: int) -> tuple[Tensor, Tensor, int]:
     """Mean and deviation (3, 1, 1) of the pictures, and their side. Read here rather than by the folder's own
     preprocessor, which for some classes asks for torchvision."""
     path = folder / "preprocessor_config.json"
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if path.is_file():
         try:
-            found = json.loads(path.read_text("utf-8-sig"))
-            size: Any = found.get("size", side)
+            settings = json.loads(path.read_text("utf-8-sig"))
+            size: Any = settings.get("size", side)
             if isinstance(size, dict):
                 size = size.get("height") or size.get("shortest_edge") or side
             side = int(size)
         except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise ModelError(f"{path}: cannot be read ({error}); copy it again") from error
-    mean, deviation = found.get("image_mean", MEAN), found.get("image_std", DEVIATION)
+            raise ModelError(f"{path}: cannot be read ({error}); copy it again.") from error
+    mean, deviation = settings.get("image_mean", MEAN), settings.get("image_std", DEVIATION)
     return torch.tensor(mean).view(3, 1, 1), torch.tensor(deviation).view(3, 1, 1), side
 
 

@@ -55,7 +55,7 @@ def find_scorer(base: BaseModel, config: TrainingConfig, device: torch.device, s
     try:
         return open_scorer(scorer_path(), device)
     except (ModelError, DeviceError) as error:
-        say(f"the snapshots cannot be scored ({error}), so the last step is taken")
+        say(f"the snapshots cannot be scored, so the last step is taken: {error}")
         return None
 
 

@@ -81,7 +81,7 @@ class Checkpoint:
                     generator.set_state(saved_generators[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise TrainingError(
-                f"the saved state does not fit this training ({error}); start over from the beginning"
+                f"The saved state does not fit this training ({error}); start over from the beginning."
             ) from error
 
 
@@ -143,11 +143,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if metadata.get("sha256", "") not in ("", _digest(flat)):  # files of version 0.1 have none
             raise ValueError("its numbers are not those that were written")
     except FileNotFoundError as error:
-        raise TrainingError(f"{path}: no such checkpoint; start from the beginning") from error
+        raise TrainingError(f"{path}: no such checkpoint; start from the beginning.") from error
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().split("\n")[0]
         raise TrainingError(
-            f"{path}: the saved state is damaged ({what}); delete it and start over"
+            f"{path}: the saved state is damaged ({what}); delete it and start over."
         ) from error
     groups: Groups = {}
     for full, value in flat.items():
@@ -163,16 +163,16 @@ def restore_(target: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     Raises:
         TrainingError: other names or shapes.
     """
-    wanted = {name: tuple(value.shape) for name, value in target.items()}
-    found = {name: tuple(value.shape) for name, value in saved.items()}
-    if wanted != found:
+    expected = {name: tuple(value.shape) for name, value in target.items()}
+    present = {name: tuple(value.shape) for name, value in saved.items()}
+    if expected != present:
         differing = sorted(
-            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+            name for name in expected.keys() | present.keys() if expected.get(name) != present.get(name)
         )
         name = differing[0]
         raise TrainingError(
-            f"the saved state has {name} as {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}; "
-            "start over from the beginning"
+            f"The saved state has {name} as {present.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}; "
+            "start over from the beginning."
         )
     for name, value in target.items():
         value.copy_(saved[name])
@@ -199,11 +199,11 @@ def identity_of(config: Any, pictures: Iterable[Path], base: str, **more: str) -
     }  # fmt: skip
 
 
-def check_identity(found: Mapping[str, str], expected: Mapping[str, str], free: Sequence[str] = ()) -> None:
+def check_identity(saved: Mapping[str, str], expected: Mapping[str, str], free: Sequence[str] = ()) -> None:
     """Refuse to go on with a training that was another one.
 
     Args:
-        found: identity in the saved state.
+        saved: identity in the saved state.
         expected: that of the training to come.
         free: names that may differ without changing what was computed so far, such as the number of steps.
 
@@ -212,19 +212,19 @@ def check_identity(found: Mapping[str, str], expected: Mapping[str, str], free: 
     """
     differing = [
         name
-        for name in dict.fromkeys([*expected, *found])
-        if name not in free and found.get(name) != expected.get(name)
+        for name in dict.fromkeys([*expected, *saved])
+        if name not in free and saved.get(name) != expected.get(name)
     ]
     if not differing:
         return
     lines = []
     for name in differing:
-        before, now = found.get(name, "nothing"), expected.get(name, "nothing")
+        before, now = saved.get(name, "nothing"), expected.get(name, "nothing")
         unspoken = before.startswith(_CONTENT) or now.startswith(_CONTENT) or len(before + now) > 120
         lines.append(f"{name} (changed since)" if unspoken else f"{name} ({before} then, {now} now)")
     raise TrainingError(
-        f"the interrupted training had other settings: {', '.join(lines)}; give the same ones to --resume, or start "
-        "over without it"
+        f"The interrupted training had other settings: {', '.join(lines)}; give the same ones to --resume, or start "
+        "over without it."
     )
 
 

@@ -60,7 +60,7 @@ def input_ids(base: BaseModel, template: str, subject: Sequence[Sequence[int]]) 
         ids, last = _around(tokenizer, template, inside)
         if len(ids) > base.context_length:
             raise TrainingError(
-                f"the prompt {template!r} has {len(ids)} tokens, the model reads {base.context_length}"
+                f"The prompt {template!r} has {len(ids)} tokens, the model reads {base.context_length}."
             )
         # SDXL's second tokenizer pads with "!", the first with the end token
         padded.append(ids + [tokenizer.pad_token_id] * (base.context_length - len(ids)))
@@ -85,14 +85,14 @@ def check_superclass(base: BaseModel, superclass: str) -> tuple[list[int], ...]:
             near = difflib.get_close_matches(superclass.lower(), NOUNS, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? It" if near else "it"
             raise TrainingError(
-                f"the embedded model has never seen {superclass!r}; {hint} knows: {', '.join(NOUNS)}"
+                f"The embedded model has never seen {superclass!r}; {hint} knows: {', '.join(NOUNS)}."
             )
     for word in superclass.split():
         pieces = word_ids(tokenizer, word)
         if len(pieces) > MAX_PIECES:
             raise TrainingError(
-                f"the superclass {word!r} is not in the model's vocabulary (it breaks into {len(pieces)} pieces); "
-                "use a common word for this kind of thing"
+                f"The superclass {word!r} is not in the model's vocabulary (it breaks into {len(pieces)} pieces); "
+                "use a common word for this kind of thing."
             )
     return tuple(word_ids(tokenizer, superclass) for tokenizer in base.tokenizers)
 
@@ -103,7 +103,7 @@ def check_token(base: BaseModel, token: str) -> None:
     tokenizer: Any = base.tokenizer
     if token.lower() in {name.lower() for name in tokenizer.get_vocab()}:
         raise TrainingError(
-            f'the token {token!r} is a word of the model already; choose another, such as "<my-thing>"'
+            f'The token {token!r} is a word of the model already; choose another, such as "<my-thing>".'
         )
 
 

@@ -223,7 +223,7 @@ class _Keeper:
         if step > self.config.steps:
             raise TrainingError(
                 f"{self.work.state_path}: the training that is kept has done {step} steps, and --steps asks for "
-                f"{self.config.steps}; give as many or more, or start over without --resume"
+                f"{self.config.steps}; give as many or more, or start over without --resume."
             )
         self._saved = saved
 
@@ -294,11 +294,11 @@ def _sizes(base: BaseModel, *, checkpointing: bool) -> str:
 
 def _memory_advice(config: TrainingConfig) -> str:
     """What to do when the device's memory is full."""
-    problem = f"the device has not enough memory for {config.batch_size} samples a step"
+    shortage = f"The device has not enough memory for {config.batch_size} samples a step"
     if config.accumulate > 1:
-        problem += f" in {config.accumulate} parts"
+        shortage += f" in {config.accumulate} parts"
     remedies = [] if config.checkpointing else ["--checkpointing"]
     if config.accumulate < config.batch_size:
         remedies.append(f"--accumulate {min(config.batch_size, 2 * config.accumulate)}")
     remedies.append("a smaller --batch-size" if config.batch_size > 1 else "a smaller base model")
-    return f"{problem}; give {' or '.join(remedies)}"
+    return f"{shortage}. Give {' or '.join(remedies)}."

@@ -174,7 +174,7 @@ def train_step(
     sum_([value, *(parameter.grad for parameter in edit.parameters())])
     if not np.isfinite(float(value)):  # before it gets into what is kept
         raise TrainingError(
-            f"the loss became {float(value)} at step {run.step + 1}; use --precision fp32 or a lower rate"
+            f"The loss became {float(value)} at step {run.step + 1}; use --precision fp32 or a lower rate."
         )
     _apply(run)
     return float(value)
@@ -188,8 +188,8 @@ def _apply(run: Run) -> None:
     run.scaler.update()
     if run.scaler.is_enabled() and run.scaler.get_scale() < SMALLEST_SCALE:
         raise TrainingError(
-            f"the gradients overflow float16 at every loss scale down to {SMALLEST_SCALE:g}; use --precision bf16 or "
-            "fp32"
+            f"The gradients overflow float16 at every loss scale down to {SMALLEST_SCALE:g}; use --precision bf16 or "
+            "fp32."
         )
 
 

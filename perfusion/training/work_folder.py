@@ -54,7 +54,7 @@ class WorkFolder:
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             raise TrainingError(
                 f"{self.path} cannot be used to keep an unfinished training: {nearest} is not a folder that you may "
-                "write to; choose another --output"
+                "write to; choose another --output."
             )
 
     @contextmanager
@@ -83,12 +83,12 @@ class WorkFolder:
         except HeldError as held:
             raise TrainingError(
                 f"{self.output}: another training is writing it (process {held.pid or 'unknown'}); wait for it, stop "
-                "it, or choose another --output"
+                "it, or choose another --output."
             ) from held
         except OSError as error:
             raise TrainingError(
                 f"{self.path} cannot be used to keep an unfinished training: {(error.strerror or str(error)).lower()}; "
-                "choose another --output"
+                "choose another --output."
             ) from error
 
     def _leave(self, missing: list[Path]) -> None:
@@ -121,7 +121,7 @@ class WorkFolder:
         checkpoint = read_checkpoint(self.state_path)
         if not isinstance(checkpoint.facts.get("identity"), dict):
             raise TrainingError(
-                f"{self.state_path}: not the state of a concept's training; delete it and start over"
+                f"{self.state_path}: not the state of a concept's training; delete it and start over."
             )
         try:
             check_identity(checkpoint.facts["identity"], identity, free)
@@ -167,7 +167,7 @@ class WorkFolder:
             keep: keep the concepts of the steps; only the state goes, so that nothing is resumed by mistake.
         """
         if not self.output.is_file():
-            raise TrainingError(f"{self.output} was not written, so {self.path} is left as it is")
+            raise TrainingError(f"{self.output} was not written, so {self.path} is left as it is.")
         if keep:
             with suppress(FileNotFoundError):
                 self.state_path.unlink()

@@ -117,7 +117,7 @@ def test_what_would_fail_after_the_encoding_is_told_before_it(
     with pytest.raises(ModelError, match=r"no such folder; expected a folder .*clipseg"):
         train(pictures, options(masks="clipseg", segmenter=tmp_path / "no"), model=tiny_base)
     strange = replace(tiny_base, scheduler={**tiny_base.scheduler, "prediction_type": "flow"})
-    with pytest.raises(TrainingError, match="the base model predicts 'flow'"):
+    with pytest.raises(TrainingError, match="The base model predicts 'flow'"):
         train(pictures, options(), model=strange)
     monkeypatch.setattr("perfusion.training.parallel.world", lambda: World(size=3))
     with pytest.raises(TrainingError, match="2 samples a step for 3 processes"):

@@ -235,7 +235,7 @@ def test_shares_and_parts_together_are_the_batch(monkeypatch, size, accumulate) 
 def test_a_loss_that_is_no_number_stops_the_training_before_it_is_learned(tiny_base) -> None:
     run, latents, masks = begin(tiny_base, config())
     before = run.edit.target_values.detach().clone()
-    with installed(tiny_base.unet), pytest.raises(TrainingError, match="the loss became nan at step 1"):
+    with installed(tiny_base.unet), pytest.raises(TrainingError, match="The loss became nan at step 1"):
         optimise(tiny_base, run, latents * float("nan"), masks, config(), lambda _: None)
     assert torch.equal(run.edit.target_values, before)
     assert run.step == 0
