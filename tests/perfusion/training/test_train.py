@@ -93,7 +93,7 @@ def test_too_little_memory_is_told_with_its_remedy(
     monkeypatch.setattr("perfusion.training.training_loop.masked_error", fail)
     with pytest.raises(
         TrainingError,
-        match="not enough memory for 2 samples a step; give --checkpointing or --accumulate 2 or a smaller --batch",
+        match=r"not enough memory for 2 samples a step\. Give --checkpointing or --accumulate 2 or a smaller --batch",
     ):
         train_concept(pictures, config(), model=tiny_base)
 
