@@ -66,7 +66,9 @@ def test_an_unusual_variant_is_taken_when_it_is_the_only_one(half, tmp_path):
     assert same_weights(load_base(folder), half)
     other = folder / "unet/diffusion_pytorch_model.nonema.safetensors"
     shutil.copy(folder / "unet/diffusion_pytorch_model.ema.safetensors", other)
-    with pytest.raises(ModelError, match=r"unet/ has the variants ema, nonema and no plain weights. Keep one"):
+    with pytest.raises(
+        ModelError, match=r"unet/ has the variants ema, nonema and no plain weights. Keep one"
+    ):
         load_base(folder)
 
 
