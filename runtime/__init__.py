@@ -11,6 +11,8 @@ from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
 from perfusion.concept.regions import Region
 from perfusion.concept.settings import ConceptSettings
+from perfusion.runtime.compute.backend import Backend, make_backend
+from perfusion.runtime.compute.mock_backend import GraphCall, MockBackend
 from perfusion.runtime.explanation import Explanation
 from perfusion.runtime.pipeline import Runtime
 from perfusion.runtime.sampling.schedulers import SCHEDULERS
@@ -18,11 +20,15 @@ from perfusion.runtime.step import Step
 
 __all__ = [
     "SCHEDULERS",
+    "Backend",
     "Bundle",
     "ConceptSettings",
     "Explanation",
+    "GraphCall",
+    "MockBackend",
     "Region",
     "Runtime",
     "Step",
+    "make_backend",
     "read_bundle",
 ]

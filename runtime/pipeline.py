@@ -20,6 +20,7 @@ from perfusion.concept.bank import Changes
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges
 from perfusion.errors import ConceptError, RequestError
+from perfusion.runtime.compute.backend import Backend
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.explanation import Explanation, explain
@@ -69,7 +70,7 @@ class Runtime:
         self,
         bundle: str | Path | None = None,
         *,
-        provider: str = "auto",
+        provider: str | Backend = "auto",
         threads: int | None = None,
         memory: str | float = "auto",
         batch_size: int = 1,
@@ -78,7 +79,8 @@ class Runtime:
     ) -> None:
         """Open a bundle, by default the embedded pocket model's.
 
-        `provider`: "cpu", "cuda", "trt", "trt-rtx", or "auto" for the best there is. `threads`: CPU threads, by
+        `provider`: "cpu", "cuda", "trt", "trt-rtx", "auto" for the best there is, or a backend, such as a
+        `MockBackend` in a test. `threads`: CPU threads, by
         default what onnxruntime sees fit. `memory`: "auto", "low", or gigabytes that may be used. `verify`: compare
         the checksums of the bundle's files.
 

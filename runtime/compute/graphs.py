@@ -37,7 +37,7 @@ class Graphs:
     def __init__(
         self,
         bundle: Bundle,
-        provider: str = "auto",
+        provider: str | Backend = "auto",
         threads: int | None = None,
         memory: str | float = "auto",
         *,
@@ -45,7 +45,7 @@ class Graphs:
     ) -> None:
         """Open the graphs that a first picture needs, as far as the memory allows.
 
-        `provider`: one of `backend.PROVIDERS`, or "auto": the best that the bundle and the machine allow.
+        `provider`: one of `backend.PROVIDERS`, "auto" (the best that the bundle and the machine allow), or a backend.
         `memory`: how much may be used, see `Residency`. `cuda_graph`: record the UNet's calls once and replay them.
 
         Raises:
@@ -140,8 +140,11 @@ class Graphs:
             self._opened[name] = self._backend.open(name)
         return self._opened[name]
 
-    def _start(self, provider: str, threads: int | None, cuda_graph: bool) -> tuple[str, str]:
+    def _start(self, provider: str | Backend, threads: int | None, cuda_graph: bool) -> tuple[str, str]:
         """Take the backend and open what is to be open at first; the provider and why it was chosen."""
+        if not isinstance(provider, str):
+            self._use(provider)
+            return provider.provider, "it was handed over"
         if provider != "auto":
             try:
                 self._take(provider, threads, cuda_graph)
@@ -167,10 +170,11 @@ class Graphs:
         raise AssertionError("the last offer is the CPU")
 
     def _take(self, provider: str, threads: int | None, cuda_graph: bool) -> None:
-        self._backend = make_backend(self._bundle, provider, threads, cuda_graph=cuda_graph)
-        self._residency = Residency(
-            self._bundle, self._memory, self._backend.free_memory, refuses=self._backend.planned
-        )
+        self._use(make_backend(self._bundle, provider, threads, cuda_graph=cuda_graph))
+
+    def _use(self, backend: Backend) -> None:
+        self._backend = backend
+        self._residency = Residency(self._bundle, self._memory, backend.free_memory, refuses=backend.planned)
         for name in self._known:
             if name in self._residency.first():
                 self._open(name)

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from perfusion import Concept
-from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
-from perfusion.runtime import Runtime
+from perfusion.runtime import GraphCall, MockBackend, Runtime, make_backend
 
 TESTS = Path(__file__).parents[1]
 TOY_BUNDLE = TESTS / "data" / "toy_bundle"
@@ -53,37 +52,39 @@ def module_at(name: str) -> Any:
     return module
 
 
-class TorchGraphs:
-    """A bundle's graphs as the torch modules they are exported from: another backend, and no minutes of exporting."""
+@pytest.fixture
+def mocked() -> Iterator[Callable[..., Runtime]]:
+    """Opens runtimes on a bundle (the toy one) whose graphs answer by a function; see `MockBackend`."""
+    with ExitStack() as stack:
 
-    provider, reason = "torch", "a test asked for it"
+        def open_runtime(
+            answer: Callable[[GraphCall], Any], folder: Path = TOY_BUNDLE, **options: Any
+        ) -> Runtime:
+            behind = make_backend(read_bundle(folder), "cpu", 1)
+            return stack.enter_context(
+                Runtime(folder, provider=MockBackend(answer, behind=behind), **options)
+            )
 
-    def __init__(self, base: Any) -> None:
-        from perfusion.export.graph_modules import graphs_of
+        yield open_runtime
 
-        self._graphs = {graph.name: graph for graph in graphs_of(base)}
-        self.calls: list[str] = []
 
-    def stage(self, stage: str) -> None:
-        pass
+def computed_by_torch(base: Any) -> Callable[[GraphCall], dict[str, np.ndarray]]:
+    """Answers with the torch modules that graphs are exported from: no minutes of exporting."""
+    from perfusion.export.graph_modules import graphs_of
 
-    def admit(self, size: CallSize) -> None:
-        pass
+    graphs = {graph.name: graph for graph in graphs_of(base)}
 
-    def close(self) -> None:
-        pass
-
-    def run(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
+    def answer(call: GraphCall) -> dict[str, np.ndarray]:
         import torch
 
-        self.calls.append(name)
-        graph = self._graphs[name]
-        assert set(feeds) == {end.name for end in graph.inputs}
+        graph = graphs[call.graph]
+        assert set(call.feeds) == {end.name for end in graph.inputs}
         with torch.no_grad():
-            given = graph.module(*(torch.tensor(feeds[end.name]) for end in graph.inputs))
-        outputs = given if isinstance(given, tuple) else (given,)
-        names = [end.name for end in graph.outputs]
-        return {key: value.numpy() for key, value in zip(names, outputs, strict=True)}
+            outputs = graph.module(*(torch.tensor(call.feeds[end.name]) for end in graph.inputs))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {end.name: value.numpy() for end, value in zip(graph.outputs, outputs, strict=True)}
+
+    return answer
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +105,6 @@ def drawn_by_torch(pipeline: Any, folder: Path, **own: Any) -> Iterator[Runtime]
     from perfusion.base.attention import installed
     from perfusion.base.base_model import FAMILY_FILE, load_base
     from perfusion.export.manifest import file_table, make_manifest
-    from perfusion.runtime import pipeline as module
 
     model, bundle = folder / "model", folder / "bundle"
     pipeline.save_pretrained(model)
@@ -118,10 +118,8 @@ def drawn_by_torch(pipeline: Any, folder: Path, **own: Any) -> Iterator[Runtime]
     files = file_table(bundle, [*names, "tokenizer.json", "key_projections.safetensors"])
     manifest = make_manifest(base, files=files, parity={}, precision="fp32")
     (bundle / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.MonkeyPatch.context() as patch, installed(base.unet):
-        patch.setattr(module, "Graphs", lambda *_, **__: TorchGraphs(base))
-        with Runtime(bundle) as runtime:
-            yield runtime
+    with installed(base.unet), Runtime(bundle, provider=MockBackend(computed_by_torch(base))) as runtime:
+        yield runtime
 
 
 def _transformers_tokenizer() -> Any:

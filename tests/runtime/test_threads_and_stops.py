@@ -62,49 +62,47 @@ def test_another_thread_stops_a_drawing_within_one_step_and_not_the_next(runtime
     runtime.generate("a cat")
 
 
-def test_a_batch_is_stopped_between_its_pictures(runtime, monkeypatch):
+def test_a_batch_is_stopped_between_its_pictures(mocked):
     calls = []
-    run = runtime._graphs.run
 
-    def counting(name, **feeds):
-        calls.append(name)
+    def counting(call):
+        calls.append(call.graph)
         if calls.count("unet") == 3:
             runtime.cancel()
-        return run(name, **feeds)
+        return call.compute()
 
-    monkeypatch.setattr(runtime._graphs, "run", counting)
+    runtime = mocked(counting)
     with pytest.raises(CancelledError):
         runtime.generate("a cat", count=8)
     assert calls.count("unet") == 3
 
 
-def test_a_batch_is_stopped_between_the_decoding_of_its_pictures(runtime, monkeypatch):
+def test_a_batch_is_stopped_between_the_decoding_of_its_pictures(mocked):
     calls = []
-    run = runtime._graphs.run
 
-    def counting(name, **feeds):
-        calls.append(name)
-        if name == "vae_decoder":
+    def counting(call):
+        calls.append(call.graph)
+        if call.graph == "vae_decoder":
             runtime.cancel()
-        return run(name, **feeds)
+        return call.compute()
 
-    monkeypatch.setattr(runtime._graphs, "run", counting)
+    runtime = mocked(counting)
     with pytest.raises(CancelledError):
         runtime.generate("a cat", count=8, num_inference_steps=1)
     assert calls.count("vae_decoder") == 1
 
 
-def test_cancel_stops_the_decoding_of_a_step_that_is_under_way(runtime, monkeypatch):
+def test_cancel_stops_the_decoding_of_a_step_that_is_under_way(mocked):
     calls = []
+
+    def counting(call):
+        calls.append(call.graph)
+        if call.graph == "vae_decoder":
+            runtime.cancel()
+        return call.compute()
+
+    runtime = mocked(counting)
     *_, step = runtime.denoise("a cat", count=3, num_inference_steps=1)
-    run = runtime._graphs.run
-
-    def counting(name, **feeds):
-        calls.append(name)
-        runtime.cancel()
-        return run(name, **feeds)
-
-    monkeypatch.setattr(runtime._graphs, "run", counting)
     for decode in (step.preview, step.pictures):
         calls.clear()
         with pytest.raises(CancelledError):
@@ -145,34 +143,33 @@ def test_cancel_after_the_last_step_is_not_taken_for_a_finished_drawing(runtime)
         next(steps)
 
 
-def test_cancel_reaches_what_is_still_reading_its_prompts(runtime, monkeypatch):
+def test_cancel_reaches_what_is_still_reading_its_prompts(mocked):
     """`denoise` has given no generator yet; it ends itself."""
     calls = []
-    run = runtime._graphs.run
 
-    def counting(name, **feeds):
-        calls.append(name)
+    def counting(call):
+        calls.append(call.graph)
         runtime.cancel()
-        return run(name, **feeds)
+        return call.compute()
 
-    monkeypatch.setattr(runtime._graphs, "run", counting)
+    runtime = mocked(counting)
     with pytest.raises(CancelledError):
         runtime.denoise(["a cat", "a dog", "a house"], guidance_scale=1)
     assert calls == ["text_encoder"]
 
 
-def test_cancel_reaches_what_is_still_reading_its_images(runtime, monkeypatch):
+def test_cancel_reaches_what_is_still_reading_its_images(mocked):
     calls = []
-    beach, house = runtime.generate("a cat", seed=[0, 1], num_inference_steps=1)
-    run = runtime._graphs.run
 
-    def counting(name, **feeds):
-        calls.append(name)
-        if name == "vae_encoder":
+    def counting(call):
+        calls.append(call.graph)
+        if call.graph == "vae_encoder":
             runtime.cancel()
-        return run(name, **feeds)
+        return call.compute()
 
-    monkeypatch.setattr(runtime._graphs, "run", counting)
+    runtime = mocked(counting)
+    beach, house = runtime.generate("a cat", seed=[0, 1], num_inference_steps=1)
+    calls.clear()
     with pytest.raises(CancelledError):
         runtime.generate(["a cat", "a cat"], image=[beach, house])
     assert calls.count("vae_encoder") == 1 and "unet" not in calls

@@ -124,45 +124,39 @@ def test_a_request_that_cannot_fit_is_refused_with_the_numbers(bundle, planner, 
         graphs.admit(CallSize(width=128, height=128, batch=1, concepts=0))
 
 
-def test_a_refused_request_has_run_nothing(bundle, planner, monkeypatch):
+def test_a_refused_request_has_run_nothing(mocked, planner):
     """Not even its prompt's encoding."""
-    with Runtime(bundle.folder, provider="cpu", threads=1, memory=1e-5) as runtime:
-        calls: list[str] = []
-        run = runtime._graphs.run
+    calls: list[str] = []
 
-        def counting(name, **feeds):
-            calls.append(name)
-            return run(name, **feeds)
+    def counting(call):
+        calls.append(call.graph)
+        return call.compute()
 
-        monkeypatch.setattr(runtime._graphs, "run", counting)
-        with pytest.raises(RequestError):
-            runtime.generate("a cat", width=128, height=128)
-        assert not calls
-        runtime.generate("a cat", num_inference_steps=1)
-        assert calls
+    runtime = mocked(counting, memory=1e-5)
+    with pytest.raises(RequestError):
+        runtime.generate("a cat", width=128, height=128)
+    assert not calls
+    runtime.generate("a cat", num_inference_steps=1)
+    assert calls
 
 
-def test_generators_of_two_sizes_that_alternate_each_keep_their_plan(bundle, planner, monkeypatch):
+def test_generators_of_two_sizes_that_alternate_each_keep_their_plan(mocked, planner):
     """The larger one is decoded in tiles, also when a smaller one was drawn in between."""
-    with Runtime(bundle.folder, provider="cpu", threads=1, memory=1e-5) as runtime:
-        large, small = (runtime.denoise("a cat", width=side, height=side) for side in (88, 32))
-        sides: list[int] = []
-        for one, other in zip(large, small, strict=True):
-            last = one, other
-        decoder = runtime._graphs._open("vae_decoder")
-        run = decoder.run
+    sides: list[int] = []
 
-        def watched(**feeds):
-            sides.append(feeds["latent_sample"].shape[3])
-            return run(**feeds)
+    def watched(call):
+        if call.graph == "vae_decoder":
+            sides.append(call.feeds["latent_sample"].shape[3])
+        return call.compute()
 
-        monkeypatch.setattr(decoder, "run", watched)
-        monkeypatch.setattr(runtime._graphs, "release", lambda name: None)
-        last[0].pictures()
-        assert set(sides) == {6}
-        sides.clear()
-        last[1].pictures()
-        assert set(sides) == {8}
+    runtime = mocked(watched, memory=1e-5)
+    large, small = (runtime.denoise("a cat", width=side, height=side) for side in (88, 32))
+    *_, (last_large, last_small) = zip(large, small, strict=True)
+    last_large.pictures()
+    assert set(sides) == {6}
+    sides.clear()
+    last_small.pictures()
+    assert set(sides) == {8}
 
 
 def test_a_request_is_planned_once(bundle, planner, monkeypatch):
