@@ -52,7 +52,7 @@ def compute(call: Call) -> list[NDArray[Any] | None] | None:
 
 def _divide(_: Call, left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
     if np.issubdtype(left.dtype, np.integer):  # towards zero, as in C
-        return np.asarray(np.fix(left / right), left.dtype)
+        return np.asarray(np.trunc(left / right), left.dtype)
     return np.asarray(left / right)
 
 
