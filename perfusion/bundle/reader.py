@@ -37,7 +37,7 @@ def read_bundle(folder: Path | str, *, verify: bool = True) -> Bundle:
         BundleError: not a bundle, another format version, a wrong or missing value, a link that leads out of the
             folder, or a file that is missing or has another size or checksum.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))  # the same place when the process changes its folder
     manifest = _manifest(folder)
     _check_links(folder)
     _check_files(folder, manifest.inner("files"), verify)

@@ -320,3 +320,23 @@ def test_drawing_planning_and_engines_agree_on_what_guidance_is(bundle_copy, sca
         shape_ranges_of("unet", bundle, ShapeOptions(batches=(1,)))[0]["batch"] == (2, 2, 2),
     )
     assert answers == (guided,) * 3
+
+
+def test_a_bundle_opened_by_a_relative_path_stays_where_it_is(bundle_copy, monkeypatch):
+    monkeypatch.chdir(bundle_copy.parent)
+    bundle = read_bundle(bundle_copy.name)
+    monkeypatch.chdir("/")
+    assert bundle.folder == bundle_copy
+    assert all(graph.file.is_file() for graph in graph_io_of(bundle).values())
+
+
+def test_a_folder_with_a_samples_name_does_not_hide_the_sample(bundle_copy, tmp_path, monkeypatch):
+    (bundle_copy / "concepts").mkdir()
+    sample = bundle_copy / "concepts" / "pink-cake.safetensors"
+    sample.write_bytes(b"concept")
+    bundle = read_bundle(bundle_copy)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pink-cake").mkdir()
+    assert bundle.find_concept("pink-cake") == sample
+    (tmp_path / "other").mkdir()
+    assert bundle.find_concept("other") == Path("other")  # refused where it is opened, as a folder
