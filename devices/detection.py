@@ -63,7 +63,11 @@ def _jetson(
     total = system.meminfo(root).get("MemTotal")
     name = find_module(tree, model, total)
     profile = PROFILES.get(name) if name else None
-    if profile is not None and total is not None and total < _LEAST_SHARE * profile.memory:
+    if (
+        profile is None and not model and cards.cards
+    ):  # a container without the device tree: the driver tells the chip
+        profile = _card_profile(cards.cards[0], total)
+    elif profile is not None and total is not None and total < _LEAST_SHARE * profile.memory:
         less = "with the memory that Linux tells, which is less than usual"
         profile = replace(profile, memory=total, note=f"{profile.note}; {less}" if profile.note else less)
     jetpack = find_jetpack(l4t) if l4t else None

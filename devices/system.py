@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import stat
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 __all__ = [
     "AUTO_SHARE",
@@ -79,28 +80,50 @@ def meminfo(root: Path) -> dict[str, int]:
 
 
 def usable_meminfo(root: Path) -> dict[str, int]:
-    """`meminfo`, its total and what is available cut down to what a container may have of it."""
+    """`meminfo`, its total and what is available cut down to what this process may have of it.
+
+    Every control group from the process's own up to the root sets a limit: a container's, a systemd service's, a job's.
+    """
     sizes = meminfo(root)
-    limit, left = _group_memory(root)
-    for name, most in (("MemTotal", limit), ("MemAvailable", left)):
-        if name in sizes and most is not None:
-            sizes[name] = min(sizes[name], most)
+    for limit, left in _group_limits(root):
+        for name, most in (("MemTotal", limit), ("MemAvailable", left)):
+            if name in sizes:
+                sizes[name] = min(sizes[name], most)
     return sizes
 
 
-def _group_memory(root: Path) -> tuple[int | None, int | None]:
-    """The memory limit of this control group (version 2 or 1) and what is left of it; None where there is none."""
-    two, one = root / "sys/fs/cgroup", root / "sys/fs/cgroup/memory"
-    for folder, names, cached in (
-        (two, ("memory.max", "memory.current"), "inactive_file"),
-        (one, ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
-    ):
-        limit, used = (re.fullmatch(r"\d{1,18}", read_text(folder / name)) for name in names)
-        if limit and int(limit[0]):
-            given_way = re.search(rf"^{cached} (\d{{1,18}})$", read_text(folder / "memory.stat"), re.M)
-            taken = int(used[0]) - (int(given_way[1]) if given_way else 0) if used else 0
-            return int(limit[0]), max(0, int(limit[0]) - max(0, taken))
-    return None, None
+_GROUPS = (  # version 2, then 1: where they lie, the files of the limit and of what is used, and what gives way
+    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """The memory limit of each control group that this process is in, and what is left of it."""
+    for place, (mount, *names, cached) in zip(_own_groups(root), _GROUPS, strict=True):
+        for folder in (root / mount / place, *(root / mount / place).parents):
+            limit, used = (re.fullmatch(r"\d{1,18}", read_text(folder / name)) for name in names)
+            if limit and int(limit[0]):
+                given_way = re.search(rf"^{cached} (\d{{1,18}})$", read_text(folder / "memory.stat"), re.M)
+                taken = int(used[0]) - (int(given_way[1]) if given_way else 0) if used else 0
+                yield int(limit[0]), max(0, int(limit[0]) - max(0, taken))
+            if folder == root / mount:
+                break
+
+
+def _own_groups(root: Path) -> tuple[PurePosixPath, PurePosixPath]:
+    """This process's control group of version 2, and that of version 1 for memory, relative to their mounts.
+
+    In a container /proc names the group as the host sees it, or "/" and "/../..", where the mount is the group itself.
+    """
+    groups = {"": PurePosixPath(), "memory": PurePosixPath()}
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for name in controllers.split(","):
+            if name in groups and ".." not in path.split("/"):
+                groups[name] = PurePosixPath(path.strip("/ "))
+    return groups[""], groups["memory"]
 
 
 def power_mode(root: Path) -> tuple[str, str] | None:

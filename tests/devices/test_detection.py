@@ -9,7 +9,7 @@ import pytest
 
 from perfusion.devices import PROFILES, detect, system
 from perfusion.devices.jetpack import JETPACKS, MODULES, find_jetpack
-from perfusion.devices.nvml import Cards, read_cards
+from perfusion.devices.nvml import Card, Cards, read_cards
 
 GIB = 1 << 30
 
@@ -314,6 +314,40 @@ def test_a_container_has_no_more_memory_than_its_limit(make_root, files):
     found = detect(root)
     assert profile_of(found).memory == 2 * GIB
     assert found.free == GIB + 1024  # cached files give way
+
+
+SERVICE = "system.slice/stickers.service"
+
+
+@pytest.mark.parametrize("limited", ["system.slice", SERVICE, "."])
+@pytest.mark.parametrize(
+    "own, mount, limit",
+    [
+        (f"0::/{SERVICE}\n", "", "memory.max"),
+        (f"4:cpu,memory:/{SERVICE}\n0::/\n", "memory/", "memory.limit_in_bytes"),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_the_least_limit_from_the_own_group_up_to_the_root_holds(make_root, limited, own, mount, limit):
+    groups = {f"sys/fs/cgroup/{mount}{group}/{limit}": "max" for group in ("system.slice", SERVICE)}
+    groups[f"sys/fs/cgroup/{mount}{limited}/{limit}"] = str(GIB)
+    root = make_root(memory=16, free=12, files={"proc/self/cgroup": own, **groups})
+    assert profile_of(detect(root)).memory == detect(root).free == GIB
+
+
+@pytest.mark.parametrize("own", ["0::/../../elsewhere\n", "0::\n", "nonsense", "0::/no/such/group\n"])
+def test_a_group_that_lies_elsewhere_is_looked_for_at_the_root(make_root, own):
+    files = {"proc/self/cgroup": own, "sys/fs/cgroup/memory.max": str(2 * GIB)}
+    assert detect(make_root(memory=16, free=12, files=files)).free == 2 * GIB
+
+
+def test_a_jetson_in_a_container_without_a_device_tree_is_known_by_its_chip(make_root):
+    orin = Card(name="Orin (nvgpu)", memory=0, free=0, capability=(8, 7), power_limit=None, bandwidth=0.0)
+    root = make_root(l4t="36.4.7", memory=7.4, files={".dockerenv": ""})
+    found = detect(root, cards=lambda: Cards(cards=(orin,), driver="540.4.0", cuda=(12, 6)))
+    assert profile_of(found).compute_capability == (8, 7)
+    assert profile_of(found).memory == found.memory["MemTotal"]
+    assert found.l4t == (36, 4, 7)
 
 
 @pytest.mark.parametrize("limit", ["max", "9223372036854771712", "0", "many"])
