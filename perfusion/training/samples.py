@@ -65,12 +65,19 @@ def find_objects(
 ) -> Samples:  # fmt: skip
     """The samples with masks for the pictures that came without one, where the options ask for it.
 
+    What the masks cover is said of all, also of those that came with the pictures: a wrong one is seen by its share.
+
     Args:
         subject: the superclass's token ids for each text encoder.
         say: told how they were found, and what part of each picture they cover.
     """
     names = [picture.path.name for picture in pictures for _ in range(config.crops)]
     lacking = [at for at in range(len(names)) if pictures[at // config.crops].mask is None]
+    brought = [at for at in range(len(names)) if at not in lacking]
+    if brought:
+        source = "transparency" if config.masks in ("alpha", "auto", "clipseg") else str(config.masks)
+        covers = _covers([names[at] for at in brought], samples.masks[brought])
+        say(f"masks from {source}: {covers}")
     if config.masks not in ("auto", "clipseg") or not lacking:
         return samples
     rows = torch.tensor(lacking, device=samples.latents.device)

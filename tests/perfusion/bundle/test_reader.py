@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from perfusion.bundle.graph_io import graph_io_of
 from perfusion.errors import BundleError, ConceptError
 from perfusion.runtime import read_bundle
 

@@ -69,7 +69,27 @@ def test_only_pictures_without_a_mask_are_asked_about(tiny_base, pictures, monke
     assert torch.equal(found.masks[:3], encoded.masks[:3])
     assert bool((found.masks[3:, :, :, 0] == 1).all())
     assert float(found.masks[3:, :, :, 1:].sum()) == 0
-    assert lines == ["masks from the base model's attention to 'teddy bear': plain.png 12%"]
+    assert lines == [
+        "masks from transparency: alpha.png 50%",
+        "masks from the base model's attention to 'teddy bear': plain.png 12%",
+    ]
+
+
+def test_what_masks_of_a_folder_cover_is_said_also_of_strokes_on_a_layer(
+    tiny_base, pictures, tmp_path
+) -> None:
+    """Nobody sees else that a mask was read otherwise than it was meant."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    strokes = np.zeros((40, 40, 4), np.uint8)
+    strokes[:10] = 255
+    Image.fromarray(strokes).save(folder / "plain.png")
+    lines: list[str] = []
+    options = TrainingConfig(superclass="cat", masks=folder, crops=1)
+    loaded = [load_picture(pictures / "plain.png", folder)]
+    encoded = encode_pictures(tiny_base, loaded, options, CPU)
+    assert find_objects(tiny_base, loaded, encoded, [[1]], options, CPU, lines.append) is encoded
+    assert lines == [f"masks from {folder}: plain.png 25%"]
 
 
 def test_maps_that_show_nothing_count_everywhere_and_are_told(
