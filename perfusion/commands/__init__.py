@@ -26,7 +26,6 @@ from typing import NoReturn, TextIO
 
 from perfusion import __version__
 from perfusion.errors import PerfusionError
-from perfusion.files import check_writable
 
 __all__ = ["Progress", "check_outputs", "parser", "run", "say"]
 
@@ -97,6 +96,8 @@ def check_outputs(outputs: Iterable[_Option], inputs: Iterable[_Option] = ()) ->
     Raises:
         PerfusionError: which options, and why.
     """
+    from perfusion.files import check_writable
+
     options = {_place(path): option for option, path in inputs if path is not None}
     for option, path in outputs:
         if path is None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from perfusion.commands import check_outputs, parser, run
-from perfusion.concept.settings import FILE_SETTINGS
 from perfusion.errors import PerfusionError
 
 _MANIFEST = "bundle.json"
@@ -115,6 +114,7 @@ def _concept(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     from perfusion.concept.card import extract, is_card
     from perfusion.concept.concept_file import FORMAT_VERSION, Concept
     from perfusion.concept.container import DIGEST, unpack
+    from perfusion.concept.settings import FILE_SETTINGS
     from perfusion.concept.storage import stored_as
 
     concept = Concept.load(path)  # checks all of it
