@@ -160,6 +160,7 @@ def pack(work: Path, edition: Edition, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         draft = Path(temporary) / folder.name
         pipeline.save_pretrained(draft, safe_serialization=True)
+        _open_in_float32(draft / "text_encoder" / "config.json")
         with writing(draft / "perfusion.json", "w") as file:
             file.write(json.dumps(facts, indent=2) + "\n")
         write_captions(draft / "captions.txt", edition)
@@ -169,6 +170,13 @@ def pack(work: Path, edition: Edition, folder: Path) -> None:
                 target = folder / path.relative_to(draft)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(target)
+
+
+def _open_in_float32(config: Path) -> None:
+    """Let transformers open the encoder as diffusers opens the UNet: half precision is how the weights are stored, and
+    a pipeline whose parts differ cannot draw."""
+    settings = json.loads(config.read_text()) | {"dtype": "float32"}
+    config.write_text(json.dumps(settings, indent=2) + "\n", newline="\n")
 
 
 def pack_scorer(work: Path, folder: Path) -> None:

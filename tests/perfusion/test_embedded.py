@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from perfusion.embedded import model_path
+
 PAGE = Path(__file__).parents[2] / "docs" / "pocket.md"
 
 
@@ -14,3 +16,14 @@ def test_the_snippet_of_the_page_draws():
     names: dict[str, object] = {}
     exec(snippet[1].replace("num_inference_steps=20", "num_inference_steps=1"), names)
     assert np.asarray(names["picture"]).shape == (128, 128, 3)
+
+
+def test_a_pipeline_opened_without_a_word_of_precision_draws():
+    """transformers opens its part in the precision that its config names, diffusers the others in float32."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(model_path())
+    picture = pipeline("a red apple", width=128, height=128, num_inference_steps=1, output_type="np").images[
+        0
+    ]
+    assert np.isfinite(picture).all()
