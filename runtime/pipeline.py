@@ -25,7 +25,8 @@ from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.explanation import Explanation, explain
 from perfusion.runtime.request import Options, Request, make_request
-from perfusion.runtime.sampling.loop import Phase, call_slices, decode, draw
+from perfusion.runtime.sampling.course import Phase
+from perfusion.runtime.sampling.loop import call_slices, decode, draw
 from perfusion.runtime.sampling.schedule import Schedule
 from perfusion.runtime.sampling.schedulers import make_schedule
 from perfusion.runtime.step import Step
