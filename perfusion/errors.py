@@ -9,6 +9,7 @@
     ├── DeviceError     a device or an execution provider that was asked for and is not there
     ├── RequestError    a prompt, seed, size or other request that cannot be served
     │   └── PictureError    a picture or a mask that cannot be read
+    ├── BusyError       a queue that is full: the same request may be served later
     └── CancelledError  a drawing that was stopped because its caller asked for it
 
 A message is a whole sentence or more: what was found, what was expected, what to do. Anything that is not a
@@ -16,6 +17,7 @@ A message is a whole sentence or more: what was found, what was expected, what t
 """
 
 __all__ = [
+    "BusyError",
     "BundleError",
     "CancelledError",
     "ConceptError",
@@ -63,6 +65,10 @@ class RequestError(PerfusionError):
 
 class PictureError(RequestError):
     """A picture or a mask that cannot be read: no picture, too large, or of colours that are not known."""
+
+
+class BusyError(PerfusionError):
+    """A queue that is full: the same request may be served later."""
 
 
 class CancelledError(PerfusionError):

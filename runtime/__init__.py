@@ -15,6 +15,7 @@ from perfusion.runtime.compute.backend import Backend, make_backend
 from perfusion.runtime.compute.mock_backend import GraphCall, MockBackend
 from perfusion.runtime.explanation import Explanation
 from perfusion.runtime.pipeline import Runtime
+from perfusion.runtime.queueing.job import Job
 from perfusion.runtime.sampling.schedulers import SCHEDULERS
 from perfusion.runtime.step import Step
 
@@ -25,6 +26,7 @@ __all__ = [
     "ConceptSettings",
     "Explanation",
     "GraphCall",
+    "Job",
     "MockBackend",
     "Region",
     "Runtime",

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
 from perfusion.concept.bank import Changes
@@ -24,16 +23,17 @@ from perfusion.runtime.compute.backend import Backend
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.explanation import Explanation, explain
-from perfusion.runtime.request import Options, Request, make_request
+from perfusion.runtime.preparation import Draft, Preparation
+from perfusion.runtime.queueing.drawing_queue import DrawingQueue
+from perfusion.runtime.queueing.job import Job
+from perfusion.runtime.request import Options, check_order, make_request
 from perfusion.runtime.sampling.course import Phase
-from perfusion.runtime.sampling.loop import call_slices, decode, draw
-from perfusion.runtime.sampling.schedule import Schedule
-from perfusion.runtime.sampling.schedulers import make_schedule
+from perfusion.runtime.sampling.loop import decode, draw
 from perfusion.runtime.step import Step
 from perfusion.runtime.stopping import Stop, Stops
 from perfusion.runtime.text.feeds import Feeds
 from perfusion.runtime.text.layout import AUTO, Regions
-from perfusion.runtime.text.prompt_encoder import PromptEncoder, PromptSpec
+from perfusion.runtime.text.prompt_encoder import PromptEncoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +48,7 @@ Callback = Callable[[Step], object]
 """Called with every step; what returns False stops the drawing."""
 
 _MAX_PICTURES = 4096  # in one call of the UNet
+_MAX_WAITING = 65536  # jobs, each a few kilobytes without its picture
 _MAX_THREADS = 1024  # onnxruntime starts as many as it is told to, and never returns from millions
 
 
@@ -77,6 +78,7 @@ class Runtime:
         batch_size: int = 1,
         verify: bool = True,
         cuda_graph: bool = False,
+        queue_size: int = 256,
     ) -> None:
         """Open a bundle, by default the embedded pocket model's.
 
@@ -91,6 +93,8 @@ class Runtime:
 
         `cuda_graph`: with "cuda", record the UNet's calls once for each size and replay them (docs/providers.md).
 
+        `queue_size`: how many jobs of `submit` may wait; the one after them is refused.
+
         Raises:
             BundleError: the bundle is incomplete, damaged or of another format.
             DeviceError: onnxruntime or the provider is missing, or the memory is too small.
@@ -99,6 +103,7 @@ class Runtime:
         for name, value, most in (
             ("threads", threads, _MAX_THREADS),
             ("batch_size", batch_size, _MAX_PICTURES),
+            ("queue_size", queue_size, _MAX_WAITING),
         ):
             if not (value is None and name == "threads") and not (type(value) is int and 1 <= value <= most):
                 raise RequestError(f"{name} is {value!r}, expected a whole number from 1 to {most}.")
@@ -108,8 +113,13 @@ class Runtime:
         self._graphs = Graphs(self.bundle, provider, threads, memory, cuda_graph=cuda_graph)
         self._prompts = PromptEncoder(self.bundle, self._bank, self._graphs)
         self._feeds = Feeds(self.bundle)
+        self._preparation = Preparation(self.bundle, self._graphs, self._prompts)
         self._turn = threading.RLock()  # the graphs are for one thread at a time
         self._stops = Stops()
+        self._queue = DrawingQueue(
+            self.bundle, self._graphs, self._feeds, self._preparation, self._decode, self._turn,
+            batch_size=batch_size, capacity=queue_size,
+        )  # fmt: skip
 
     def __enter__(self) -> Runtime:
         return self
@@ -120,8 +130,9 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Give the graphs' memory back, once the picture that another thread draws is done. Nothing is drawn
-        afterwards."""
+        """Give the graphs' memory back, once the picture that another thread draws is done. Jobs of `submit` are
+        cancelled. Nothing is drawn afterwards."""
+        self._queue.close()
         with self._turn:
             self._graphs.close()
             self._prompts.forget()
@@ -268,6 +279,47 @@ class Runtime:
         single = count is None and not isinstance(prompt, list | tuple) and not isinstance(seed, list | tuple)
         return pictures[0] if single else pictures
 
+    def submit(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        exact: bool = False,
+        priority: float = 0,
+        client: str = "",
+        deadline: float | None = None,
+        callback: Callback | None = None,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Order one picture, and go on at once: `job.result()` waits for it, and so does `await job`.
+
+        Up to `batch_size` pictures of different jobs share each call of the UNet, whatever their concepts, settings,
+        schedulers and seeds, and whatever step each is at, where their size agrees and all or none have guidance. A
+        picture joins at the next step and leaves when it is done. In a bundle of format version 1 all pictures of a
+        call stand at the same step.
+
+        The concepts are those loaded now. `options` are those of `generate`.
+
+        `exact`: draw it alone, with the bits that `generate` gives with ``batch_size=1``; otherwise the last bits
+        depend on what shares its calls. `priority`: higher ones go first. `client`: whose it is; the clients of one
+        priority take turns. `deadline`: seconds after which it is cancelled. `callback`: called with each `Step`, in
+        the thread that draws; it cancels the job by returning False.
+
+        Raises:
+            RequestError: a prompt, seed, size or option that cannot be served.
+            BusyError: `queue_size` jobs wait already.
+        """
+        check_order(prompt, seed, priority, deadline)
+        return self._queue.submit(
+            self._preparation.draft(prompt, seed, None, options), self._stops.begin(), exact=exact,
+            priority=priority, client=client, deadline=deadline, callback=callback,
+        )  # fmt: skip
+
+    @property
+    def queue(self) -> DrawingQueue:
+        """The jobs of `submit`: how many wait and are drawn, and what the calls of the UNet held."""
+        return self._queue
+
     def denoise(
         self, prompt: Texts, *, seed: Seeds = 0, count: int | None = None, **options: Unpack[Options]
     ) -> Iterator[Step]:
@@ -321,52 +373,16 @@ class Runtime:
     ) -> Iterator[Step]:
         """Check a request and encode its prompts; its steps."""
         stop.check()
-        request = make_request(self.bundle, prompt, seed, count, **options)
-        schedule = make_schedule(request.scheduler, self.bundle.noise_model, request.num_inference_steps)
-        if request.images:
-            schedule.last_part(request.image_strength)  # what it refuses is refused before the first step
-        specs = self._prompts.specs(request)
-        schedule.check_start(max(spec.start for spec in specs))
-        admit = self._admission(request, specs)
+        draft = self._preparation.draft(prompt, seed, count, options)
+        admit = partial(self._preparation.admit, draft.call_size(self._batch_size))
         admit()
-        phases = list[list[Phase]]()
-        for spec in specs:
-            stop.check()
-            phases.append(
-                [Phase(start=phase.start, rows=self._prompts.encode(phase, request)) for phase in spec.phases]
-            )
-        return self._steps(request, schedule, phases, stop, admit)
-
-    def _admission(self, request: Request, specs: list[PromptSpec]) -> Callable[[], None]:
-        """What makes the graphs ready for a request, or refuses it; again where another one came between."""
-        starts = {phase.start for spec in specs for phase in spec.phases}
-        concepts = [
-            {token: rows for spec in now[group] for token, rows in spec.slots.items()}
-            for now in ([spec.at(start) for spec in specs] for start in starts)
-            for group in call_slices([spec.shape for spec in now], self._batch_size)
-        ]
-        size = CallSize(
-            width=request.width,
-            height=request.height,
-            batch=min(self._batch_size, len(specs)),
-            guided=request.guided,
-            concepts=max(sum(slots.values()) for slots in concepts),
-            tokens=max(phase.tokens for spec in specs for phase in spec.phases),
-            readings=max(phase.shape[1] for spec in specs for phase in spec.phases),
-            image=bool(request.images),
-        )
-        return partial(self._graphs.admit, size)
+        return self._steps(draft, self._preparation.phases(draft, stop.check), stop, admit)
 
     def _steps(
-        self,
-        request: Request,
-        schedule: Schedule,
-        phases: Sequence[Sequence[Phase]],
-        stop: Stop,
-        admit: Callable[[], None],
+        self, draft: Draft, phases: Sequence[Sequence[Phase]], stop: Stop, admit: Callable[[], None]
     ) -> Iterator[Step]:
         drawn = draw(
-            self.bundle, self._graphs, self._feeds, request, schedule, phases,
+            self.bundle, self._graphs, self._feeds, draft.request, draft.schedule, phases,
             batch_size=self._batch_size, check=stop.check,
         )  # fmt: skip
         decode = partial(self._decode, admit=admit)

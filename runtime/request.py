@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from perfusion.bundle.description import Bundle
 
-__all__ = ["Options", "Request", "make_request"]
+__all__ = ["Options", "Request", "check_order", "make_request"]
 
 _log = logging.getLogger(__name__)
 
@@ -151,6 +151,24 @@ def make_request(
         lock=lock,
         gates=gates,
     )
+
+
+def check_order(prompt: Any, seed: Any, priority: Any, deadline: Any) -> None:
+    """Refuse what no job can be made of: a job is one picture.
+
+    Raises:
+        RequestError: several prompts or seeds, or a priority or deadline that is no number.
+    """
+    if _several(prompt) or _several(seed):
+        raise RequestError("A job is one picture. Give one prompt and one seed, and submit a job for each.")
+    if not _is_number(priority):
+        raise RequestError(f"The priority is {priority!r}, expected a number; the default is 0.")
+    if deadline is not None and not (_is_number(deadline) and deadline > 0):
+        raise RequestError(f"The deadline is {deadline!r}, expected seconds above 0, or None.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _count(count: Any) -> int:

@@ -216,7 +216,8 @@ def test_a_picture_that_is_not_finite_is_a_sentence(runtime):
 
 
 def test_a_bundles_own_guidance_scale_that_cannot_be_served_is_named(runtime):
-    runtime.bundle = replace(runtime.bundle, defaults=replace(runtime.bundle.defaults, guidance_scale=1e9))
+    defaults = replace(runtime.bundle.defaults, guidance_scale=1e9)
+    runtime._preparation._bundle = replace(runtime.bundle, defaults=defaults)
     with pytest.raises(RequestError, match=r"guidance scale is 1000000000\.0, expected"):
         runtime.generate("a cat")
 

@@ -1,0 +1,1 @@
+"""The drawing queue: pictures of many requests drawn together, each in its fair turn."""
