@@ -55,7 +55,7 @@ class JetPack:
         return self.tensorrt >= (10, 3)
 
 
-# The first L4T of each release; the newest that is not newer than the one found counts.
+# Releases of L4T, as jetson-stats 7.2.2 lists them; the newest that is not newer than the one found counts.
 JETPACKS: Mapping[Version, JetPack] = MappingProxyType(
     {
         (35, 0, 0): JetPack(version="5.1", cuda=(11, 4), tensorrt=(8, 5)),
@@ -63,9 +63,15 @@ JETPACKS: Mapping[Version, JetPack] = MappingProxyType(
         (36, 4, 0): JetPack(version="6.1", cuda=(12, 6), tensorrt=(10, 3)),
         (36, 4, 3): JetPack(version="6.2", cuda=(12, 6), tensorrt=(10, 3)),
         (36, 4, 4): JetPack(version="6.2.1", cuda=(12, 6), tensorrt=(10, 3)),
+        (36, 4, 7): JetPack(version="6.2.1", cuda=(12, 6), tensorrt=(10, 3)),
+        (36, 5, 0): JetPack(version="6.2.2", cuda=(12, 6), tensorrt=(10, 3)),
+        (36, 5, 2): JetPack(version="6.2.3", cuda=(12, 6), tensorrt=(10, 3)),
         (38, 2, 0): JetPack(version="7.0", cuda=(13, 0), tensorrt=(10, 13)),
         (38, 4, 0): JetPack(version="7.1", cuda=(13, 0), tensorrt=(10, 13)),
-        (39, 0, 0): JetPack(version="7.2", cuda=(13, 2), tensorrt=(10, 16)),
+        (39, 0, 0): JetPack(version="7.2 EA", cuda=(13, 2), tensorrt=(10, 16)),
+        (39, 2, 0): JetPack(version="7.2", cuda=(13, 2), tensorrt=(10, 16)),
+        (39, 2, 1): JetPack(version="7.2.1", cuda=(13, 2), tensorrt=(10, 16)),
+        (39, 2, 2): JetPack(version="7.2.2", cuda=(13, 2), tensorrt=(10, 16)),
     }
 )
 

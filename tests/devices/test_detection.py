@@ -46,9 +46,24 @@ def test_every_jetpack_of_the_table_is_found_by_its_release_file(make_root, l4t)
     ("l4t", "version"),
     [
         ((36, 4, 7), "6.2.1"),
+        ((36, 5, 0), "6.2.2"),
+        ((36, 5, 2), "6.2.3"),
+        ((39, 2, 0), "7.2"),
+        ((39, 2, 1), "7.2.1"),
+        ((39, 2, 2), "7.2.2"),
+    ],
+)
+def test_releases_are_those_that_jetson_stats_lists(l4t, version):
+    assert find_jetpack(l4t).version == version
+
+
+@pytest.mark.parametrize(
+    ("l4t", "version"),
+    [
+        ((36, 4, 6), "6.2.1"),
         ((36, 4, 1), "6.1"),
         ((36, 2, 0), None),
-        ((39, 2, 1), "7.2"),
+        ((39, 1, 0), "7.2 EA"),
         ((32, 7, 4), None),
         ((40, 1, 0), None),
     ],
