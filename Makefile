@@ -8,13 +8,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
-EXTRAS := cpu,train,export,trt-rtx,dev
+EXTRAS := cpu,train,export,trt-rtx,serve,test,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint format
+.PHONY: help demo serve test test-slow bench lint format
 
 help:
 	@echo "make demo       draw with the embedded model and a concept"
+	@echo "make serve      draw over HTTP with the embedded model, for programs of this machine"
 	@echo "make test       linters, types, and every test that is neither slow nor needs a GPU"
 	@echo "make test-slow  the slow tests"
 	@echo "make bench      measure this machine; records go to benchmarks/records/"
@@ -30,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
+
+serve: $(STAMP)
+	$(BIN)/perfusion-serve
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,7 +23,18 @@ PAGE = ROOT / "ARCHITECTURE.md"
 DRAWING = re.compile(r"(?<=<!-- python -m tests.rooms --write -->\n```\n).*?(?=```)", re.DOTALL)
 
 ROOMS = (
-    *("commands", "sweep", "training", "export", "diffusers", "judging", "runtime", "devices", "tensorrt"),
+    *(
+        "commands",
+        "serving",
+        "sweep",
+        "training",
+        "export",
+        "diffusers",
+        "judging",
+        "runtime",
+        "devices",
+        "tensorrt",
+    ),
     *("base", "perfusion", "concept", "bundle", "pocket"),
     *("embedded", "files", "locking", "onnx_runtime", "picture_input", "shell", "errors"),
 )

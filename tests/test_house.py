@@ -303,7 +303,7 @@ def test_a_wrong_command_line_is_exit_code_two_and_one_line(command):
 
 def test_every_package_that_make_installs_is_pinned_and_nothing_else():
     listed = re.findall(
-        r"^(?:dependencies|cpu|trt-rtx|train|export|dev) = \[(.*?)\]$", PYPROJECT, re.M | re.S
+        r"^(?:dependencies|cpu|trt-rtx|train|export|serve|test|dev) = \[(.*?)\]$", PYPROJECT, re.M | re.S
     )
     named = {re.split(r"[><=\[ ]", text)[0] for group in listed for text in re.findall(r'"([^"]+)"', group)}
     pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.M))
