@@ -40,7 +40,7 @@ _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is 
     "ddim", "plms", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "heun", "heun_karras",
     "lcm",
 )  # fmt: skip
-_PROVIDERS = ("auto", "cpu", "cuda", "trt", "trt-rtx")
+_PROVIDERS = ("auto", "cpu", "cuda", "trt", "trt-rtx", "openvino")
 
 # A setting's value holds no path separator, so that C:\cats\a=b.safetensors is a path and nothing else; a word in angle
 # brackets may hold anything. A comma before digits alone is a decimal one, to be told and not to be taken for a path.
@@ -149,7 +149,13 @@ def _add_drawing(add: "Callable[..., object]") -> None:
 
 def _add_machine(add: "Callable[..., object]") -> None:
     """What to draw it on."""
-    add("--provider", choices=_PROVIDERS, default="auto", help="(default: %(default)s)")
+    add(
+        "--provider",
+        type=_provider,
+        default="auto",
+        metavar="PROVIDER",
+        help=f"{', '.join(_PROVIDERS)}, or openvino:GPU and the like (default: %(default)s)",
+    )
     add(
         "--memory",
         type=_memory,
@@ -175,6 +181,13 @@ def _add_output(add: "Callable[..., object]") -> None:
         help="a .png, .jpg or .webp file; several are numbered, OUT-0001, OUT-0002, ..., behind those that are there",
     )  # fmt: skip
     add("--force", action="store_true", help="replace a file that is no drawing of this command, too")
+
+
+def _provider(text: str) -> str:
+    name, colon, device = text.partition(":")
+    if name not in _PROVIDERS or (colon and (name != "openvino" or not device)):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(_PROVIDERS)}, openvino:DEVICE")
+    return text
 
 
 def _generate(args: argparse.Namespace) -> int:

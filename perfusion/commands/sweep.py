@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "--work", type=Path, metavar="DIR",
         help="keep the pictures there for sweeps to come (default: in the cache, until the sweep is done)",
     )  # fmt: skip
-    add("--provider", default="auto", help="auto, cpu, cuda, trt or trt-rtx (default: %(default)s)")
+    add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
     add("--batch-size", type=_at_least_one, default=8, metavar="N", help="pictures kept at once (default: 8)")
     return command
 

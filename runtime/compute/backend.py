@@ -1,4 +1,4 @@
-"""What computes the graphs: onnxruntime on a processor or on CUDA, or TensorRT with engines built beforehand.
+"""What computes the graphs: onnxruntime on a processor or on CUDA, OpenVINO, or TensorRT with engines built beforehand.
 
 Each opens a bundle's graphs one by one, by name, and gives something that runs. Nothing above knows which it is.
 """
@@ -23,7 +23,7 @@ __all__ = ["PROVIDERS", "Backend", "OnnxBackend", "OpenGraph", "make_backend", "
 
 Array = NDArray[np.float32]
 
-PROVIDERS = ("cpu", "cuda", "trt", "trt-rtx")
+PROVIDERS = ("cpu", "cuda", "trt", "trt-rtx", "openvino")
 
 
 class OpenGraph(Protocol):
@@ -98,13 +98,14 @@ class OnnxBackend:
 def make_backend(
     bundle: Bundle, provider: str, threads: int | None = None, *, cuda_graph: bool = False
 ) -> Backend:
-    """The backend of that name.
+    """The backend of that name; "openvino:GPU" and the like name a device of OpenVINO's.
 
     Raises:
         RequestError: no such provider, or CUDA graphs without CUDA.
         DeviceError: it is not installed, the machine has no such device, or no engine of the bundle fits it.
     """
-    if provider not in PROVIDERS:
+    name, colon, device = provider.partition(":")
+    if name not in PROVIDERS or (colon and (name != "openvino" or not device)):
         raise RequestError(f"The provider is {provider!r}, expected one of auto, {', '.join(PROVIDERS)}.")
     if cuda_graph and provider != "cuda":
         raise RequestError(
@@ -115,6 +116,10 @@ def make_backend(
             from perfusion.runtime.compute.engine_graph import TensorRTBackend
 
             return TensorRTBackend(bundle, flavour)
+    if name == "openvino":
+        from perfusion.runtime.compute.openvino_graph import OpenVINOBackend
+
+        return OpenVINOBackend(graph_io_of(bundle), device or "CPU", threads)
     return OnnxBackend(graph_io_of(bundle), provider, threads, capture=cuda_graph)
 
 
