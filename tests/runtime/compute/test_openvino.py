@@ -31,7 +31,7 @@ def test_a_picture_is_that_of_onnxruntime(openvino, toy_bundle, make_concept, co
             for seed in range(concepts):
                 runtime.load_concept(make_concept(seed, token=f"<thing{seed}>"))
             words = " ".join(f"<thing{seed}>" for seed in range(concepts))
-            pictures.append(runtime.generate(f"{PROMPT} {words}", steps=3, seed=1))
+            pictures.append(runtime.generate(f"{PROMPT} {words}", num_inference_steps=3, seed=1))
     assert decibels(pictures[1], pictures[0]) >= 60
 
 
