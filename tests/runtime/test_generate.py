@@ -266,7 +266,7 @@ def test_a_concept_is_a_path_and_perhaps_settings(generate, monkeypatch, spec, p
         (["--output", "out.bmp"], "'out.bmp' does not end in one of .png, .jpg, .jpeg, .webp"),
         (["--output", "out"], "'out' does not end in"),
         (["--scheduler", "dpm"], "invalid choice: 'dpm'"),
-        (["--provider", "rocm"], "invalid choice: 'rocm'"),
+        (["--provider", "rocm"], "'rocm' is none of auto, cpu"),
         (["--memory", "much"], "'much' is neither auto nor low nor a number of gigabytes"),
         (["--explain", "heat.txt"], "'heat.txt' does not end in .png"),
         (["--seed", "1.5"], "'1.5' is neither a whole number nor random"),
