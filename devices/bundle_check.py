@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfusion.devices.detection import Detected
-from perfusion.devices.doctor import Finding
 from perfusion.devices.environment import Environment
+from perfusion.devices.finding import Finding
 from perfusion.devices.profiles import DeviceProfile
 from perfusion.devices.system import AUTO_SHARE
 from perfusion.errors import BundleError, RequestError

@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from perfusion.devices import system
+from perfusion.devices.board_check import examine_board
 from perfusion.devices.detection import Detected
 from perfusion.devices.environment import Environment
+from perfusion.devices.finding import Finding
 
-__all__ = ["Finding", "Level", "examine"]
-
-Level = Literal["stop", "warning", "note"]
-"""Drawing is not possible; it is slower or may fail; good to know."""
+__all__ = ["examine"]
 
 GIB = 1 << 30
-_LOW_MEMORY = 2 * GIB
-_SMALL_BOARD = 9 * GIB
 _LOW_DISK = 2 * GIB
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that is not as it should be."""
-
-    name: str  # a short name for programs
-    level: Level
-    text: str  # what was found
-    remedy: str  # what to do
 
 
 def examine(
@@ -48,9 +33,9 @@ def examine(
     findings = [
         *_onnxruntime(machine, python),
         *_driver(machine, python),
+        *_kernels(machine, python),
         *_tensorrt(machine, python, root),
-        *_board(machine, root),
-        *_memory(machine),
+        *examine_board(machine, root),
         *_disk(disk or Path.cwd()),
     ]
     order = ("stop", "warning", "note")
@@ -140,6 +125,25 @@ def _cuda_wanted(python: Environment) -> Iterator[tuple[str, int]]:
                 yield f"{name} {version}", cuda
 
 
+def _kernels(machine: Detected, python: Environment) -> Iterator[Finding]:
+    """A library for CUDA without code for this GPU loads, and fails at the first picture."""
+    card = machine.cards.cards[0].capability if machine.cards.cards else None
+    capability = card or (machine.profile.compute_capability if machine.profile else None)
+    if python.kernels is None or capability is None or python.kernels.serve(capability):
+        return
+    board = machine.l4t is not None or machine.jetpack is not None
+    name = f"onnxruntime-gpu {python.packages.get('onnxruntime-gpu', '')}".strip()
+    yield Finding(
+        name="kernels-missing",
+        level="warning",
+        text=f"The {name} installed has kernels for {python.kernels}, and this GPU is "
+        f"sm_{capability[0]}{capability[1]}: the provider 'cuda' cannot draw here.",
+        remedy="Draw with TensorRT engines, or install an onnxruntime-gpu made for this JetPack (docs/jetson.md)."
+        if board
+        else "Install a release of onnxruntime-gpu whose kernels include it, or build engines with perfusion-export.",
+    )
+
+
 def _tensorrt(machine: Detected, python: Environment, root: Path) -> Iterator[Finding]:
     if machine.l4t is None and machine.jetpack is None:
         return
@@ -206,58 +210,6 @@ def _has_nvdla(root: Path) -> bool:
         "usr/lib/aarch64-linux-gnu",
     )
     return any((root / folder / "libnvdla_compiler.so").exists() for folder in folders)
-
-
-def _board(machine: Detected, root: Path) -> Iterator[Finding]:
-    is_jetson = machine.l4t is not None or machine.jetpack is not None
-    if is_jetson and machine.profile is None:
-        yield Finding(
-            name="module-unknown",
-            level="warning",
-            text=f"{machine.facts.get('machine')} is a Jetson that is not in the table of modules.",
-            remedy="Name the nearest profile with --device; `perfusion-devices list` has them all.",
-        )
-    mode = system.power_mode(root)
-    if mode is not None and mode[1] and mode[0] != mode[1]:
-        yield Finding(
-            name="power-mode",
-            level="note",
-            text=f"The power mode is {mode[0]}, and this board also has {mode[1]}.",
-            remedy="sudo nvpmodel -m, with the number that /etc/nvpmodel.conf gives it, and sudo jetson_clocks.",
-        )
-
-
-def _memory(machine: Detected) -> Iterator[Finding]:
-    free, total = machine.memory.get("MemAvailable"), machine.memory.get("MemTotal")
-    unified = machine.profile is not None and machine.profile.unified
-    if not unified or free is None or total is None:
-        return
-    if free < _LOW_MEMORY:
-        yield Finding(
-            name="memory-low",
-            level="warning",
-            text=f"Only {free / GIB:.1f} of {total / GIB:.1f} GiB are free; beyond that the machine swaps, which is a "
-            "hundred times slower.",
-            remedy="Close other programs, or the desktop (sudo systemctl isolate multi-user.target), or draw with "
-            "--memory low.",
-        )
-    swap = machine.memory.get("SwapTotal", 0)
-    if total < _SMALL_BOARD and machine.facts.get("module") and not swap:
-        yield Finding(
-            name="swap-none",
-            level="note",
-            text="There is no swap, so a program that needs too much is ended without a word.",
-            remedy="Add some for building engines (sudo fallocate -l 8G /swapfile, mkswap, swapon); drawing should "
-            "not need it.",
-        )
-    used = swap - machine.memory.get("SwapFree", swap)
-    if used > total // 4:
-        yield Finding(
-            name="swapping",
-            level="warning",
-            text=f"{used / GIB:.1f} GiB are swapped out.",
-            remedy="Close other programs before drawing.",
-        )
 
 
 def _disk(folder: Path) -> Iterator[Finding]:

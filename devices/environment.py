@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from perfusion.devices.fat_binary import Kernels, read_kernels
 from perfusion.errors import DeviceError
 
 __all__ = ["Environment", "read_environment"]
@@ -28,6 +29,7 @@ class Environment:
     problem: str = ""  # why onnxruntime could not be imported
     virtual: bool = False  # a virtual environment
     system_packages: bool = field(default=True)  # which sees the system's packages
+    kernels: Kernels | None = None  # those of onnxruntime's library for CUDA, where there is one
 
     def tensorrt_version(self, flavour: str) -> str | None:
         """The release of "trt" or "trt-rtx" that is installed, as engines' keys spell it; None where it is not told."""
@@ -52,7 +54,21 @@ def read_environment() -> Environment:
         problem=problem,
         virtual=sys.prefix != sys.base_prefix,
         system_packages=_sees_system(Path(sys.prefix) / "pyvenv.cfg"),
+        kernels=_kernels(),
     )
+
+
+def _kernels() -> Kernels | None:
+    """What the installed onnxruntime has for GPUs; None for one without CUDA."""
+    try:
+        spec = importlib.util.find_spec("onnxruntime")
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "capi"
+    names = ("libonnxruntime_providers_cuda.so", "onnxruntime_providers_cuda.dll")
+    return next((read_kernels(folder / name) for name in names if (folder / name).is_file()), None)
 
 
 def _packages() -> dict[str, str]:

@@ -16,13 +16,17 @@ __all__ = [
     "AUTO_SHARE",
     "cores",
     "cpu_name",
+    "desktop",
     "device_tree",
+    "disk_swap",
     "free_disk",
+    "gpu_clock",
     "in_container",
     "l4t_version",
     "meminfo",
     "power_mode",
     "read_text",
+    "root_on_card",
     "usable_meminfo",
 ]
 
@@ -137,6 +141,42 @@ def power_mode(root: Path) -> tuple[str, str] | None:
         return None
     best = next((name for name in names.values() if "MAXN" in name.upper()), "")
     return names[int(status[1])], best
+
+
+def gpu_clock(root: Path) -> tuple[int, int] | None:
+    """The lowest and the highest clock in Hz that the GPU of a board may take now. None where it is not told."""
+    for folder in sorted(root.glob("sys/class/devfreq/*")):
+        if re.search(r"gpu|ga10b|gv11b|gb10b", folder.name):
+            lowest, highest = (
+                re.fullmatch(r"\d{1,12}", read_text(folder / name)) for name in ("min_freq", "max_freq")
+            )
+            if lowest and highest:
+                return int(lowest[0]), int(highest[0])
+    return None
+
+
+_DESKTOPS = {"Xorg", "Xwayland", "gnome-shell", "kwin_wayland", "weston", "lxqt-session", "xfce4-session"}
+
+
+def desktop(root: Path) -> str:
+    """The name of a running program that draws a desktop, "" where there is none or in a container that hides it."""
+    programs = (read_text(path, 64) for path in sorted(root.glob("proc/[0-9]*/comm")))
+    return next((name for name in programs if name in _DESKTOPS), "")
+
+
+def root_on_card(root: Path) -> str:
+    """The device that / is on where that is an SD card, such as "/dev/mmcblk1p1"; "" elsewhere, also on eMMC."""
+    match = re.search(r"^/dev/(mmcblk\d{1,3})(p\d{1,3})? / ", read_text(root / "proc/self/mounts"), re.M)
+    if match is None or read_text(root / "sys/block" / match[1] / "device/type") != "SD":
+        return ""
+    return f"/dev/{match[1]}{match[2] or ''}"
+
+
+def disk_swap(root: Path) -> int | None:
+    """Bytes of swap that are on a disk and not compressed memory. None where /proc/swaps tells nothing."""
+    table = read_text(root / "proc/swaps")
+    rows = re.findall(r"^(/\S+)\s+(?:partition|file)\s+(\d{1,15})\s", table, re.M)
+    return sum(int(size) * 1024 for name, size in rows if "zram" not in name) if table else None
 
 
 def cores(root: Path) -> int:

@@ -28,39 +28,54 @@ def _parser() -> argparse.ArgumentParser:
         "Know the machine before it fails: the devices that are known, which one this is, what is wrong with it, and "
         "whether a bundle fits on it.",
     )
-    actions = command.add_subparsers(dest="action", metavar="list|detect|doctor|plan", required=True)
+    actions = command.add_subparsers(dest="action", metavar="list|detect|doctor|plan|service", required=True)
     texts = {
         "list": "every device profile",
         "detect": "which machine this is",
         "doctor": "what is wrong here, and what to do; exit code 1 when nothing can be drawn",
         "plan": "precision, engine, memory and an estimate of the time for a bundle on a device",
+        "service": "a systemd unit for a program that draws: perfusion-devices service -- /path/to/program ...",
     }
     subcommands = {
         name: actions.add_parser(name, help=text, description=text) for name, text in texts.items()
     }
-    for action in subcommands.values():
-        action.add_argument("--json", action="store_true", help="print JSON")
-    for name in ("doctor", "plan"):
+    for name in ("list", "detect", "doctor", "plan"):
+        subcommands[name].add_argument("--json", action="store_true", help="print JSON")
+    for name in ("doctor", "plan", "service"):
         subcommands[name].add_argument(
             "--bundle", type=Path, metavar="BUNDLE", help="a bundle's folder; by default the embedded model's"
         )
-    plan = subcommands["plan"]
-    plan.add_argument(
-        "--device", metavar="PROFILE", help="a name that `list` prints; by default this machine"
+    for name in ("plan", "service"):
+        _add_size(subcommands[name])
+    service = subcommands["service"]
+    service.add_argument("--user", metavar="NAME", help="who it runs as; by default you")
+    service.add_argument(
+        "--folder", type=Path, metavar="DIR", help="where it is started; by default the current folder"
     )
-    plan.add_argument(
-        "--resolution", type=int, metavar="N", help="width and height in pixels; by default the bundle's"
+    service.add_argument(
+        "program", nargs="+", help="the program by its whole path, and its arguments, after --"
     )
-    plan.add_argument(
-        "--batch", type=int, default=1, metavar="N", help="pictures in one call of the UNet (1)"
-    )
-    plan.add_argument("--concepts", type=int, default=4, metavar="N", help="concepts in one call (4)")
-    plan.add_argument("--image", action="store_true", help="count a picture to draw over")
     return command
 
 
+def _add_size(action: argparse.ArgumentParser) -> None:
+    """The options that say on which device how much is drawn."""
+    action.add_argument(
+        "--device", metavar="PROFILE", help="a name that `list` prints; by default this machine"
+    )
+    action.add_argument(
+        "--resolution", type=int, metavar="N", help="width and height in pixels; by default the bundle's"
+    )
+    action.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="pictures in one call of the UNet (1)"
+    )
+    action.add_argument("--concepts", type=int, default=4, metavar="N", help="concepts in one call (4)")
+    action.add_argument("--image", action="store_true", help="count a picture to draw over")
+
+
 def _devices(args: argparse.Namespace) -> int:
-    return {"list": _list, "detect": _detect, "doctor": _doctor, "plan": _plan}[args.action](args)
+    actions = {"list": _list, "detect": _detect, "doctor": _doctor, "plan": _plan, "service": _service}
+    return actions[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -131,6 +146,29 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    plan, folder = _planned(args), _bundle_folder(args.bundle)
+    export = plan.export_command(folder)
+    if args.json:
+        print(json.dumps(_plan_facts(plan, folder) | {"export": export}, indent=2))
+        return 0
+    print(f"{folder.name} on {plan.profile.title}: {plan.memory.explain()}\n")
+    print(_aligned([*_plan_rows(plan), *([("export", export)] if export else [])]))
+    print("\nComputed from the graphs, not measured on the device.")
+    return 0
+
+
+def _service(args: argparse.Namespace) -> int:
+    import getpass
+
+    from perfusion.devices.service import service_unit
+
+    folder = (args.folder or Path.cwd()).absolute()
+    print(service_unit(_planned(args), args.program, folder, args.user or getpass.getuser()), end="")
+    return 0
+
+
+def _planned(args: argparse.Namespace) -> DevicePlan:
+    """The plan that the options ask for."""
     from dataclasses import replace
 
     from perfusion.bundle.reader import read_bundle
@@ -147,15 +185,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.resolution is not None:
         size = replace(size, width=args.resolution, height=args.resolution)
     same = here is not None and here.compute_capability == profile.compute_capability
-    plan = plan_device(bundle, profile, size, here=same)
-    export = plan.export_command(bundle.folder)
-    if args.json:
-        print(json.dumps(_plan_facts(plan, bundle.folder) | {"export": export}, indent=2))
-        return 0
-    print(f"{bundle.folder.name} on {profile.title}: {plan.memory.explain()}\n")
-    print(_aligned([*_plan_rows(plan), *([("export", export)] if export else [])]))
-    print("\nComputed from the graphs, not measured on the device.")
-    return 0
+    return plan_device(bundle, profile, size, here=same)
 
 
 def _plan_rows(plan: DevicePlan) -> list[tuple[str, str]]:

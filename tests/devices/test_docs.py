@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perfusion.devices import PROFILES, bundle_check, doctor
+from perfusion.devices import PROFILES, board_check, bundle_check, doctor
 from perfusion.devices.jetpack import JETPACKS
 from perfusion.devices.planning.latency import CPU_ERROR
 from perfusion.devices.profiles import SOURCES
@@ -101,8 +101,8 @@ def test_the_page_has_the_table_of_jetpacks():
 
 
 def findings():
-    """Every name and level in the source of the two modules that make findings."""
-    source = inspect.getsource(doctor) + inspect.getsource(bundle_check)
+    """Every name and level in the source of the modules that make findings."""
+    source = "".join(map(inspect.getsource, (doctor, board_check, bundle_check)))
     return dict(re.findall(r'name="([\w-]+)",\s+level=(?:"warning" if \w+ else )?"(\w+)"', source))
 
 

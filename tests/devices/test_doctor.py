@@ -7,6 +7,7 @@ import pytest
 from perfusion.devices import detect
 from perfusion.devices.bundle_check import examine_bundle
 from perfusion.devices.doctor import examine
+from perfusion.devices.fat_binary import Kernels
 from perfusion.devices.nvml import read_cards
 from perfusion.embedded import bundle_path
 
@@ -367,3 +368,51 @@ def test_a_broken_bundle_stops_drawing(make_root, environment, tmp_path):
     folder.mkdir()
     found = detect(make_root(memory=16, free=12))
     assert names(examine_bundle(folder, found, environment())) == {"bundle-broken": "stop"}
+
+
+SERVER = Kernels(frozenset({(8, 9), (9, 0), (12, 0), (12, 1)}), frozenset())
+
+
+def test_an_onnxruntime_without_kernels_for_a_board_is_found(board):
+    (finding,) = board(python={"kernels": SERVER, "packages": {"onnxruntime-gpu": "1.31.1"}})
+    assert finding.name == "kernels-missing"
+    assert "onnxruntime-gpu 1.31.1" in finding.text and "this GPU is sm_87" in finding.text
+    assert "JetPack" in finding.remedy
+
+
+def test_an_onnxruntime_without_kernels_for_a_card_is_found(desktop):
+    assert names(desktop(python={"kernels": SERVER})) == {"kernels-missing": "warning"}  # an RTX 3060, sm_86
+    fitting = Kernels(frozenset({(8, 6)}), frozenset())
+    assert desktop(python={"kernels": fitting}) == []
+
+
+CLOCK = "sys/class/devfreq/17000000.gpu"
+
+
+@pytest.mark.parametrize(
+    "finding, files, healthy",
+    [
+        (
+            "clocks-free",
+            {f"{CLOCK}/min_freq": "306000000", f"{CLOCK}/max_freq": "1020000000"},
+            {f"{CLOCK}/min_freq": "1020000000"},
+        ),
+        ("desktop-running", {"proc/812/comm": "gnome-shell\n"}, {"proc/812/comm": "bash\n"}),
+        (
+            "root-on-card",
+            {
+                "proc/self/mounts": "proc /proc proc rw 0 0\n/dev/mmcblk1p1 / ext4 rw 0 0\n",
+                "sys/block/mmcblk1/device/type": "SD\n",
+            },
+            {"sys/block/mmcblk1/device/type": "MMC\n"},
+        ),
+        (
+            "swap-low",
+            {"proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 3900000 0 5\n"},
+            {"proc/swaps": "Filename Type Size Used Priority\n/swapfile file 8388604 0 -2\n"},
+        ),
+    ],
+)
+def test_what_slows_or_endangers_a_board_is_a_note(board, finding, files, healthy):
+    assert names(board(files=files)) == {finding: "note"}
+    assert board(files=files | healthy) == []
