@@ -109,6 +109,7 @@ class Runtime:
                 raise RequestError(f"{name} is {value!r}, expected a whole number from 1 to {most}.")
         self.bundle: Bundle = read_bundle(_default_bundle() if bundle is None else bundle, verify=verify)
         self._batch_size = batch_size
+        self._threads = threads
         self._bank = Bank(self.bundle)
         self._graphs = Graphs(self.bundle, provider, threads, memory, cuda_graph=cuda_graph)
         self._prompts = PromptEncoder(self.bundle, self._bank, self._graphs)
@@ -147,6 +148,11 @@ class Runtime:
     def provider_reason(self) -> str:
         """Why it is that one."""
         return self._graphs.reason
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads; None where onnxruntime chooses."""
+        return self._threads
 
     @property
     def concepts(self) -> Mapping[str, Concept]:

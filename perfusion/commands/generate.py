@@ -4,7 +4,6 @@ import argparse
 import itertools
 import json
 import logging
-import re
 import secrets
 import sys
 import time
@@ -13,8 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, check_outputs, parser, run, say
-from perfusion.commands.picture_files import FORMATS, check_replaceable, numbered, save_picture
-from perfusion.concept.settings import DEFAULT_GATES, GATES, LOCKS, SETTINGS
+from perfusion.commands.drawing_arguments import (
+    at_least_one,
+    concept_argument,
+    count_argument,
+    memory_argument,
+    picture_argument,
+    png_argument,
+    region_argument,
+    seed_argument,
+)
+from perfusion.commands.like import add_like, follow, tell_differences
+from perfusion.commands.picture_files import check_replaceable, numbered, save_picture
+from perfusion.concept.settings import DEFAULT_GATES, GATES, LOCKS
 from perfusion.errors import RequestError
 
 if TYPE_CHECKING:
@@ -22,7 +32,6 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from perfusion.concept.regions import Box
     from perfusion.runtime import Runtime
     from perfusion.runtime.text.layout import Regions
 
@@ -33,7 +42,6 @@ __all__ = ["main"]
 
 _NAME = "perfusion-generate"
 _log = logging.getLogger(__name__)
-_MOST_PICTURES = 10_000  # of a prompt
 _MOST_OF_A_GRID = 1000  # they lie in memory together
 _RANDOM_SEEDS = 10**6  # short enough to be typed again
 _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is shown
@@ -41,11 +49,6 @@ _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is 
     "lcm",
 )  # fmt: skip
 _PROVIDERS = ("auto", "cpu", "cuda", "trt", "trt-rtx", "openvino")
-
-# A setting's value holds no path separator, so that C:\cats\a=b.safetensors is a path and nothing else; a word in angle
-# brackets may hold anything. A comma before digits alone is a decimal one, to be told and not to be taken for a path.
-_SETTING = r"\w+=(?:<[^<>\s]*>|[^,:/\\]*(?:,\d+(?!\w*=))*)"
-_SPEC = re.compile(rf"(?P<path>.+?):(?P<settings>{_SETTING}(?:,{_SETTING})*)", re.DOTALL)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,19 +64,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_drawing(command.add_argument)
     _add_machine(command.add_argument)
     _add_output(command.add_argument)
+    add_like(command.add_argument)
     return command
 
 
 def _add_content(add: "Callable[..., object]") -> None:
     """What to draw, and with which model and concepts."""
     add(
-        "--prompt", action="append", required=True, dest="prompts", metavar="TEXT",
+        "--prompt", action="append", default=[], dest="prompts", metavar="TEXT",
         help='what to draw, such as "a photo of <cat> on a beach" (can be repeated)',
     )  # fmt: skip
     add("--bundle", type=Path, metavar="DIR", help="an exported model (default: the embedded pocket model)")
     add(
         "--concept",
-        type=_concept,
+        type=concept_argument,
         action="append",
         default=[],
         dest="concepts",
@@ -111,19 +115,19 @@ def _add_drawing(add: "Callable[..., object]") -> None:
     add("--width", type=int, metavar="PIXELS", help="(default: the bundle's own)")
     add("--height", type=int, metavar="PIXELS", help="(default: the bundle's own)")
     add(
-        "--seed", type=_seed, default=0, metavar="N|random",
+        "--seed", type=seed_argument, default=0, metavar="N|random",
         help="of each prompt's first picture (default: %(default)s)",
     )  # fmt: skip
     add(
         "--count",
-        type=_count,
+        type=count_argument,
         default=1,
         metavar="N",
         help="pictures a prompt, with seeds from --seed on",
     )
     add(
         "--region",
-        type=_region,
+        type=region_argument,
         action="append",
         default=[],
         dest="regions",
@@ -158,26 +162,26 @@ def _add_machine(add: "Callable[..., object]") -> None:
     )
     add(
         "--memory",
-        type=_memory,
+        type=memory_argument,
         default="auto",
         metavar="auto|low|GB",
         help="how much may be used (default: %(default)s)",
     )
-    add("--threads", type=_at_least_one, metavar="N", help="CPU threads (default: all there are)")
+    add("--threads", type=at_least_one, metavar="N", help="CPU threads (default: all there are)")
 
 
 def _add_output(add: "Callable[..., object]") -> None:
     """What to write and say."""
     add(
         "--explain",
-        type=_png,
+        type=png_argument,
         metavar="HEATMAP.png",
         help="also show how far each token opens each concept's gate: a table, and a picture in this file",
     )
     add("--grid", action="store_true", help="all pictures on one sheet, instead of OUT-0001, OUT-0002, ...")
     add("--json", action="store_true", help="print what was drawn as JSON")
     add(
-        "--output", type=_picture, required=True, metavar="OUT",
+        "--output", type=picture_argument, required=True, metavar="OUT",
         help="a .png, .jpg or .webp file; several are numbered, OUT-0001, OUT-0002, ..., behind those that are there",
     )  # fmt: skip
     add("--force", action="store_true", help="replace a file that is no drawing of this command, too")
@@ -191,6 +195,9 @@ def _provider(text: str) -> str:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    original = follow(args) if args.like else None
+    if not args.prompts:
+        raise RequestError("There is no --prompt, expected one, or a picture to draw again with --like.")
     if args.seed is None:
         args.seed = secrets.randbelow(_RANDOM_SEEDS)
         say(f"{_NAME}: seed {args.seed}")  # else nobody could draw it again
@@ -201,8 +208,10 @@ def _generate(args: argparse.Namespace) -> int:
     with Runtime(args.bundle, provider=args.provider, threads=args.threads, memory=args.memory) as runtime:
         for path, settings in args.concepts:
             runtime.load_concept(path, **settings)
+        if original:
+            tell_differences(original, runtime)
         began = time.perf_counter()
-        paths = _saved(args, _drawings(runtime, args, jobs), len(jobs))
+        paths = _saved(args, _drawings(runtime, args, jobs), _settings(runtime, args, jobs), len(jobs))
         facts: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 3)}
         facts["concepts"] = _used(runtime, args.prompts)
         facts |= {"provider": runtime.provider, "provider_reason": runtime.provider_reason}
@@ -262,6 +271,32 @@ def _check(args: argparse.Namespace, jobs: "Sequence[_Job]") -> None:
 
 def _drawings(runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job]") -> "Iterator[Image]":
     """The pictures one by one, with a line of progress a step."""
+    options = _options(args)
+    # what cannot be drawn is refused here, before the first picture
+    runtime.denoise(args.prompts, seed=jobs[-1][1], **options)
+    with Progress(1, "drawing", quiet=args.quiet) as progress:
+        for index, (prompt, seed) in enumerate(jobs):
+            for step in runtime.denoise(prompt, seed=seed, **options):
+                progress.total = step.total * len(jobs)
+                progress.update(step.total * index + step.index + 1)
+            yield from step.pictures()
+
+
+def _settings(
+    runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job]"
+) -> "Iterator[dict[str, Any] | None]":
+    """What each picture's file says of its drawing; a sheet of several says nothing."""
+    from perfusion.runtime.picture_settings import settings_of
+
+    if args.no_settings or (args.grid and len(jobs) > 1):
+        yield from [None] * len(jobs)
+        return
+    options = _options(args)
+    yield from (settings_of(runtime, prompt, seed, **options) for prompt, seed in jobs)
+
+
+def _options(args: argparse.Namespace) -> Any:
+    """The options of a drawing."""
     from perfusion.picture_input import as_rgb, mask_of, open_picture
 
     choices = {
@@ -274,14 +309,7 @@ def _drawings(runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job
     }  # fmt: skip
     options: Any = {name: value for name, value in choices.items() if value is not None}
     options["regions"] = _regions(args)
-    # what cannot be drawn is refused here, before the first picture
-    runtime.denoise(args.prompts, seed=jobs[-1][1], **options)
-    with Progress(1, "drawing", quiet=args.quiet) as progress:
-        for index, (prompt, seed) in enumerate(jobs):
-            for step in runtime.denoise(prompt, seed=seed, **options):
-                progress.total = step.total * len(jobs)
-                progress.update(step.total * index + step.index + 1)
-            yield from step.pictures()
+    return options
 
 
 def _regions(args: argparse.Namespace) -> "Regions":
@@ -293,7 +321,12 @@ def _regions(args: argparse.Namespace) -> "Regions":
     return [Region(word, box=box, mask=mask) for word, box, mask in args.regions] or "auto"
 
 
-def _saved(args: argparse.Namespace, pictures: "Iterator[Image]", count: int) -> list[Path]:
+def _saved(
+    args: argparse.Namespace,
+    pictures: "Iterator[Image]",
+    settings: "Iterator[dict[str, Any] | None]",
+    count: int,
+) -> list[Path]:
     """Where the pictures are, each written as soon as it is drawn; told also when Ctrl-C ends the drawing."""
     from perfusion.runtime.pictures import grid
 
@@ -304,101 +337,12 @@ def _saved(args: argparse.Namespace, pictures: "Iterator[Image]", count: int) ->
     try:
         for picture in pictures:
             path = next(names)
-            save_picture(path, picture)
+            save_picture(path, picture, next(settings))
             paths.append(path)
     finally:
         if paths and not args.json:
             print("\n".join(map(str, paths)))
     return paths
-
-
-def _concept(spec: str) -> tuple[Path, dict[str, Any]]:
-    """FILE:bias=0.6,strength=1 as a path and settings."""
-    match = _SPEC.fullmatch(spec)
-    if match is None:
-        return Path(spec), {}
-    settings: dict[str, Any] = {}
-    for setting in re.findall(_SETTING, match["settings"]):
-        name, _, value = setting.partition("=")
-        if name in settings or name not in (*SETTINGS, "token"):
-            problem = "is given twice" if name in settings else "is no setting"
-            raise argparse.ArgumentTypeError(
-                f"{name!r} {problem} in {spec!r}; use {', '.join(SETTINGS)} or token"
-            )
-        settings[name] = value if name == "token" else _number(name, value)
-    return Path(match["path"]), settings
-
-
-def _number(name: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        point = f" with a point, {value.replace(',', '.')}" if value.count(",") == 1 else ""
-        raise argparse.ArgumentTypeError(f"{name} is {value!r}, expected a number{point}") from None
-
-
-def _at_least_one(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return value
-
-
-def _count(text: str) -> int:
-    value = _at_least_one(text)
-    if value > _MOST_PICTURES:
-        raise argparse.ArgumentTypeError(f"{text} pictures are too many at once, at most {_MOST_PICTURES}")
-    return value
-
-
-def _region(text: str) -> "tuple[str, Box | None, str | None]":
-    """A thing with its box or its mask; what is no box of four numbers is a file."""
-    word, equals, place = text.rpartition("=")
-    if not equals:
-        return text, None, None
-    try:
-        left, top, right, bottom = (float(side) for side in place.split(","))
-    except ValueError:
-        return word, None, place
-    return word, (left, top, right, bottom), None
-
-
-def _seed(text: str) -> int | None:
-    """A seed; None for one that nobody chose."""
-    if text == "random":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor random") from None
-
-
-def _memory(text: str) -> str | float:
-    if text in ("auto", "low"):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither auto nor low nor a number of gigabytes"
-        ) from None
-
-
-def _png(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
-    return path
-
-
-def _picture(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in FORMATS:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in one of {', '.join(FORMATS)}")
-    return path
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ def _parser() -> argparse.ArgumentParser:
     command = parser(
         "perfusion-inspect",
         "Show what is in a concept file, a picture card or a bundle, after checking all of it: names, shapes and "
-        "numbers of a concept; settings, sizes and checksums of a bundle.",
+        "numbers of a concept; settings, sizes and checksums of a bundle. Of a picture, show how it was drawn.",
     )
     command.add_argument(
         "path",
         type=Path,
         metavar="FILE|BUNDLE",
-        help="a concept file, a card, the name of a sample (school-bus), or a bundle's folder",
+        help="a concept file, a card, a drawing of perfusion-generate, the name of a sample (school-bus), or a bundle",
     )
     command.add_argument(
         "--extract", type=Path, metavar="FILE", help="write the concept file that a card carries"
@@ -69,6 +69,8 @@ def _inspect(args: argparse.Namespace) -> int:
     after = ""
     if (path / _MANIFEST).is_file():
         facts, lines = _bundle(path)
+    elif path.is_file() and (drawing := _drawing(path)):
+        facts, lines = drawing
     elif path.is_file():
         facts, lines = _concept(path)
         if args.bundle:
@@ -87,6 +89,31 @@ def _inspect(args: argparse.Namespace) -> int:
         )
     print(json.dumps(facts, indent=2) if args.json else _table(facts, lines) + after)
     return 0
+
+
+def _drawing(path: Path) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """The settings that a picture carries; None of a card, and of any file that carries none."""
+    from perfusion.concept.card import extract
+    from perfusion.errors import ConceptError, PictureError
+    from perfusion.runtime.picture_settings import parameters_text, read_settings
+
+    try:
+        settings = read_settings(path)
+    except PictureError:  # no picture: the reader of concept files says what it is
+        return None
+    if settings is None:
+        return None
+    try:
+        extract(path.read_bytes())
+    except ConceptError:
+        facts = {"kind": "picture", "path": str(path), "bytes": path.stat().st_size, "settings": settings}
+        lines = {name: _shown(value) for name, value in settings.items()}
+        return facts | {"parameters": parameters_text(settings)}, lines
+    return None
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _sample(path: Path, folder: Path | None) -> Path:

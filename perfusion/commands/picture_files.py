@@ -1,13 +1,11 @@
 """The picture files of perfusion-generate: how they are named and marked, and which of them may be replaced."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion import __version__
 from perfusion.errors import ConceptError, PerfusionError, PictureError
-from perfusion.files import writing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,21 +30,11 @@ def numbered(output: Path) -> Iterator[Path]:
             yield path
 
 
-def save_picture(path: Path, picture: "Image") -> None:
+def save_picture(path: Path, picture: "Image", settings: "Mapping[str, Any] | None" = None) -> None:
     """A picture in the format of its file's name, whole or not at all, with the mark of this program."""
-    from PIL.Image import Exif
-    from PIL.PngImagePlugin import PngInfo
+    from perfusion.runtime.picture_settings import save
 
-    options: dict[str, Any]
-    software = f"{_PROGRAM} {__version__}"
-    if FORMATS[path.suffix.lower()] == "PNG":
-        options = {"pnginfo": PngInfo()}
-        options["pnginfo"].add_text("Software", software)
-    else:
-        options = {"exif": Exif(), "quality": 95}
-        options["exif"][_SOFTWARE] = software
-    with writing(path) as file:
-        picture.save(file, format=FORMATS[path.suffix.lower()], **options)
+    save(picture, path, settings)
 
 
 def check_replaceable(path: Path) -> None:

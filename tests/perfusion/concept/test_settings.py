@@ -73,11 +73,11 @@ module = types.ModuleType("perfusion.concept.settings")
 sys.modules["perfusion.concept.settings"] = perfusion.concept.settings = module
 exec(compile(source.replace(line, line + chr(10) + "    tint: float = 0.5"), str(path), "exec"), vars(module))
 
-from perfusion.commands.generate import _concept
+from perfusion.commands.drawing_arguments import concept_argument
 from perfusion.runtime import Runtime
 from perfusion.sweep import all_settings, varied
 
-name, settings = _concept("pink-cake:tint=0.25,bias=0.6")
+name, settings = concept_argument("pink-cake:tint=0.25,bias=0.6")
 with Runtime() as runtime:
     runtime.load_concept(name, **settings)
     assert runtime.set_concept("<pink-cake>").tint == 0.25

@@ -1,0 +1,254 @@
+"""The settings that a picture file carries: as text that other programs read, and exactly, as JSON.
+
+The text is the `parameters` of A1111's web UI. The JSON says all that decides the pixels, and no time, so equal
+pictures are equal files. A PNG has both as text chunks; JPEG and WebP have them in their Exif data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from perfusion import __version__
+from perfusion.errors import PictureError
+from perfusion.files import writing
+from perfusion.runtime.request import Options, make_request
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from typing_extensions import Unpack
+
+    from perfusion.concept.concept_file import Concept
+    from perfusion.runtime.pipeline import Runtime
+
+__all__ = ["concept_hash", "parameters_text", "read_settings", "save", "settings_of", "write"]
+
+Settings = Mapping[str, Any]
+"""What `settings_of` returns, as JSON has it."""
+
+_log = logging.getLogger(__name__)
+
+_PROGRAM = "perfusion-edge"
+_KEY = "perfusion-edge"  # of the PNG chunk with the JSON
+_FORMAT = 1
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_DESCRIPTION, _SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286  # Exif tags
+_UTF16 = b"UNICODE\0"  # how a user comment says that UTF-16 follows
+_MOST_EXIF = 65_000  # bytes; a JPEG has 65,533 for them
+_LIBRARIES = {"cpu": "onnxruntime", "cuda": "onnxruntime", "trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
+_SAMPLERS = {
+    "ddim": "DDIM", "plms": "PLMS", "euler": "Euler", "euler_ancestral": "Euler a", "dpmpp_2m": "DPM++ 2M",
+    "heun": "Heun", "lcm": "LCM",
+}  # fmt: skip
+
+
+def settings_of(
+    runtime: Runtime, prompt: str, seed: int = 0, *, exact: bool = True, **options: Unpack[Options]
+) -> dict[str, Any]:
+    """All that decides the pixels of one picture, with the concepts as they are loaded now.
+
+    `exact`: whether it is computed alone. `options` are those of `Runtime.generate`.
+
+    Raises:
+        RequestError: a prompt, seed or option that cannot be served.
+    """
+    request = make_request(runtime.bundle, prompt, seed, **options)
+    provider = runtime.provider
+    facts: dict[str, Any] = {
+        "format": _FORMAT,
+        "version": __version__,
+        "prompt": prompt,
+        "prompt_syntax": "plain",
+        "concepts": _concepts(runtime, prompt, request.settings[0]),
+        "regions": _regions(request.regions[0]),
+        "base": runtime.bundle.base,
+        "base_fingerprint": runtime.bundle.base_fingerprint,
+        "bundle": _hash_of(sorted(runtime.bundle.checksums.items())),
+        "provider": provider,
+        "provider_version": str(
+            getattr(sys.modules.get(_LIBRARIES.get(provider, "")), "__version__", "unknown")
+        ),
+        "threads": runtime.threads or os.cpu_count(),
+        "exact": exact,
+        "seed": request.seeds[0],
+        "negative_prompt": request.negative_prompts[0],
+    }
+    for name in ("width", "height", "num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler", "lock",
+                 "gates", "whole"):  # fmt: skip
+        facts[name] = getattr(request, name)
+    for name, pictures in (("image", request.images), ("mask", request.masks)):
+        facts[name] = _picture_hash(pictures[0]) if pictures else None
+    facts["image_strength"] = request.image_strength if request.images else None
+    return facts
+
+
+def concept_hash(concept: Concept) -> str:
+    """SHA-256 of what a concept file says, but for its token: a concept is known under any name, and in a card."""
+    return hashlib.sha256(replace(concept, token="<concept>").to_bytes("float32")).hexdigest()
+
+
+def parameters_text(settings: Settings) -> str:
+    """The `parameters` text of A1111's web UI."""
+    scheduler = settings["scheduler"]
+    lines = [settings["prompt"]]
+    if settings["negative_prompt"]:
+        lines.append(f"Negative prompt: {settings['negative_prompt']}")
+    sampler = scheduler.removesuffix("_karras")
+    values = {
+        "Steps": settings["num_inference_steps"],
+        "Sampler": _SAMPLERS.get(sampler, sampler),
+        "Schedule type": "Karras" if scheduler.endswith("_karras") else "Automatic",
+        "CFG scale": settings["guidance_scale"],
+        "Seed": settings["seed"],
+        "Size": f"{settings['width']}x{settings['height']}",
+        "Model hash": settings["bundle"][:10],
+        "Model": settings["base"],
+    }
+    if settings["image_strength"] is not None:
+        values["Denoising strength"] = settings["image_strength"]
+    if hashes := [f"{token}: {concept['sha256'][:12]}" for token, concept in settings["concepts"].items()]:
+        values["Lora hashes"] = ", ".join(hashes)
+    values["Version"] = f"{_PROGRAM} {settings['version']}"
+    return "\n".join([*lines, ", ".join(f"{name}: {_quoted(value)}" for name, value in values.items())])
+
+
+def save(picture: Image, path: Path | str, settings: Settings | None = None) -> None:
+    """Write a picture file, whole or not at all, in the format of its name.
+
+    Raises:
+        PictureError: the name ends in no format that is written.
+        PerfusionError: the file cannot be written.
+    """
+    path = Path(path)
+    picture_format = _FORMATS.get(path.suffix.lower())
+    if picture_format is None:
+        raise PictureError(f"{path} ends in {path.suffix!r}, expected one of {', '.join(_FORMATS)}.")
+    with writing(path) as file:
+        write(picture, file, picture_format, settings)
+
+
+def write(
+    picture: Image, file: IO[bytes], picture_format: str, settings: Settings | None = None, quality: int = 95
+) -> None:
+    """Encode a picture as "PNG", "JPEG" or "WEBP", with its settings and the mark of this program."""
+    from PIL.PngImagePlugin import PngInfo
+
+    software = f"{_PROGRAM} {__version__}"
+    if picture_format != "PNG":
+        picture.save(file, format=picture_format, exif=_exif(software, settings), quality=quality)
+        return
+    chunks = PngInfo()
+    chunks.add_text("Software", software)
+    if settings is not None:
+        chunks.add_text("parameters", parameters_text(settings))
+        chunks.add_text(_KEY, _as_json(settings))
+    picture.save(file, format="PNG", pnginfo=chunks)
+
+
+def read_settings(source: Path | str | IO[bytes]) -> dict[str, Any] | None:
+    """The settings that a picture file carries; None where it carries none of ours. Nothing is decoded.
+
+    Pillow bounds the text of a PNG before it inflates it.
+
+    Raises:
+        PictureError: it is no picture, or its settings are damaged or of a later version.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as picture:
+            text = picture.info.get(_KEY) or picture.getexif().get(_DESCRIPTION)
+            ours = str(picture.info.get("Software") or picture.getexif().get(_SOFTWARE)).startswith(_PROGRAM)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(
+            f"The picture cannot be read, expected a PNG, JPEG or WebP file: {error}."
+        ) from error
+    if not ours or not text:
+        return None
+    try:
+        settings = json.loads(text)
+        known = settings["format"] == _FORMAT
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise PictureError(
+            "The settings in this picture are damaged. Ask for the picture again, as a file."
+        ) from error
+    if not known:
+        raise PictureError(
+            f"The settings in this picture are of format {settings['format']!r}, expected {_FORMAT}. "
+            "Update perfusion-edge."
+        )
+    return dict(settings)
+
+
+def _exif(software: str, settings: Settings | None) -> bytes:
+    from PIL.Image import Exif
+
+    exif = Exif()
+    exif[_SOFTWARE] = software
+    bare = bytes(exif.tobytes())
+    if settings is None:
+        return bare
+    exif[_DESCRIPTION] = _as_json(settings)
+    comment = _UTF16 + parameters_text(settings).encode("utf-16-be")
+    exif[_EXIF_IFD] = {_USER_COMMENT: comment}
+    encoded = bytes(exif.tobytes())
+    if len(encoded) > _MOST_EXIF:
+        _log.warning(
+            "the settings are too long for this kind of picture and are left out; a PNG has room for them"
+        )
+        return bare
+    return encoded
+
+
+def _concepts(runtime: Runtime, prompt: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    from perfusion.concept.words import named
+
+    concepts = runtime.concepts
+    return {
+        token: {
+            "sha256": concept_hash(concepts[token]),
+            "superclass": concepts[token].superclass,
+            **asdict(runtime.set_concept(token)),
+            **dict(changes.get(token, {})),
+        }
+        for token in named(prompt, concepts)
+    }
+
+
+def _regions(regions: Any) -> Any:
+    if regions is None or isinstance(regions, str):
+        return regions
+    from perfusion.picture_input import mask_of, open_picture
+
+    return [
+        {
+            "word": region.word,
+            "box": region.box and list(region.box),
+            "mask": None if region.mask is None else _picture_hash(mask_of(open_picture(region.mask))),
+        }
+        for region in regions
+    ]
+
+
+def _picture_hash(picture: Image) -> str:
+    return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()
+
+
+def _hash_of(value: Any) -> str:
+    return hashlib.sha256(_as_json(value).encode()).hexdigest()
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(char in text for char in ",\n:") else text
