@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.concept.layout import Layout
 from perfusion.runtime.concepts import Bank
-from perfusion.runtime.text.layout import Layout
 from perfusion.runtime.text.prompt_encoder import PromptEncoder
 from perfusion.runtime.text.text_encoders import TokenizedTexts
 

@@ -17,6 +17,7 @@ from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
 from perfusion.concept.bank import Changes
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.layout import AUTO, Regions
 from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges
 from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.compute.backend import Backend
@@ -32,7 +33,6 @@ from perfusion.runtime.sampling.loop import decode, draw
 from perfusion.runtime.step import Step
 from perfusion.runtime.stopping import Stop, Stops
 from perfusion.runtime.text.feeds import Feeds
-from perfusion.runtime.text.layout import AUTO, Regions
 from perfusion.runtime.text.prompt_encoder import PromptEncoder
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from perfusion.concept.bank import Changes
+from perfusion.concept.layout import AUTO, Regions
 from perfusion.concept.regions import Region
 from perfusion.concept.settings import DEFAULT_GATES, check_gates, check_lock
 from perfusion.errors import RequestError
 from perfusion.runtime.pictures import as_mask
-from perfusion.runtime.text.layout import AUTO, Regions
 
 if TYPE_CHECKING:
     from PIL.Image import Image

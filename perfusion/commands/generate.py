@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from perfusion.concept.layout import Regions
     from perfusion.runtime import Runtime
-    from perfusion.runtime.text.layout import Regions
 
 _Job = tuple[str, int]
 """A prompt and a seed."""

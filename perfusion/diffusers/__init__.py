@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from perfusion.base.attention import install, uninstall
+from perfusion.base.attention import install, level_count, region_levels, uninstall
 from perfusion.concept.bank import ConceptBank
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.layout import Regions
 from perfusion.concept.phases import noise_share
 from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges, check_gates, check_lock
 from perfusion.diffusers.parts import base_of, check_processors, check_same_parts, readers_of, unet_of
@@ -41,13 +42,16 @@ Concepts = str | Path | Concept | Iterable[str | Path | Concept]
 
 
 def apply(
-    pipeline: Any, concepts: Concepts = (), *, lock: str | None = None, gates: str = DEFAULT_GATES
-) -> AppliedConcepts:
+    pipeline: Any, concepts: Concepts = (), *, lock: str | None = None, gates: str = DEFAULT_GATES,
+    regions: Regions = None,
+) -> AppliedConcepts:  # fmt: skip
     """Put concepts into a pipeline of Stable Diffusion 1.x, 2.x or XL; it is then called exactly as before.
 
     `concepts`: files, or `Concept`s, one or several. `lock` ("local", "global"): where keys come from, by default
     what the concepts' files say. `gates` ("similarity", "coordinates"): with "coordinates" a word opens the gate of
-    its own concept and not those of concepts that resemble it.
+    its own concept and not those of concepts that resemble it. `regions`: None, and each prompt is read once; "auto",
+    and things that a prompt names side by side get their own parts of the picture, as in `perfusion.runtime`; or a list
+    of `perfusion.concept.regions.Region`, which every prompt must then hold.
 
     Prompts may name several concepts, a batch may name others in every prompt, and so may negative prompts. Rows
     without a concept are the base model's. The returned handle is a context manager that removes the concepts.
@@ -58,7 +62,7 @@ def apply(
         ConceptError: a broken file, a concept of another base model, a token that is taken.
         RequestError: an unknown lock or kind of gates.
     """
-    applied = AppliedConcepts(pipeline, lock=lock, gates=gates)
+    applied = AppliedConcepts(pipeline, lock=lock, gates=gates, regions=regions)
     for concept in [concepts] if isinstance(concepts, str | Path | Concept) else concepts:
         applied.load(concept)
     applied._install()
@@ -68,7 +72,9 @@ def apply(
 class AppliedConcepts:
     """Concepts in a pipeline, from `apply`. Settings hold from the next time that a prompt is encoded."""
 
-    def __init__(self, pipeline: Any, *, lock: str | None = None, gates: str = DEFAULT_GATES) -> None:
+    def __init__(
+        self, pipeline: Any, *, lock: str | None = None, gates: str = DEFAULT_GATES, regions: Regions = None
+    ) -> None:
         self._unet = unet_of(pipeline)
         self._readers = readers_of(pipeline)
         self._bank = ConceptBank(base_of(pipeline, self._unet, self._readers))
@@ -80,6 +86,7 @@ class AppliedConcepts:
         self._first = pipeline
         self.lock = lock
         self.gates = gates
+        self.regions = regions
 
     def __enter__(self) -> AppliedConcepts:
         return self
@@ -204,7 +211,7 @@ class AppliedConcepts:
         @functools.wraps(original)
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             call = Call(pipeline=pipeline, method=original, args=args, kwargs=kwargs)
-            return self._reading.encode(call, self.lock, self.gates)
+            return self._reading.encode(call, self.lock, self.gates, self.regions)
 
         vars(pipeline)["encode_prompt"] = encode_prompt
         self._pipelines.append((pipeline, before, encode_prompt))
@@ -215,7 +222,7 @@ class AppliedConcepts:
         states = options.get("encoder_hidden_states")
         timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
         feeds = (
-            self._rows.feeds(states, lambda: self._share(timestep))
+            self._rows.feeds(states, lambda: self._share(timestep), _size(args, kwargs))
             if isinstance(states, torch.Tensor)
             else None
         )
@@ -223,7 +230,11 @@ class AppliedConcepts:
             return None
         check_processors(unet, applied=True)
         options["encoder_hidden_states"] = feeds.inputs["encoder_hidden_states"]
-        edit = {name: tensor for name, tensor in feeds.inputs.items() if name != "encoder_hidden_states"}
+        edit: dict[str, Any] = {
+            name: tensor for name, tensor in feeds.inputs.items() if name != "encoder_hidden_states"
+        }
+        if feeds.regions is not None:
+            edit["regions"] = region_levels(feeds.regions, level_count(unet))
         options["cross_attention_kwargs"] = {**(options.get("cross_attention_kwargs") or {}), **edit}
         if feeds.pooled:
             conditions = dict(options["added_cond_kwargs"])
@@ -235,6 +246,12 @@ class AppliedConcepts:
         """How many of the noise levels lie behind a timestep, from pure noise on."""
         levels = int(self._first.scheduler.config.num_train_timesteps)
         return noise_share(float(torch.as_tensor(timestep).max()), levels)
+
+
+def _size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the latents that the UNet is called with."""
+    height, width = (args[0] if args else kwargs["sample"]).shape[-2:]
+    return int(height), int(width)
 
 
 _UNET_ARGUMENTS = (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,22 @@ import torch
 from numpy.typing import NDArray
 
 from perfusion.concept.bank import ConceptBank
-from perfusion.concept.conditioning import conditioned
+from perfusion.concept.conditioning import PromptState, conditioned
+from perfusion.concept.layout import Layout, Regions, lay_out
 from perfusion.concept.notices import PromptNotices, foreign_syntax
 from perfusion.concept.reading import Encoding, read_prompt
 from perfusion.concept.words import TokenizedPrompt, Word, named, unknown
 from perfusion.diffusers.placeholders import Reader, reading_words
-from perfusion.diffusers.rows import Phase, PromptRows, Texts, prompt_rows
+from perfusion.diffusers.rows import Phase, PromptRows, Size, Texts, prompt_rows
+from perfusion.errors import RequestError
 
 __all__ = ["Call", "PromptReader"]
 
 _log = logging.getLogger("perfusion.diffusers")
 
 Array = NDArray[np.float32]
+
+_ANY_SIZE = (64, 64)  # of latents: which readings a prompt has does not depend on it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,6 +56,33 @@ class Call:
         bound = inspect.signature(self.method).bind(*self.args, **self.kwargs)
         bound.apply_defaults()
         return bound.arguments
+
+    def saying(self, prompts: Sequence[str]) -> Call:
+        """The call with other prompts, as many as it has."""
+        arguments = self.arguments()
+        changes = {
+            name: prompts[0] if isinstance(arguments[name], str) else list(prompts)
+            for name in ("prompt", "prompt_2")
+            if arguments.get(name)
+        }
+        return self._changed(changes)
+
+    def alone(self, prompt: str) -> Call:
+        """The call for one prompt, once and without guidance."""
+        return self._changed(
+            {
+                "prompt": prompt, "prompt_2": None, "num_images_per_prompt": 1, "do_classifier_free_guidance": False,
+                "negative_prompt": None, "negative_prompt_2": None,
+            }
+        )  # fmt: skip
+
+    def _changed(self, changes: Mapping[str, Any]) -> Call:
+        signature = inspect.signature(self.method)
+        bound = signature.bind(*self.args, **self.kwargs)
+        bound.arguments.update(
+            {name: change for name, change in changes.items() if name in signature.parameters}
+        )
+        return replace(self, args=bound.args, kwargs=bound.kwargs)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,30 +119,46 @@ class PromptReader:
     def __init__(self, readers: Sequence[Reader], bank: ConceptBank, rows: PromptRows) -> None:
         self._readers, self._bank, self._rows = readers, bank, rows
         self._notices = PromptNotices(_log)
+        self._maps: dict[str, Callable[[Size], Array]] = {}
 
-    def encode(self, call: Call, lock: str | None, gates: str) -> Any:
+    def encode(self, call: Call, lock: str | None, gates: str, regions: Regions = None) -> Any:
         """The pipeline's encodings of a call's prompts. `lock` None: what the concepts' files say."""
         sides = prompt_rows(call.arguments(), len(self._readers))
+        layouts = self._layouts(sides[0], regions)
+        if layouts:
+            call = call.saying([layout.text for layout in layouts])
+            sides = prompt_rows(call.arguments(), len(self._readers))
         prompts = [texts for side in sides for texts in side]
         self._warn([text for texts in prompts for text in texts], call)
         known = self._bank.words()
-        if not any(named(text, known) for texts in prompts for text in texts):
-            return call.make()
+        in_regions = any(layout.readings for layout in layouts)
+        if not in_regions and not any(named(text, known) for texts in prompts for text in texts):
+            return self._plain(call, sides)
         active = [self._active(texts) for texts in prompts]
         locks = {lock or self._bank.common_lock(tokens) for tokens in active if tokens}
         outputs = self._outputs(call, [token for tokens in active for token in tokens], "global" in locks)
         encodings = list(next(iter(outputs.values())))
         for index, side in enumerate(sides):
             for row, texts in enumerate(side):
-                if not (tokens := self._active(texts)):
-                    continue
                 count = len(encodings[index]) // len(side)  # each prompt has its pictures in a row
+                layout = layouts[row] if index == 0 and layouts else Layout(text=texts[0])
+                tokens = self._active(texts)
+                if not tokens and not layout.readings:
+                    self._rows.drop(encodings[index][row * count][None])
+                    continue
                 prompt = _PipelineText(
                     texts=texts, readers=self._readers, concepts=frozenset(tokens), outputs=outputs,
                     side=index, row=row * count,
                 )  # fmt: skip
-                phases, last = self._phases(prompt, tokens, lock or self._bank.common_lock(tokens), gates)
-                if len(self._bank.readings(tokens)) > 1:
+                # a prompt of plain things has no concept, and so no lock of its own
+                its_lock = lock or (self._bank.common_lock(tokens) if tokens else "local")
+                if tokens:
+                    phases, last = self._phases(prompt, tokens, its_lock, gates)
+                else:
+                    phases, last = self._plain_phase(encodings[index][row * count])
+                if layout.readings:
+                    phases = self._in_regions(phases, call, layout, tokens, its_lock, gates)
+                if tokens and len(self._bank.readings(tokens)) > 1:
                     _put(encodings, index, slice(row * count, (row + 1) * count), last)
                 self._rows.keep(encodings[index][row * count], phases)
         return tuple(encodings)
@@ -150,6 +198,73 @@ class PromptReader:
             phases.append(Phase(start=start, state=state, pooled=pooled))
         return phases, encoding
 
+    def _plain(self, call: Call, sides: Sequence[Sequence[Texts]]) -> Any:
+        """The encodings of a call without concepts and regions, which an earlier one may have had with regions."""
+        output = call.make()
+        for encodings, texts in zip(output[:2], sides, strict=False):
+            if texts:  # what comes as finished encodings keeps what it had
+                self._rows.drop(encodings)
+        return output
+
+    def _layouts(self, prompts: Sequence[Texts], regions: Regions) -> list[Layout]:
+        """How each prompt is read; none where regions are not asked for. Raises RequestError."""
+        if regions is None or not prompts:
+            return []
+        if any(len(set(texts)) > 1 for texts in prompts):
+            raise RequestError(
+                "The two text encoders are given different prompts, whose things have no common regions. Give both the "
+                "same prompt, or draw with regions=None."
+            )
+        words = self._bank.words()
+        layouts = [lay_out(texts[0], regions, words, 0.0, _ANY_SIZE) for texts in prompts]
+        readings: dict[str, tuple[str, ...]] = {}
+        for layout in layouts:
+            if readings.setdefault(layout.text, layout.readings) != layout.readings:
+                raise RequestError(
+                    f"The batch has {layout.text!r} with marks and without, and the pipeline's encodings of both are "
+                    "the same. Draw them one after another."
+                )
+        self._maps = {
+            layout.text: partial(_maps, texts[0], regions, words)
+            for layout, texts in zip(layouts, prompts, strict=True)
+        }
+        return layouts
+
+    def _plain_phase(self, encodings: torch.Tensor) -> tuple[list[Phase], Encoding]:
+        encoding = Encoding(hidden=_numbers(encodings), pooled=None)
+        state = conditioned(encoding.hidden, self._bank.rows(()))
+        return [Phase(start=0.0, state=state)], encoding
+
+    def _in_regions(
+        self, phases: Sequence[Phase], call: Call, layout: Layout, tokens: tuple[str, ...], lock: str, gates: str
+    ) -> list[Phase]:  # fmt: skip
+        """The phases of a prompt with the readings of its things."""
+        banks = [bank for _, bank in self._bank.phases(tokens)]
+        return [
+            replace(
+                phase,
+                readings=tuple(
+                    self._state(call.alone(text), text, bank, lock, gates) for text in layout.readings
+                ),
+                maps=self._maps[layout.text],
+            )
+            for phase, bank in zip(phases, banks, strict=True)
+        ]
+
+    def _state(self, call: Call, text: str, bank: ConceptBank, lock: str, gates: str) -> PromptState:
+        """One reading of a prompt with the edit of the concepts that it names."""
+        texts = (text,) * len(self._readers)
+        every = self._active(texts)
+        active = bank.active(every)
+        if not active:
+            return conditioned(_numbers(self._output(call, frozenset())[0][0]), bank.rows(()))
+        prompt = _PipelineText(
+            texts=texts, readers=self._readers, concepts=frozenset(every),
+            outputs=self._outputs(call, every, lock == "global"), side=0, row=0,
+        )  # fmt: skip
+        encoding, keys = read_prompt(prompt, bank, active, lock)
+        return conditioned(encoding.hidden, bank.rows(active), lock, keys, gates)
+
     def _active(self, texts: Texts) -> tuple[str, ...]:
         """The concepts in force in a prompt, which may say different things to two text encoders."""
         known = self._bank.words()
@@ -161,6 +276,12 @@ class PromptReader:
         self._notices.unknown((word for text in texts for word in unknown(text, known, knows)), known)
         if call.reads_plainly:
             self._notices.foreign(mark for text in texts for mark in foreign_syntax(text))
+
+
+def _maps(prompt: str, regions: Regions, words: Mapping[str, Word], size: Size) -> Array:
+    maps = lay_out(prompt, regions, words, 0.0, size).maps
+    assert maps is not None
+    return maps
 
 
 def _put(encodings: list[Any], side: int, span: slice, encoding: Encoding) -> None:

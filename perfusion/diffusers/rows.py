@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perfusion.concept.conditioning import PromptState, conditioned, unet_feeds
+from perfusion.concept.conditioning import PromptState, conditioned, readings_joined, unet_feeds
 from perfusion.concept.phases import in_force
 from perfusion.errors import RequestError
 
@@ -22,6 +22,9 @@ __all__ = ["Phase", "PromptRows", "prompt_rows"]
 _log = logging.getLogger(__name__)
 
 _MOST_KEPT = 256  # prompts; one of SDXL's takes up to 1.3 MB
+
+Size = tuple[int, int]
+"""Height and width of latents."""
 
 Texts = tuple[str, ...]
 """One prompt as it is given to each text encoder."""
@@ -68,6 +71,10 @@ class Phase:
 
     start: float
     state: PromptState
+    readings: tuple[
+        PromptState, ...
+    ] = ()  # where the things of the prompt have regions, in the place of `state`
+    maps: Callable[[Size], np.ndarray] | None = None  # (readings, height, width) for latents of a size
     pooled: np.ndarray | None = None  # (pooled_dim,), where it is not what the pipeline gives
 
 
@@ -76,6 +83,7 @@ class Feeds:
     """What the UNet reads in one call."""
 
     inputs: dict[str, Tensor]  # as `perfusion.concept.conditioning.unet_feeds` names them
+    regions: Tensor | None  # (batch, readings, height, width); None: each row has one reading
     pooled: dict[int, Tensor]  # of the rows whose pooled state is not what the pipeline gives
 
     def with_pooled(self, states: Tensor) -> Tensor:
@@ -93,7 +101,7 @@ class _Seen:
     states: Tensor
     version: int
     rows: list[tuple[Phase, ...] | None] | None  # None: all the base model's
-    feeds: dict[tuple[float | None, ...], Feeds]
+    feeds: dict[tuple[Any, ...], Feeds]
 
 
 class PromptRows:
@@ -124,7 +132,15 @@ class PromptRows:
             self._forgotten.add(forgotten)
         self._awaited, self._seen = True, None
 
-    def feeds(self, states: Tensor, share: Callable[[], float]) -> Feeds | None:
+    def drop(self, encodings: Tensor) -> None:
+        """Know rows (batch, tokens, text_dim) no more: the same text was read again, without marks or regions."""
+        known = [digest for digest in _digests(encodings) if digest in self._states] if self._states else []
+        for digest in known:
+            self._states.pop(digest, None)
+        if known:
+            self._seen = None
+
+    def feeds(self, states: Tensor, share: Callable[[], float], size: Size) -> Feeds | None:
         """What the UNet reads for a batch of encodings (batch, tokens, text_dim), on their device.
 
         None where no row is known, which is then the base model's.
@@ -132,6 +148,7 @@ class PromptRows:
         Args:
             share: of the noise levels, how many lie behind; asked where a concept starts late, since reading it waits
                 for the device.
+            size: of the latents.
 
         Raises:
             RequestError: a row of a prompt that was encoded too long ago.
@@ -146,9 +163,9 @@ class PromptRows:
         late = any(phases is not None and len(phases) > 1 for phases in seen.rows)
         now = share() if late else 0.0
         chosen = [None if phases is None else in_force(phases, now) for phases in seen.rows]
-        key = tuple(None if phase is None else phase.start for phase in chosen)
+        key = (size, *(None if phase is None else phase.start for phase in chosen))
         if key not in seen.feeds:
-            seen.feeds[key] = _feeds(states, chosen)
+            seen.feeds[key] = _feeds(states, chosen, size)
         return seen.feeds[key]
 
     def _phases(self, states: Tensor) -> list[tuple[Phase, ...] | None] | None:
@@ -171,13 +188,18 @@ class PromptRows:
         return known
 
 
-def _feeds(states: Tensor, chosen: Sequence[Phase | None]) -> Feeds:
+def _feeds(states: Tensor, chosen: Sequence[Phase | None], size: Size) -> Feeds:
     """The UNet's inputs of a batch whose rows stand in these phases; None: the base model's row."""
     without = next(phase.state.rows for phase in chosen if phase is not None).none()
     pairs = zip(_numbers(states), chosen, strict=True)
     rows = [conditioned(row, without) if phase is None else phase.state for row, phase in pairs]
+    count = max(len(phase.readings) for phase in chosen if phase is not None)
+    if count:
+        rows = [_joined(row, phase, count) for row, phase in zip(rows, chosen, strict=True)]
+        maps = np.stack([_maps(phase, count, size) for phase in chosen])
     inputs = {name: torch.from_numpy(array).to(states.device) for name, array in unet_feeds(rows).items()}
     return Feeds(
+        regions=torch.from_numpy(maps).to(states.device) if count else None,
         inputs={
             name: tensor.to(states.dtype) if "hidden" in name else tensor for name, tensor in inputs.items()
         },
@@ -187,6 +209,23 @@ def _feeds(states: Tensor, chosen: Sequence[Phase | None]) -> Feeds:
             if phase is not None and phase.pooled is not None
         },
     )
+
+
+def _joined(row: PromptState, phase: Phase | None, count: int) -> PromptState:
+    """A row with `count` readings one after another; those that it lacks repeat its first."""
+    readings = phase.readings if phase is not None and phase.readings else (row,)
+    return readings_joined([*readings, *readings[:1] * (count - len(readings))], row.rows)
+
+
+def _maps(phase: Phase | None, count: int, size: Size) -> np.ndarray:
+    """Where a row's readings are read, (count, height, width): its only one everywhere."""
+    maps = np.zeros((count, *size), np.float32)
+    if phase is None or phase.maps is None:
+        maps[0] = 1
+    else:
+        own = phase.maps(size)
+        maps[: len(own)] = own
+    return maps
 
 
 def _digests(states: Tensor) -> list[bytes]:

@@ -14,6 +14,7 @@ from perfusion.bundle.description import Bundle
 from perfusion.concept.bank import EditRows
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.conditioning import PromptState, conditioned, readings_joined, reopened
+from perfusion.concept.layout import AUTO, Layout, Regions, lay_out
 from perfusion.concept.notices import PromptNotices, foreign_syntax
 from perfusion.concept.phases import in_force
 from perfusion.concept.reading import Encoding, joined, read_prompt
@@ -23,7 +24,6 @@ from perfusion.runtime.cache import Cache
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import Request
-from perfusion.runtime.text.layout import AUTO, Layout, Regions, lay_out
 from perfusion.runtime.text.text_encoders import TextEncoders, TokenizedTexts
 
 __all__ = ["EncodedPrompt", "PromptEncoder", "PromptSpec", "Row"]

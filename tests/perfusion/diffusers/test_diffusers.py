@@ -126,6 +126,42 @@ def test_the_picture_is_our_runtimes(pocket, prompt, options):
     assert decibels(found, plain) < 30, "a concept that hardly shows would prove nothing"
 
 
+@pytest.mark.parametrize(
+    "prompt, settings",
+    [
+        ("a <pink-cake> and a <school-bus> on a beach", {}),
+        ("a <pink-cake> and a {teapot} on a wooden table", {"start": 0.5}),
+        ("a {bus} to the right of a {teapot}", {}),
+    ],
+    ids=["two-concepts", "a-marked-thing-and-a-late-start", "plain-things"],
+)
+def test_pictures_with_regions_are_our_runtimes_too(pocket, prompt, settings):
+    call: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0}
+    files = [SAMPLES / f"{name}.safetensors" for name in ("school-bus", "pink-cake")]
+    with perfusion.diffusers.apply(pocket, files, regions="auto") as handle:
+        handle.set("<pink-cake>", **settings)
+        found = pocket(prompt, generator=torch.Generator().manual_seed(5), **call).images[0]
+        handle.regions = None
+        text = prompt.replace("{", "").replace("}", "")
+        whole = pocket(text, generator=torch.Generator().manual_seed(5), **call).images[0]
+    changes = {"<pink-cake>": settings} if settings else None
+    expected = runtime().generate(prompt, seed=5, concept_settings=changes, **call)
+    assert decibels(found, expected) >= 40
+    assert decibels(found, whole) < 30, "regions that hardly show would prove nothing"
+
+
+def test_rows_of_a_batch_keep_their_own_number_of_readings(pocket):
+    prompts = ["a <pink-cake> and a <school-bus>", "a <pink-cake> on a beach", "a {cat}, a {bus} and a {dog}"]
+    call: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0}
+    files = [SAMPLES / f"{name}.safetensors" for name in ("school-bus", "pink-cake")]
+    with perfusion.diffusers.apply(pocket, files, regions="auto"):
+        together = drawn(pocket, prompts, **call)
+        for row, prompt in zip(together, prompts, strict=True):
+            assert distance(row, drawn(pocket, prompt, **call)[0]) < 1e-4
+        with pytest.raises(RequestError, match="Draw them one after another"):
+            drawn(pocket, ["a {cat} and a {dog}", "a cat and a dog"], **call)
+
+
 @pytest.mark.parametrize("lock", ["local", "global"])
 def test_concepts_that_start_late_are_our_runtimes_too(pocket, lock):
     """Each at its own step of five, which stand at about 0, 0.2, 0.4, 0.6 and 0.8."""
