@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a name this server may be called by",
     )
-    add("--provider", default="auto", help="auto, cpu, cuda, trt or trt-rtx (default: %(default)s)")
+    add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: all there are)")
     add("--memory", default="auto", metavar="auto|low|GB", help="how much may be used (default: %(default)s)")
     add("--batch-size", type=int, default=8, metavar="N", help="pictures in one call (default: %(default)s)")

@@ -19,7 +19,7 @@ def openvino():
 
 def decibels(picture, reference):
     difference = np.asarray(picture, np.float64) - np.asarray(reference, np.float64)
-    return 10 * np.log10(255**2 / max(np.mean(difference**2), 1e-12))
+    return 10 * np.log10(255**2 / max(float(np.mean(difference**2)), 1e-12))
 
 
 @pytest.mark.parametrize("concepts", [0, 1, 2])
