@@ -54,7 +54,7 @@ def test_every_jetpack_of_the_table_is_found_by_its_release_file(make_root, l4t)
     ],
 )
 def test_releases_are_those_that_jetson_stats_lists(l4t, version):
-    assert find_jetpack(l4t).version == version
+    assert getattr(find_jetpack(l4t), "version", None) == version
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def test_another_program_reads_prompt_seed_and_sampler(settings, tmp_path, suffi
     path = tmp_path / f"x{suffix}"
     save(Image.new("RGB", (16, 16)), path, settings)
     info = sd_parsers.ParserManager().parse(path)
+    assert info is not None
     assert [prompt.value for prompt in info.prompts] == [PROMPT]
     assert [prompt.value for prompt in info.negative_prompts] == ["blurry, dark"]
     assert info.samplers[0].parameters["seed"] == "7"
