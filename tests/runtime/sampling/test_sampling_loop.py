@@ -206,9 +206,8 @@ def test_the_bundles_own_scheduler_is_the_default(runtime):
     from dataclasses import replace
 
     expected = runtime.generate("a cat", scheduler="euler_karras")
-    runtime.bundle = replace(
-        runtime.bundle, defaults=replace(runtime.bundle.defaults, scheduler="euler_karras")
-    )
+    defaults = replace(runtime.bundle.defaults, scheduler="euler_karras")
+    runtime._preparation._bundle = replace(runtime.bundle, defaults=defaults)
     np.testing.assert_array_equal(np.asarray(runtime.generate("a cat")), np.asarray(expected))
 
 
