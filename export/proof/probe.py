@@ -72,10 +72,10 @@ def probe(spec: Probe, graphs: Mapping[str, Path]) -> None:
         "sample": latents,
         "encoder_hidden_states": encodings,
         "key_hidden_states": encodings,
-        "key_gate": np.zeros((1, encodings.shape[1], 0), np.float16),
-        "value_gate": np.zeros((1, encodings.shape[1], 0), np.float16),
-        "concept_keys": np.zeros((0, spec.target_width), np.float16),
-        "concept_values": np.zeros((0, spec.target_width), np.float16),
+        "key_gate": np.zeros((1, encodings.shape[1], 1), np.float16),
+        "value_gate": np.zeros((1, encodings.shape[1], 1), np.float16),
+        "concept_keys": np.zeros((1, spec.target_width), np.float16),
+        "concept_values": np.zeros((1, spec.target_width), np.float16),
         "regions": np.ones((1, 1, *latents.shape[2:]), np.float16),
     }
     if pooled is not None:

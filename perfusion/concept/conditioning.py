@@ -79,12 +79,13 @@ def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
     """The UNet's inputs of one call, a row a prompt; gates are 0 for concepts it does not name.
 
     `encoder_hidden_states`, `key_hidden_states` (batch, tokens, text_dim); `key_gate`, `value_gate`
-    (batch, tokens, concepts); `concept_keys` (concepts, Σ d_K), `concept_values` (concepts, Σ d_V).
+    (batch, tokens, concepts); `concept_keys` (concepts, Σ d_K), `concept_values` (concepts, Σ d_V). Without a concept
+    there is one of zeros: onnxruntime up to 1.19 leaves a product over no concepts at whatever its memory held.
     """
     slots = dict.fromkeys(slot for state in states for slot in state.rows.slots)
     columns = {slot: column for column, slot in enumerate(slots)}
-    keys = np.empty((len(columns), states[0].rows.keys.shape[1]), np.float32)
-    values = np.empty((len(columns), states[0].rows.values.shape[1]), np.float32)
+    keys = np.zeros((max(len(columns), 1), states[0].rows.keys.shape[1]), np.float32)
+    values = np.zeros((len(keys), states[0].rows.values.shape[1]), np.float32)
     for state in states:
         own = [columns[slot] for slot in state.rows.slots]
         keys[own], values[own] = state.rows.keys, state.rows.values
@@ -105,6 +106,6 @@ def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
 
 def _in_slots(gate: NDArray[Any], rows: EditRows, columns: Mapping[tuple[str, int], int]) -> NDArray[Any]:
     """(tokens, J) spread over all slots of the call, (tokens, concepts)."""
-    spread = np.zeros((len(gate), len(columns)), gate.dtype)
+    spread = np.zeros((len(gate), max(len(columns), 1)), gate.dtype)
     spread[:, [columns[slot] for slot in rows.slots]] = gate
     return spread

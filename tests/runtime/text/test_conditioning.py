@@ -57,9 +57,12 @@ def test_a_row_that_names_no_concept_has_closed_gates(bank):
     assert feeds["value_gate"][0].any()
 
 
-def test_prompts_without_concepts_take_no_slots(bank):
+def test_prompts_without_concepts_are_fed_one_of_zeros(bank):
+    """onnxruntime up to 1.19 leaves a product over nothing at what its memory held: noise, or another picture."""
     feeds = unet_feeds([state(bank, (), 0), state(bank, (), 1)])
-    assert feeds["key_gate"].shape == (2, 5, 0) and feeds["concept_keys"].shape == (0, 40)
+    assert feeds["key_gate"].shape == feeds["value_gate"].shape == (2, 5, 1)
+    assert feeds["concept_keys"].shape == (1, 40)
+    assert not any(feeds[name].any() for name in ("key_gate", "value_gate", "concept_keys", "concept_values"))
     assert all(array.dtype == np.float32 for array in feeds.values())
 
 
