@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfusion.commands import parser, run, say
+from perfusion.commands.drawing_arguments import at_least_one, memory_argument
 from perfusion.errors import DeviceError, RequestError
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a name this server may be called by",
     )
     add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: all there are)")
-    add("--memory", default="auto", metavar="auto|low|GB", help="how much may be used (default: %(default)s)")
+    add("--threads", type=at_least_one, metavar="N", help="CPU threads (default: all there are)")
+    add(
+        "--memory", type=memory_argument, default="auto", metavar="auto|low|GB",
+        help="how much may be used (default: %(default)s)",
+    )  # fmt: skip
     add("--batch-size", type=int, default=8, metavar="N", help="pictures in one call (default: %(default)s)")
     add("--queue", type=int, default=256, metavar="N", help="pictures that may wait (default: %(default)s)")
     return command

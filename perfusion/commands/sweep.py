@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, check_outputs, parser, run
+from perfusion.commands.drawing_arguments import at_least_one
 from perfusion.concept.settings import FILE_SETTINGS, LOCKS, SETTINGS, ConceptSettings
 from perfusion.errors import ModelError, RequestError
 from perfusion.files import cache_folder, writing
@@ -61,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--lock", choices=[*LOCKS, "both"], help="(default: the first concept's own)")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture (default: %(default)s)")
-    add("--count", type=_at_least_one, default=2, metavar="N", help="seeds a prompt (default: %(default)s)")
-    add("--steps", type=_at_least_one, metavar="N", help="denoising steps (default: the bundle's own)")
+    add("--count", type=at_least_one, default=2, metavar="N", help="seeds a prompt (default: %(default)s)")
+    add("--steps", type=at_least_one, metavar="N", help="denoising steps (default: the bundle's own)")
     add("--guidance-scale", type=float, metavar="G", help="(default: the bundle's own)")
     add(
         "--images", type=Path, action="append", default=[], metavar="DIR",
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the pictures there for sweeps to come (default: in the cache, until the sweep is done)",
     )  # fmt: skip
     add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
-    add("--batch-size", type=_at_least_one, default=8, metavar="N", help="pictures kept at once (default: 8)")
+    add("--batch-size", type=at_least_one, default=8, metavar="N", help="pictures kept at once (default: 8)")
     return command
 
 
@@ -351,16 +352,6 @@ def _values(text: str) -> tuple[float, ...]:
         return parse_values(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _at_least_one(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return value
 
 
 if __name__ == "__main__":
