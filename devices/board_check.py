@@ -20,7 +20,7 @@ _ENOUGH_SWAP = 4 * GIB
 
 def examine_board(machine: Detected, root: Path) -> Iterator[Finding]:
     """Findings about a board, none on other machines; `root` is where the system's files are."""
-    if machine.l4t is not None or machine.jetpack is not None:
+    if machine.is_jetson:
         yield from _module(machine)
         yield from _clocks(root)
         yield from _desktop(machine, root)

@@ -31,6 +31,11 @@ class Detected:
     memory: Mapping[str, int]  # /proc/meminfo in bytes, within the limits of a container
 
     @property
+    def is_jetson(self) -> bool:
+        """Whether its system is Jetson Linux."""
+        return self.l4t is not None or self.jetpack is not None
+
+    @property
     def free(self) -> int | None:
         """Bytes free now in the memory that the graphs would be in, None where it is not told."""
         if self.profile is not None and not self.profile.unified and self.cards.cards:

@@ -131,7 +131,6 @@ def _kernels(machine: Detected, python: Environment) -> Iterator[Finding]:
     capability = card or (machine.profile.compute_capability if machine.profile else None)
     if python.kernels is None or capability is None or python.kernels.serve(capability):
         return
-    board = machine.l4t is not None or machine.jetpack is not None
     name = f"onnxruntime-gpu {python.packages.get('onnxruntime-gpu', '')}".strip()
     yield Finding(
         name="kernels-missing",
@@ -139,13 +138,13 @@ def _kernels(machine: Detected, python: Environment) -> Iterator[Finding]:
         text=f"The {name} installed has kernels for {python.kernels}, and this GPU is "
         f"sm_{capability[0]}{capability[1]}: the provider 'cuda' cannot draw here.",
         remedy="Draw with TensorRT engines, or install an onnxruntime-gpu made for this JetPack (docs/jetson.md)."
-        if board
+        if machine.is_jetson
         else "Install a release of onnxruntime-gpu whose kernels include it, or build engines with perfusion-export.",
     )
 
 
 def _tensorrt(machine: Detected, python: Environment, root: Path) -> Iterator[Finding]:
-    if machine.l4t is None and machine.jetpack is None:
+    if not machine.is_jetson:
         return
     if machine.profile is not None and "trt" not in machine.profile.engines:
         yield Finding(
