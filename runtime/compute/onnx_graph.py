@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from perfusion.errors import BundleError, DeviceError, PerfusionError
 from perfusion.onnx_runtime import import_onnxruntime
 from perfusion.runtime.compute.binding import Binding
+from perfusion.runtime.compute.graph_ends import check_ends, check_shape
 
 __all__ = ["PROVIDERS", "OnnxGraph", "available_providers", "require_provider"]
 
@@ -82,13 +83,10 @@ class OnnxGraph:
         self._path = path
         self._outputs = [outputs] if isinstance(outputs, str) else list(outputs)
         self._session = _open(path, provider, threads, capture)
-        found = [end.name for end in self._session.get_inputs()]
-        given = [end.name for end in self._session.get_outputs()]
-        if sorted(found) != sorted(inputs) or sorted(given) != sorted(self._outputs):
-            raise BundleError(
-                f"{path} takes {', '.join(found)} and gives {', '.join(given)}; expected "
-                f"{', '.join(inputs)} and {', '.join(self._outputs)}. Export the bundle again."
-            )
+        takes, gives = (
+            [end.name for end in ends] for ends in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        check_ends(path, takes, gives, inputs, self._outputs)
         self._inputs = {end.name: (end.type, tuple(end.shape)) for end in self._session.get_inputs()}
         self._binding = (
             Binding(_onnxruntime(), self._session, self._outputs, provider, capture=capture)
@@ -131,14 +129,8 @@ class OnnxGraph:
     def _check(self, name: str, array: NDArray[Any]) -> None:
         """Hold an input's shape against the graph's."""
         shape = self._inputs[name][1]
-        fixed = [size if isinstance(size, int) else None for size in shape]
-        if len(fixed) != array.ndim or any(
-            want not in (None, got) for want, got in zip(fixed, array.shape, strict=True)
-        ):
-            raise BundleError(
-                f"{self._path} takes {name!r} as {list(shape)}, bundle.json makes it {list(array.shape)}: "
-                "they do not belong together. Export the bundle again."
-            )
+        sides = [size if isinstance(size, int) else None for size in shape]
+        check_shape(self._path, name, sides, array, list(shape))
 
     def _cast(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         """The array in the graph's own precision."""

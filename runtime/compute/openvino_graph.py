@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.graph_io import GraphIO
 from perfusion.errors import BundleError, DeviceError, PerfusionError
+from perfusion.runtime.compute.graph_ends import check_ends, check_shape
 from perfusion.runtime.compute.residency import free_memory
 
 __all__ = ["OpenVINOBackend", "OpenVINOGraph"]
@@ -89,13 +90,10 @@ class OpenVINOGraph:
             self._model = core.read_model(str(self._path))
         except Exception as error:  # OpenVINO's errors have no other base
             raise BundleError(f"{self._path} could not be opened as a graph: {_reason(error)}.") from error
-        inputs = [port.any_name for port in self._model.inputs]
-        answers = [port.any_name for port in self._model.outputs]
-        if sorted(inputs) != sorted(graph_io.inputs) or sorted(answers) != sorted(self._outputs):
-            raise BundleError(
-                f"{self._path} takes {', '.join(inputs)} and gives {', '.join(answers)}; expected "
-                f"{', '.join(graph_io.inputs)} and {', '.join(self._outputs)}. Export the bundle again."
-            )
+        takes, gives = (
+            [port.any_name for port in ports] for ports in (self._model.inputs, self._model.outputs)
+        )
+        check_ends(self._path, takes, gives, graph_io.inputs, self._outputs)
         self._inputs = {port.any_name: port for port in self._model.inputs}
         self._compiled: OrderedDict[Shapes, Any] = OrderedDict()
 
@@ -146,14 +144,8 @@ class OpenVINOGraph:
     def _check(self, name: str, array: NDArray[Any]) -> None:
         """Hold an input's shape against the graph's."""
         shape = self._inputs[name].partial_shape
-        lengths = [None if side.is_dynamic else side.get_length() for side in shape]
-        if len(lengths) != array.ndim or any(
-            length not in (None, side) for length, side in zip(lengths, array.shape, strict=True)
-        ):
-            raise BundleError(
-                f"{self._path} takes {name!r} as {shape}, bundle.json makes it {list(array.shape)}: "
-                "they do not belong together. Export the bundle again."
-            )
+        sides = [None if side.is_dynamic else side.get_length() for side in shape]
+        check_shape(self._path, name, sides, array, shape)
 
 
 def _openvino() -> Any:
