@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from perfusion.concept.concept_file import Concept
     from perfusion.runtime.pipeline import Runtime
 
-__all__ = ["concept_hash", "parameters_text", "read_settings", "save", "settings_of", "write"]
+__all__ = [
+    "FORMATS",
+    "SAMPLERS",
+    "concept_hash",
+    "is_marked",
+    "parameters_text",
+    "read_settings",
+    "save",
+    "settings_of",
+    "write",
+]
 
 Settings = Mapping[str, Any]
 """What `settings_of` returns, as JSON has it."""
@@ -38,15 +48,16 @@ _log = logging.getLogger(__name__)
 _PROGRAM = "perfusion-edge"
 _KEY = "perfusion-edge"  # of the PNG chunk with the JSON
 _FORMAT = 1
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _DESCRIPTION, _SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286  # Exif tags
 _UTF16 = b"UNICODE\0"  # how a user comment says that UTF-16 follows
 _MOST_EXIF = 65_000  # bytes; a JPEG has 65,533 for them
 _LIBRARIES = {"cpu": "onnxruntime", "cuda": "onnxruntime", "trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
-_SAMPLERS = {
+SAMPLERS = {
     "ddim": "DDIM", "plms": "PLMS", "euler": "Euler", "euler_ancestral": "Euler a", "dpmpp_2m": "DPM++ 2M",
     "heun": "Heun", "lcm": "LCM",
 }  # fmt: skip
+"""A1111's names of our schedulers, but for their Karras variants."""
 
 
 def settings_of(
@@ -103,7 +114,7 @@ def parameters_text(settings: Settings) -> str:
     sampler = scheduler.removesuffix("_karras")
     values = {
         "Steps": settings["num_inference_steps"],
-        "Sampler": _SAMPLERS.get(sampler, sampler),
+        "Sampler": SAMPLERS.get(sampler, sampler),
         "Schedule type": "Karras" if scheduler.endswith("_karras") else "Automatic",
         "CFG scale": settings["guidance_scale"],
         "Seed": settings["seed"],
@@ -127,9 +138,9 @@ def save(picture: Image, path: Path | str, settings: Settings | None = None) -> 
         PerfusionError: the file cannot be written.
     """
     path = Path(path)
-    picture_format = _FORMATS.get(path.suffix.lower())
+    picture_format = FORMATS.get(path.suffix.lower())
     if picture_format is None:
-        raise PictureError(f"{path} ends in {path.suffix!r}, expected one of {', '.join(_FORMATS)}.")
+        raise PictureError(f"{path} ends in {path.suffix!r}, expected one of {', '.join(FORMATS)}.")
     with writing(path) as file:
         write(picture, file, picture_format, settings)
 
@@ -152,6 +163,12 @@ def write(
     picture.save(file, format="PNG", pnginfo=chunks)
 
 
+def is_marked(picture: Image) -> bool:
+    """Whether a picture's file was written by `write`."""
+    software = picture.info.get("Software") or picture.getexif().get(_SOFTWARE)
+    return str(software).startswith(f"{_PROGRAM} ")
+
+
 def read_settings(source: Path | str | IO[bytes]) -> dict[str, Any] | None:
     """The settings that a picture file carries; None where it carries none of ours. Nothing is decoded.
 
@@ -165,7 +182,7 @@ def read_settings(source: Path | str | IO[bytes]) -> dict[str, Any] | None:
     try:
         with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as picture:
             text = picture.info.get(_KEY) or picture.getexif().get(_DESCRIPTION)
-            ours = str(picture.info.get("Software") or picture.getexif().get(_SOFTWARE)).startswith(_PROGRAM)
+            ours = is_marked(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(
             f"The picture cannot be read, expected a PNG, JPEG or WebP file: {error}."

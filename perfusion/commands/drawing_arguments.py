@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.commands.picture_files import FORMATS
 from perfusion.concept.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -113,6 +112,8 @@ def png_argument(text: str) -> Path:
 
 
 def picture_argument(text: str) -> Path:
+    from perfusion.runtime.picture_settings import FORMATS
+
     path = Path(text)
     if path.suffix.lower() not in FORMATS:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in one of {', '.join(FORMATS)}")

@@ -23,7 +23,7 @@ from perfusion.commands.drawing_arguments import (
     seed_argument,
 )
 from perfusion.commands.like import add_like, follow, tell_differences
-from perfusion.commands.picture_files import check_replaceable, numbered, save_picture
+from perfusion.commands.picture_files import check_replaceable, numbered
 from perfusion.concept.settings import DEFAULT_GATES, GATES, LOCKS
 from perfusion.errors import RequestError
 
@@ -204,6 +204,7 @@ def _generate(args: argparse.Namespace) -> int:
     jobs = [(prompt, args.seed + index) for prompt in args.prompts for index in range(args.count)]
     _check(args, jobs)
     from perfusion.runtime import Runtime
+    from perfusion.runtime.picture_settings import save
 
     with Runtime(args.bundle, provider=args.provider, threads=args.threads, memory=args.memory) as runtime:
         for path, settings in args.concepts:
@@ -211,7 +212,9 @@ def _generate(args: argparse.Namespace) -> int:
         if original:
             tell_differences(original, runtime)
         began = time.perf_counter()
-        paths = _saved(args, _drawings(runtime, args, jobs), _settings(runtime, args, jobs), len(jobs))
+        options = _options(args)
+        pictures = _drawings(runtime, args, jobs, options)
+        paths = _saved(args, pictures, _settings(runtime, args, jobs, options), len(jobs))
         facts: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 3)}
         facts["concepts"] = _used(runtime, args.prompts)
         facts |= {"provider": runtime.provider, "provider_reason": runtime.provider_reason}
@@ -221,7 +224,7 @@ def _generate(args: argparse.Namespace) -> int:
             else None
         )
     if explained is not None:
-        save_picture(args.explain, explained.picture())
+        save(explained.picture(), args.explain)
         facts["explanation"] = explained.as_dict()
         if not args.quiet:
             print(explained.text(), file=sys.stderr)
@@ -269,9 +272,10 @@ def _check(args: argparse.Namespace, jobs: "Sequence[_Job]") -> None:
             check_replaceable(path)
 
 
-def _drawings(runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job]") -> "Iterator[Image]":
+def _drawings(
+    runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job]", options: Any
+) -> "Iterator[Image]":
     """The pictures one by one, with a line of progress a step."""
-    options = _options(args)
     # what cannot be drawn is refused here, before the first picture
     runtime.denoise(args.prompts, seed=jobs[-1][1], **options)
     with Progress(1, "drawing", quiet=args.quiet) as progress:
@@ -283,7 +287,7 @@ def _drawings(runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job
 
 
 def _settings(
-    runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job]"
+    runtime: "Runtime", args: argparse.Namespace, jobs: "Sequence[_Job]", options: Any
 ) -> "Iterator[dict[str, Any] | None]":
     """What each picture's file says of its drawing; a sheet of several says nothing."""
     from perfusion.runtime.picture_settings import settings_of
@@ -291,7 +295,6 @@ def _settings(
     if args.no_settings or (args.grid and len(jobs) > 1):
         yield from [None] * len(jobs)
         return
-    options = _options(args)
     yield from (settings_of(runtime, prompt, seed, **options) for prompt, seed in jobs)
 
 
@@ -328,6 +331,7 @@ def _saved(
     count: int,
 ) -> list[Path]:
     """Where the pictures are, each written as soon as it is drawn; told also when Ctrl-C ends the drawing."""
+    from perfusion.runtime.picture_settings import save
     from perfusion.runtime.pictures import grid
 
     if args.grid:
@@ -337,7 +341,7 @@ def _saved(
     try:
         for picture in pictures:
             path = next(names)
-            save_picture(path, picture, next(settings))
+            save(picture, path, next(settings))
             paths.append(path)
     finally:
         if paths and not args.json:

@@ -12,17 +12,16 @@ from starlette.routing import Route
 
 from perfusion.errors import RequestError
 from perfusion.runtime import SCHEDULERS
+from perfusion.runtime.picture_settings import SAMPLERS
 from perfusion.serving.body_fields import number_of, text_of, whole_of
 from perfusion.serving.desk import Desk, client_of, encoded, json_body
 
 __all__ = ["webui_routes"]
 
 _SAMPLERS = {
-    "DDIM": "ddim", "PLMS": "plms", "Euler": "euler", "Euler a": "euler_ancestral", "DPM++ 2M": "dpmpp_2m",
-    "DPM++ 2M Karras": "dpmpp_2m_karras", "Euler Karras": "euler_karras", "Heun": "heun", "Heun Karras": "heun_karras",
-    "LCM": "lcm",
-}  # fmt: skip
-"""A1111's names of our schedulers."""
+    SAMPLERS[name.removesuffix("_karras")] + " Karras" * name.endswith("_karras"): name for name in SCHEDULERS
+}
+"""Our schedulers by A1111's names."""
 _NO_CHOICE = (None, "", "Automatic", "automatic")
 _ROOT = "/sdapi/v1"
 
