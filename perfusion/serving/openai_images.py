@@ -33,16 +33,15 @@ def openai_routes(desk: Desk) -> list[Route]:
     """The routes of this dialect."""
     name = desk.runtime.bundle.base
 
-    def model(request: Request) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": 0, "owned_by": "perfusion-edge"}
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "perfusion-edge"}
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model(request)]})
+        return JSONResponse({"object": "list", "data": [model]})
 
     async def one_model(request: Request) -> Response:
         if request.path_params["name"] != name:
             return JSONResponse(error_object(404, f"There is no such model; this server has {name}."), 404)
-        return JSONResponse(model(request))
+        return JSONResponse(model)
 
     async def generations(request: Request) -> Response:
         fields = await json_body(request)
