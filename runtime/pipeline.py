@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
-
-import numpy as np
-from numpy.typing import NDArray
 
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
@@ -23,13 +18,12 @@ from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.compute.backend import Backend
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
+from perfusion.runtime.drawing_parts import DrawingParts
 from perfusion.runtime.explanation import Explanation, explain
-from perfusion.runtime.preparation import Draft, Preparation
+from perfusion.runtime.preparation import Preparation
 from perfusion.runtime.queueing.drawing_queue import DrawingQueue
 from perfusion.runtime.queueing.job import Job
 from perfusion.runtime.request import Options, check_order, make_request
-from perfusion.runtime.sampling.course import Phase
-from perfusion.runtime.sampling.loop import decode, draw
 from perfusion.runtime.step import Step
 from perfusion.runtime.stopping import Stop, Stops
 from perfusion.runtime.text.feeds import Feeds
@@ -41,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime"]
 
-Array = NDArray[np.float32]
 Texts = str | list[str] | tuple[str, ...]
 Seeds = int | list[int] | tuple[int, ...]
 Callback = Callable[[Step], object]
@@ -83,9 +76,8 @@ class Runtime:
         """Open a bundle, by default the embedded pocket model's.
 
         `provider`: "cpu", "cuda", "trt", "trt-rtx", "auto" for the best there is, or a backend, such as a
-        `MockBackend` in a test. `threads`: CPU threads, by
-        default what onnxruntime sees fit. `memory`: "auto", "low", or gigabytes that may be used. `verify`: compare
-        the checksums of the bundle's files.
+        `MockBackend` in a test. `threads`: CPU threads, by default what onnxruntime sees fit. `memory`: "auto", "low",
+        or gigabytes that may be used. `verify`: compare the checksums of the bundle's files.
 
         `batch_size`: pictures in one call of the UNet. With 1 a picture has the same bits in every batch,
         because it is computed alone; more is faster on a GPU (up to 15% on a CPU, nothing for a large model),
@@ -115,12 +107,9 @@ class Runtime:
         self._prompts = PromptEncoder(self.bundle, self._bank, self._graphs)
         self._feeds = Feeds(self.bundle)
         self._preparation = Preparation(self.bundle, self._graphs, self._prompts)
-        self._turn = threading.RLock()  # the graphs are for one thread at a time
         self._stops = Stops()
-        self._queue = DrawingQueue(
-            self.bundle, self._graphs, self._feeds, self._preparation, self._decode, self._turn,
-            batch_size=batch_size, capacity=queue_size,
-        )  # fmt: skip
+        self._parts = DrawingParts(self.bundle, self._graphs, self._feeds, self._preparation, self._stops)
+        self._queue = DrawingQueue(self._parts, batch_size=batch_size, capacity=queue_size)
 
     def __enter__(self) -> Runtime:
         return self
@@ -134,7 +123,7 @@ class Runtime:
         """Give the graphs' memory back, once the picture that another thread draws is done. Jobs of `submit` are
         cancelled. Nothing is drawn afterwards."""
         self._queue.close()
-        with self._turn:
+        with self._parts.turn:
             self._graphs.close()
             self._prompts.forget()
             self._feeds.forget()
@@ -277,7 +266,7 @@ class Runtime:
             CancelledError: the callback returned False, or `cancel` was called.
         """
         stop = self._stops.begin()  # before its turn: what waits can be cancelled too
-        with self._turn:
+        with self._parts.turn:
             for step in self._start(prompt, seed, count, options, stop):
                 if callback is not None and callback(step) is False:
                     stop.ask()
@@ -340,7 +329,7 @@ class Runtime:
             CancelledError: `cancel` was called before the prompts were encoded.
         """
         stop = self._stops.begin()
-        with self._turn:
+        with self._parts.turn:
             steps = self._start(prompt, seed, count, options, stop)
         return self._turns(steps, stop)
 
@@ -369,7 +358,7 @@ class Runtime:
             RequestError: a prompt or an option that cannot be served.
         """
         request = make_request(self.bundle, prompt, 0, lock=lock, gates=gates, regions=regions)
-        with self._turn:
+        with self._parts.turn:
             bank = self._bank.adjusted(concept_settings)
             layout = self._prompts.layout(prompt, request.regions[0], bank.words(), request)
             return explain(self._prompts, bank, layout, lock, gates)
@@ -380,47 +369,17 @@ class Runtime:
         """Check a request and encode its prompts; its steps."""
         stop.check()
         draft = self._preparation.draft(prompt, seed, count, options)
-        admit = partial(self._preparation.admit, draft.call_size(self._batch_size))
-        admit()
-        return self._steps(draft, self._preparation.phases(draft, stop.check), stop, admit)
-
-    def _steps(
-        self, draft: Draft, phases: Sequence[Sequence[Phase]], stop: Stop, admit: Callable[[], None]
-    ) -> Iterator[Step]:
-        drawn = draw(
-            self.bundle, self._graphs, self._feeds, draft.request, draft.schedule, phases,
-            batch_size=self._batch_size, check=stop.check,
-        )  # fmt: skip
-        decode = partial(self._decode, admit=admit)
-        while True:
-            admit()
-            state = next(drawn, None)
-            if state is None:
-                return
-            yield Step(
-                index=state.index, total=state.total, timestep=state.timestep,
-                _latents=state.latents, _clean=state.clean, _decode=decode,
-                _latent_rgb=self.bundle.decoder.latent_rgb,
-            )  # fmt: skip
+        return self._parts.begin(draft, stop, self._batch_size)
 
     def _turns(self, steps: Iterator[Step], stop: Stop) -> Iterator[Step]:
         """Steps of a generator, each a turn of its own: between two of them its caller does what it likes."""
         while True:
-            with self._turn:
+            with self._parts.turn:
                 stop.check()
                 step = next(steps, None)
             if step is None:
                 return
             yield step
-
-    def _decode(
-        self, latents: Array, check: Callable[[], None] | None, *, admit: Callable[[], None]
-    ) -> list[Image]:
-        """Latents to pictures, as a turn of its own; where nothing else stops it, `cancel` does from now on."""
-        check = check or self._stops.begin().check
-        with self._turn:
-            admit()
-            return decode(self.bundle, self._graphs, latents, check)
 
 
 def _default_bundle() -> Path:

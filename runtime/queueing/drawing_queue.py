@@ -10,55 +10,35 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.bundle.description import Bundle
 from perfusion.errors import BusyError, CancelledError, PerfusionError, RequestError
-from perfusion.runtime.compute.graphs import Graphs
-from perfusion.runtime.preparation import Draft, Preparation
+from perfusion.runtime.drawing_parts import DrawingParts
+from perfusion.runtime.preparation import Draft
 from perfusion.runtime.queueing.fair_order import FairOrder
 from perfusion.runtime.queueing.job import Job
 from perfusion.runtime.queueing.shared_call import Picture, SharedCall, choose_call
 from perfusion.runtime.sampling.course import begin_courses, predict
+from perfusion.runtime.sampling.loop import Drawn
 from perfusion.runtime.step import Step
 from perfusion.runtime.stopping import Stop
-from perfusion.runtime.text.feeds import Feeds
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = ["DrawingQueue"]
 
 Array = NDArray[np.float32]
-Decode = Callable[..., "list[Image]"]
-"""Latents and what stops it to pictures; `admit` makes the graphs ready."""
 
 
 class DrawingQueue:
     """Jobs in, pictures out; see `Runtime.submit`. For several threads at once."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        graphs: Graphs,
-        feeds: Feeds,
-        preparation: Preparation,
-        decode: Decode,
-        turn: threading.RLock,
-        *,
-        batch_size: int,
-        capacity: int,
-    ) -> None:
-        """`turn`: held while graphs run. `batch_size`: pictures in one call. `capacity`: jobs that may wait."""
-        self._bundle, self._graphs, self._feeds = bundle, graphs, feeds
-        self._preparation, self._decode, self._turn = preparation, decode, turn
+    def __init__(self, parts: DrawingParts, *, batch_size: int, capacity: int) -> None:
+        """`batch_size`: pictures in one call. `capacity`: jobs that may wait."""
+        self._parts = parts
         self._batch_size, self._capacity = batch_size, capacity
-        self._lock = (
-            threading.Lock()
-        )  # of all that follows; never held while a graph runs or a caller is called
+        # of all that follows; never held while a graph runs or a caller is called
+        self._lock = threading.Lock()
         self._waiting: FairOrder[Picture] = FairOrder()
         self._drawing: list[Picture] = []
         self._thread: threading.Thread | None = None
@@ -140,11 +120,11 @@ class DrawingQueue:
                     return
                 group = choose_call(
                     self._drawing, self._batch_size,
-                    own_timesteps=self._bundle.has_regions,
-                    reads_scale="timestep_cond" in self._bundle.unet.conditions,
+                    own_timesteps=self._parts.bundle.has_regions,
+                    reads_scale="timestep_cond" in self._parts.bundle.unet.conditions,
                 )  # fmt: skip
             if group:
-                with self._turn:
+                with self._parts.turn:
                     self._step(group)
             for picture in [picture for picture in group if picture.course.finished]:
                 self._guard(picture, self._hand_over)
@@ -172,20 +152,22 @@ class DrawingQueue:
     def _begin(self, picture: Picture) -> None:
         """Encode what a picture is drawn from."""
         draft, check = picture.draft, picture.job.check
-        with self._turn:
-            self._preparation.admit(draft.call_size(1))
-            phases = self._preparation.phases(draft, check)
-            courses = begin_courses(self._bundle, self._graphs, draft.request, draft.schedule, phases, check)
+        with self._parts.turn:
+            self._parts.preparation.admit(picture.size)
+            phases = self._parts.preparation.phases(draft, check)
+            courses = begin_courses(
+                self._parts.bundle, self._parts.graphs, draft.request, draft.schedule, phases, check
+            )
         picture.begin(courses[0])
 
     def _step(self, group: list[Picture]) -> None:
         """One call of the UNet for some pictures; where it fails, each is tried alone."""
         try:
             group = self._admitted(group)
-            self._graphs.stage("denoise")
+            self._parts.graphs.stage("denoise")
             courses = [picture.course for picture in group]
             rows = [row for course in courses for row in course.rows]
-            predictions = predict(self._graphs, courses, self._feeds.of(rows, courses[0].request))
+            predictions = predict(self._parts.graphs, courses, self._parts.feeds.of(rows, courses[0].request))
         except Exception as error:
             if len(group) == 1:
                 self._fail(group[0], error)
@@ -204,7 +186,7 @@ class DrawingQueue:
         """As many of some pictures as fit into one call."""
         while True:
             try:
-                self._preparation.admit(SharedCall.size(group))
+                self._parts.preparation.admit(SharedCall.size(group))
             except RequestError:
                 if len(group) == 1:
                     raise
@@ -217,11 +199,14 @@ class DrawingQueue:
         course = picture.course
         index, timestep = course.index, float(course.timestep)
         course.advance(noise_pred)
-        step = Step(
-            index=index, total=len(course.schedule), timestep=timestep,
-            _latents=course.latents, _clean=course.clean, _decode=self._decode_of(picture),
-            _latent_rgb=self._bundle.decoder.latent_rgb,
-        )  # fmt: skip
+        state = Drawn(
+            index=index,
+            total=len(course.schedule),
+            timestep=timestep,
+            latents=course.latents,
+            clean=course.clean,
+        )
+        step = self._parts.step(state, picture.size)
         picture.job.report(step)
         if picture.callback is not None and picture.callback(step) is False:
             picture.job.cancel()
@@ -229,12 +214,9 @@ class DrawingQueue:
     def _hand_over(self, picture: Picture) -> None:
         """Decode a picture that has taken its last step."""
         picture.job.check()
-        (image,) = self._decode_of(picture)(picture.course.latents, picture.job.check)
+        (image,) = self._parts.decode(picture.course.latents, picture.job.check, size=picture.size)
         self._forget(picture)
         picture.job.finish(image)
-
-    def _decode_of(self, picture: Picture) -> Decode:
-        return partial(self._decode, admit=partial(self._preparation.admit, picture.draft.call_size(1)))
 
     def _guard(self, picture: Picture, work: Callable[[Picture], None]) -> None:
         """Do some work on a picture; what goes wrong is that picture's own failure."""

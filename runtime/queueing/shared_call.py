@@ -23,6 +23,7 @@ class Picture:
     ) -> None:
         self.job, self.draft, self.exact, self.callback = job, draft, exact, callback
         self.concepts: dict[str, Concept] = draft.concepts
+        self.size = draft.call_size(1)  # of a call that it has for itself
         self.last_call = -1  # the number of the call that held it last
         self._course: Course | None = None
 
@@ -64,7 +65,7 @@ class SharedCall:
     @staticmethod
     def size(group: Sequence[Picture]) -> CallSize:
         """What that call needs."""
-        sizes = [picture.draft.call_size(1) for picture in group]
+        sizes = [picture.size for picture in group]
         rows = {token: concept.rows for picture in group for token, concept in picture.concepts.items()}
         return CallSize(
             width=sizes[0].width,

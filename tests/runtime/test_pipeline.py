@@ -210,7 +210,7 @@ def test_numbers_that_are_not_finite_are_a_sentence(runtime, make_concept):
 
 def test_a_picture_that_is_not_finite_is_a_sentence(runtime):
     tiny = replace(runtime.bundle.decoder, scaling_factor=1e-300)
-    runtime.bundle = replace(runtime.bundle, decoder=tiny)
+    runtime._parts.bundle = replace(runtime.bundle, decoder=tiny)
     with pytest.raises(PerfusionError, match="The decoder gave numbers that are not finite"):
         runtime.generate("a cat")
 

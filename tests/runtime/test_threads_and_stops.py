@@ -14,6 +14,25 @@ def same(one: Any, other: Any) -> bool:
     return np.array_equal(np.asarray(one), np.asarray(other))
 
 
+@pytest.fixture
+def cancelling(mocked):
+    """Opens a runtime that is cancelled in the middle of a graph's call, from its `number`-th on; and its calls."""
+
+    def open_runtime(graph: str, number: int = 1) -> tuple[Runtime, list[str]]:
+        calls: list[str] = []
+
+        def answer(call):
+            calls.append(call.graph)
+            if call.graph == graph and calls.count(graph) >= number:
+                runtime.cancel()
+            return call.compute()
+
+        runtime = mocked(answer)
+        return runtime, calls
+
+    return open_runtime
+
+
 def test_a_callback_sees_every_step(runtime):
     seen: list[Step] = []
     picture = runtime.generate("a cat", callback=seen.append, scheduler="euler")
@@ -62,46 +81,22 @@ def test_another_thread_stops_a_drawing_within_one_step_and_not_the_next(runtime
     runtime.generate("a cat")
 
 
-def test_a_batch_is_stopped_between_its_pictures(mocked):
-    calls = []
-
-    def counting(call):
-        calls.append(call.graph)
-        if calls.count("unet") == 3:
-            runtime.cancel()
-        return call.compute()
-
-    runtime = mocked(counting)
+def test_a_batch_is_stopped_between_its_pictures(cancelling):
+    runtime, calls = cancelling("unet", number=3)
     with pytest.raises(CancelledError):
         runtime.generate("a cat", count=8)
     assert calls.count("unet") == 3
 
 
-def test_a_batch_is_stopped_between_the_decoding_of_its_pictures(mocked):
-    calls = []
-
-    def counting(call):
-        calls.append(call.graph)
-        if call.graph == "vae_decoder":
-            runtime.cancel()
-        return call.compute()
-
-    runtime = mocked(counting)
+def test_a_batch_is_stopped_between_the_decoding_of_its_pictures(cancelling):
+    runtime, calls = cancelling("vae_decoder")
     with pytest.raises(CancelledError):
         runtime.generate("a cat", count=8, num_inference_steps=1)
     assert calls.count("vae_decoder") == 1
 
 
-def test_cancel_stops_the_decoding_of_a_step_that_is_under_way(mocked):
-    calls = []
-
-    def counting(call):
-        calls.append(call.graph)
-        if call.graph == "vae_decoder":
-            runtime.cancel()
-        return call.compute()
-
-    runtime = mocked(counting)
+def test_cancel_stops_the_decoding_of_a_step_that_is_under_way(cancelling):
+    runtime, calls = cancelling("vae_decoder")
     *_, step = runtime.denoise("a cat", count=3, num_inference_steps=1)
     for decode in (step.preview, step.pictures):
         calls.clear()
@@ -143,31 +138,16 @@ def test_cancel_after_the_last_step_is_not_taken_for_a_finished_drawing(runtime)
         next(steps)
 
 
-def test_cancel_reaches_what_is_still_reading_its_prompts(mocked):
+def test_cancel_reaches_what_is_still_reading_its_prompts(cancelling):
     """`denoise` has given no generator yet; it ends itself."""
-    calls = []
-
-    def counting(call):
-        calls.append(call.graph)
-        runtime.cancel()
-        return call.compute()
-
-    runtime = mocked(counting)
+    runtime, calls = cancelling("text_encoder")
     with pytest.raises(CancelledError):
         runtime.denoise(["a cat", "a dog", "a house"], guidance_scale=1)
     assert calls == ["text_encoder"]
 
 
-def test_cancel_reaches_what_is_still_reading_its_images(mocked):
-    calls = []
-
-    def counting(call):
-        calls.append(call.graph)
-        if call.graph == "vae_encoder":
-            runtime.cancel()
-        return call.compute()
-
-    runtime = mocked(counting)
+def test_cancel_reaches_what_is_still_reading_its_images(cancelling):
+    runtime, calls = cancelling("vae_encoder")
     beach, house = runtime.generate("a cat", seed=[0, 1], num_inference_steps=1)
     calls.clear()
     with pytest.raises(CancelledError):
@@ -307,7 +287,8 @@ def test_a_sketch_is_the_linear_map_of_what_the_model_believes(runtime):
     weight = np.zeros((4, 3), np.float32)
     weight[0, 0] = 0.5  # red is half the first channel
     mapped = LatentRGB(weight=weight, bias=np.array([0, -1, 1], np.float32))
-    runtime.bundle = replace(runtime.bundle, decoder=replace(runtime.bundle.decoder, latent_rgb=mapped))
+    decoder = replace(runtime.bundle.decoder, latent_rgb=mapped)
+    runtime._parts.bundle = replace(runtime.bundle, decoder=decoder)
     *_, last = runtime.denoise("a cat", seed=[0, 1], scheduler="euler")  # ends at the clean sample
     found = [np.asarray(one) for one in last.sketch()]
     assert [one.shape for one in found] == [(8, 8, 3)] * 2
