@@ -74,6 +74,7 @@ class WideTrainer(Trainer):
         return encode_things(self.world, self.vae, self.tokenizer, scenes)
 
     def loss(self, batch: WideBatch, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is minimised, denoising and a share of the attention's; and the plain error, to be shown."""
         device, count = batch.latents.device, len(batch.latents)
         steps = draw_timesteps(count, device)
         alpha, noise = alphas(device)[steps], torch.randn_like(batch.latents)
