@@ -30,7 +30,7 @@ _log = logging.getLogger("perfusion.diffusers")
 
 Array = NDArray[np.float32]
 
-_ANY_SIZE = (64, 64)  # of latents: which readings a prompt has does not depend on it
+_ANY_SIZE = (64, 64)  # of latents: how many readings a prompt has does not depend on it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,12 +119,12 @@ class PromptReader:
     def __init__(self, readers: Sequence[Reader], bank: ConceptBank, rows: PromptRows) -> None:
         self._readers, self._bank, self._rows = readers, bank, rows
         self._notices = PromptNotices(_log)
-        self._maps: dict[str, Callable[[Size], Array]] = {}
 
     def encode(self, call: Call, lock: str | None, gates: str, regions: Regions = None) -> Any:
         """The pipeline's encodings of a call's prompts. `lock` None: what the concepts' files say."""
         sides = prompt_rows(call.arguments(), len(self._readers))
-        layouts = self._layouts(sides[0], regions)
+        marked = sides[0]
+        layouts = self._layouts(marked, regions)
         if layouts:
             call = call.saying([layout.text for layout in layouts])
             sides = prompt_rows(call.arguments(), len(self._readers))
@@ -157,7 +157,8 @@ class PromptReader:
                 else:
                     phases, last = self._plain_phase(encodings[index][row * count])
                 if layout.readings:
-                    phases = self._in_regions(phases, call, layout, tokens, its_lock, gates)
+                    maps = partial(_maps, marked[row][0], regions, known)
+                    phases = self._in_regions(phases, call, layout.readings, maps, tokens, its_lock, gates)
                 if tokens and len(self._bank.readings(tokens)) > 1:
                     _put(encodings, index, slice(row * count, (row + 1) * count), last)
                 self._rows.keep(encodings[index][row * count], phases)
@@ -224,10 +225,6 @@ class PromptReader:
                     f"The batch has {layout.text!r} with marks and without, and the pipeline's encodings of both are "
                     "the same. Draw them one after another."
                 )
-        self._maps = {
-            layout.text: partial(_maps, texts[0], regions, words)
-            for layout, texts in zip(layouts, prompts, strict=True)
-        }
         return layouts
 
     def _plain_phase(self, encodings: torch.Tensor) -> tuple[list[Phase], Encoding]:
@@ -236,17 +233,22 @@ class PromptReader:
         return [Phase(start=0.0, state=state)], encoding
 
     def _in_regions(
-        self, phases: Sequence[Phase], call: Call, layout: Layout, tokens: tuple[str, ...], lock: str, gates: str
-    ) -> list[Phase]:  # fmt: skip
+        self,
+        phases: Sequence[Phase],
+        call: Call,
+        readings: Sequence[str],
+        maps: Callable[[Size], Array],
+        tokens: tuple[str, ...],
+        lock: str,
+        gates: str,
+    ) -> list[Phase]:
         """The phases of a prompt with the readings of its things."""
         banks = [bank for _, bank in self._bank.phases(tokens)]
         return [
             replace(
                 phase,
-                readings=tuple(
-                    self._state(call.alone(text), text, bank, lock, gates) for text in layout.readings
-                ),
-                maps=self._maps[layout.text],
+                readings=tuple(self._state(call.alone(text), text, bank, lock, gates) for text in readings),
+                maps=maps,
             )
             for phase, bank in zip(phases, banks, strict=True)
         ]
