@@ -3,7 +3,6 @@
 Shared by the runtime and by `perfusion.diffusers`. Nothing here changes what is drawn.
 """
 
-import difflib
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -81,6 +80,8 @@ def foreign_syntax(prompt: str) -> tuple[str, ...]:
 
 def nearest(word: str, tokens: Collection[str]) -> str | None:
     """The token that a word is a near spelling of."""
+    import difflib  # only where something is misspelt
+
     plain = {_plain(token): token for token in tokens}
     close = difflib.get_close_matches(_plain(word), list(plain), n=1, cutoff=0.75)
     return plain[close[0]] if close else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -120,6 +119,8 @@ class Job:
         self._future.set_exception(error)
 
     async def _waited(self) -> Image:
+        import asyncio  # its import takes longer than the runtime's own, and most callers have no loop
+
         try:
             return await asyncio.shield(asyncio.wrap_future(self._future))
         except asyncio.CancelledError:
