@@ -1,4 +1,4 @@
-"""What the figures say: the front, the baselines that should lie below it, and the sentences about them."""
+"""What the figures say: the front, and the baselines that should lie below it."""
 
 from __future__ import annotations
 
