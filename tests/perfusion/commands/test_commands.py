@@ -207,10 +207,12 @@ def test_a_name_that_stdout_cannot_show_is_escaped(encoding, expected):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM for another process")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP] if os.name != "nt" else [])
-def test_a_command_that_is_told_to_end_leaves_nothing_half_written(tmp_path, number):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGBREAK"])
+def test_a_command_that_is_told_to_end_leaves_nothing_half_written(tmp_path, name):
+    number = signal.SIGUSR1 if name == "SIGBREAK" else getattr(signal, name)
     code = (
         "import signal, sys, time; from perfusion.commands import run; from perfusion.files import writing_folder\n"
+        f"signal.{name} = signal.Signals({int(number)})  # Ctrl-Break has a signal of its own on Windows alone\n"
         f"signal.signal({int(number)}, signal.SIG_DFL)  # nohup has it ignored, also by children\n"
         "def body():\n"
         "    with writing_folder(sys.argv[1]) as folder:\n"

@@ -211,6 +211,23 @@ def test_signals_that_python_does_not_handle_are_left_alone(monkeypatch):
         signal.signal(signal.SIGINT, previous)
 
 
+@pytest.mark.skipif(
+    not hasattr(signal, "SIGUSR1"), reason="stands for Windows' SIGBREAK, and is not on Windows"
+)
+def test_ctrl_break_is_held_as_ctrl_c_is(monkeypatch):
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    reached = []
+    previous = signal.signal(signal.SIGUSR1, lambda *_: reached.append("handled"))
+    try:
+        with held_interrupts() as interrupted:
+            signal.raise_signal(signal.SIGUSR1)
+            assert interrupted()
+            assert reached == []
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert reached == ["handled"]
+
+
 def test_an_interrupt_is_raised_behind_the_block_and_none_is_held_in_another_thread():
     reached = []
     with pytest.raises(KeyboardInterrupt), held_interrupts() as interrupted:
