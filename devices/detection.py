@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from perfusion.devices import system
+from perfusion.devices.host_facts import main_memory, processor_name
 from perfusion.devices.jetpack import JetPack, find_jetpack, find_module
 from perfusion.devices.nvml import Card, Cards, read_cards
 from perfusion.devices.profiles import PROFILES, DeviceProfile, processor_profile
@@ -28,7 +29,7 @@ class Detected:
     jetpack: JetPack | None = None
     l4t: tuple[int, ...] | None = None
     cards: Cards = field(default_factory=Cards)
-    memory: Mapping[str, int]  # /proc/meminfo in bytes, within the limits of a container
+    memory: Mapping[str, int]  # bytes, named as in /proc/meminfo, within the limits of a container
 
     @property
     def is_jetson(self) -> bool:
@@ -51,7 +52,7 @@ def detect(root: Path = Path("/"), *, cards: Callable[[], Cards] | None = None) 
         cards: asks the driver; by default the real one for the real root, and none for another.
     """
     ask = cards or (read_cards if root == Path("/") else Cards)
-    memory = system.usable_meminfo(root)
+    memory = main_memory(root)
     model, compatible = system.device_tree(root, "model"), system.device_tree(root, "compatible")
     l4t = system.l4t_version(root)
     tree = f"{compatible} {system.device_tree(root, 'nvidia,dtsfilename')}"
@@ -121,7 +122,7 @@ def _desktop(cards: Cards, memory: Mapping[str, int]) -> Detected:
 
 
 def _processor(root: Path, cards: Cards, memory: Mapping[str, int]) -> Detected:
-    count, name = system.cores(root), system.cpu_name(root)
+    count, name = system.cores(root), processor_name(root)
     total = memory.get("MemTotal")
     facts = {
         "machine": name or "a processor that does not tell its name",
@@ -132,7 +133,7 @@ def _processor(root: Path, cards: Cards, memory: Mapping[str, int]) -> Detected:
         "driver": cards.problem or "none",
         "container": system.in_container(root),
     }
-    profile = processor_profile(cores=count, memory=total or PROFILES["cpu"].memory, title=name)
+    profile = processor_profile(cores=count, memory=total, title=name)
     return Detected(
         profile=profile, facts=MappingProxyType(facts), cards=cards, memory=MappingProxyType(dict(memory))
     )

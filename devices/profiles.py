@@ -186,18 +186,21 @@ def _plain(name: str) -> str:
     return "-".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
-def processor_profile(*, cores: int, memory: int, title: str = "") -> DeviceProfile:
-    """The profile "cpu" for a machine with that many cores and bytes of memory.
+def processor_profile(*, cores: int, memory: int | None, title: str = "") -> DeviceProfile:
+    """The profile "cpu" for a machine with that many cores and bytes of memory; None: the system does not tell it.
 
     Throughput and bandwidth are those of one core of the machine in benchmarks/records/plan-*.json, scaled by the
     cores (the bandwidth no further than four: a memory is soon full).
     """
     generic = PROFILES["cpu"]
+    note = "throughput and bandwidth are those of one core of an AMD EPYC, times the cores"
+    if memory is None:
+        note += f"; the system does not tell its memory, and {generic.memory // GIB} GiB are assumed"
     return replace(
         generic,
         title=title or generic.title,
-        note="throughput and bandwidth are those of one core of an AMD EPYC, times the cores",
-        memory=memory,
+        note=note,
+        memory=generic.memory if memory is None else memory,
         fp16_flops=_CORE_FLOPS * max(1, cores),
         bandwidth=_CORE_BANDWIDTH * min(max(1, cores), 4),
     )

@@ -128,9 +128,9 @@ def _model_files(folder: Path) -> Iterator[Path]:
 
 def free_memory(root: Path = Path("/")) -> int | None:
     """Bytes of main memory that can be had without swapping, within the limits of a container; None if unknown."""
-    from perfusion.devices.system import usable_meminfo
+    from perfusion.devices.host_facts import main_memory
 
-    return usable_meminfo(root).get("MemAvailable")
+    return main_memory(root).get("MemAvailable")
 
 
 def free_device_memory() -> int | None:

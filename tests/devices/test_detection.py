@@ -178,6 +178,7 @@ def test_a_memory_that_no_machine_has_is_as_good_as_not_told(make_root, total):
     found = detect(make_root(memory=None, files={"proc/meminfo": text}))
     assert found.free is None
     assert profile_of(found).memory == PROFILES["cpu"].memory
+    assert "does not tell its memory, and 8 GiB are assumed" in profile_of(found).note
 
 
 def test_names_go_to_a_terminal_without_what_a_terminal_obeys(make_root):
