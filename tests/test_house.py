@@ -107,6 +107,7 @@ def expected_files():
     files |= {name.replace(".", "/") + ".py" for name, path in MODULES.items() if path.stem != "__init__"}
     pocket = ROOT / "perfusion" / "pocket"
     data = [path for part in ("model", "scorer") for path in (pocket / part).rglob("*")]
+    data += (ROOT / "perfusion" / "serving" / "studio").rglob("*")
     return files | {str(path.relative_to(ROOT)) for path in data if path.is_file()} | {"perfusion/py.typed"}
 
 
