@@ -17,7 +17,7 @@ from typing import IO, Any
 from perfusion.errors import PerfusionError
 from perfusion.locking import HeldError, NoLocksError, lock
 
-__all__ = ["cache_folder", "check_writable", "sha256_of", "writing", "writing_folder"]
+__all__ = ["cache_folder", "check_writable", "data_folder", "sha256_of", "writing", "writing_folder"]
 
 _MANIFEST = "bundle.json"  # what marks a folder as ours to replace
 
@@ -44,6 +44,15 @@ def cache_folder() -> Path:
         return Path(os.environ.get(system) or Path.home() / ".cache") / "perfusion-edge"
     except RuntimeError:  # a user without a home, as containers have
         return Path(tempfile.gettempdir()) / "perfusion-edge"
+
+
+def data_folder() -> Path:
+    """Where what cannot be made again is kept: $PERFUSION_DATA, or `perfusion-edge` in the user's data folder."""
+    own = os.environ.get("PERFUSION_DATA")
+    if own:
+        return Path(own)
+    system = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_DATA_HOME"
+    return Path(os.environ.get(system) or Path.home() / ".local" / "share") / "perfusion-edge"
 
 
 def check_writable(path: Path | str) -> None:

@@ -3,14 +3,10 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from perfusion.commands import parser, run, say
 from perfusion.commands.drawing_arguments import at_least_one, memory_argument
 from perfusion.errors import DeviceError, RequestError
-
-if TYPE_CHECKING:
-    from perfusion.runtime import Runtime
 
 __all__ = ["main"]
 
@@ -31,8 +27,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--bundle", type=Path, metavar="DIR", help="an exported bundle (default: the embedded model)")
     add(
         "--library", type=Path, metavar="DIR",
-        help="a folder of concept files; cat.safetensors is the word <cat> (default: the bundle's samples)",
+        help="a folder of concept files, where uploads go too; cat.safetensors is the word <cat> "
+        "(default: concepts in --data, and the bundle's samples)",
     )  # fmt: skip
+    add(
+        "--data", type=Path, metavar="DIR",
+        help="where the pictures of the page and their history are kept (default: the user's data folder)",
+    )  # fmt: skip
+    add("--history-gb", type=float, default=2.0, metavar="GB", help="of pictures kept (default: %(default)s)")
+    add(
+        "--history-days",
+        type=float,
+        default=30.0,
+        metavar="N",
+        help="that they are kept (default: %(default)s)",
+    )
+    add("--no-settings", action="store_true", help="write no prompt and no settings into the pictures' files")
     add(
         "--host",
         default="127.0.0.1",
@@ -41,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8188, help="(default: %(default)s)")
     add(
         "--key-file", type=Path, metavar="FILE",
-        help=f"a file with the key that clients must send; without it the variable {_KEY}",
+        help=f"a file with the key that clients must send, or a line for each client; without it the variable {_KEY}",
     )  # fmt: skip
     add(
         "--allowed-host",
@@ -49,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="a name this server may be called by",
+    )
+    add(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="another site whose pages may ask, such as http://localhost:3000 (default: none)",
     )
     add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
     add("--threads", type=at_least_one, metavar="N", help="CPU threads (default: all there are)")
@@ -58,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--batch-size", type=int, default=8, metavar="N", help="pictures in one call (default: %(default)s)")
     add("--queue", type=int, default=256, metavar="N", help="pictures that may wait (default: %(default)s)")
+    add(
+        "--client-queue", type=int, default=64, metavar="N",
+        help="pictures of one client that may wait or be drawn (default: %(default)s)",
+    )  # fmt: skip
     return command
 
 
@@ -66,43 +87,45 @@ def _serve(args: argparse.Namespace) -> int:
         import uvicorn
 
         from perfusion.serving.access import Access
-        from perfusion.serving.application import make_application
+        from perfusion.serving.application import ServerParts, make_application
+        from perfusion.serving.history import Bounds, History
+        from perfusion.serving.library import Library
     except ModuleNotFoundError as error:
         raise DeviceError(f'Needs the package {error.name}. pip install "perfusion-edge[serve]".') from error
+    from perfusion.files import data_folder
     from perfusion.runtime import Runtime
 
-    access = Access.of(args.host, _key(args.key_file), args.allowed_host)
+    access = Access.of(args.host, _keys(args.key_file), args.allowed_host, args.cors_origin)
+    data = args.data or data_folder()
     with Runtime(
         args.bundle, provider=args.provider, threads=args.threads, memory=args.memory, batch_size=args.batch_size,
         queue_size=args.queue,
     ) as runtime:  # fmt: skip
-        _load(runtime, args.library)
+        library = Library(runtime, args.library or data / "concepts", samples=args.library is None)
+        history = History(data, Bounds(size=int(args.history_gb * 1e9), days=args.history_days))
+        parts = ServerParts(
+            runtime=runtime, library=library, history=history, access=access, settings=not args.no_settings,
+            client_queue=args.client_queue,
+        )  # fmt: skip
         if not args.quiet:
             say(
                 f"{_NAME}: http://{args.host}:{args.port} with {', '.join(runtime.concepts) or 'no concepts'}"
             )
         uvicorn.run(
-            make_application(runtime, access), host=args.host, port=args.port, server_header=False,
+            make_application(parts), host=args.host, port=args.port, server_header=False, proxy_headers=False,
             log_level="warning" if args.quiet else "info", timeout_graceful_shutdown=30,
         )  # fmt: skip
+        history.close()
     return 0
 
 
-def _key(path: Path | None) -> str | None:
-    key = os.environ.get(_KEY, "") if path is None else path.read_text(encoding="utf-8")
-    if path is not None and not key.strip():
+def _keys(path: Path | None) -> list[str]:
+    """The keys that clients must send: a line each."""
+    text = os.environ.get(_KEY, "") if path is None else path.read_text(encoding="utf-8")
+    keys = [line.strip() for line in text.splitlines() if line.strip()]
+    if path is not None and not keys:
         raise RequestError(f"The key file {path} is empty. Write a long random word into it.")
-    return key.strip() or None
-
-
-def _load(runtime: "Runtime", library: Path | None) -> None:
-    """Load concepts under their files' names."""
-    if library is None:
-        files = runtime.bundle.samples
-    else:
-        files = {path.stem: path for path in sorted(library.glob("*.safetensors"))}
-    for name, path in files.items():
-        runtime.load_concept(path, token=f"<{name}>")
+    return keys
 
 
 if __name__ == "__main__":

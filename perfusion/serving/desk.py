@@ -1,127 +1,192 @@
-"""Between requests over HTTP and the drawing queue: bodies in, jobs of each client, pictures out."""
+"""The desk: takes orders for pictures, knows whose they are, and sees them into the drawing queue."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
-import json
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
 from perfusion.errors import RequestError
 from perfusion.runtime import Job, Runtime
+from perfusion.runtime.picture_settings import settings_of
+from perfusion.serving.answers import StatusError
+from perfusion.serving.gate import client_of
+from perfusion.serving.history import History
+from perfusion.serving.library import Library
+from perfusion.serving.order import Order, PictureSpec
+from perfusion.serving.picture_encoding import as_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MOST_BYTES", "Desk", "TooLargeError", "encoded", "json_body"]
+__all__ = ["Desk", "MOST_PICTURES"]
 
-MOST_BYTES = 32 << 20  # of a body
 MOST_PICTURES = 10  # of a request
 _SEEDS = 2**32
 _POLL_SECONDS = 0.25  # between two looks at whether the client is still there
-
-
-class TooLargeError(RequestError):
-    """A body of more bytes than are read."""
+_RETRY_SECONDS = 5
+_MOST_ORDERS = 1000  # that are over and remembered
 
 
 class Desk:
-    """Takes orders for pictures and knows whose they are."""
+    """Takes orders of all dialects."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self._jobs: dict[str, list[Job]] = {}
+    def __init__(
+        self,
+        runtime: Runtime,
+        library: Library,
+        history: History,
+        *,
+        settings: bool = True,
+        client_queue: int = 64,
+    ) -> None:
+        """`settings`: whether pictures' files say how they were drawn. `client_queue`: pictures of one client that may
+        wait or be drawn."""
+        self.runtime, self.library, self.history = runtime, library, history
+        self._has_settings, self._client_queue = settings, client_queue
+        self._orders: dict[str, Order] = {}
+        self._files = ThreadPoolExecutor(1, thread_name_prefix="perfusion-history")
 
-    def jobs(self, client: str) -> list[Job]:
-        """The jobs of a client that are not done."""
-        return [job for job in self._jobs.get(client, ()) if not job.done]
+    def orders(self, client: str) -> list[Order]:
+        """A client's own orders, the newest first."""
+        return [order for order in reversed(self._orders.values()) if order.client == client]
 
-    def cancel(self, client: str) -> None:
-        """Stop a client's own jobs."""
-        for job in self.jobs(client):
-            job.cancel()
-
-    async def draw(
-        self, request: Request, prompt: str, seed: int | None, count: int, options: dict[str, Any]
-    ) -> tuple[list[Image], list[int]]:
-        """Pictures of one prompt, and their seeds, which rise from `seed` on (None or below 0: one by chance).
-
-        They are cancelled where the client goes away, or where one of them fails.
+    def order(self, client: str, number: str) -> Order:
+        """One of a client's own orders.
 
         Raises:
-            PerfusionError: what `Runtime.submit` and `Job.result` raise.
+            StatusError: there is none.
         """
-        if not 1 <= count <= MOST_PICTURES:
-            raise RequestError(f"There are {count} pictures to draw, expected 1 to {MOST_PICTURES}.")
-        first = secrets.randbelow(_SEEDS - MOST_PICTURES) if seed is None or seed < 0 else seed
-        seeds = [first + number for number in range(count)]
-        client = client_of(request)
-        jobs: list[Job] = []
+        order = self._orders.get(number)
+        if order is None or order.client != client:
+            raise StatusError(404, "There is no such job of yours; it may have expired.")
+        return order
+
+    def under_way(self, client: str) -> list[Order]:
+        """A client's own orders that are not over, the oldest first."""
+        return [order for order in self._orders.values() if order.client == client and not order.is_over]
+
+    def close(self) -> None:
+        """Write what is drawn; nothing is taken afterwards."""
+        self._files.shutdown()
+
+    async def take(
+        self, client: str, spec: PictureSpec, *, dialect: str = "own", is_stored: bool = False
+    ) -> Order:
+        """Put the pictures of an order into the queue, all or none.
+
+        Raises:
+            RequestError: what cannot be drawn.
+            BusyError: the queue is full.
+            StatusError: the client has too many under way.
+        """
+        if not 1 <= spec.count <= MOST_PICTURES:
+            raise RequestError(f"There are {spec.count} pictures to draw, expected 1 to {MOST_PICTURES}.")
+        if sum(order.spec.count for order in self.under_way(client)) + spec.count > self._client_queue:
+            raise StatusError(
+                429, f"{self._client_queue} of your pictures wait or are drawn, and no more may. Wait for some.",
+                retry_after=_RETRY_SECONDS,
+            )  # fmt: skip
+        order = Order(client, spec, dialect=dialect, is_stored=is_stored)
+        self._orders[order.id] = order
         try:
-            for each in seeds:
-                jobs.append(self.runtime.submit(prompt, seed=each, client=client, **options))
-                self._jobs.setdefault(client, []).append(jobs[-1])
-            watch = asyncio.ensure_future(_cancel_when_gone(request, jobs))
-            try:
-                return [await job for job in jobs], seeds
-            finally:
-                watch.cancel()
+            await asyncio.to_thread(self._submit, order)
+        except BaseException:
+            order.cancel()
+            del self._orders[order.id]
+            raise
+        for number, job in enumerate(order.jobs):
+            job.when_done(partial(self._when_done, order, number))
+        self._forget_old()
+        return order
+
+    async def draw(self, request: Request, spec: PictureSpec, *, dialect: str) -> tuple[list[Image], Order]:
+        """The pictures of an order for which the client waits; they are cancelled where it goes away.
+
+        Raises:
+            PerfusionError: what `take` and `Order.results` raise.
+        """
+        order = await self.take(client_of(request), spec, dialect=dialect)
+        watch = asyncio.ensure_future(cancel_when_gone(request, order))
+        try:
+            return await order.results(), order
         finally:
-            for job in jobs:
-                job.cancel()
-            self._forget(client, jobs)
+            watch.cancel()
+            self.drop(order)
 
-    def _forget(self, client: str, jobs: list[Job]) -> None:
-        rest = [job for job in self._jobs.get(client, ()) if job not in jobs]
-        if rest:
-            self._jobs[client] = rest
-        else:
-            self._jobs.pop(client, None)
+    def drop(self, order: Order) -> None:
+        """Stop an order, and forget it."""
+        order.cancel()
+        self._orders.pop(order.id, None)
+
+    def settings(self, order: Order, number: int) -> dict[str, Any] | None:
+        """What the file of a picture says of its drawing."""
+        return order.settings[number] if self._has_settings else None
+
+    def _submit(self, order: Order) -> None:
+        spec, library = order.spec, self.library
+        seed = spec.seed
+        first = secrets.randbelow(_SEEDS - MOST_PICTURES) if seed is None or seed < 0 else seed
+        with library.lock:  # the concepts that the settings name are those that are drawn
+            prompt = library.words(spec.prompt)
+            options = dict(spec.options)
+            if changes := options.get("concept_settings"):
+                options["concept_settings"] = _renamed(changes, library.word)
+            for each in range(first, first + spec.count):
+                order.jobs.append(
+                    self.runtime.submit(
+                        prompt,
+                        seed=each,
+                        exact=spec.exact,
+                        client=order.client,
+                        callback=order.touch,
+                        **options,
+                    )
+                )
+                order.settings.append(settings_of(self.runtime, prompt, each, exact=spec.exact, **options))
+        if order.is_stored:
+            self.history.begin(order.id, order.client, order.created, order.settings[0])
+
+    def _when_done(self, order: Order, number: int, job: Job) -> None:
+        """In the thread that draws: hand the picture on."""
+        if not order.is_stored:
+            order.settle()
+            return
+        self._files.submit(self._store, order, number, job)
+
+    def _store(self, order: Order, number: int, job: Job) -> None:
+        """Put a picture into the history; in a thread of its own."""
+        if job.state == "done":
+            settings = order.settings[number]
+            data = as_file(job.result(), "png", settings if self._has_settings else None)
+            order.pictures[number] = self.history.add(order.id, order.client, number, data, settings)
+        order.settle()
+        order.touch()
+        if order.is_over:
+            self.history.end(order.id, order.state, order.error)
+
+    def _forget_old(self) -> None:
+        over = [order.id for order in self._orders.values() if order.is_over]
+        for number in over[: max(0, len(over) - _MOST_ORDERS)]:
+            del self._orders[number]
 
 
-def client_of(request: Request) -> str:
-    """Whose request it is: the address it comes from."""
-    return request.client.host if request.client else ""
-
-
-async def json_body(request: Request) -> dict[str, Any]:
-    """A request's JSON object.
-
-    Raises:
-        TooLargeError: more bytes than `MOST_BYTES`; no more of them are read.
-        RequestError: no JSON object.
-    """
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise TooLargeError(f"The body is larger than {MOST_BYTES >> 20} MiB. Send less.")
-    try:
-        fields = json.loads(bytes(body))
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise RequestError('The body is no JSON object. Send one, such as {"prompt": "a cat"}.')
-    return fields
-
-
-def encoded(picture: Image, kind: str = "png", quality: int | None = None) -> str:
-    """A picture's file as base64; `kind` is "png", "jpeg" or "webp", `quality` 0 to 100 for the last two."""
-    stream = io.BytesIO()
-    options: dict[str, Any] = {} if kind == "png" or quality is None else {"quality": quality}
-    picture.save(stream, kind, **options)
-    return base64.b64encode(stream.getvalue()).decode()
-
-
-async def _cancel_when_gone(request: Request, jobs: list[Job]) -> None:
-    """Cancel jobs as soon as nobody waits for them."""
+async def cancel_when_gone(request: Request, order: Order) -> None:
+    """Cancel an order as soon as nobody waits for it."""
     gone: Callable[[], Any] = request.is_disconnected
     while not await gone():
         await asyncio.sleep(_POLL_SECONDS)
-    for job in jobs:
-        job.cancel()
+    order.cancel()
+
+
+def _renamed(changes: Any, word: Callable[[str], str]) -> Any:
+    return (
+        {word(str(token)): change for token, change in changes.items()}
+        if isinstance(changes, dict)
+        else changes
+    )

@@ -11,10 +11,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from perfusion.errors import RequestError
+from perfusion.serving.answers import StatusError
+from perfusion.serving.bodies import json_body
 from perfusion.serving.body_fields import number_of, text_of, whole_of
-from perfusion.serving.desk import Desk, encoded, json_body
+from perfusion.serving.desk import Desk
+from perfusion.serving.order import PictureSpec
+from perfusion.serving.picture_encoding import as_base64
 
-__all__ = ["error_object", "openai_routes"]
+__all__ = ["openai_routes"]
 
 _FORMATS = ("png", "jpeg", "webp")
 _QUALITY_STEPS = {
@@ -40,7 +44,7 @@ def openai_routes(desk: Desk) -> list[Route]:
 
     async def one_model(request: Request) -> Response:
         if request.path_params["name"] != name:
-            return JSONResponse(error_object(404, f"There is no such model; this server has {name}."), 404)
+            raise StatusError(404, f"There is no such model; this server has {name}.", field="model")
         return JSONResponse(model)
 
     async def generations(request: Request) -> Response:
@@ -52,13 +56,6 @@ def openai_routes(desk: Desk) -> list[Route]:
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", one_model),
     ]
-
-
-def error_object(status: int, message: str) -> dict[str, Any]:
-    """An error as this dialect's clients read it."""
-    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
-    kind = "server_error" if status >= 500 else kind
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
 async def _generated(desk: Desk, request: Request, fields: dict[str, Any]) -> dict[str, Any]:
@@ -77,13 +74,18 @@ async def _generated(desk: Desk, request: Request, fields: dict[str, Any]) -> di
     compression = whole_of(fields, "output_compression")
     if compression is not None and not 0 <= compression <= 100:
         raise RequestError(f"The output_compression is {compression}, expected 0 to 100.")
-    pictures, _ = await desk.draw(
-        request, prompt, whole_of(fields, "seed"), whole_of(fields, "n", 1) or 0, _options(desk, fields)
-    )
+    spec = PictureSpec(
+        prompt=prompt, seed=whole_of(fields, "seed"), count=whole_of(fields, "n", 1) or 0,
+        options=_options(desk, fields),
+    )  # fmt: skip
+    pictures, order = await desk.draw(request, spec, dialect="openai")
     width, height = pictures[0].size
     return {
         "created": int(time.time()),
-        "data": [{"b64_json": encoded(picture, kind, compression)} for picture in pictures],
+        "data": [
+            {"b64_json": await as_base64(picture, kind, desk.settings(order, number), compression)}
+            for number, picture in enumerate(pictures)
+        ],
         "background": "opaque",
         "output_format": kind,
         "quality": text_of(fields, "quality", "auto"),

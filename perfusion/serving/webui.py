@@ -13,8 +13,12 @@ from starlette.routing import Route
 from perfusion.errors import RequestError
 from perfusion.runtime import SCHEDULERS
 from perfusion.runtime.picture_settings import SAMPLERS
+from perfusion.serving.bodies import json_body
 from perfusion.serving.body_fields import number_of, text_of, whole_of
-from perfusion.serving.desk import Desk, client_of, encoded, json_body
+from perfusion.serving.desk import Desk
+from perfusion.serving.gate import client_of
+from perfusion.serving.order import PictureSpec
+from perfusion.serving.picture_encoding import as_base64
 
 __all__ = ["webui_routes"]
 
@@ -68,7 +72,9 @@ def webui_routes(desk: Desk) -> list[Route]:
         return JSONResponse(None)
 
     async def interrupt(request: Request) -> Response:
-        desk.cancel(client_of(request))
+        for order in desk.under_way(client_of(request)):
+            if order.dialect == "webui":
+                order.cancel()
         return JSONResponse(None)
 
     async def progress(request: Request) -> Response:
@@ -98,7 +104,9 @@ async def _drawn(desk: Desk, request: Request, fields: dict[str, Any]) -> dict[s
         "scheduler": _scheduler(fields),
     }
     count = (whole_of(fields, "batch_size", 1) or 0) * (whole_of(fields, "n_iter", 1) or 0)
-    pictures, seeds = await desk.draw(request, prompt, whole_of(fields, "seed", -1), count, options)
+    spec = PictureSpec(prompt=prompt, seed=whole_of(fields, "seed", -1), count=count, options=options)
+    pictures, order = await desk.draw(request, spec, dialect="webui")
+    seeds = [settings["seed"] for settings in order.settings]
     info = {
         "prompt": prompt, "all_prompts": [prompt] * count, "negative_prompt": negative_prompt, "seed": seeds[0],
         "all_seeds": seeds, "width": options["width"], "height": options["height"],
@@ -106,7 +114,12 @@ async def _drawn(desk: Desk, request: Request, fields: dict[str, Any]) -> dict[s
         "steps": options["num_inference_steps"], "batch_size": count, "infotexts": [],
         "sd_model_hash": desk.runtime.bundle.base_fingerprint[:10], "sd_model_name": desk.runtime.bundle.base,
     }  # fmt: skip
-    images = [encoded(picture) for picture in pictures] if fields.get("send_images", True) else []
+    images = []
+    if fields.get("send_images", True):
+        images = [
+            await as_base64(picture, settings=desk.settings(order, number))
+            for number, picture in enumerate(pictures)
+        ]
     return {"images": images, "parameters": fields, "info": json.dumps(info)}
 
 
@@ -123,16 +136,15 @@ def _scheduler(fields: dict[str, Any]) -> str | None:
 
 
 def _progress(desk: Desk, request: Request) -> dict[str, Any]:
-    """How far the caller's own first job is."""
-    jobs = desk.jobs(client_of(request))
-    step = jobs[0].step if jobs else None
+    """How far the caller's own first order is."""
+    orders = [order for order in desk.under_way(client_of(request)) if order.dialect == "webui"]
+    step, total = orders[0].steps if orders else (0, 0)
     return {
-        "progress": jobs[0].progress if jobs else 0.0,
-        "eta_relative": 0.0,
+        "progress": step / (total + 1) if orders else 0.0,
+        "eta_relative": (orders[0].seconds_left or 0.0) if orders else 0.0,
         "state": {
-            "skipped": False, "interrupted": False, "job": "txt2img" if jobs else "", "job_count": len(jobs),
-            "sampling_step": 0 if step is None else step.index + 1,
-            "sampling_steps": 0 if step is None else step.total,
+            "skipped": False, "interrupted": False, "job": "txt2img" if orders else "", "job_count": len(orders),
+            "sampling_step": step, "sampling_steps": total,
         },
         "current_image": None,
         "textinfo": None,

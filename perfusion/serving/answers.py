@@ -1,0 +1,70 @@
+"""Answers to what cannot be served: every error is an object of the dialect it was asked in, never a traceback."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from perfusion.errors import BusyError, CancelledError, PerfusionError, RequestError
+
+__all__ = ["StatusError", "error_answer", "failure"]
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS = 5
+
+
+class StatusError(RequestError):
+    """A request that is refused with a status of its own."""
+
+    def __init__(
+        self, status: int, message: str, *, field: str | None = None, retry_after: int | None = None
+    ) -> None:
+        """`field`: what in the request is at fault. `retry_after`: seconds after which it may be served."""
+        super().__init__(message)
+        self.status, self.field, self.retry_after = status, field, retry_after
+
+
+def failure(path: str, error: Exception) -> Response:
+    """The answer to a request for `path` that ended with an error."""
+    if isinstance(error, StatusError):
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        return error_answer(path, error.status, str(error), error.field, headers)
+    if isinstance(error, HTTPException):
+        return error_answer(path, error.status_code, f"{str(error.detail).rstrip('.')}.")
+    if isinstance(error, BusyError):
+        return error_answer(path, 429, str(error), headers={"Retry-After": str(_RETRY_SECONDS)})
+    if isinstance(error, CancelledError):
+        return error_answer(path, 499, str(error))
+    if isinstance(error, PerfusionError) and not _is_ours(error):
+        return error_answer(path, 400, str(error))
+    _log.error("a request for %s failed", path, exc_info=error)
+    message = (
+        str(error) if isinstance(error, PerfusionError) else "This server has failed; its log says more."
+    )
+    return error_answer(path, 500, message, headers={"x-should-retry": "false"})
+
+
+def error_answer(
+    path: str, status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """An error as the clients of a path's dialect read it."""
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
+    kind = "server_error" if status >= 500 else kind
+    body: dict[str, Any]
+    if path.startswith("/sdapi/"):
+        body = {"error": kind, "detail": message, "body": "", "errors": message}
+    elif path.startswith("/v1/"):
+        body = {"error": {"message": message, "type": kind, "param": field, "code": None}}
+    else:
+        body = {"error": {"message": message, "type": kind, "field": field}}
+    return JSONResponse(body, status, headers=headers)
+
+
+def _is_ours(error: PerfusionError) -> bool:
+    """Whether an error is the server's own fault: anything but a request or a concept that cannot be used."""
+    from perfusion.errors import ConceptError
+
+    return not isinstance(error, RequestError | ConceptError)

@@ -1,0 +1,85 @@
+"""`/api/inspect`: what a picture or a concept file says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from dataclasses import asdict
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from perfusion.concept.card import is_card
+from perfusion.concept.concept_file import Concept
+from perfusion.errors import ConceptError, PictureError
+from perfusion.runtime.picture_settings import concept_hash, parameters_text, read_settings
+from perfusion.serving.answers import StatusError
+from perfusion.serving.bodies import file_of, form_body
+from perfusion.serving.library import Library
+
+__all__ = ["inspected", "inspection_routes"]
+
+_MOST_TEXT = 1 << 16  # characters of another program's text
+
+
+def inspection_routes(library: Library) -> list[Route]:
+    """The route that looks into files."""
+
+    async def inspect(request: Request) -> Response:
+        async with form_body(request) as form:
+            data = await file_of(form, "file")
+        return JSONResponse(await asyncio.to_thread(inspected, data, library))
+
+    return [Route("/api/inspect", inspect, methods=["POST"])]
+
+
+def inspected(data: bytes, library: Library) -> dict[str, Any]:
+    """The kind of a file ("picture", "concept", "card"), and what it carries.
+
+    A picture's `missing` are the concepts that it was drawn with and that are not in the library; of another program's
+    picture the `parameters` are told.
+
+    Raises:
+        StatusError: neither a picture nor a concept.
+    """
+    try:
+        concept = Concept.from_bytes(data)
+    except ConceptError:
+        return _picture_facts(data, library)
+    facts = {
+        "token": concept.token, "superclass": concept.superclass, "base": concept.base, "rows": concept.rows,
+        "sha256": concept_hash(concept), "settings": {**asdict(concept.settings), "lock": concept.lock},
+        "training": dict(concept.training), "created_with": concept.created_with,
+    }  # fmt: skip
+    return {"kind": "card" if is_card(data) else "concept", "concept": facts}
+
+
+def _picture_facts(data: bytes, library: Library) -> dict[str, Any]:
+    try:
+        settings = read_settings(io.BytesIO(data))
+    except PictureError as error:
+        raise StatusError(400, str(error), field="file") from error
+    if settings is None:
+        return {"kind": "picture", "settings": None, "parameters": _foreign_text(data)}
+    by_hash = {known.sha256: known.word for known in library.concepts if known.why_not is None}
+    words = {
+        token: by_hash.get(str(concept.get("sha256"))) for token, concept in settings["concepts"].items()
+    }
+    return {
+        "kind": "picture", "settings": settings, "parameters": parameters_text(settings), "words": words,
+        "missing": [token for token, word in words.items() if word is None],
+    }  # fmt: skip
+
+
+def _foreign_text(data: bytes) -> str | None:
+    """The `parameters` of another program's picture; Pillow bounds the text before it inflates it."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+            text = picture.info.get("parameters")
+    except Exception:  # whatever a decoder raises for damaged bytes
+        return None
+    return str(text)[:_MOST_TEXT] if text else None

@@ -1,0 +1,154 @@
+"""`/api/jobs`: pictures ordered, watched and cancelled by whoever ordered them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from perfusion.runtime import Job, Region, Step
+from perfusion.serving.answers import StatusError
+from perfusion.serving.bodies import data_of, json_body, picture_of
+from perfusion.serving.body_fields import flag_of, number_of, text_of, whole_of
+from perfusion.serving.desk import Desk
+from perfusion.serving.event_stream import event, event_stream
+from perfusion.serving.gate import client_of
+from perfusion.serving.order import Order, PictureSpec
+from perfusion.serving.picture_encoding import data_url
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["job_routes", "preview_of", "spec_of"]
+
+_EVENT_SECONDS = 0.2  # between two events of one stream
+_TEXTS = ("scheduler", "lock", "gates")
+_WHOLES = ("width", "height", "num_inference_steps")
+_NUMBERS = ("guidance_scale", "guidance_rescale", "image_strength", "whole")
+
+
+def job_routes(desk: Desk) -> list[Route]:
+    """The routes of jobs."""
+
+    async def submit(request: Request) -> Response:
+        spec = await asyncio.to_thread(spec_of, await json_body(request))
+        order = await desk.take(client_of(request), spec, is_stored=True)
+        return JSONResponse(order.facts(), 202, headers={"Location": f"/api/jobs/{order.id}"})
+
+    async def jobs(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(_listed, desk, client_of(request)))
+
+    async def state(request: Request) -> Response:
+        return JSONResponse(_order_of(desk, request).facts())
+
+    async def events(request: Request) -> Response:
+        order = _order_of(desk, request)
+        return event_stream(_events(order, text_of(request.query_params, "previews", "yes") != "no"))
+
+    async def cancel(request: Request) -> Response:
+        order = _order_of(desk, request)
+        if order.is_over:
+            raise StatusError(409, f"This job is {order.state} already.")
+        order.cancel()
+        return JSONResponse(order.facts())
+
+    return [
+        Route("/api/jobs", submit, methods=["POST"]),
+        Route("/api/jobs", jobs, methods=["GET"]),
+        Route("/api/jobs/{id}", state, methods=["GET"]),
+        Route("/api/jobs/{id}", cancel, methods=["DELETE"]),
+        Route("/api/jobs/{id}/events", events),
+    ]
+
+
+def spec_of(fields: Mapping[str, Any]) -> PictureSpec:
+    """What a job's fields ask for.
+
+    Raises:
+        StatusError: a field that is none of its kind.
+    """
+    prompt = text_of(fields, "prompt")
+    if not prompt.strip():
+        raise StatusError(400, "There is no prompt. Say what is to be drawn.", field="prompt")
+    options: dict[str, Any] = {"negative_prompt": text_of(fields, "negative_prompt")}
+    options |= {name: text_of(fields, name) for name in _TEXTS if fields.get(name)}
+    options |= {name: whole_of(fields, name) for name in _WHOLES}
+    options |= {name: number_of(fields, name) for name in _NUMBERS if fields.get(name) is not None}
+    options |= {
+        name: picture_of(data_of(fields[name], name), name) for name in ("image", "mask") if fields.get(name)
+    }
+    if fields.get("concept_settings"):
+        options["concept_settings"] = fields["concept_settings"]
+    if "regions" in fields:
+        options["regions"] = _regions(fields["regions"])
+    return PictureSpec(
+        prompt=prompt, seed=whole_of(fields, "seed"), count=whole_of(fields, "count", 1) or 0,
+        exact=flag_of(fields, "exact"), options=options,
+    )  # fmt: skip
+
+
+def preview_of(job: Job, step: Step, settings: Mapping[str, Any]) -> str:
+    """A picture as it is after a step, in a data URL: its sketch, or decoded where the bundle makes no sketches."""
+    return data_url(_shown(step), settings["width"], settings["height"])
+
+
+def _shown(step: Step) -> Image:
+    if step._latent_rgb is not None:
+        return step.sketch()[0]
+    return step.preview()[0]
+
+
+async def _events(order: Order, has_previews: bool) -> AsyncIterator[bytes]:
+    """States as they change, previews of what is drawn, and at last "done" with the whole state."""
+    told: dict[str, Any] = {}
+    shown: dict[int, int] = {}
+    while not order.is_over:
+        facts = order.facts()
+        if facts != told:
+            told = facts
+            yield event(facts, "state")
+        for number, job in enumerate(list(order.jobs)) if has_previews else ():
+            step = job.step
+            if step is None or job.done or shown.get(number) == step.index:
+                continue
+            shown[number] = step.index
+            picture = await asyncio.to_thread(preview_of, job, step, order.settings[number])
+            yield event(
+                {"number": number, "step": step.index + 1, "total": step.total, "picture": picture}, "preview"
+            )
+        await asyncio.sleep(_EVENT_SECONDS)
+        if order.facts() == facts:
+            await order.change(5)
+    yield event(order.facts(), "state")
+    yield event(order.facts(), "done")
+
+
+def _listed(desk: Desk, client: str) -> list[dict[str, Any]]:
+    """A client's jobs: those under way and those of the history, the newest first."""
+    orders = {order.id: order.facts() for order in desk.orders(client) if order.is_stored}
+    jobs = desk.history.jobs(client)
+    for job in jobs:
+        job["pictures"] = [f"/api/pictures/{picture}" for picture in job["pictures"]]
+        job |= {"position": None, "seconds_left": None, "step": None, "total": None}
+    listed = orders | {job["id"]: job for job in jobs if job["id"] not in orders}
+    return sorted(listed.values(), key=lambda job: -float(job["created"]))
+
+
+def _order_of(desk: Desk, request: Request) -> Order:
+    return desk.order(client_of(request), request.path_params["id"])
+
+
+def _regions(regions: Any) -> Any:
+    if regions is None or regions == "auto":
+        return regions
+    if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
+        raise StatusError(
+            400,
+            'The regions are no list, expected such as [{"word": "<cat>", "box": [0, 0, 0.5, 1]}].',
+            field="regions",
+        )
+    return [Region(region.get("word"), region.get("box") and tuple(region["box"])) for region in regions]

@@ -1,0 +1,154 @@
+"""An order: the pictures of one request, whose it is, and how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from perfusion.runtime import Job, Step
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Order", "PictureSpec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSpec:
+    """What is to be drawn: `count` pictures of a prompt, whose seeds rise from `seed` on (None: one by chance)."""
+
+    prompt: str
+    seed: int | None = None
+    count: int = 1
+    exact: bool = False
+    options: dict[str, Any] = field(default_factory=dict)  # of `Runtime.submit`
+
+
+class Order:
+    """Pictures on order. It lives in the event loop that made it; the thread that draws tells it with `touch`."""
+
+    def __init__(self, client: str, spec: PictureSpec, *, dialect: str, is_stored: bool) -> None:
+        """`is_stored`: whether its pictures go into the history, and it is done only once they lie there."""
+        self.id = secrets.token_hex(12)
+        self.client, self.spec, self.dialect, self.is_stored = client, spec, dialect, is_stored
+        self.created = time.time()
+        self.jobs: list[Job] = []
+        self.settings: list[dict[str, Any]] = []  # of each picture, as its file carries them
+        self.pictures: dict[int, str] = {}  # by their number, where they lie in the history
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._outcome: tuple[str, str | None] | None = None  # once it is over: its state and what went wrong
+        self._first_step: tuple[float, int] | None = None  # when, and how many steps were made
+
+    @property
+    def state(self) -> str:
+        """ "waiting", "drawing", "done", "failed" or "cancelled"."""
+        if self._outcome is not None:
+            return self._outcome[0]
+        waits = all(job.state == "waiting" for job in self.jobs)
+        return "waiting" if waits else "drawing"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens to it."""
+        return self._outcome is not None
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed or was cancelled."""
+        return self._outcome[1] if self._outcome else None
+
+    @property
+    def position(self) -> int | None:
+        """How many pictures are before its first in the queue; None when its turn has come."""
+        return self.jobs[0].position if self.jobs and self.state == "waiting" else None
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """How many steps of all its pictures are made, and of how many."""
+        usual = int(self.settings[0]["num_inference_steps"]) if self.settings else 0
+        if self.is_over:
+            return usual * len(self.pictures), usual * self.spec.count
+        totals = [job.step.total if job.step else usual for job in self.jobs]
+        steps = [job.step.index + 1 if job.step else 0 for job in self.jobs]
+        return sum(steps), sum(totals)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate by the pace so far; None before there is one."""
+        step, total = self.steps
+        if self._first_step is None or self.is_over or step <= self._first_step[1]:
+            return None
+        began, first = self._first_step
+        return round((time.monotonic() - began) / (step - first) * (total - step), 2)
+
+    def cancel(self) -> None:
+        """Stop what is not done of it."""
+        for job in self.jobs:
+            job.cancel()
+
+    def touch(self, step: Step | None = None) -> None:
+        """Wake up who waits for a change; for any thread."""
+        if step is not None and self._first_step is None:
+            self._first_step = time.monotonic(), self.steps[0]
+        with suppress(RuntimeError):  # the server has ended meanwhile
+            self._loop.call_soon_threadsafe(self._wake)
+
+    async def change(self, timeout: float | None = None) -> None:
+        """Wait until something has happened to it, at most so many seconds."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout)
+
+    async def results(self) -> list[Image]:
+        """Its pictures, once all are drawn.
+
+        Raises:
+            PerfusionError: what one of them failed with; the others are then cancelled.
+        """
+        try:
+            return [await job for job in self.jobs]
+        finally:
+            self.cancel()
+
+    def settle(self) -> None:
+        """See whether it is over; what is over lets go of its pictures."""
+        if self.is_over or not self.jobs or not all(job.done for job in self.jobs):
+            return
+        states = [job.state for job in self.jobs]
+        state = next((bad for bad in ("failed", "cancelled") if bad in states), "done")
+        if self.is_stored and len(self.pictures) < states.count("done"):
+            return
+        self.end(state, _reason(self.jobs[states.index(state)]) if state != "done" else None)
+        if self.is_stored:
+            self.jobs.clear()
+
+    def end(self, state: str, error: str | None = None) -> None:
+        """It is over, with a state and what went wrong."""
+        self._outcome = state, error
+        self.touch()
+
+    def facts(self) -> dict[str, Any]:
+        """What clients are told of it."""
+        step, total = self.steps
+        return {
+            "id": self.id, "state": self.state, "position": self.position, "step": step, "total": total,
+            "seconds_left": self.seconds_left, "error": self.error, "created": self.created,
+            "pictures": [f"/api/pictures/{self.pictures[number]}" for number in sorted(self.pictures)],
+            "settings": {**self.settings[0], "count": self.spec.count} if self.settings else None,
+        }  # fmt: skip
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _reason(job: Job) -> str:
+    try:
+        job.result(0)
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ""
