@@ -16,6 +16,7 @@ __all__ = [
     "AUTO_SHARE",
     "cores",
     "cpu_name",
+    "cpu_quota",
     "desktop",
     "device_tree",
     "disk_swap",
@@ -97,37 +98,66 @@ def usable_meminfo(root: Path) -> dict[str, int]:
 
 
 _GROUPS = (  # version 2, then 1: where they lie, the files of the limit and of what is used, and what gives way
-    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ("", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        "memory",
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
 )
 
 
 def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
     """The memory limit of each control group that this process is in, and what is left of it."""
-    for place, (mount, *names, cached) in zip(_own_groups(root), _GROUPS, strict=True):
-        for folder in (root / mount / place, *(root / mount / place).parents):
+    for kind, mount, *names, cached in _GROUPS:
+        for folder in _group_folders(root, kind, mount):
             limit, used = (re.fullmatch(r"\d{1,18}", read_text(folder / name)) for name in names)
             if limit and int(limit[0]):
                 given_way = re.search(rf"^{cached} (\d{{1,18}})$", read_text(folder / "memory.stat"), re.M)
                 taken = int(used[0]) - (int(given_way[1]) if given_way else 0) if used else 0
                 yield int(limit[0]), max(0, int(limit[0]) - max(0, taken))
-            if folder == root / mount:
-                break
 
 
-def _own_groups(root: Path) -> tuple[PurePosixPath, PurePosixPath]:
-    """This process's control group of version 2, and that of version 1 for memory, relative to their mounts.
+def cpu_quota(root: Path) -> float | None:
+    """How many processors' time the control groups of this process leave it, such as 1.5; None without a limit."""
+    quotas = [_ratio(read_text(folder / "cpu.max")) for folder in _group_folders(root, "", "sys/fs/cgroup")]
+    for folder in _group_folders(root, "cpu", "sys/fs/cgroup/cpu"):  # version 1
+        quotas.append(
+            _ratio(" ".join(read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")))
+        )
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _ratio(text: str) -> float | None:
+    """150000 100000 is 1.5; None for what begins with "max" or -1, which is no limit."""
+    match = re.fullmatch(r"(\d{1,12}) (\d{1,12})", text)
+    return int(match[1]) / int(match[2]) if match and int(match[1]) and int(match[2]) else None
+
+
+def _group_folders(root: Path, kind: str, mount: str) -> Iterator[Path]:
+    """The folders of this process's control group and of those that it is in, up to the mount."""
+    own = root / mount / _own_groups(root)[kind]
+    for folder in (own, *own.parents):
+        yield folder
+        if folder == root / mount:
+            return
+
+
+def _own_groups(root: Path) -> dict[str, PurePosixPath]:
+    """This process's control group of version 2 (""), and those of version 1 by kind, relative to their mounts.
 
     In a container /proc names the group as the host sees it, or "/" and "/../..", where the mount is the group itself.
     """
-    groups = {"": PurePosixPath(), "memory": PurePosixPath()}
+    groups = {"": PurePosixPath(), "memory": PurePosixPath(), "cpu": PurePosixPath()}
     for line in read_text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for name in controllers.split(","):
             if name in groups and ".." not in path.split("/"):
                 groups[name] = PurePosixPath(path.strip("/ "))
-    return groups[""], groups["memory"]
+    return groups
 
 
 def power_mode(root: Path) -> tuple[str, str] | None:
@@ -180,11 +210,14 @@ def disk_swap(root: Path) -> int | None:
 
 
 def cores(root: Path) -> int:
-    """Cores this process may use on the real system, all of them on another."""
+    """Cores this process may use: those it may run on, on the real system, and no more than a container's quota."""
     if root == Path("/") and hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    listed = len(re.findall(r"^processor\s*:", read_text(root / "proc/cpuinfo"), re.M))
-    return listed or (os.cpu_count() or 1 if root == Path("/") else 1)
+        count = len(os.sched_getaffinity(0))
+    else:
+        listed = len(re.findall(r"^processor\s*:", read_text(root / "proc/cpuinfo"), re.M))
+        count = listed or (os.cpu_count() or 1 if root == Path("/") else 1)
+    quota = cpu_quota(root)
+    return count if quota is None else max(1, min(count, int(quota)))
 
 
 def cpu_name(root: Path) -> str:

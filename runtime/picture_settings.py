@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -70,6 +69,8 @@ def settings_of(
     Raises:
         RequestError: a prompt, seed or option that cannot be served.
     """
+    from perfusion.devices.system import cores
+
     request = make_request(runtime.bundle, prompt, seed, **options)
     provider = runtime.provider
     facts: dict[str, Any] = {
@@ -86,7 +87,7 @@ def settings_of(
         "provider_version": str(
             getattr(sys.modules.get(_LIBRARIES.get(provider, "")), "__version__", "unknown")
         ),
-        "threads": runtime.threads or os.cpu_count(),
+        "threads": runtime.threads or cores(Path("/")),
         "exact": exact,
         "seed": request.seeds[0],
         "negative_prompt": request.negative_prompts[0],

@@ -163,10 +163,10 @@ def _open(path: Path, provider: str, threads: int | None, capture: bool) -> Any:
 
 
 def _allowed_threads() -> int:
-    """onnxruntime's own choice (0), unless this process may use only some of the cores."""
-    if not hasattr(os, "sched_getaffinity"):
-        return 0
-    allowed = len(os.sched_getaffinity(0))
+    """onnxruntime's own choice (0), unless this process may use only some cores, or a share of them."""
+    from perfusion.devices.system import cores
+
+    allowed = cores(Path("/"))
     return allowed if allowed < (os.cpu_count() or 1) else 0
 
 

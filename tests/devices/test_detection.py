@@ -359,6 +359,33 @@ def test_a_group_that_lies_elsewhere_is_looked_for_at_the_root(make_root, own):
     assert detect(make_root(memory=16, free=12, files=files)).free == 2 * GIB
 
 
+CPUS = "".join(f"processor\t: {number}\n" for number in range(8))
+
+
+@pytest.mark.parametrize(
+    "files, expected",
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "250000 100000"}, 2),  # a third thread would use up the time of the other two
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu.max": "400000 100000", "system.slice/cpu.max": "300000 100000"}, 3),
+        ({"cpu.max": "300000 100000", "system.slice/cpu.max": "max 100000"}, 3),
+        ({"cpu.max": "nonsense"}, 8),
+        ({"cpu.max": "0 0"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu/job/cpu.cfs_quota_us": "200000", "cpu/job/cpu.cfs_period_us": "50000"}, 4),
+    ],
+)
+def test_a_container_has_no_more_cores_than_its_quota(make_root, files, expected):
+    groups = {"proc/self/cgroup": "4:cpu,cpuacct:/job\n0::/system.slice\n", "proc/cpuinfo": CPUS}
+    root = make_root(files=groups | {f"sys/fs/cgroup/{name}": text for name, text in files.items()})
+    assert system.cores(root) == expected
+    assert detect(root).facts["cores"] == expected
+
+
 def test_a_jetson_in_a_container_without_a_device_tree_is_known_by_its_chip(make_root):
     orin = Card(name="Orin (nvgpu)", memory=0, free=0, capability=(8, 7), power_limit=None, bandwidth=0.0)
     root = make_root(l4t="36.4.7", memory=7.4, files={".dockerenv": ""})

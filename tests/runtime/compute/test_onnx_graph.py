@@ -37,6 +37,25 @@ def pretend(monkeypatch, available, obtained):
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
 
 
+@pytest.mark.parametrize("threads, usable, expected", [(None, 3, 3), (None, 8, 0), (5, 3, 5)])
+def test_threads_are_as_many_as_cores_may_be_used(monkeypatch, bundle, threads, usable, expected):
+    """0 leaves the number to onnxruntime, which sees neither a container's quota nor, everywhere, an affinity."""
+    import onnxruntime
+
+    counts = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path, options, providers):
+            counts.append(options.intra_op_num_threads)
+            super().__init__(path, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("perfusion.devices.system.cores", lambda root: usable)
+    OnnxGraph(bundle.decoder.file, ["latent_sample"], "sample", "cpu", threads=threads)
+    assert counts == [expected]
+
+
 def test_an_unknown_provider_is_refused_with_the_known_ones(toy_bundle):
     with pytest.raises(RequestError, match="'tpu', expected one of auto, cpu, cuda, trt, trt-rtx"):
         Runtime(toy_bundle, provider="tpu")
