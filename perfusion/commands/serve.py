@@ -8,7 +8,7 @@ from perfusion.commands import parser, run, say
 from perfusion.commands.drawing_arguments import at_least_one, memory_argument
 from perfusion.errors import DeviceError, RequestError
 
-__all__ = ["main"]
+__all__ = ["main", "serve", "serve_parser"]
 
 _NAME = "perfusion-serve"
 _KEY = "PERFUSION_KEY"
@@ -16,13 +16,15 @@ _KEY = "PERFUSION_KEY"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see `perfusion-serve --help`."""
-    return run(_NAME, lambda: _serve(_parser().parse_args(argv)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    command = parser(
-        _NAME, "Draw over HTTP: OpenAI's images, A1111's /sdapi/v1. Needs perfusion-edge[serve]."
+    command = serve_parser(
+        _NAME, "Draw over HTTP: OpenAI's images, A1111's /sdapi/v1, and a page. Needs perfusion-edge[serve]."
     )
+    return run(_NAME, lambda: serve(command.parse_args(argv), _NAME))
+
+
+def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The command line of a command that serves."""
+    command = parser(name, description)
     add = command.add_argument
     add("--bundle", type=Path, metavar="DIR", help="an exported bundle (default: the embedded model)")
     add(
@@ -82,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     return command
 
 
-def _serve(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace, name: str) -> int:
+    """Serve until Ctrl-C or SIGTERM; `args` are those of `serve_parser`, `name` is the command's."""
     try:
         import uvicorn
 
@@ -108,9 +111,7 @@ def _serve(args: argparse.Namespace) -> int:
             client_queue=args.client_queue,
         )  # fmt: skip
         if not args.quiet:
-            say(
-                f"{_NAME}: http://{args.host}:{args.port} with {', '.join(runtime.concepts) or 'no concepts'}"
-            )
+            say(f"{name}: http://{args.host}:{args.port} with {', '.join(runtime.concepts) or 'no concepts'}")
         uvicorn.run(
             make_application(parts), host=args.host, port=args.port, server_header=False, proxy_headers=False,
             log_level="warning" if args.quiet else "info", timeout_graceful_shutdown=30,

@@ -19,6 +19,8 @@ _INDEX = _FOLDER / "index.html"
 _ASK_AGAIN = {
     "Cache-Control": "no-cache"
 }  # kept, but asked for again: a newer version of the package has newer files
+_KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+"""Said here, since Windows' registry may say others, and a browser runs no script of another kind."""
 
 
 def studio_routes() -> list[BaseRoute]:
@@ -36,4 +38,6 @@ class _Files(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
         answer = await super().get_response(path, scope)
         answer.headers.update(_ASK_AGAIN)
+        if kind := _KINDS.get(Path(path).suffix):
+            answer.headers["Content-Type"] = f"{kind}; charset=utf-8"
         return answer

@@ -44,8 +44,8 @@ export function open(room, { go }) {
     const path = `/api/concepts/${encodeURIComponent(concept.name)}`;
     const actions = h("div", { class: "row" },
       concept.fits ? button(t("concepts.draw"), { sign: "draw", on: () => go("draw", { action: "insert", word: concept.word }) }) : null,
-      concept.fits ? button(t("concepts.explore"), { sign: "explore", quiet: true, kind: "text", on: () => go("explore", concept.word) }) : null,
-      link(`${path}/card`, t("concepts.card"), t("concepts.card.help"), "concepts"), link(`${path}/file`, t("concepts.file"), t("concepts.file.help"), "download"),
+      concept.fits ? button(t("concepts.explore"), { sign: "explore", quiet: true, on: () => go("explore", concept.word) }) : null,
+      link(`${path}/card`, t("concepts.card"), t("concepts.card.help")), link(`${path}/file`, t("concepts.file"), t("concepts.file.help")),
       concept.sample ? null : button(t("concepts.rename"), { sign: "edit", quiet: true, kind: "text", on: () => rename(concept) }),
       concept.sample ? null : button(t("delete"), { sign: "bin", quiet: true, kind: "text danger", on: () => drop(concept) }));
     const kind = concept.fits ? h("span", { class: "tag good", text: t("concepts.fits") }) : h("span", { class: "tag warn", text: t("concepts.other") });
@@ -98,8 +98,8 @@ export function open(room, { go }) {
   return {};
 }
 
-function link(href, words, help, sign) {
-  return h("a", { class: "button text only-sign", href, download: "", title: `${words}: ${help}`, "aria-label": `${words}: ${help}` }, icon(sign));
+function link(href, words, help) {
+  return h("a", { class: "button text", href, download: "", title: help, "aria-label": `${words}: ${help}` }, icon("download"), h("span", { text: words }));
 }
 
 /** The concept's own picture, or the newest that was drawn with it, or its first letter. */
