@@ -2,6 +2,8 @@
 
 import configparser
 import shlex
+import shutil
+import subprocess
 
 import pytest
 
@@ -58,6 +60,31 @@ def test_words_reach_the_program_as_they_are(plan, tmp_path):
     words = ["/opt/my kiosk/run", "50%", "$HOME", 'say "hello"', "back\\slash", "plain", ""]
     line = parsed(service_unit(plan, words, tmp_path, "me"))["Service"]["ExecStart"]
     assert shlex.split(line.replace("%%", "%").replace("$$", "$")) == words
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({}, None),
+        ({"Restart=on-failure": "Restart=sometimes"}, "sometimes"),
+        ({"MemoryMax": "MemoryMost"}, "Most"),
+    ],
+    ids=["as it is printed", "with a wrong value", "with a wrong name"],
+)
+def test_systemd_itself_has_no_complaint(plan, tmp_path, change, complaint):
+    text = service_unit(plan, ["/bin/sh", "-c", 'echo "50%" $HOME \\'], tmp_path, "root")
+    for old, new in change.items():
+        text = text.replace(old, new)
+    unit = tmp_path / "kiosk.service"
+    unit.write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    said = [line for line in ended.stderr.splitlines() if "kiosk" in line]  # it looks at other units too
+    if complaint is None:
+        assert (ended.returncode, said) == (0, [])
+    else:
+        assert any(complaint in line for line in said), ended.stderr
 
 
 @pytest.mark.parametrize(
