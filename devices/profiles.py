@@ -68,6 +68,11 @@ class DeviceProfile:
         return 2 if self.unified and self.memory <= 8 * GIB and self.kind == "jetson" else None
 
     @property
+    def build_cores(self) -> int | None:
+        """Cores of the processor for a build; None: all. Builds on all of them have restarted boards of 8 GB."""
+        return 1 if self.optimization_level is not None else None
+
+    @property
     def usable(self) -> int:
         """Bytes left for us on a machine that does nothing else."""
         return max(0, self.memory - _RESERVED[self.kind])

@@ -217,7 +217,7 @@ def _profile_facts(profile: DeviceProfile) -> dict[str, Any]:
     from dataclasses import asdict
 
     speed = {"bandwidth": profile.bandwidth or None, "fp16_flops": profile.fp16_flops or None}
-    derived = ("workspace", "optimization_level", "usable")
+    derived = ("workspace", "optimization_level", "build_cores", "usable")
     return asdict(profile) | speed | {name: getattr(profile, name) for name in derived}
 
 

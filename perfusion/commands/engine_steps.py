@@ -89,6 +89,10 @@ def check_request(args: argparse.Namespace, target: str, precision: str) -> None
             "An int8 bundle is made of operators for a CPU, which TensorRT does not have. Use --precision fp16."
         )
     check_counts(_shapes(args))
+    if args.build_cores is not None and args.build_cores < 1:
+        raise RequestError(
+            f"The cores for a build are {args.build_cores}, expected a whole number from 1 on."
+        )
     _workspace(args, None)
 
 
@@ -138,12 +142,13 @@ def prepare(
     if level is None and profile is not None:
         level = profile.optimization_level
     options = BuildOptions(workspace=_workspace(args, profile), optimization_level=level)
+    cores = args.build_cores or (profile.build_cores if profile is not None else None)
     shapes = _shapes(args)
     engine_jobs(bundle, shapes)  # refuses sizes before the graphs are read for the plan
     if profile is not None:
         shapes = _planned(bundle, shapes, profile, batches_given=args.batch is not None)
     return engine_jobs(bundle, shapes), EngineSettings(
-        flavour=args.engine, target=target, precision=bundle.precision, options=options
+        flavour=args.engine, target=target, precision=bundle.precision, options=options, cores=cores
     )
 
 

@@ -131,6 +131,12 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         "--workspace", type=float, metavar="GB", help="scratch memory of an engine (default: the device's)"
     )
     group.add_argument(
+        "--build-cores",
+        type=int,
+        metavar="N",
+        help="processor cores that a build on Linux may use (default: the device's)",
+    )
+    group.add_argument(
         "--script",
         action="store_true",
         help="write a script that builds the engines on the device, and build nothing",
@@ -164,6 +170,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
             "dynamic",
             "optimization_level",
             "workspace",
+            "build_cores",
             "script",
             "prune",
         ):

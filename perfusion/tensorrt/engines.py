@@ -14,6 +14,7 @@ from perfusion import __version__
 from perfusion.errors import BundleError, DeviceError, PerfusionError
 from perfusion.files import sha256_of, writing
 from perfusion.tensorrt.build import BuildOptions, Built, Phase, ShapeRange, build_engine
+from perfusion.tensorrt.build_cores import few_cores
 from perfusion.tensorrt.driver import query_driver
 from perfusion.tensorrt.engine_store import Engine, building, engine_folder, find_engine, store_engine
 from perfusion.tensorrt.keys import EngineKey, folder_name, platform_of
@@ -66,6 +67,7 @@ class EngineSettings:
     target: str  # "sm87", "sm86+sm89", "portable"
     precision: str
     options: BuildOptions
+    cores: int | None = None  # of the processor that a build may use, which changes no engine; None: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,15 +199,16 @@ def _build_new(
         _log.info("not used: %s", reason)
     _check_room(bundle, job)
     began = time.monotonic()
-    built = build_engine(
-        trt,
-        bundle / job.file,
-        shape_ranges=job.shape_ranges,
-        options=settings.options,
-        targets=settings.target.split("+") if settings.flavour == "trt-rtx" else None,
-        timing=_timing(bundle, key),
-        progress=progress,
-    )
+    with few_cores(settings.cores):
+        built = build_engine(
+            trt,
+            bundle / job.file,
+            shape_ranges=job.shape_ranges,
+            options=settings.options,
+            targets=settings.target.split("+") if settings.flavour == "trt-rtx" else None,
+            timing=_timing(bundle, key),
+            progress=progress,
+        )
     seconds = time.monotonic() - began
     _check_files(bundle, [job])  # again: the bundle may have been exported anew meanwhile
     facts = {"perfusion-edge": __version__, "seconds": round(seconds, 1)}

@@ -30,7 +30,7 @@ _MODULES = (
     *("errors", "locking", "files"),
     *("tensorrt.interrupts", "tensorrt.rtx", "tensorrt.logger", "tensorrt.build", "tensorrt.driver"),
     *("tensorrt.flavour", "tensorrt.targets", "tensorrt.keys", "tensorrt.engine_store"),
-    *("tensorrt.engines", "tensorrt.script"),
+    *("tensorrt.build_cores", "tensorrt.engines", "tensorrt.script"),
 )
 """What the script carries, each after the modules that it imports. The jobs say what it needs to know of the bundle."""
 

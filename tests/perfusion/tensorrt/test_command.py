@@ -64,6 +64,7 @@ WRONG = {
         ["--output", "x", "--engine", "trt", "--batch", "1,x"],
         "'1,x' is not a number",
     ),
+    "cores for onnxruntime": (["--output", "x", "--build-cores", "1"], "--build-cores: only with --engine"),
     "pruning where nothing is built": (
         ["--output", "x", "--engine", "trt", "--script", "--prune"],
         "--prune: not with --script",
@@ -118,6 +119,7 @@ FAILURES = {
     "int8 for tensorrt": (["--engine", "trt-rtx", "--precision", "int8"], "Use --precision fp16"),
     "no slots": (["--engine", "trt-rtx", "--concepts", "0"], "0 concept slots, expected 1 to 64"),
     "no pictures": (["--engine", "trt-rtx", "--batch", "0"], "expected numbers from 1 to 64"),
+    "no cores": (["--engine", "trt-rtx", "--build-cores", "0"], "cores for a build are 0"),
     "no workspace": (["--engine", "trt-rtx", "--workspace", "nan"], "workspace is nan GB"),
 }
 
@@ -190,15 +192,21 @@ def test_the_workspace_is_the_devices_where_none_is_given(toy, builder):
 
 
 @pytest.mark.parametrize(
-    "device, asked, level", [("orin-nano-8", [], 2), ("orin-nx-16", [], None), ("orin-nano-8", ["4"], 4)]
+    "device, options, level, cores",
+    [
+        ("orin-nano-8", [], 2, 1),
+        ("orin-nx-16", [], None, None),
+        ("orin-nano-8", ["--optimization-level", "4"], 4, 1),
+        ("orin-nano-8", ["--build-cores", "3"], 2, 3),
+    ],
 )
-def test_the_builders_effort_is_the_devices_where_none_is_given(toy, device, asked, level):
-    given = ["--bundle", str(toy), "--engine", "trt", "--device", device, "--quiet", "--script"]
-    given += ["--optimization-level", *asked] if asked else []
-    assert main(given) == 0
+def test_the_builders_effort_is_the_devices_where_none_is_given(toy, device, options, level, cores):
+    command = ["--bundle", str(toy), "--engine", "trt", "--device", device, "--quiet", "--script"]
+    assert main([*command, *options]) == 0
     scope: dict = {"__name__": "script"}
     exec((toy / "build_engines_trt-sm87.py").read_text(), scope)
-    assert json.loads(scope["RECIPE"])["settings"]["options"]["optimization_level"] == level
+    settings = json.loads(scope["RECIPE"])["settings"]
+    assert (settings["options"]["optimization_level"], settings["cores"]) == (level, cores)
 
 
 def test_another_release_of_tensorrt_is_explained_and_pruned_on_request_only(toy, builder, capsys):

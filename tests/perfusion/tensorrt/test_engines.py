@@ -1,5 +1,8 @@
 """Building a bundle's engines while the bundle, the disk or another process do something else."""
 
+import os
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +35,38 @@ def test_a_graph_that_changes_while_its_engine_is_built_has_no_engine(toy, text_
     with pytest.raises(BundleError, match=r"text_encoder\.onnx does not have the checksum"):
         build_engines(TRT, toy, [text_job], settings)
     assert not list((toy / "engines").rglob("*.engine"))
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system lets no program choose its cores"
+)
+def test_a_build_and_its_threads_keep_to_the_cores_it_may_use(toy, text_job, settings, during):
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("there is one core")
+    seen = []
+
+    def look():
+        thread = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))
+        thread.start()
+        thread.join()
+
+    during.happens = look
+    (outcome,) = build_engines(TRT, toy, [text_job], replace(settings, cores=1))
+    assert seen == [{max(allowed)}]
+    assert os.sched_getaffinity(0) == allowed
+    assert "cores" not in outcome.engine.key.options  # another number of them builds the same engine
+    (again,) = build_engines(TRT, toy, [text_job], settings)
+    assert not again.built
+
+    def fail():
+        raise OSError("no space")
+
+    outcome.engine.file.unlink()
+    during.happens = fail
+    with pytest.raises(OSError, match="no space"):
+        build_engines(TRT, toy, [text_job], replace(settings, cores=1))
+    assert os.sched_getaffinity(0) == allowed
 
 
 def test_engines_that_are_there_are_enough_where_nothing_can_be_written(
