@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 __all__ = [
     "AUTO_SHARE",
     "cores",
+    "cpu_flags",
     "cpu_name",
     "cpu_quota",
     "desktop",
@@ -224,6 +225,12 @@ def cpu_name(root: Path) -> str:
     """The processor's name as Linux tells it, "" where it does not."""
     match = re.search(r"^model name\s*:\s*(.+)$", read_text(root / "proc/cpuinfo"), re.M)
     return " ".join(match[1].split()) if match else ""
+
+
+def cpu_flags(root: Path) -> tuple[str, ...]:
+    """The processor's instructions as Linux names them ("avx2", "avx512_bf16", "asimd"), () where it does not."""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", read_text(root / "proc/cpuinfo"), re.M)
+    return tuple(sorted(set(match[1].split()))) if match else ()
 
 
 def in_container(root: Path) -> bool:

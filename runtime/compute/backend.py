@@ -117,9 +117,9 @@ def make_backend(
 
             return TensorRTBackend(bundle, flavour)
     if name == "openvino":
-        from perfusion.runtime.compute.openvino_graph import OpenVINOBackend
+        from perfusion.runtime.compute.openvino_backend import OpenVINOBackend
 
-        return OpenVINOBackend(graph_io_of(bundle), device or "CPU", threads)
+        return OpenVINOBackend(bundle, device or "CPU", threads)
     return OnnxBackend(graph_io_of(bundle), provider, threads, capture=cuda_graph)
 
 

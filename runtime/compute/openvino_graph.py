@@ -1,101 +1,70 @@
-"""A bundle's graphs on OpenVINO: Intel's and other processors, and Intel's GPUs and NPUs.
+"""One of a bundle's graphs on OpenVINO, compiled for each set of shapes that it is fed.
 
-OpenVINO computes fastest with fixed shapes, so a graph is compiled for each set of input shapes that is fed and the
-last few are held. Concepts and regions are inputs, as everywhere: another concept compiles nothing.
+OpenVINO computes fastest with fixed shapes. Concepts and regions are inputs, as everywhere: another concept compiles
+nothing, and rows of concepts are filled up to a few numbers, so that one more of them seldom does.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.graph_io import GraphIO
-from perfusion.errors import BundleError, DeviceError, PerfusionError
+from perfusion.errors import BundleError, PerfusionError
+from perfusion.runtime.compute.compiled_models import CompiledModels
 from perfusion.runtime.compute.graph_ends import check_ends, check_shape
+from perfusion.runtime.compute.openvino_device import OpenVINODevice
 from perfusion.runtime.compute.residency import free_memory
+from perfusion.runtime.compute.waits import waits
 
-__all__ = ["OpenVINOBackend", "OpenVINOGraph"]
+__all__ = ["OpenVINOGraph", "Shapes"]
 
 Array = NDArray[np.float32]
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""The shape of each input by its name, in the order of the names."""
 
-_MOST_SHAPES = 4  # with and without guidance, and the last, smaller part of a batch
-
-_log = logging.getLogger(__name__)
-
-
-class OpenVINOBackend:
-    """OpenVINO on one of its devices, in float32."""
-
-    planned = False
-
-    def __init__(
-        self, graph_io: Mapping[str, GraphIO], device: str = "CPU", threads: int | None = None
-    ) -> None:
-        """`device`: a name of OpenVINO's, such as "CPU", "GPU", "GPU.1" or "NPU". `threads`: of the processor.
-
-        Raises:
-            DeviceError: OpenVINO is missing, or sees no such device.
-        """
-        self._core = _openvino().Core()
-        devices = self._core.available_devices
-        if device not in devices and device not in {name.partition(".")[0] for name in devices}:
-            raise DeviceError(
-                f"OpenVINO's device {device} was asked for, and it sees {', '.join(devices)}. Install the driver of "
-                "the device, or use the provider 'openvino' for the processor."
-            )
-        self.provider = "openvino" if device == "CPU" else f"openvino:{device}"
-        self._graph_io, self._device = graph_io, device
-        self._options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",  # else a processor with bfloat16 takes that unasked
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        if threads is not None and device == "CPU":
-            self._options["INFERENCE_NUM_THREADS"] = threads
-
-    def open(self, name: str) -> OpenVINOGraph:
-        return OpenVINOGraph(self._core, self._graph_io[name], self._device, self._options)
-
-    def admit(self, size: CallSize) -> None:
-        """Its graphs take any size."""
-
-    def free_memory(self) -> int | None:
-        """The main memory's; how much a separate GPU has, nobody can tell."""
-        return free_memory() if self._device in ("CPU", "NPU") else None
-
-    def close(self) -> None:
-        """Nothing is shared."""
+_SLOTS = 4  # rows of concepts are filled up to a multiple of so many
+_MOST_SHAPES = 4  # that stay ready: with and without guidance, and the last, smaller part of a batch
+_CONCEPT_AXES = {
+    "key_gate": 2, "value_gate": 2, "concept_keys": 0, "concept_values": 0, "concept_embeddings": 0,
+}  # fmt: skip
 
 
 class OpenVINOGraph:
-    """One graph, compiled for the shapes it is fed."""
+    """One graph, ready to run."""
 
-    def __init__(self, core: Any, graph_io: GraphIO, device: str, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        device: OpenVINODevice,
+        graph_io: GraphIO,
+        identity: str,
+        compiled_models: CompiledModels | None = None,
+    ) -> None:
         """Read a graph that must have exactly these ends; it is compiled when it first runs.
+
+        `identity`: a checksum of all its files. `compiled_models`: where what was compiled is kept, if anywhere.
 
         Raises:
             BundleError: not a graph, or one with other inputs or outputs.
         """
-        self._core, self._path, self._device, self._options = core, graph_io.file, device, dict(options)
+        self._device, self._path = device, graph_io.file
+        self._store = compiled_models if device.keeps else None
         outputs = graph_io.outputs
         self._outputs = [outputs] if isinstance(outputs, str) else list(outputs)
-        try:
-            self._model = core.read_model(str(self._path))
-        except Exception as error:  # OpenVINO's errors have no other base
-            raise BundleError(f"{self._path} could not be opened as a graph: {_reason(error)}.") from error
+        self._model = _model(device, graph_io.file)
         takes, gives = (
             [port.any_name for port in ports] for ports in (self._model.inputs, self._model.outputs)
         )
         check_ends(self._path, takes, gives, graph_io.inputs, self._outputs)
         self._inputs = {port.any_name: port for port in self._model.inputs}
-        self._compiled: OrderedDict[Shapes, Any] = OrderedDict()
+        self._identity = [identity, *_stamp(self._path)]
+        self._requests: OrderedDict[Shapes, Any] = OrderedDict()
 
     def run(self, **feeds: NDArray[Any]) -> dict[str, Array]:
         """All outputs by name, in float32.
@@ -107,39 +76,96 @@ class OpenVINOGraph:
         for name, array in feeds.items():
             self._check(name, array)
         tensors = {
-            name: np.ascontiguousarray(array, self._inputs[name].element_type.to_dtype())
+            name: np.ascontiguousarray(_filled(name, array), self._inputs[name].element_type.to_dtype())
             for name, array in feeds.items()
         }
         shapes = tuple(sorted((name, array.shape) for name, array in tensors.items()))
         try:
             answers = self._request(shapes).infer(tensors)
+        except PerfusionError:
+            raise
         except Exception as error:  # OpenVINO's errors have no other base
             raise PerfusionError(f"{self._path} could not be run: {_reason(error)}.") from error
         return {name: np.array(answers[name], np.float32) for name in self._outputs}
+
+    def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Compile for these shapes, or find that it has been done; whether it was done now.
+
+        Raises:
+            PerfusionError: OpenVINO cannot compile the graph.
+        """
+        sorted_shapes: Shapes = tuple(sorted(shapes.items()))
+        if sorted_shapes in self._requests or self._from_disk(sorted_shapes) is not None:
+            return False
+        self._compile(sorted_shapes)
+        return True
 
     def tile(self, height: int, width: int) -> int | None:
         """None: latents of any size are taken whole."""
 
     def close(self) -> None:
         """Give the graph's memory back; it runs no more."""
-        self._compiled.clear()
+        self._requests.clear()
         self._inputs = {}
         self._model = None
 
     def _request(self, shapes: Shapes) -> Any:
-        """An inference request for these shapes, compiled where none of the last few has them."""
-        if shapes not in self._compiled:
-            began = time.perf_counter()
+        """An inference request for these shapes, made where none of the last few has them."""
+        if shapes not in self._requests:
+            compiled = self._from_disk(shapes)
+            if compiled is None:
+                compiled = self._compile(shapes)
+            self._requests[shapes] = compiled.create_infer_request()
+        self._requests.move_to_end(shapes)
+        while len(self._requests) > _MOST_SHAPES:
+            self._requests.popitem(last=False)
+        return self._requests[shapes]
+
+    def _key(self, shapes: Shapes) -> dict[str, Any]:
+        """All that decides what these shapes are compiled to."""
+        sizes = {name: list(shape) for name, shape in shapes}
+        return {"graph": self._identity, "shapes": sizes, **self._device.facts}
+
+    def _from_disk(self, shapes: Shapes) -> Any:
+        """What an earlier run compiled; None where there is nothing, or OpenVINO does not take it."""
+        if self._store is None:
+            return None
+        key = self._key(shapes)
+        blob = self._store.load(key)
+        if blob is None:
+            return None
+        try:
+            return self._device.restore(blob)
+        except Exception as error:  # OpenVINO's errors have no other base
+            self._store.discard(key, _reason(error))
+            return None
+
+    def _compile(self, shapes: Shapes) -> Any:
+        """Compile for these shapes, and keep the result on the disk."""
+        sizes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in shapes)
+        waits.info("OpenVINO compiles %s for %s, once for these sizes", self._path.name, self._device.name)
+        began = time.perf_counter()
+        try:
             model = self._model.clone()
             model.reshape({name: list(shape) for name, shape in shapes})
-            compiled = self._core.compile_model(model, self._device, self._options)
-            self._compiled[shapes] = compiled.create_infer_request()
-            seconds = time.perf_counter() - began
-            _log.info("%s was compiled for %s in %.1f s", self._path.name, self._device, seconds)
-        self._compiled.move_to_end(shapes)
-        while len(self._compiled) > _MOST_SHAPES:
-            self._compiled.popitem(last=False)
-        return self._compiled[shapes]
+            compiled = self._device.compile(model)
+        except Exception as error:  # OpenVINO's errors have no other base
+            raise PerfusionError(
+                f"OpenVINO could not compile {self._path} for {self._device.name} and {sizes}: {_reason(error)}."
+            ) from error
+        waits.info("compiled %s in %.1f s (%s)", self._path.name, time.perf_counter() - began, sizes)
+        self._keep(shapes, compiled)
+        return compiled
+
+    def _keep(self, shapes: Shapes, compiled: Any) -> None:
+        """Store what was compiled, where memory and disk have room for a copy of it."""
+        size, free = (
+            2 * _size(self._path),
+            free_memory(),
+        )  # weights may be stored in half of what is computed with
+        if self._store is None or not self._store.room_for(size) or (free is not None and 2 * size > free):
+            return
+        self._store.store(self._key(shapes), self._device.serialised(compiled))
 
     def _check(self, name: str, array: NDArray[Any]) -> None:
         """Hold an input's shape against the graph's."""
@@ -148,12 +174,36 @@ class OpenVINOGraph:
         check_shape(self._path, name, sides, array, shape)
 
 
-def _openvino() -> Any:
+def _model(device: OpenVINODevice, path: Path) -> Any:
     try:
-        import openvino
-    except ImportError as error:
-        raise DeviceError('OpenVINO is not installed. pip install "perfusion-edge[openvino]".') from error
-    return openvino
+        return device.read(path)
+    except Exception as error:  # OpenVINO's errors have no other base
+        raise BundleError(f"{path} could not be opened as a graph: {_reason(error)}.") from error
+
+
+def _filled(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """An input with its rows of concepts filled up; those added are zero and so without effect."""
+    axis = _CONCEPT_AXES.get(name)
+    if axis is None:
+        return array
+    count = array.shape[axis]
+    lacking = max(_SLOTS, -(-count // _SLOTS) * _SLOTS) - count
+    return np.pad(array, [(0, lacking if side == axis else 0) for side in range(array.ndim)])
+
+
+def _stamp(path: Path) -> list[int]:
+    """Sizes and times of a graph's files: a checksum that nobody compared may be that of another file."""
+    stats = [file.stat() for file in _files(path)]
+    return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    """A graph and its weights beside it, as the exporter names them."""
+    return sorted({path, *path.parent.glob(f"{path.name}*")})
 
 
 def _reason(error: Exception) -> str:

@@ -1,20 +1,54 @@
 """OpenVINO as a provider: pictures as onnxruntime draws them, and sentences where it cannot."""
 
+import logging
+import os
 import sys
 
 import numpy as np
 import pytest
 
+from perfusion.bundle.reader import read_bundle
 from perfusion.errors import DeviceError, RequestError
 from perfusion.runtime import Runtime
 from perfusion.runtime.compute.backend import make_backend
+from perfusion.runtime.compute.compiled_models import CompiledModels
+from perfusion.runtime.compute.openvino_backend import OpenVINOBackend
+from perfusion.runtime.compute.openvino_device import OpenVINODevice
 
 PROMPT = "a photo of a cat"
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def openvino():
+def openvino(monkeypatch, cache):
+    monkeypatch.setenv("PERFUSION_CACHE", str(cache))
     return pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+
+@pytest.fixture
+def compiled(openvino, caplog, tmp_path, monkeypatch):
+    """In a cache of its own the names of the graphs that were compiled since it was last called."""
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))
+    caplog.set_level(logging.INFO, "perfusion.waits")
+
+    def names():
+        messages = [record.getMessage() for record in caplog.records if record.name == "perfusion.waits"]
+        caplog.clear()
+        return [message.split()[1] for message in messages if message.startswith("compiled ")]
+
+    return names
+
+
+def draw(folder, concepts=(), **options):
+    with Runtime(folder, provider="openvino", **{"threads": 1, **options}) as runtime:
+        for concept in concepts:
+            runtime.load_concept(concept)
+        words = " ".join(concept.token for concept in concepts)
+        return np.asarray(runtime.generate(f"{PROMPT} {words}", num_inference_steps=2, seed=1, regions=None))
 
 
 def decibels(picture, reference):
@@ -50,3 +84,72 @@ def test_without_openvino_the_extra_is_named(monkeypatch, bundle):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DeviceError, match=r"perfusion-edge\[openvino\]"):
         make_backend(bundle, "openvino")
+
+
+def test_a_second_start_compiles_nothing_and_draws_the_same_bits(bundle_copy, compiled):
+    first = draw(bundle_copy)
+    assert compiled() == ["text_encoder.onnx", "unet.onnx", "vae_decoder.onnx"]
+    np.testing.assert_array_equal(draw(bundle_copy), first)
+    assert compiled() == []
+
+
+def test_one_to_four_rows_of_concepts_share_what_was_compiled(bundle_copy, make_concept, compiled):
+    concepts = [make_concept(seed, token=f"<thing{seed}>") for seed in range(5)]
+    draw(bundle_copy)
+    compiled()
+    for count in (1, 4):
+        draw(bundle_copy, concepts[:count])
+        assert compiled() == []
+    draw(bundle_copy, concepts)
+    assert compiled() == ["text_encoder.onnx", "unet.onnx"]
+
+
+TEXT = {"input_ids": (1, 77), "concept_embeddings": (4, 16)}
+
+
+def compiles(folder, **options):
+    """Whether the text encoder, the smallest graph, has to be compiled."""
+    backend = OpenVINOBackend(read_bundle(folder), **options)
+    return backend.open("text_encoder").prepare(TEXT)
+
+
+def test_a_graphs_files_decide_what_is_compiled(compiled, bundle_copy):
+    assert compiles(bundle_copy)
+    assert not compiles(bundle_copy)
+    os.utime(bundle_copy / "text_encoder.onnx", (1, 1))  # another file, if nobody compared its checksum
+    assert compiles(bundle_copy)
+
+
+@pytest.mark.parametrize("what", ["threads", "release", "processor", "cores"])
+def test_the_machine_decides_what_is_compiled(compiled, openvino, bundle_copy, monkeypatch, what):
+    assert compiles(bundle_copy, threads=1)
+    if what == "release":
+        monkeypatch.setattr(openvino, "get_version", lambda: "2031.1")
+    if what == "processor":
+        monkeypatch.setattr("perfusion.devices.system.cpu_flags", lambda root: ("sse2",))
+    if what == "cores":
+        monkeypatch.setattr("perfusion.devices.system.cores", lambda root: 99)
+    assert compiles(bundle_copy, threads=2 if what == "threads" else 1)
+
+
+@pytest.mark.parametrize("damage", ["a byte", "all of it"])
+def test_what_was_damaged_is_compiled_again(compiled, bundle_copy, monkeypatch, damage):
+    if damage == "all of it":  # with a checksum that fits, so that OpenVINO itself has to refuse
+        with monkeypatch.context() as change:
+            change.setattr(OpenVINODevice, "serialised", lambda *_: b"nonsense" * 9)
+            compiles(bundle_copy)
+    else:
+        compiles(bundle_copy)
+        (path,) = CompiledModels()._folder.iterdir()
+        blob = bytearray(path.read_bytes())
+        blob[len(blob) // 2] ^= 1
+        path.write_bytes(blob)
+    assert compiles(bundle_copy)
+    assert not compiles(bundle_copy)
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(compiled, bundle_copy, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "file"))
+    assert compiles(bundle_copy)
+    assert compiles(bundle_copy)
