@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from perfusion.base.attention import install, key_projections
 from perfusion.base.base_model import BaseModel
+from perfusion.base.model_options import ModelOptions
 from perfusion.bundle.names import KEY_PROJECTIONS, MANIFEST, TOKENIZER
 from perfusion.errors import ExportError
 from perfusion.export.convert import OPSET, check_opset, to_onnx
@@ -110,6 +111,7 @@ def export_bundle(
     progress: Callable[[str, int, int], None] | None = None,
     link_weights: bool = False,
     config: Path | str | None = None,
+    options: ModelOptions | None = None,
 ) -> Exported:
     """Write a Stable Diffusion 1.x, 2.x or XL model, or one distilled from them, as a bundle for `perfusion.runtime`.
 
@@ -130,7 +132,8 @@ def export_bundle(
             "done".
         link_weights: ``output`` is the model's own folder, and the graphs refer to the weights in its
             safetensors files in place of holding them, so that they are stored once.
-        config: for a single file, the folder of a model of the same architecture.
+        config: for a single file, the folder of a model of the same architecture; None: its family's settings.
+        options: what you know of the model better than its files.
 
     Raises:
         ModelError: ``model`` cannot be used.
@@ -142,7 +145,7 @@ def export_bundle(
     source, settled = (None if path is None else Path(path) for path in (model, config))
     output = Path(output)
     plan = _plan(
-        partial(open_model, source, settled),
+        partial(open_model, source, settled, options),
         output,
         _Settings(
             precision=precision,

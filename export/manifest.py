@@ -11,7 +11,7 @@ from typing import Any
 
 from perfusion import __version__
 from perfusion.base.base_model import BaseModel
-from perfusion.base.loading import read_index, scheduler_class
+from perfusion.base.loading import read_index
 from perfusion.bundle.names import FORMAT, FORMAT_VERSION, KEY_PROJECTIONS, TOKENIZER
 from perfusion.errors import ModelError
 from perfusion.export.convert import OPSET
@@ -153,7 +153,7 @@ def scheduler_settings(base: BaseModel) -> dict[str, Any]:
 
 def _sampler(base: BaseModel) -> str:
     """The runtime's name for the model's scheduler, with a warning where the runtime draws otherwise."""
-    name = "DDIMScheduler" if base.source is None else scheduler_class(base.source)
+    name = base.scheduler_class
     sampler = SAMPLER_OF_CLASS.get(name, "ddim")
     otherwise = [
         f"{setting} {base.scheduler[setting]!r}"
@@ -188,6 +188,7 @@ def _text_encoder(base: BaseModel, index: int) -> dict[str, Any]:
                 "the size of the text encoder's vocabulary"
             )
     alone = len(base.text_encoders) == 1
+    skipped = {"skipped_layers": base.skipped_layers} if base.skipped_layers else {}
     return {
         "file": "text_encoder_2.onnx" if index else "text_encoder.onnx",
         "hidden_size": base.hidden_sizes[index],
@@ -196,6 +197,7 @@ def _text_encoder(base: BaseModel, index: int) -> dict[str, Any]:
         **ids,
         "output": "last_hidden_state" if alone else "penultimate_hidden_state",
         **({"pooled_output": "text_embeds"} if index else {}),
+        **skipped,
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from perfusion.base.base_model import BaseModel, load_base
+from perfusion.base.model_options import ModelOptions
 from perfusion.errors import ExportError
 from perfusion.export.weights import INLINE_LIMIT
 
@@ -21,7 +22,9 @@ _SPARE = 64 << 20
 """Bytes for the graphs' nodes, the tokenizer and the manifest."""
 
 
-def open_model(model: Path | None, config: Path | None = None) -> BaseModel:
+def open_model(
+    model: Path | None, config: Path | None = None, options: ModelOptions | None = None
+) -> BaseModel:
     """`load_base`, with weights of the type they are stored in: they stay in their files, mapped, until they are read.
 
     Raises `ModelError`, as `load_base` does.
@@ -30,7 +33,7 @@ def open_model(model: Path | None, config: Path | None = None) -> BaseModel:
         from perfusion.embedded import model_path
 
         model = model_path()
-    return load_base(model, stored_dtype(model), config=config)
+    return load_base(model, stored_dtype(model), config=config, options=options)
 
 
 def stored_dtype(model: Path) -> torch.dtype:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from perfusion.base.base_model import FAMILY_FILE
+from perfusion.base.usual_drawing import FAMILY_FILE
 from perfusion.export import export_bundle
 from perfusion.pocket.vocabulary import words
 from recipes.pocket.architecture import SCHEDULER, Size, build_text_encoder

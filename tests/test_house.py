@@ -108,6 +108,7 @@ def expected_files():
     pocket = ROOT / "perfusion" / "pocket"
     data = [path for part in ("model", "scorer") for path in (pocket / part).rglob("*")]
     data += (ROOT / "perfusion" / "serving" / "studio").rglob("*")
+    data += (ROOT / "perfusion" / "base" / "settings").rglob("*")
     return files | {str(path.relative_to(ROOT)) for path in data if path.is_file()} | {"perfusion/py.typed"}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perfusion.base.loading import first_line
+from perfusion.base.model_options import noise_settings
 from perfusion.errors import ModelError
 
 __all__ = ["CheckpointFacts", "checkpoint_facts"]
@@ -48,8 +49,7 @@ class CheckpointFacts:
 
     def scheduler_settings(self) -> dict[str, Any]:
         """What the file knows better than the scheduler settings of another model of its kind."""
-        settings: dict[str, Any] = {} if self.prediction is None else {"prediction_type": self.prediction}
-        return settings | ({"rescale_betas_zero_snr": True} if self.zero_snr else {})
+        return noise_settings(self.prediction, self.zero_snr or None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,8 @@ class _Header:
     """As safetensors writes them: F16, F8_E4M3, I8."""
 
 
-def checkpoint_facts(path: Path) -> CheckpointFacts:
-    """What a checkpoint says of itself.
+def checkpoint_facts(path: Path, *, needs_vae: bool = True) -> CheckpointFacts:
+    """What a checkpoint says of itself; without ``needs_vae`` its VAE may be missing.
 
     Raises:
         ModelError: a pickle, a pointer in place of a file, a damaged file, a part that is missing, weights in a form
@@ -77,10 +77,10 @@ def checkpoint_facts(path: Path) -> CheckpointFacts:
     _check_unet(path, header.shapes)
     _check_numbers(path, header)
     kind = _kind(path, header.shapes)
-    if not _has(header.shapes, _VAE):
+    if needs_vae and not _has(header.shapes, _VAE):
         raise ModelError(
-            f"{path} has no VAE ({_VAE}…), which turns latents into pictures, expected a whole checkpoint. Save the "
-            "model with its VAE, or use it as a diffusers folder."
+            f"{path} has no VAE ({_VAE}…), which turns latents into pictures. Give the one it is meant to be used with "
+            "by --vae, a file or a folder."
         )
     if _has(header.shapes, _AVERAGED):
         logger.info("%s: the averaged weights (%s…) are left aside, the plain ones are read", path, _AVERAGED)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perfusion.base.family_settings import clip_tokenizer, is_shipped
 from perfusion.errors import ModelError
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ def load_tokenizer(folder: Path, part: str = "tokenizer") -> Any:
     """The tokenizer of a model. Raises `ModelError` where it has no vocabulary."""
     from transformers import CLIPTokenizer
 
+    if is_shipped(folder):
+        return clip_tokenizer(folder / part)
     if not any((folder / part / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         # the loader would make a tokenizer of three tokens
         raise ModelError(f"{folder}: no vocabulary in {part}/, expected tokenizer.json, or vocab.json.")

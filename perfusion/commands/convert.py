@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfusion.commands import check_outputs, parser, run
+from perfusion.commands.model_arguments import MODEL_ARGUMENTS, add_model_arguments, model_options
 from perfusion.concept.settings import FILE_SETTINGS
 from perfusion.errors import RequestError
 
@@ -62,18 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     foreign = command.add_argument_group("for files of other programs")
     foreign.add_argument("--superclass", help='what kind of thing it is: "cat", "teddy bear"')
-    foreign.add_argument(
-        "--model",
-        type=Path,
-        metavar="PATH",
-        help="its base model, a diffusers folder or a .safetensors checkpoint (default: the embedded pocket model)",
-    )
-    foreign.add_argument(
-        "--config",
-        type=Path,
-        metavar="DIR",
-        help="for a checkpoint of a model: diffusers folder of the same architecture",
-    )
+    add_model_arguments(foreign)
     foreign.add_argument(
         "--captions", type=Path, metavar="FILE", help="captions for the second moment, one a line"
     )
@@ -87,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     return command
 
 
-_FOREIGN = ("superclass", "model", "config", "captions", "gated", "position")
+_FOREIGN = ("superclass", *MODEL_ARGUMENTS, "captions", "gated", "position")
 """Options for files of other programs."""
 _INVERSION, _CHECKPOINT = ("captions", "gated"), ("position",)
 """Those that only one kind of them takes."""
@@ -143,7 +133,7 @@ def _refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None
     for name in names:
         value = getattr(args, name)
         if value or (value == 0 and value is not False):  # 0 is a position
-            raise RequestError(f"--{name} {reason}")
+            raise RequestError(f"--{name.replace('_', '-')} {reason}")
 
 
 def _import(args: argparse.Namespace) -> Concept:
@@ -165,7 +155,7 @@ def _import(args: argparse.Namespace) -> Concept:
         superclass=args.superclass, token=args.token, captions=args.captions, gated=args.gated,
         position=args.position,
     )  # fmt: skip
-    base = load_base(args.model, config=args.config)
+    base = load_base(args.model, config=args.config, options=model_options(args))
     if args.checkpoint:
         return from_checkpoint(args.checkpoint, base, options)
 

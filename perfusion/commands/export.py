@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from perfusion.commands import Progress, parser, run
 from perfusion.commands.export_report import as_json, as_lines
+from perfusion.commands.model_arguments import MODEL_ARGUMENTS, add_model_arguments, model_options
 from perfusion.errors import ExportError
 
 if TYPE_CHECKING:
@@ -32,18 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         "Turn a text-to-image model into a bundle that perfusion-generate draws with, without torch, and build "
         "TensorRT engines for it.",
     )
-    command.add_argument(
-        "--model",
-        type=Path,
-        metavar="PATH",
-        help="diffusers folder, or a .safetensors checkpoint (default: the embedded pocket model)",
-    )
-    command.add_argument(
-        "--config",
-        type=Path,
-        metavar="DIR",
-        help="for a checkpoint: diffusers folder of the same architecture, for its settings and tokenizer",
-    )
+    add_model_arguments(command.add_argument_group("model"))
     command.add_argument(
         "--bundle",
         type=Path,
@@ -153,7 +143,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.bundle is None and args.output is None:
         command.error("the following arguments are required: --output, or --bundle")
     if args.bundle is not None:
-        for name in ("model", "config", "output", "opset", "keep_fp32"):
+        for name in (*MODEL_ARGUMENTS, "output", "opset", "keep_fp32"):
             if getattr(args, name) is not None:
                 command.error(
                     f"argument --{name.replace('_', '-')}: not with --bundle, whose graphs are there"
@@ -237,6 +227,7 @@ def _export_bundle(args: argparse.Namespace, precision: str) -> Exported:
         raise ExportError(f"graphs are not written in {precision}, expected {', '.join(PRECISIONS)}")
     further = {
         "config": args.config,
+        "options": model_options(args),
         "opset": args.opset,
         "keep_fp32": tuple(args.keep_fp32) if args.keep_fp32 else None,
     }

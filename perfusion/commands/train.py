@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, check_outputs, parser, run, say
+from perfusion.commands.model_arguments import add_model_arguments, model_options
 from perfusion.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -40,18 +41,7 @@ def _add_what(group: Any) -> None:
         metavar="FILE",
         help="concept file to write, .safetensors, or .png for a picture with the concept inside",
     )
-    add(
-        "--model",
-        type=Path,
-        metavar="PATH",
-        help="diffusers folder, or a .safetensors checkpoint (default: the embedded pocket model)",
-    )
-    add(
-        "--config",
-        type=Path,
-        metavar="DIR",
-        help="for a checkpoint: diffusers folder of the same architecture, for its settings and tokenizer",
-    )
+    add_model_arguments(group)
     add("--token", default="", help='the new word (default: the superclass in brackets, "<cat>")')
     add("--rows", type=int, default=1, metavar="N", help="placeholder tokens of the concept (default 1)")
     add(
@@ -176,7 +166,8 @@ def _learn(args: argparse.Namespace, config: TrainingConfig, work: WorkFolder) -
     try:
         with Progress(config.steps, f"training {config.token}", args.quiet) as progress:
             return train(
-                args.images, config, model=args.model, model_config=args.config, say=tell,
+                args.images, config, model=args.model, model_config=args.config, model_options=model_options(args),
+                say=tell,
                 report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}"),
                 work=work, resume=args.resume, picture=args.output.suffix.lower() == ".png",
             )  # fmt: skip

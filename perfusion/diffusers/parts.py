@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfusion.base.attention import ConceptAttnProcessor, key_projections, layer_table
-from perfusion.base.base_model import FAMILY_FILE, fingerprint
+from perfusion.base.base_model import fingerprint
 from perfusion.base.encoding import token_embedding
 from perfusion.base.families import family_of
 from perfusion.base.loading import read_json
+from perfusion.base.usual_drawing import FAMILY_FILE
 from perfusion.concept.bank import BaseTraits
 from perfusion.diffusers.placeholders import Reader
 from perfusion.errors import ModelError

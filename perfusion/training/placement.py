@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from perfusion.base.base_model import BaseModel, load_base
+from perfusion.base.model_options import ModelOptions
 from perfusion.errors import DeviceError, TrainingError
 from perfusion.training.config import TrainingConfig
 
@@ -59,7 +60,11 @@ class Placement:
 
 
 def open_base(
-    model: str | Path | None, model_config: str | Path | None, config: TrainingConfig, placement: Placement
+    model: str | Path | None,
+    model_config: str | Path | None,
+    config: TrainingConfig,
+    placement: Placement,
+    options: ModelOptions | None = None,
 ) -> BaseModel:
     """`load_base` for paths as callers write them, the UNet's weights in the precision that the training asks for.
 
@@ -72,9 +77,9 @@ def open_base(
     folder, settings = Path(model) if model else None, Path(model_config) if model_config else None
     dtype = _weight_dtype(config, placement)
     if dtype is None:
-        return load_base(folder, config=settings)
+        return load_base(folder, config=settings, options=options)
     # float16 is how models are published, so nothing is lost for the fingerprint and the keys, which are read from it
-    base = load_base(folder, config=settings, unet_dtype=torch.float16)
+    base = load_base(folder, config=settings, unet_dtype=torch.float16, options=options)
     _narrow(base.unet, dtype)
     return base
 

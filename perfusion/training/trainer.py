@@ -17,6 +17,7 @@ from torch import Tensor
 from perfusion import __version__
 from perfusion.base.attention import installed
 from perfusion.base.base_model import BaseModel
+from perfusion.base.model_options import ModelOptions
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
 from perfusion.judging.scorer import Scorer
@@ -82,6 +83,7 @@ def train(
     *,
     model: str | Path | BaseModel | None = None,
     model_config: str | Path | None = None,
+    model_options: ModelOptions | None = None,
     report: Report | None = None,
     say: Callable[[str], None] = logger.info,
     work: WorkFolder | None = None,
@@ -95,6 +97,7 @@ def train(
         config: how to train; its superclass says what kind of thing the object is.
         model: diffusers folder, single-file checkpoint or an opened base model; None: the embedded pocket model.
         model_config: for a single file, the folder with its settings, see `load_base`.
+        model_options: what the caller knows of the model better than its files.
         report: called after every step.
         say: called with a line about what is done before and after the steps.
         work: where an unfinished training is kept, every `config.save_every` steps; None: nowhere. What another
@@ -121,7 +124,11 @@ def train(
         masks = "auto" if config.masks == "clipseg" else config.masks
         pictures = [load_picture(path, masks) for path in paths]
         placement = Placement.pick(config.device, config.precision)
-        base = model if isinstance(model, BaseModel) else open_base(model, model_config, config, placement)
+        base = (
+            model
+            if isinstance(model, BaseModel)
+            else open_base(model, model_config, config, placement, model_options)
+        )
         subject = _check(base, config)
         device = placement.device
         scorer = find_scorer(base, config, device, say) if world().main else None

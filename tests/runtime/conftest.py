@@ -103,7 +103,8 @@ def by_torch() -> Any:
 def drawn_by_torch(pipeline: Any, folder: Path, **own: Any) -> Iterator[Runtime]:
     """A runtime on the bundle of a pipeline, its bundle.json as it is exported and its graphs run by torch."""
     from perfusion.base.attention import installed
-    from perfusion.base.base_model import FAMILY_FILE, load_base
+    from perfusion.base.base_model import load_base
+    from perfusion.base.usual_drawing import FAMILY_FILE
     from perfusion.export.manifest import file_table, make_manifest
 
     model, bundle = folder / "model", folder / "bundle"

@@ -134,7 +134,7 @@ def test_xls_own_scheduler_is_its_default(xl):
 @pytest.mark.slow
 def test_an_exported_xl_bundle_draws_diffusers_picture(tiny_xl, tmp_path):
     """As above, with the graphs as they are exported and run by onnxruntime."""
-    from perfusion.base.base_model import FAMILY_FILE
+    from perfusion.base.usual_drawing import FAMILY_FILE
     from perfusion.export import export_bundle
 
     tiny_xl.save_pretrained(tmp_path / "model")

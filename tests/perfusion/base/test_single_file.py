@@ -11,7 +11,7 @@ import torch
 
 from perfusion.base.base_model import load_base
 from perfusion.base.checkpoint_facts import checkpoint_facts
-from perfusion.base.single_file import find_config
+from perfusion.base.model_options import ModelOptions
 from perfusion.commands import train as command
 from perfusion.errors import ModelError
 from recipes.pocket.architecture import build_pipeline
@@ -377,27 +377,21 @@ def test_the_kind_is_told_by_where_the_text_encoders_are(tmp_path, name, kind):
     assert checkpoint_facts(path).kind == kind
 
 
-def test_without_settings_the_usual_ones_are_looked_for_on_this_machine_only(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+def test_without_settings_those_of_the_family_are_used(checkpoint):
+    """They are of the true size, so this small file does not fit them; that it was held against them is the point."""
     with pytest.raises(
-        ModelError, match=r"stable-diffusion-v1-5 are not on this machine; give the folder.*--config"
+        ModelError, match=r"unet cannot be read with the settings of .*settings.sd15.*same arch"
     ):
-        find_config(Path("model.safetensors"), "sd15")
-    with pytest.raises(
-        ModelError, match=r"does not tell what its UNet predicts; give the folder .* with --config"
-    ):
-        find_config(Path("model.safetensors"), "sd21")
+        load_base(checkpoint)
 
 
-def test_settings_that_were_fetched_one_day_are_found(tmp_path, monkeypatch):
-    snapshot = tmp_path / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
-    (snapshot / "snapshots/abc/unet").mkdir(parents=True)
-    (snapshot / "refs").mkdir()
-    (snapshot / "refs/main").write_text("abc")
-    (snapshot / "snapshots/abc/model_index.json").write_text("{}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert find_config(Path("model.safetensors"), "sd15") == snapshot / "snapshots/abc"
+def test_a_file_of_2_must_say_what_it_predicts(others, caplog):
+    checkpoint, _, _ = others["sd21"]
+    with pytest.raises(ModelError, match=r"does not tell what its UNet predicts. Say so with --prediction"):
+        load_base(checkpoint)
+    for prediction, folder in (("v_prediction", "sd21"), ("epsilon", "sd21_base")):
+        with pytest.raises(ModelError, match=f"settings of .*{folder}:"):
+            load_base(checkpoint, options=ModelOptions(prediction=prediction))
 
 
 MARKS: Tensors = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
@@ -431,7 +425,7 @@ WHOLE = (UNET_WEIGHT, "first_stage_model.x", "cond_stage_model.transformer.text_
         ({"scaled_fp8": torch.zeros(0).to(torch.float8_e4m3fn)}, "scaled weights of 8 bits"),
         ({UNET_WEIGHT: torch.zeros(8, 4, dtype=torch.int8)}, "weights as integers .* is I8"),
         ({"edm_mean": torch.zeros(4)}, "the EDM kind"),
-        ({"first_stage_model.x": None}, "has no VAE .*, which turns latents into pictures"),
+        ({"first_stage_model.x": None}, "has no VAE .*, which turns latents into pictures. Give .* --vae"),
         ({UNET_WEIGHT: None, "model_ema.x": torch.zeros(1)}, "averaged weights alone"),
         ({UNET_WEIGHT: None, "unet.down_blocks.0.x": torch.zeros(1)}, "a UNet in diffusers' layout"),
     ],
@@ -464,6 +458,143 @@ def test_positions_in_16_bits_and_averaged_weights_beside_plain_ones_change_noth
     expected = load_base(checkpoint, config=settings)
     for part, other in zip(base.parts, expected.parts, strict=True):
         assert all(torch.equal(value, other.state_dict()[name]) for name, value in part.state_dict().items())
+
+
+def same_weights(base, expected):
+    for part, other in zip(base.parts, expected.parts, strict=True):
+        state = other.state_dict()
+        assert part.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in part.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_text_encoder_under_names_without_text_model_is_the_same(
+    checkpoint, settings, others, tmp_path, kind
+):
+    if kind == "sdxl":
+        checkpoint, settings, _ = others["sdxl"]
+    tensors = safetensors.torch.load_file(checkpoint)
+    flat = {name.replace("transformer.text_model.", "transformer."): value for name, value in tensors.items()}
+    assert flat.keys() != tensors.keys()
+    safetensors.torch.save_file(flat, tmp_path / "flat.safetensors")
+    same_weights(
+        load_base(tmp_path / "flat.safetensors", config=settings), load_base(checkpoint, config=settings)
+    )
+
+
+NARROW = {
+    "bf16": lambda name: torch.bfloat16,
+    "fp8": lambda name: torch.float8_e4m3fn,
+    "fp8 e5m2": lambda name: torch.float8_e5m2,
+    "mixed": lambda name: (
+        torch.float8_e4m3fn
+        if name.startswith("model.")
+        else torch.float32
+        if name.startswith("first")
+        else torch.bfloat16
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NARROW)
+def test_weights_of_other_types_are_read_as_the_numbers_they_are(checkpoint, settings, tmp_path, case):
+    """The oracle is the same checkpoint with the rounded numbers in float32."""
+    dtype_of, tensors = NARROW[case], safetensors.torch.load_file(checkpoint)
+    narrow = {name: value.to(dtype_of(name)) for name, value in tensors.items()}
+    safetensors.torch.save_file(narrow, tmp_path / "narrow.safetensors")
+    wide = {name: value.float() for name, value in narrow.items()}
+    safetensors.torch.save_file(wide, tmp_path / "wide.safetensors")
+    base = load_base(tmp_path / "narrow.safetensors", config=settings)
+    assert {part.dtype for part in base.parts} == {torch.float32}
+    same_weights(base, load_base(tmp_path / "wide.safetensors", config=settings))
+
+
+@pytest.fixture(scope="module")
+def without_vae(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("no-vae") / "model.safetensors"
+    tensors = safetensors.torch.load_file(checkpoint)
+    kept = {name: value for name, value in tensors.items() if not name.startswith("first_stage_model.")}
+    safetensors.torch.save_file(kept, path)
+    return path
+
+
+@pytest.mark.parametrize("layout", ["original", "checkpoint", "diffusers file", "folder", "model"])
+def test_a_vae_of_its_own_is_read_in_every_layout(
+    checkpoint, without_vae, settings, tiny_model, tmp_path, layout
+):
+    tensors = safetensors.torch.load_file(checkpoint)
+    bare = {
+        name.removeprefix("first_stage_model."): value
+        for name, value in tensors.items()
+        if "first_stage" in name
+    }
+    safetensors.torch.save_file(bare, tmp_path / "vae.safetensors")
+    vae = {
+        "original": tmp_path / "vae.safetensors",
+        "checkpoint": checkpoint,
+        "diffusers file": tiny_model / "vae" / "diffusion_pytorch_model.safetensors",
+        "folder": tiny_model / "vae",
+        "model": tiny_model,
+    }[layout]
+    base = load_base(without_vae, config=settings, options=ModelOptions(vae=vae))
+    expected = load_base(tiny_model).vae.state_dict()
+    halved = layout in ("original", "checkpoint")  # the checkpoint is in 16 bits
+    for name, value in base.vae.state_dict().items():
+        assert torch.equal(value, expected[name].half().float() if halved else expected[name]), name
+
+
+def test_what_is_no_vae_is_refused(without_vae, settings, tmp_path):
+    with pytest.raises(ModelError, match=r"holds no VAE, expected a file with decoder\.conv_in\.weight"):
+        load_base(without_vae, config=settings, options=ModelOptions(vae=without_vae))
+    with pytest.raises(ModelError, match=r"no VAE of diffusers, it has no config\.json"):
+        load_base(without_vae, config=settings, options=ModelOptions(vae=tmp_path))
+
+
+def test_the_callers_words_on_the_noise_count_for_more_than_the_files(tiny_model):
+    options = ModelOptions(prediction="v_prediction", zero_terminal_snr=True)
+    base = load_base(tiny_model, options=options)
+    assert base.scheduler["prediction_type"] == "v_prediction"
+    assert base.scheduler["rescale_betas_zero_snr"] is True
+    assert base.scheduler["timestep_spacing"] == "trailing"
+    with pytest.raises(ModelError, match="The prediction 'v' is not known, expected epsilon or v_prediction"):
+        ModelOptions(prediction="v")
+
+
+@pytest.fixture(scope="module")
+def deep_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with three layers in its text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("deep") / "model"))
+    config = CLIPTextConfig.from_pretrained(folder / "text_encoder", num_hidden_layers=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2, 3])
+def test_clip_skip_reads_the_layer_that_a1111_and_diffusers_read(deep_model, clip_skip):
+    """The oracle is transformers' own list of states, with the norm that both put behind it."""
+    base = load_base(deep_model, options=ModelOptions(clip_skip=clip_skip))
+    ids = torch.tensor([[base.tokenizer.bos_token_id, 5, 9, 17, base.tokenizer.eos_token_id]])
+    plain = load_base(deep_model)
+    whole = plain.text_encoder
+    states = whole(ids, output_hidden_states=True).hidden_states
+    expected = getattr(whole, "text_model", whole).final_layer_norm(states[-clip_skip])
+    assert torch.allclose(base.encode([ids]).hidden, expected, atol=1e-5)
+    assert base.skipped_layers == clip_skip - 1
+    assert (base.fingerprint == plain.fingerprint) == (clip_skip == 1)
+
+
+def test_a_clip_skip_that_the_model_does_not_have_is_refused(tiny_model, tiny_xl_model):
+    with pytest.raises(ModelError, match=r"clip skip 9, and its text encoder has \d layers; expected 1 to"):
+        load_base(tiny_model, options=ModelOptions(clip_skip=9))
+    with pytest.raises(ModelError, match="clip skip 1 for a model with two text encoders"):
+        load_base(tiny_xl_model, options=ModelOptions(clip_skip=1))
+    with pytest.raises(ModelError, match="clip skip is 0"):
+        ModelOptions(clip_skip=0)
+    load_base(tiny_xl_model, options=ModelOptions(clip_skip=2))
 
 
 def test_weights_that_are_no_numbers_are_named_when_the_model_is_opened(checkpoint, settings, tmp_path):
