@@ -54,13 +54,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ZERO_SNR_SCHEDULERS = (
-    "DDIMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "LCMScheduler",
-)
-"""Those that can begin at pure noise, in diffusers and in the runtime."""
+_NEED_SIGNAL = ("PNDMScheduler", "HeunDiscreteScheduler")
+"""Schedulers of diffusers that divide by the signal, of which a last timestep of pure noise has none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -266,11 +261,11 @@ def _with_noise(
         logger.warning(
             "%s says of itself that %s, unlike %s; the file is believed", base.folder, words, base.source
         )
-    settings = {**base.scheduler, **stated, **options.scheduler_settings()}
+    stated |= options.scheduler_settings()
     kind = base.scheduler_class
-    if settings.get("rescale_betas_zero_snr") and kind not in ZERO_SNR_SCHEDULERS:
-        kind = "DDIMScheduler"  # PNDM and its like divide by the signal, of which the last timestep has none
-    return replace(base, scheduler=settings, scheduler_class=kind)
+    if stated.get("rescale_betas_zero_snr") and kind in _NEED_SIGNAL:
+        kind = "DDIMScheduler"
+    return replace(base, scheduler={**base.scheduler, **stated}, scheduler_class=kind)
 
 
 def _assemble(

@@ -100,7 +100,9 @@ def folder(tmp_path):
 
 def read(folder) -> dict[str, Any]:
     """What bundle.json would say."""
-    base: Any = SimpleNamespace(folder=folder, source=folder, scheduler=load_scheduler(folder))
+    base: Any = SimpleNamespace(
+        folder=folder, scheduler=load_scheduler(folder), scheduler_class=scheduler_class(folder)
+    )
     return scheduler_settings(base)
 
 
