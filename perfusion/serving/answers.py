@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from perfusion.errors import BusyError, CancelledError, PerfusionError, RequestError
 
-__all__ = ["StatusError", "error_answer", "failure"]
+__all__ = ["StatusError", "error_answer", "error_object", "failure"]
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 5
@@ -51,16 +51,26 @@ def error_answer(
     path: str, status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """An error as the clients of a path's dialect read it."""
-    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
-    kind = "server_error" if status >= 500 else kind
+    kind = _kind(status)
     body: dict[str, Any]
     if path.startswith("/sdapi/"):
         body = {"error": kind, "detail": message, "body": "", "errors": message}
     elif path.startswith("/v1/"):
-        body = {"error": {"message": message, "type": kind, "param": field, "code": None}}
+        body = error_object(status, message, field)
     else:
         body = {"error": {"message": message, "type": kind, "field": field}}
     return JSONResponse(body, status, headers=headers)
+
+
+def error_object(status: int, message: str, field: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    return {"error": {"message": message, "type": _kind(status), "param": field, "code": None}}
+
+
+def _kind(status: int) -> str:
+    if status >= 500:
+        return "server_error"
+    return {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
 
 
 def _is_ours(error: PerfusionError) -> bool:

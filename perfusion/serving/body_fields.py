@@ -45,15 +45,14 @@ def number_of(fields: Mapping[str, Any], name: str, default: float | None = None
 
 
 def flag_of(fields: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    """True or false; in a form it arrives as text."""
+    """True or false, also as 0 and 1; in a form it arrives as text."""
     value = fields.get(name)
     if value is None:
         return default
-    if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
-        return value.lower() in ("true", "1")
-    if not isinstance(value, bool):
+    flag = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+    if flag is None:
         raise _refusal(name, value, "true or false")
-    return value
+    return flag
 
 
 def _refusal(name: str, value: object, expected: str) -> StatusError:

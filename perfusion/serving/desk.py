@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Desk", "MOST_PICTURES"]
 
-MOST_PICTURES = 10  # of a request
+MOST_PICTURES = 16  # of a request
 _SEEDS = 2**32
 _POLL_SECONDS = 0.25  # between two looks at whether the client is still there
 _RETRY_SECONDS = 5
@@ -137,17 +137,12 @@ class Desk:
             options = dict(spec.options)
             if changes := options.get("concept_settings"):
                 options["concept_settings"] = _renamed(changes, library.word)
-            for each in range(first, first + spec.count):
-                order.jobs.append(
-                    self.runtime.submit(
-                        prompt,
-                        seed=each,
-                        exact=spec.exact,
-                        client=order.client,
-                        callback=order.touch,
-                        **options,
-                    )
-                )
+            for number, each in enumerate(range(first, first + spec.count)):
+                job = self.runtime.submit(
+                    prompt, seed=each, exact=spec.exact, client=order.client,
+                    callback=partial(order.advance, number), **options,
+                )  # fmt: skip
+                order.jobs.append(job)
                 order.settings.append(settings_of(self.runtime, prompt, each, exact=spec.exact, **options))
         if order.is_stored:
             self.history.begin(order.id, order.client, order.created, order.settings[0])

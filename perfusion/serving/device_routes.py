@@ -94,8 +94,12 @@ def _plan(runtime: Runtime, sizes: dict[str, int | None]) -> dict[str, Any]:
     free = detect().free
     if free is None:
         raise StatusError(404, "This machine does not say how much memory is free.")
+    usual = runtime.bundle.usual_call
     size = replace(
-        runtime.bundle.usual_call, **{name: value for name, value in sizes.items() if value is not None}
+        usual,
+        width=sizes["width"] or usual.width,
+        height=sizes["height"] or usual.height,
+        batch=sizes["batch"] or 1,
     )
     plan = plan_memory(runtime.bundle, size, budget=free)
     return {

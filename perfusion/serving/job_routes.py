@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from perfusion.runtime import Job, Region, Step
+from perfusion.runtime import Region
 from perfusion.serving.answers import StatusError
 from perfusion.serving.bodies import data_of, json_body, picture_of
 from perfusion.serving.body_fields import flag_of, number_of, text_of, whole_of
@@ -18,12 +18,9 @@ from perfusion.serving.desk import Desk
 from perfusion.serving.event_stream import event, event_stream
 from perfusion.serving.gate import client_of
 from perfusion.serving.order import Order, PictureSpec
-from perfusion.serving.picture_encoding import data_url
+from perfusion.serving.picture_encoding import preview_of
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-__all__ = ["job_routes", "preview_of", "spec_of"]
+__all__ = ["job_routes", "spec_of"]
 
 _EVENT_SECONDS = 0.2  # between two events of one stream
 _TEXTS = ("scheduler", "lock", "gates")
@@ -91,17 +88,6 @@ def spec_of(fields: Mapping[str, Any]) -> PictureSpec:
     )  # fmt: skip
 
 
-def preview_of(job: Job, step: Step, settings: Mapping[str, Any]) -> str:
-    """A picture as it is after a step, in a data URL: its sketch, or decoded where the bundle makes no sketches."""
-    return data_url(_shown(step), settings["width"], settings["height"])
-
-
-def _shown(step: Step) -> Image:
-    if step._latent_rgb is not None:
-        return step.sketch()[0]
-    return step.preview()[0]
-
-
 async def _events(order: Order, has_previews: bool) -> AsyncIterator[bytes]:
     """States as they change, previews of what is drawn, and at last "done" with the whole state."""
     told: dict[str, Any] = {}
@@ -116,7 +102,7 @@ async def _events(order: Order, has_previews: bool) -> AsyncIterator[bytes]:
             if step is None or job.done or shown.get(number) == step.index:
                 continue
             shown[number] = step.index
-            picture = await asyncio.to_thread(preview_of, job, step, order.settings[number])
+            picture = await asyncio.to_thread(preview_of, step, order.settings[number])
             yield event(
                 {"number": number, "step": step.index + 1, "total": step.total, "picture": picture}, "preview"
             )

@@ -25,6 +25,7 @@ class PictureSpec:
     seed: int | None = None
     count: int = 1
     exact: bool = False
+    partials: int = 0  # pictures on the way that are decoded, evenly spread over its steps
     options: dict[str, Any] = field(default_factory=dict)  # of `Runtime.submit`
 
 
@@ -39,6 +40,7 @@ class Order:
         self.jobs: list[Job] = []
         self.settings: list[dict[str, Any]] = []  # of each picture, as its file carries them
         self.pictures: dict[int, str] = {}  # by their number, where they lie in the history
+        self.partials: dict[int, list[Image]] = {}  # by a picture's number, those on its way
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._outcome: tuple[str, str | None] | None = None  # once it is over: its state and what went wrong
@@ -91,10 +93,23 @@ class Order:
         for job in self.jobs:
             job.cancel()
 
-    def touch(self, step: Step | None = None) -> None:
-        """Wake up who waits for a change; for any thread."""
-        if step is not None and self._first_step is None:
+    def cancel_next(self) -> None:
+        """Stop the first that is not done of it; the others go on."""
+        for job in [job for job in self.jobs if not job.done][:1]:
+            job.cancel()
+
+    def advance(self, number: int, step: Step) -> None:
+        """Take note of a picture's step; in the thread that draws, whose turn it is to decode too."""
+        if self._first_step is None:
             self._first_step = time.monotonic(), self.steps[0]
+        partials = self.partials.setdefault(number, [])
+        due = step.total * (len(partials) + 1) / (self.spec.partials + 1)
+        if len(partials) < self.spec.partials and step.index + 1 >= due:
+            partials += step.preview()
+        self.touch()
+
+    def touch(self) -> None:
+        """Wake up who waits for a change; for any thread."""
         with suppress(RuntimeError):  # the server has ended meanwhile
             self._loop.call_soon_threadsafe(self._wake)
 
@@ -110,7 +125,7 @@ class Order:
             PerfusionError: what one of them failed with; the others are then cancelled.
         """
         try:
-            return [await job for job in self.jobs]
+            return [await job for job in list(self.jobs)]
         finally:
             self.cancel()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -10,142 +10,209 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from perfusion.errors import RequestError
-from perfusion.runtime import SCHEDULERS
-from perfusion.runtime.picture_settings import SAMPLERS
-from perfusion.serving.bodies import json_body
-from perfusion.serving.body_fields import number_of, text_of, whole_of
+from perfusion.runtime import Runtime
+from perfusion.serving.answers import StatusError
+from perfusion.serving.bodies import data_of, json_body
 from perfusion.serving.desk import Desk
 from perfusion.serving.gate import client_of
-from perfusion.serving.order import PictureSpec
-from perfusion.serving.picture_encoding import as_base64
+from perfusion.serving.infotext import WEBUI_SAMPLERS, parameters_of
+from perfusion.serving.inspection import text_in
+from perfusion.serving.library import Library
+from perfusion.serving.order import Order
+from perfusion.serving.picture_encoding import preview_of
+from perfusion.serving.webui_drawing import DIALECT, image_to_image, text_to_image
 
 __all__ = ["webui_routes"]
 
-_SAMPLERS = {
-    SAMPLERS[name.removesuffix("_karras")] + " Karras" * name.endswith("_karras"): name for name in SCHEDULERS
-}
-"""Our schedulers by A1111's names."""
-_NO_CHOICE = (None, "", "Automatic", "automatic")
 _ROOT = "/sdapi/v1"
+_MOST_OPTIONS, _MOST_CLIENTS = 64, 1000
 
 
 def webui_routes(desk: Desk) -> list[Route]:
     """The routes of this dialect."""
-    model = desk.runtime.bundle.base
-    options = {"sd_model_checkpoint": model, "CLIP_stop_at_last_layers": 1, "samples_format": "png"}
-    checkpoint = {
-        "title": model,
-        "model_name": model,
-        "hash": None,
-        "sha256": None,
-        "filename": model,
-        "config": None,
-    }
+    options = _Options(desk.runtime)
+    return [
+        *_listing_routes(desk),
+        *_option_routes(options),
+        *_watching_routes(desk),
+        *_drawing_routes(desk, options),
+    ]
 
-    def loras() -> list[dict[str, Any]]:
-        tokens = [token.strip("<>") for token in desk.runtime.concepts]
-        return [{"name": token, "alias": token, "path": token, "metadata": {}} for token in tokens]
 
-    lists: dict[str, Callable[[], Any]] = {
-        "samplers": lambda: [
-            {"name": name, "aliases": [own], "options": {}} for name, own in _SAMPLERS.items()
-        ],
-        "schedulers": lambda: [{"name": "automatic", "label": "Automatic", "aliases": None}],
-        "sd-models": lambda: [checkpoint],
-        "sd-vae": list,
-        "upscalers": list,
-        "latent-upscale-modes": list,
-        "loras": loras,
-        "embeddings": lambda: {"loaded": {}, "skipped": {}},
-        "memory": lambda: {"ram": {}, "cuda": {}},
-        "options": lambda: options,
-    }
-
+def _listing_routes(desk: Desk) -> list[Route]:
     def listing(answer: Callable[[], Any]) -> Callable[[Request], Any]:
         async def respond(request: Request) -> Response:
             return JSONResponse(answer())
 
         return respond
 
-    async def acknowledge(request: Request) -> Response:
+    async def refresh(request: Request) -> Response:
+        await asyncio.to_thread(desk.library.refresh)
         return JSONResponse(None)
 
-    async def interrupt(request: Request) -> Response:
-        for order in desk.under_way(client_of(request)):
-            if order.dialect == "webui":
-                order.cancel()
-        return JSONResponse(None)
-
-    async def progress(request: Request) -> Response:
-        return JSONResponse(_progress(desk, request))
-
-    async def txt2img(request: Request) -> Response:
-        return JSONResponse(await _drawn(desk, request, await json_body(request)))
-
-    posts = dict.fromkeys(("options", "refresh-loras", "refresh-checkpoints"), acknowledge)
-    posts |= {"interrupt": interrupt, "skip": interrupt, "txt2img": txt2img}
     return [
-        *(Route(f"{_ROOT}/{name}", listing(answer), methods=["GET"]) for name, answer in lists.items()),
-        *(Route(f"{_ROOT}/{name}", answer, methods=["POST"]) for name, answer in posts.items()),
-        Route(f"{_ROOT}/progress", progress),
+        *(
+            Route(f"{_ROOT}/{name}", listing(answer), methods=["GET"])
+            for name, answer in _lists(desk).items()
+        ),
+        Route(f"{_ROOT}/refresh-loras", refresh, methods=["POST"]),
+        Route(f"{_ROOT}/refresh-checkpoints", refresh, methods=["POST"]),
     ]
 
 
-async def _drawn(desk: Desk, request: Request, fields: dict[str, Any]) -> dict[str, Any]:
-    """The answer to txt2img."""
-    prompt, negative_prompt = text_of(fields, "prompt"), text_of(fields, "negative_prompt")
-    options = {
-        "negative_prompt": negative_prompt,
-        "num_inference_steps": whole_of(fields, "steps", 50),
-        "guidance_scale": number_of(fields, "cfg_scale", 7.0),
-        "width": whole_of(fields, "width", 512),
-        "height": whole_of(fields, "height", 512),
-        "scheduler": _scheduler(fields),
-    }
-    count = (whole_of(fields, "batch_size", 1) or 0) * (whole_of(fields, "n_iter", 1) or 0)
-    spec = PictureSpec(prompt=prompt, seed=whole_of(fields, "seed", -1), count=count, options=options)
-    pictures, order = await desk.draw(request, spec, dialect="webui")
-    seeds = [settings["seed"] for settings in order.settings]
-    info = {
-        "prompt": prompt, "all_prompts": [prompt] * count, "negative_prompt": negative_prompt, "seed": seeds[0],
-        "all_seeds": seeds, "width": options["width"], "height": options["height"],
-        "sampler_name": text_of(fields, "sampler_name"), "cfg_scale": options["guidance_scale"],
-        "steps": options["num_inference_steps"], "batch_size": count, "infotexts": [],
-        "sd_model_hash": desk.runtime.bundle.base_fingerprint[:10], "sd_model_name": desk.runtime.bundle.base,
+def _option_routes(options: _Options) -> list[Route]:
+    async def get_options(request: Request) -> Response:
+        return JSONResponse(options.of(client_of(request)))
+
+    async def set_options(request: Request) -> Response:
+        options.change(client_of(request), await json_body(request))
+        return JSONResponse(None)
+
+    return [
+        Route(f"{_ROOT}/options", get_options, methods=["GET"]),
+        Route(f"{_ROOT}/options", set_options, methods=["POST"]),
+    ]
+
+
+def _watching_routes(desk: Desk) -> list[Route]:
+    async def interrupt(request: Request) -> Response:
+        for order in _orders(desk, request):
+            order.cancel()
+        return JSONResponse(None)
+
+    async def skip(request: Request) -> Response:
+        for order in _orders(desk, request)[:1]:
+            order.cancel_next()
+        return JSONResponse(None)
+
+    async def progress(request: Request) -> Response:
+        orders = _orders(desk, request)
+        has_picture = request.query_params.get("skip_current_image", "false").lower() != "true"
+        return JSONResponse(await asyncio.to_thread(_progress, orders, has_picture))
+
+    return [
+        Route(f"{_ROOT}/interrupt", interrupt, methods=["POST"]),
+        Route(f"{_ROOT}/skip", skip, methods=["POST"]),
+        Route(f"{_ROOT}/progress", progress, methods=["GET"]),
+    ]
+
+
+def _drawing_routes(desk: Desk, options: _Options) -> list[Route]:
+    async def txt2img(request: Request) -> Response:
+        fields = await json_body(request)
+        return JSONResponse(await text_to_image(desk, request, fields, options.of(client_of(request))))
+
+    async def img2img(request: Request) -> Response:
+        fields = await json_body(request)
+        return JSONResponse(await image_to_image(desk, request, fields, options.of(client_of(request))))
+
+    async def png_info(request: Request) -> Response:
+        fields = await json_body(request)
+        return JSONResponse(await asyncio.to_thread(_png_info, data_of(fields.get("image"), "image")))
+
+    return [
+        Route(f"{_ROOT}/txt2img", txt2img, methods=["POST"]),
+        Route(f"{_ROOT}/img2img", img2img, methods=["POST"]),
+        Route(f"{_ROOT}/png-info", png_info, methods=["POST"]),
+    ]
+
+
+def _lists(desk: Desk) -> dict[str, Callable[[], Any]]:
+    """What clients list, by the last part of the address; what there is none of is empty."""
+    model = desk.runtime.bundle.base
+    checkpoint = {
+        "title": model, "model_name": model, "hash": desk.runtime.bundle.base_fingerprint[:10],
+        "sha256": desk.runtime.bundle.base_fingerprint, "filename": model, "config": None,
     }  # fmt: skip
-    images = []
-    if fields.get("send_images", True):
-        images = [
-            await as_base64(picture, settings=desk.settings(order, number))
-            for number, picture in enumerate(pictures)
-        ]
-    return {"images": images, "parameters": fields, "info": json.dumps(info)}
+    schedulers = [
+        {"name": name, "label": name.capitalize(), "aliases": None} for name in ("automatic", "karras")
+    ]
+    samplers = [{"name": name, "aliases": [own], "options": {}} for name, own in WEBUI_SAMPLERS.items()]
+    empty = (
+        "sd-vae",
+        "upscalers",
+        "latent-upscale-modes",
+        "prompt-styles",
+        "face-restorers",
+        "hypernetworks",
+    )
+    return dict.fromkeys(empty, list) | {
+        "samplers": lambda: samplers,
+        "schedulers": lambda: schedulers,
+        "sd-models": lambda: [checkpoint],
+        "loras": lambda: _loras(desk.library),
+        "embeddings": lambda: {"loaded": {}, "skipped": {}},
+        "memory": lambda: {"ram": {}, "cuda": {}},
+        "scripts": lambda: {"txt2img": [], "img2img": []},
+        "cmd-flags": dict,
+    }
 
 
-def _scheduler(fields: dict[str, Any]) -> str | None:
-    """Our scheduler of A1111's sampler and scheduler; None is the bundle's own."""
-    sampler = text_of(fields, "sampler_name") or text_of(fields, "sampler_index")
-    if sampler in _NO_CHOICE:
-        return None
-    name = _SAMPLERS.get(sampler, sampler)
-    if name not in SCHEDULERS:
-        raise RequestError(f"The sampler is {sampler!r}; choose one of {', '.join(_SAMPLERS)}.")
-    karras = text_of(fields, "scheduler").lower() == "karras"
-    return f"{name}_karras" if karras and f"{name}_karras" in SCHEDULERS else name
+def _loras(library: Library) -> list[dict[str, Any]]:
+    """The concepts, as these clients know adapters."""
+    return [
+        {"name": known.name, "alias": known.name, "path": known.path.name,
+         "metadata": {"trigger": known.word, "superclass": known.concept.superclass if known.concept else ""}}
+        for known in library.concepts if known.why_not is None
+    ]  # fmt: skip
 
 
-def _progress(desk: Desk, request: Request) -> dict[str, Any]:
-    """How far the caller's own first order is."""
-    orders = [order for order in desk.under_way(client_of(request)) if order.dialect == "webui"]
-    step, total = orders[0].steps if orders else (0, 0)
+class _Options:
+    """What clients have set, each for himself; most of it changes nothing here."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._model = runtime.bundle.base
+        self._usual = {
+            "sd_model_checkpoint": self._model, "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1,
+            "samples_format": "png",
+        }  # fmt: skip
+        self._changes: dict[str, dict[str, Any]] = {}
+
+    def of(self, client: str) -> dict[str, Any]:
+        return {**self._usual, **self._changes.get(client, {})}
+
+    def change(self, client: str, changes: dict[str, Any]) -> None:
+        """Raises StatusError for a model that is not here."""
+        model = changes.get("sd_model_checkpoint")
+        if model and str(model) != self._model:
+            raise StatusError(400, f"There is no model {str(model)[:80]!r}; this server has {self._model}.")
+        plain = {
+            str(name)[:80]: value for name, value in changes.items()
+            if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 200)
+        }  # fmt: skip
+        merged = self._changes.pop(client, {}) | plain
+        self._changes[client] = dict(list(merged.items())[-_MOST_OPTIONS:])
+        if len(self._changes) > _MOST_CLIENTS:
+            del self._changes[next(iter(self._changes))]
+
+
+def _orders(desk: Desk, request: Request) -> list[Order]:
+    """The caller's own orders of this dialect: a page's jobs of the same client are not interrupted."""
+    return [order for order in desk.under_way(client_of(request)) if order.dialect == DIALECT]
+
+
+def _progress(orders: list[Order], has_picture: bool) -> dict[str, Any]:
+    """How far the first of some orders is."""
+    order = orders[0] if orders else None
+    step, total = order.steps if order else (0, 0)
+    job = next((job for job in order.jobs if job.step is not None and not job.done), None) if order else None
+    picture = None
+    if order is not None and job is not None and job.step is not None and has_picture:
+        picture = preview_of(job.step, order.settings[0]).partition(",")[2]
     return {
-        "progress": step / (total + 1) if orders else 0.0,
-        "eta_relative": (orders[0].seconds_left or 0.0) if orders else 0.0,
+        "progress": step / (total + 1),
+        "eta_relative": (order.seconds_left or 0.0) if order else 0.0,
         "state": {
-            "skipped": False, "interrupted": False, "job": "txt2img" if orders else "", "job_count": len(orders),
-            "sampling_step": step, "sampling_steps": total,
+            "skipped": False, "interrupted": False, "job": DIALECT if order else "", "job_count": len(orders),
+            "job_no": 0, "sampling_step": step, "sampling_steps": total,
         },
-        "current_image": None,
+        "current_image": picture,
         "textinfo": None,
     }  # fmt: skip
+
+
+def _png_info(data: bytes) -> dict[str, Any]:
+    text = text_in(data)
+    if not text:
+        return {"info": "", "items": {}, "parameters": {}}
+    return {"info": text, "items": {"parameters": text}, "parameters": parameters_of(text)}

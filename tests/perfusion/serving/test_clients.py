@@ -1,10 +1,12 @@
 """The server as real clients see it: openai, webuiapi and httpx over a socket of this machine."""
 
+import base64
+import io
 import json
 import re
-import shlex
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -12,11 +14,12 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 from perfusion.errors import RequestError
 from perfusion.serving.access import Access
 from perfusion.serving.rates import Limits
-from tests.perfusion.serving.conftest import picture_of
+from tests.perfusion.serving.conftest import picture_of, wait_for
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
@@ -160,9 +163,228 @@ LINES = [line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S) f
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_the_examples_of_the_page_run(server, line):
+def test_the_examples_of_the_page_run(server, tmp_path, line):
     if shutil.which("curl") is None:
         pytest.skip("this machine has no curl")
-    command = shlex.split(line.replace("http://127.0.0.1:8188", server.address))
-    answer = subprocess.run([*command, "--fail", "--max-time", "60"], capture_output=True, check=True)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "card.png")
+    command = line.replace("http://127.0.0.1:8188", server.address).replace(
+        "curl ", "curl --fail --max-time 60 ", 1
+    )
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, check=True, cwd=tmp_path)
     assert answer.stdout
+
+
+# --- more of both dialects
+
+
+def png(picture):
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    stream.seek(0)
+    stream.name = "picture.png"
+    return stream
+
+
+RED = Image.new("RGB", (32, 32), "red")
+
+
+def half_transparent():
+    mask = Image.new("RGBA", (32, 32), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    return mask
+
+
+def light_half():
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 16, 32))
+    return mask
+
+
+def difference(picture, other):
+    return np.abs(np.asarray(picture, int) - np.asarray(other, int)).max()
+
+
+def test_the_openai_package_edits_where_its_mask_is_transparent(server):
+    options = {"seed": 1, "num_inference_steps": 2, "concepts": {"<cat>": {"strength": 0.5}}}
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none") as client:
+        answer = client.images.edit(
+            image=png(RED), mask=png(half_transparent()), prompt="a <cat>", extra_body=options
+        )
+        with pytest.raises(openai.BadRequestError, match="no transparent place"):
+            client.images.edit(image=png(RED), mask=png(RED), prompt="a <cat>")
+        with pytest.raises(openai.BadRequestError, match="draws over one"):
+            client.images.edit(image=[png(RED), png(RED)], prompt="a <cat>")
+    expected = server.runtime.generate(
+        "a <cat>", seed=1, num_inference_steps=2, image=RED, mask=light_half(),
+        concept_settings={"<cat>": {"strength": 0.5}},
+    )  # fmt: skip
+    assert difference(picture_of(answer.data[0].b64_json), expected) <= 1
+
+
+def test_edits_take_json_with_data_urls_and_fetch_nothing(server):
+    url = "data:image/png;base64," + base64.b64encode(png(RED).read()).decode()
+    address = f"{server.address}/v1/images/edits"
+    fields = {"prompt": "a cat", "num_inference_steps": 1, "image_strength": 1.0}
+    answer = httpx.post(address, json=fields | {"images": [{"image_url": url}]})
+    assert answer.status_code == 200
+    for foreign in ("http://127.0.0.1:1/x.png", "file:///etc/passwd", "data:text/html;base64,AAAA"):
+        answer = httpx.post(address, json=fields | {"images": [{"image_url": foreign}]})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] in ("images", "image")
+
+
+def test_the_openai_package_streams_pictures_on_their_way(server):
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none") as client:
+        stream = client.images.generate(
+            prompt="a <cat>", stream=True, partial_images=3, output_format="webp", size="64x64",
+            extra_body={"seed": 2, "num_inference_steps": 8},
+        )  # fmt: skip
+        events = list(stream)
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 3 + [
+        "image_generation.completed"
+    ]
+    assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
+    assert {picture_of(event.b64_json).format for event in events} == {"WEBP"}
+    assert {picture_of(event.b64_json).size for event in events} == {(64, 64)}
+    edits = {"image": png(RED), "prompt": "a cat", "stream": True, "extra_body": {"num_inference_steps": 2}}
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none") as client:
+        (completed,) = client.images.edit(**edits)
+    assert completed.type == "image_edit.completed"
+
+
+def test_a_stream_that_nobody_reads_any_more_is_cancelled(server):
+    fields = {"prompt": "a cat", "stream": True, "partial_images": 1, "num_inference_steps": 1000}
+    with httpx.stream("POST", f"{server.address}/v1/images/generations", json=fields, timeout=60) as answer:
+        assert answer.status_code == 200
+        wait_for(lambda: server.runtime.queue.drawing)
+    wait_for(lambda: not server.runtime.queue.drawing and not server.runtime.queue.waiting)
+
+
+def test_webuiapi_draws_over_pictures_and_reads_what_they_carry(server):
+    import webuiapi
+
+    api = webuiapi.WebUIApi(baseurl=f"{server.address}/sdapi/v1")
+    answer = api.img2img(
+        images=[RED], mask_image=light_half(), prompt="a <cat>", seed=3, steps=2, width=32, height=32,
+        cfg_scale=2.0, sampler_name="Euler", denoising_strength=1.0,
+    )  # fmt: skip
+    expected = server.runtime.generate(
+        "a <cat>", seed=3, num_inference_steps=2, guidance_scale=2.0, scheduler="euler", image=RED,
+        mask=light_half(), image_strength=1.0,
+    )  # fmt: skip
+    assert difference(answer.image, expected) <= 1
+    assert answer.parameters["init_images"] is None
+    info = api.png_info(answer.image)
+    assert info.parameters["Seed"] == "3" and info.parameters["Prompt"] == "a <cat>"
+    assert info.info == answer.info["infotexts"][0]
+    refused = httpx.post(f"{server.address}/sdapi/v1/img2img", json={})
+    assert refused.status_code == 404 and "init image" in refused.json()["detail"]
+
+
+def test_webuiapi_interrupts_its_own_pictures_alone_and_gets_them_as_far_as_they_came(locked):
+    long = {"prompt": "a <cat>", "steps": 1000, "width": 32, "height": 32, "batch_size": 2}
+    mine, other = (httpx.Client(auth=("me", key), timeout=60) for key in locked.parts.access.keys)
+    with mine, other:
+        check_interrupts(locked, long, mine, other)
+
+
+def check_interrupts(locked, long, mine, other):
+    address, answers = f"{locked.address}/sdapi/v1", []
+
+    def draw(client, fields):
+        answers.append((client, client.post(f"{address}/txt2img", json=fields).json()))
+
+    threads = [threading.Thread(target=draw, args=(client, long)) for client in (mine, other)]
+    for thread in threads:
+        thread.start()
+    state = wait_for(lambda: (now := mine.get(f"{address}/progress").json())["current_image"] and now)
+    assert 0 < state["progress"] < 1 and state["state"]["job_count"] == 1
+    assert picture_of(state["current_image"]).size == (32, 32)
+    mine.post(f"{address}/interrupt")
+    threads[0].join()
+    ((client, answer),) = answers
+    assert client is mine and len(answer["images"]) == 2
+    assert mine.get(f"{address}/progress").json()["state"]["job_count"] == 0
+    assert other.get(f"{address}/progress").json()["state"]["job_count"] == 1
+    other.post(f"{address}/interrupt")
+    threads[1].join()
+
+
+def test_skip_gives_up_one_picture_and_draws_the_next(server):
+    address = f"{server.address}/sdapi/v1"
+    fields = {"prompt": "a <cat>", "steps": 300, "width": 32, "height": 32, "n_iter": 2}
+    answers = []
+    thread = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{address}/txt2img", json=fields, timeout=60))
+    )
+    thread.start()
+    wait_for(lambda: httpx.get(f"{address}/progress").json()["state"]["sampling_step"])
+    httpx.post(f"{address}/skip")
+    thread.join()
+    assert len(answers[0].json()["images"]) == 2
+    assert not server.runtime.queue.drawing
+
+
+def test_options_are_remembered_for_each_client_and_another_model_is_refused(locked):
+    import webuiapi
+
+    address = f"{locked.address}/sdapi/v1"
+    key, another = locked.parts.access.keys
+    api = webuiapi.WebUIApi(baseurl=address, username="me", password=key)
+    model = api.get_options()["sd_model_checkpoint"]
+    api.set_options({"sd_model_checkpoint": model, "samples_format": "webp"})
+    assert api.get_options()["samples_format"] == "webp"
+    answer = api.txt2img(prompt="a cat", steps=1, width=32, height=32)
+    assert answer.image.format == "WEBP"
+    assert httpx.get(f"{address}/options", auth=("", another)).json()["samples_format"] == "png"
+    with pytest.raises(RuntimeError, match="There is no model"):
+        api._to_api_result(
+            httpx.post(f"{address}/options", auth=("", key), json={"sd_model_checkpoint": "v1-5"})
+        )
+
+
+SILLYTAVERN = {
+    "prompt": "a <cat>", "negative_prompt": "", "sampler_name": "Euler a", "scheduler": "Automatic", "steps": 2,
+    "cfg_scale": 7, "width": 32, "height": 32, "restore_faces": False, "enable_hr": False, "hr_upscaler": "Latent",
+    "hr_scale": 1, "denoising_strength": 0.7, "hr_second_pass_steps": 0, "seed": -1, "override_settings": {},
+    "override_settings_restore_afterwards": True, "clip_skip": 1, "save_images": True, "send_images": True,
+    "do_not_save_grid": False, "do_not_save_samples": False,
+}  # fmt: skip
+OPEN_WEBUI = {
+    "prompt": "a <cat>",
+    "batch_size": 1,
+    "width": 32,
+    "height": 32,
+    "steps": 2,
+    "negative_prompt": "",
+}
+
+
+@pytest.mark.parametrize("fields", [SILLYTAVERN, OPEN_WEBUI], ids=["SillyTavern", "Open WebUI"])
+def test_the_bodies_that_chat_programs_send_are_drawn(server, fields):
+    answer = httpx.post(f"{server.address}/sdapi/v1/txt2img", json=fields, timeout=60)
+    assert answer.status_code == 200
+    assert picture_of(answer.json()["images"][0]).size == (32, 32)
+    for name in ("samplers", "schedulers", "sd-models", "sd-vae", "upscalers", "latent-upscale-modes", "loras",
+                 "embeddings", "memory", "options", "progress"):  # fmt: skip
+        assert httpx.get(f"{server.address}/sdapi/v1/{name}").status_code == 200
+
+
+def test_what_a1111_does_and_this_server_does_not_is_refused_by_name(server):
+    answer = httpx.post(f"{server.address}/sdapi/v1/txt2img", json=SILLYTAVERN | {"enable_hr": True})
+    assert answer.status_code == 400 and "enable_hr" in answer.json()["detail"]
+
+
+def test_open_webui_asks_openai_images_with_these_fields(server):
+    fields = {
+        "model": "gpt-image-1",
+        "prompt": "a <cat>",
+        "n": 1,
+        "size": "32x32",
+        "response_format": "b64_json",
+    }
+    answer = httpx.post(f"{server.address}/v1/images/generations", json=fields, timeout=60).json()
+    assert picture_of(answer["data"][0]["b64_json"]).size == (32, 32)
+    answer = httpx.post(
+        f"{server.address}/v1/images/generations", json=fields | {"response_format": "url"}, timeout=60
+    )
+    assert answer.json()["data"][0]["url"].startswith("data:image/png;base64,")

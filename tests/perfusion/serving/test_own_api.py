@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from typing import Any
 
 import httpx
 import numpy as np
@@ -22,7 +23,7 @@ def client(server):
         yield client
 
 
-def finished(client, job):
+def finished(client, job) -> dict[str, Any]:
     def look():
         state = client.get(f"/api/jobs/{job['id']}").json()
         return state if state["state"] in ("done", "failed", "cancelled") else None
