@@ -51,7 +51,10 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _DESCRIPTION, _SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286  # Exif tags
 _UTF16 = b"UNICODE\0"  # how a user comment says that UTF-16 follows
 _MOST_EXIF = 65_000  # bytes; a JPEG has 65,533 for them
-_LIBRARIES = {"cpu": "onnxruntime", "cuda": "onnxruntime", "trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
+_LIBRARIES = {
+    "cpu": "onnxruntime", "cuda": "onnxruntime", "trt": "tensorrt", "trt-rtx": "tensorrt_rtx",
+    "openvino": "openvino",
+}  # fmt: skip
 SAMPLERS = {
     "ddim": "DDIM", "plms": "PLMS", "euler": "Euler", "euler_ancestral": "Euler a", "dpmpp_2m": "DPM++ 2M",
     "heun": "Heun", "lcm": "LCM",
@@ -73,6 +76,7 @@ def settings_of(
 
     request = make_request(runtime.bundle, prompt, seed, **options)
     provider = runtime.provider
+    library = provider.partition(":")[0]  # before the name of a device
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "version": __version__,
@@ -85,8 +89,9 @@ def settings_of(
         "bundle": _hash_of(sorted(runtime.bundle.checksums.items())),
         "provider": provider,
         "provider_version": str(
-            getattr(sys.modules.get(_LIBRARIES.get(provider, "")), "__version__", "unknown")
+            getattr(sys.modules.get(_LIBRARIES.get(library, "")), "__version__", "unknown")
         ),
+        "precision": runtime.precision,
         "threads": runtime.threads or cores(Path("/")),
         "exact": exact,
         "seed": request.seeds[0],

@@ -71,19 +71,23 @@ class Runtime:
         batch_size: int = 1,
         verify: bool = True,
         cuda_graph: bool = False,
+        precision: str = "fp32",
         queue_size: int = 256,
     ) -> None:
         """Open a bundle, by default the embedded pocket model's.
 
-        `provider`: "cpu", "cuda", "trt", "trt-rtx", "auto" for the best there is, or a backend, such as a
-        `MockBackend` in a test. `threads`: CPU threads, by default what onnxruntime sees fit. `memory`: "auto", "low",
-        or gigabytes that may be used. `verify`: compare the checksums of the bundle's files.
+        `provider`: "cpu", "cuda", "trt", "trt-rtx", "openvino" (or "openvino:GPU" and the like), "auto" for the best
+        there is, or a backend, such as a `MockBackend` in a test. `threads`: CPU threads, by default what the
+        library sees fit. `memory`: "auto", "low", or gigabytes that may be used. `verify`: compare the checksums of the
+        bundle's files.
 
         `batch_size`: pictures in one call of the UNet. With 1 a picture has the same bits in every batch,
         because it is computed alone; more is faster on a GPU (up to 15% on a CPU, nothing for a large model),
         and equality then rests on the provider's kernels.
 
         `cuda_graph`: with "cuda", record the UNet's calls once for each size and replay them (docs/providers.md).
+
+        `precision`: with "openvino", compute in "bf16" or "fp16", where the device has instructions for it.
 
         `queue_size`: how many jobs of `submit` may wait; the one after them is refused.
 
@@ -103,7 +107,9 @@ class Runtime:
         self._batch_size = batch_size
         self._threads = threads
         self._bank = Bank(self.bundle)
-        self._graphs = Graphs(self.bundle, provider, threads, memory, cuda_graph=cuda_graph)
+        self._graphs = Graphs(
+            self.bundle, provider, threads, memory, cuda_graph=cuda_graph, precision=precision
+        )
         self._prompts = PromptEncoder(self.bundle, self._bank, self._graphs)
         self._feeds = Feeds(self.bundle)
         self._preparation = Preparation(self.bundle, self._graphs, self._prompts)
@@ -130,8 +136,13 @@ class Runtime:
 
     @property
     def provider(self) -> str:
-        """What the graphs run on: "cpu", "cuda", "trt" or "trt-rtx"."""
+        """What the graphs run on: "cpu", "cuda", "trt", "trt-rtx", "openvino", or with its device "openvino:GPU"."""
         return self._graphs.provider
+
+    @property
+    def precision(self) -> str | None:
+        """What OpenVINO computes in; None with the others, which compute as the graphs were exported."""
+        return self._graphs.precision
 
     @property
     def provider_reason(self) -> str:

@@ -48,6 +48,7 @@ _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is 
     "ddim", "plms", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "heun", "heun_karras",
     "lcm",
 )  # fmt: skip
+_PRECISIONS = ("fp32", "bf16", "fp16")
 _PROVIDERS = ("auto", "cpu", "cuda", "trt", "trt-rtx", "openvino")
 
 
@@ -161,6 +162,12 @@ def _add_machine(add: "Callable[..., object]") -> None:
         help=f"{', '.join(_PROVIDERS)}, or openvino:GPU and the like (default: %(default)s)",
     )
     add(
+        "--precision",
+        choices=_PRECISIONS,
+        default=_PRECISIONS[0],
+        help="with openvino: what to compute in, where the device has it (default: %(default)s)",
+    )
+    add(
         "--memory",
         type=memory_argument,
         default="auto",
@@ -206,7 +213,13 @@ def _generate(args: argparse.Namespace) -> int:
     from perfusion.runtime import Runtime
     from perfusion.runtime.picture_settings import save
 
-    with Runtime(args.bundle, provider=args.provider, threads=args.threads, memory=args.memory) as runtime:
+    with Runtime(
+        args.bundle,
+        provider=args.provider,
+        threads=args.threads,
+        memory=args.memory,
+        precision=args.precision,
+    ) as runtime:
         for path, settings in args.concepts:
             runtime.load_concept(path, **settings)
         if original:

@@ -32,7 +32,7 @@ _ARGUMENTS: Mapping[str, tuple[str, Any]] = {
 }
 """By the argument the setting that it is taken from, and its default."""
 
-_MACHINE = ("version", "bundle", "provider", "provider_version", "threads", "exact")
+_MACHINE = ("version", "bundle", "provider", "provider_version", "precision", "threads", "exact")
 _CONCEPT_FILES = (".safetensors", ".png")
 
 
@@ -78,9 +78,9 @@ def tell_differences(settings: Mapping[str, Any], runtime: "Runtime") -> None:
 
     here = settings_of(runtime, "")
     for name in _MACHINE:
-        if settings[name] != here[name]:
+        if settings.get(name) != here[name]:
             _log.warning("the %s of the picture is %s, and here it is %s, so its pixels may differ",
-                         name.replace("_", " "), settings[name], here[name])  # fmt: skip
+                         name.replace("_", " "), settings.get(name), here[name])  # fmt: skip
 
 
 def _follow_regions(args: argparse.Namespace, regions: Any) -> None:

@@ -70,6 +70,10 @@ def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
         help="another site whose pages may ask, such as http://localhost:3000 (default: none)",
     )
     add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
+    add(
+        "--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
+        help="with openvino: what to compute in, where the device has it (default: %(default)s)",
+    )  # fmt: skip
     add("--threads", type=at_least_one, metavar="N", help="CPU threads (default: all there are)")
     add(
         "--memory", type=memory_argument, default="auto", metavar="auto|low|GB",
@@ -102,7 +106,7 @@ def serve(args: argparse.Namespace, name: str) -> int:
     data = args.data or data_folder()
     with Runtime(
         args.bundle, provider=args.provider, threads=args.threads, memory=args.memory, batch_size=args.batch_size,
-        queue_size=args.queue,
+        queue_size=args.queue, precision=args.precision,
     ) as runtime:  # fmt: skip
         library = Library(runtime, args.library or data / "concepts", samples=args.library is None)
         history = History(data, Bounds(size=int(args.history_gb * 1e9), days=args.history_days))

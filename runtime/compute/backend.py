@@ -19,11 +19,14 @@ from perfusion.runtime.compute.onnx_graph import OnnxGraph, available_providers,
 from perfusion.runtime.compute.residency import free_device_memory, free_memory
 from perfusion.tensorrt.flavour import FLAVOURS
 
-__all__ = ["PROVIDERS", "Backend", "OnnxBackend", "OpenGraph", "make_backend", "offers"]
+__all__ = [
+    "PRECISIONS", "PROVIDERS", "Backend", "OnnxBackend", "OpenGraph", "check_precision", "make_backend", "offers",
+]  # fmt: skip
 
 Array = NDArray[np.float32]
 
 PROVIDERS = ("cpu", "cuda", "trt", "trt-rtx", "openvino")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 class OpenGraph(Protocol):
@@ -44,6 +47,9 @@ class Backend(Protocol):
 
     provider: str
     planned: bool  # whether a memory plan, which is made for onnxruntime, holds for it
+    precision: (
+        str | None
+    )  # that it was told to compute in; None where it computes as the graphs were exported
 
     def open(self, name: str) -> OpenGraph:
         """Open the graph `name`. Raises BundleError or DeviceError."""
@@ -62,6 +68,7 @@ class OnnxBackend:
     """onnxruntime on "cpu" or "cuda"."""
 
     planned = True
+    precision = None
 
     def __init__(
         self, graph_io: Mapping[str, GraphIO], provider: str, threads: int | None, *, capture: bool = False
@@ -96,13 +103,21 @@ class OnnxBackend:
 
 
 def make_backend(
-    bundle: Bundle, provider: str, threads: int | None = None, *, cuda_graph: bool = False
+    bundle: Bundle,
+    provider: str,
+    threads: int | None = None,
+    *,
+    cuda_graph: bool = False,
+    precision: str = "fp32",
 ) -> Backend:
     """The backend of that name; "openvino:GPU" and the like name a device of OpenVINO's.
 
+    `precision`: what OpenVINO computes in, one of `PRECISIONS`; the others compute in the graphs' own.
+
     Raises:
-        RequestError: no such provider, or CUDA graphs without CUDA.
-        DeviceError: it is not installed, the machine has no such device, or no engine of the bundle fits it.
+        RequestError: no such provider or precision, CUDA graphs without CUDA, or a precision without OpenVINO.
+        DeviceError: it is not installed, the machine has no such device, the device does not compute in the
+            precision, or no engine of the bundle fits it.
     """
     name, colon, device = provider.partition(":")
     if name not in PROVIDERS or (colon and (name != "openvino" or not device)):
@@ -111,6 +126,7 @@ def make_backend(
         raise RequestError(
             f"CUDA graphs were asked for, and the provider is {provider!r}. Use the provider 'cuda'."
         )
+    check_precision(precision, name)
     for flavour in FLAVOURS:
         if provider == flavour:
             from perfusion.runtime.compute.engine_graph import TensorRTBackend
@@ -119,8 +135,20 @@ def make_backend(
     if name == "openvino":
         from perfusion.runtime.compute.openvino_backend import OpenVINOBackend
 
-        return OpenVINOBackend(bundle, device or "CPU", threads)
+        return OpenVINOBackend(bundle, device or "CPU", threads, precision)
     return OnnxBackend(graph_io_of(bundle), provider, threads, capture=cuda_graph)
+
+
+def check_precision(precision: str, provider: str) -> None:
+    """Refuse a precision that nobody computes in, or that this provider does not choose. Raises RequestError."""
+    if precision not in PRECISIONS:
+        raise RequestError(f"The precision is {precision!r}, expected one of {', '.join(PRECISIONS)}.")
+    if precision != PRECISIONS[0] and provider != "openvino":
+        raise RequestError(
+            f"The precision {precision} was asked for, and the provider is {provider!r}, which computes in the "
+            "precision that the graphs were exported in. Use the provider 'openvino', or export the bundle with "
+            "--precision."
+        )
 
 
 def offers(bundle: Bundle) -> Iterator[tuple[str, str]]:

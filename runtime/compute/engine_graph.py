@@ -51,6 +51,7 @@ class TensorRTBackend:
     """TensorRT ("trt") or TensorRT for RTX ("trt-rtx") with the engines below the bundle's folder."""
 
     planned = False
+    precision = None
 
     def __init__(self, bundle: Bundle, flavour: Flavour) -> None:
         """Find the library, the device and the engines.

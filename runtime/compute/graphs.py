@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.graph_io import graph_io_of
 from perfusion.errors import BundleError, DeviceError, PerfusionError, RequestError
-from perfusion.runtime.compute.backend import Backend, OpenGraph, make_backend, offers
+from perfusion.runtime.compute.backend import Backend, OpenGraph, check_precision, make_backend, offers
 from perfusion.runtime.compute.residency import STAGES, Residency
 from perfusion.runtime.compute.tiles import decode_in_tiles
 
@@ -42,11 +43,13 @@ class Graphs:
         memory: str | float = "auto",
         *,
         cuda_graph: bool = False,
+        precision: str = "fp32",
     ) -> None:
         """Open the graphs that a first picture needs, as far as the memory allows.
 
         `provider`: one of `backend.PROVIDERS`, "auto" (the best that the bundle and the machine allow), or a backend.
         `memory`: how much may be used, see `Residency`. `cuda_graph`: record the UNet's calls once and replay them.
+        `precision`: what OpenVINO computes in.
 
         Raises:
             BundleError: a graph cannot be opened, or has other inputs or outputs than the bundle says.
@@ -59,7 +62,10 @@ class Graphs:
         self._memory = memory
         self._opened: dict[str, OpenGraph] = {}
         self._backend: Backend | None = None
-        self.provider, self.reason = self._start(provider, threads, cuda_graph)
+        self.precision: str | None = None  # that was chosen; None where the graphs' own is computed in
+        self.provider, self.reason = self._start(
+            provider, {"threads": threads, "cuda_graph": cuda_graph, "precision": precision}
+        )
         _log.info("drawing with %s: %s", self.provider, self.reason)
 
     def admit(self, size: CallSize) -> None:
@@ -140,25 +146,29 @@ class Graphs:
             self._opened[name] = self._backend.open(name)
         return self._opened[name]
 
-    def _start(self, provider: str | Backend, threads: int | None, cuda_graph: bool) -> tuple[str, str]:
+    def _start(self, provider: str | Backend, options: Mapping[str, Any]) -> tuple[str, str]:
         """Take the backend and open what is to be open at first; the provider and why it was chosen."""
         if not isinstance(provider, str):
+            check_precision(options["precision"], f"{provider.provider}, handed over")
             self._use(provider)
             return provider.provider, "it was handed over"
         if provider != "auto":
             try:
-                self._take(provider, threads, cuda_graph)
+                self._take(provider, options)
             except PerfusionError:
                 self.close()
                 raise
             return provider, "it was asked for"
+        check_precision(options["precision"], "auto")
         passed_over: list[str] = []
         for candidate, obstacle in offers(self._bundle):
             if obstacle:
                 passed_over.append(obstacle)
                 continue
             try:
-                self._take(candidate, threads, cuda_graph and candidate == "cuda")
+                self._take(
+                    candidate, {**options, "cuda_graph": options["cuda_graph"] and candidate == "cuda"}
+                )
             except DeviceError as error:
                 self.close()
                 if candidate == "cpu":
@@ -169,11 +179,12 @@ class Graphs:
             return candidate, "; ".join([_BEST[candidate], *passed_over])
         raise AssertionError("the last offer is the CPU")
 
-    def _take(self, provider: str, threads: int | None, cuda_graph: bool) -> None:
-        self._use(make_backend(self._bundle, provider, threads, cuda_graph=cuda_graph))
+    def _take(self, provider: str, options: Mapping[str, Any]) -> None:
+        self._use(make_backend(self._bundle, provider, **options))
 
     def _use(self, backend: Backend) -> None:
         self._backend = backend
+        self.precision = backend.precision
         self._residency = Residency(self._bundle, self._memory, backend.free_memory, refuses=backend.planned)
         for name in self._known:
             if name in self._residency.first():

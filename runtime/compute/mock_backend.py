@@ -47,6 +47,7 @@ class MockBackend:
     """
 
     provider = "mock"
+    precision = None
 
     def __init__(
         self, answer: Callable[[GraphCall], Mapping[str, Array]], *, behind: Backend | None = None

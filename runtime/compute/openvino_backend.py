@@ -28,6 +28,7 @@ class OpenVINOBackend:
             DeviceError: OpenVINO is missing, sees no such device, or the device does not compute in the precision.
         """
         self._device = OpenVINODevice(device, threads, precision)
+        self.precision = precision
         self.provider = "openvino" if device == "CPU" else f"openvino:{device}"
         self._graph_io = graph_io_of(bundle)
         self._facts = graph_facts(bundle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ from numpy.typing import NDArray
 
 from perfusion.errors import DeviceError
 
-__all__ = ["PRECISIONS", "OpenVINODevice", "has_openvino"]
+__all__ = ["OpenVINODevice", "has_openvino"]
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-"""What can be computed in, with OpenVINO's words for it."""
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # in OpenVINO's words
 
 _TELLING = ("NAME", "ARCHITECTURE", "CAPABILITIES", "VERSION")  # ends of properties that say what a device is
 
@@ -54,11 +54,11 @@ class OpenVINODevice:
         ]
         self._check_precision(precision)
         self._options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],  # else it takes a shorter one unasked
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],  # else it takes a shorter one unasked
             "PERFORMANCE_HINT": "LATENCY",
         }
-        if threads is not None and name == "CPU":
-            self._options["INFERENCE_NUM_THREADS"] = threads
+        if name == "CPU" and (threads or _allowed_threads()):
+            self._options["INFERENCE_NUM_THREADS"] = threads or _allowed_threads()
 
     @property
     def keeps(self) -> bool:
@@ -112,12 +112,20 @@ class OpenVINODevice:
 
     def _check_precision(self, precision: str) -> None:
         if precision.upper() not in self._capabilities:
-            known = [name for name in PRECISIONS if name.upper() in self._capabilities]
+            known = [name for name in _PRECISIONS if name.upper() in self._capabilities]
             title = self._core.get_property(self.name, "FULL_DEVICE_NAME")
             raise DeviceError(
                 f"The precision {precision} was asked for, and OpenVINO's device {self.name} ({title}) has no "
                 f"instructions for it; it computes in {' or '.join(known)}. Ask for one of these."
             )
+
+
+def _allowed_threads() -> int:
+    """OpenVINO's own choice (0), unless this process may use only some cores, or a share of them."""
+    from perfusion.devices.system import cores
+
+    allowed = cores(Path("/"))
+    return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
 def _openvino() -> Any:

@@ -16,6 +16,7 @@ from perfusion import __version__
 from perfusion.commands import generate as command
 from perfusion.commands.generate import main
 from perfusion.runtime import SCHEDULERS, Region, Runtime
+from perfusion.runtime.compute.backend import PRECISIONS
 
 
 @pytest.fixture
@@ -73,6 +74,12 @@ def test_the_kind_of_gates_reaches_the_picture(generate, runtime, make_concept):
     )
     np.testing.assert_array_equal(read("out.png"), by_coordinates)
     assert not np.array_equal(by_similarity, by_coordinates)
+
+
+def test_the_precisions_offered_are_those_there_are(generate, capsys):
+    assert command._PRECISIONS == PRECISIONS
+    assert generate("--provider", "cpu", "--precision", "bf16") == 1
+    assert "Use the provider 'openvino'" in capsys.readouterr().err
 
 
 def test_the_schedulers_offered_are_those_there_are():

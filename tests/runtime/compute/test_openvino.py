@@ -14,6 +14,7 @@ from perfusion.runtime.compute.backend import make_backend
 from perfusion.runtime.compute.compiled_models import CompiledModels
 from perfusion.runtime.compute.openvino_backend import OpenVINOBackend
 from perfusion.runtime.compute.openvino_device import OpenVINODevice
+from perfusion.runtime.picture_settings import settings_of
 
 PROMPT = "a photo of a cat"
 
@@ -80,6 +81,52 @@ def test_only_openvino_has_devices_of_its_own(bundle, provider):
         make_backend(bundle, provider)
 
 
+def test_a_precision_without_instructions_is_refused_with_those_there_are(openvino, toy_bundle, monkeypatch):
+    monkeypatch.setattr(openvino.Core, "get_property", _with_capabilities("FP32", "INT8"))
+    with pytest.raises(
+        DeviceError, match=r"precision bf16 .* device CPU \(.+\) has no instructions .* in fp32"
+    ):
+        Runtime(toy_bundle, provider="openvino", precision="bf16")
+
+
+@pytest.mark.parametrize("precision, hint", [("fp32", "f32"), ("bf16", "bf16"), ("fp16", "f16")])
+def test_the_precision_reaches_openvino_and_the_pictures_settings(
+    openvino, toy_bundle, monkeypatch, precision, hint
+):
+    monkeypatch.setattr(openvino.Core, "get_property", _with_capabilities("FP32", "BF16", "FP16"))
+    with Runtime(toy_bundle, provider="openvino", precision=precision, memory="low") as runtime:
+        assert runtime.precision == precision
+        assert runtime._graphs._backend._device.facts["options"]["INFERENCE_PRECISION_HINT"] == hint
+        settings = settings_of(runtime, "a cat")
+    assert settings["precision"] == precision
+    assert settings["provider_version"] == openvino.__version__
+
+
+def test_a_shorter_precision_is_computed_in_where_there_are_instructions(openvino, toy_bundle):
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for precision in ("bf16", "fp16"):
+        if precision.upper() not in capabilities:
+            continue
+        pictures = []
+        for chosen in ("fp32", precision):
+            with Runtime(toy_bundle, provider="openvino", precision=chosen, threads=1) as runtime:
+                pictures.append(np.asarray(runtime.generate(PROMPT, num_inference_steps=3, seed=1)))
+        assert 20 < decibels(*pictures) < 100  # near, and not the same
+
+
+@pytest.mark.parametrize("provider", ["cpu", "auto"])
+def test_only_openvino_computes_in_a_precision_of_ones_choice(toy_bundle, provider):
+    with pytest.raises(RequestError, match=r"precision bf16 .* Use the provider 'openvino'"):
+        Runtime(toy_bundle, provider=provider, precision="bf16")
+    with pytest.raises(RequestError, match="'fp12', expected one of fp32, bf16, fp16"):
+        Runtime(toy_bundle, provider=provider, precision="fp12")
+
+
+def test_a_picture_on_the_processor_names_no_precision_but_its_graphs(toy_bundle):
+    with Runtime(toy_bundle, provider="cpu", threads=1) as runtime:
+        assert settings_of(runtime, "a cat")["precision"] is None
+
+
 def test_without_openvino_the_extra_is_named(monkeypatch, bundle):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DeviceError, match=r"perfusion-edge\[openvino\]"):
@@ -102,6 +149,16 @@ def test_one_to_four_rows_of_concepts_share_what_was_compiled(bundle_copy, make_
         assert compiled() == []
     draw(bundle_copy, concepts)
     assert compiled() == ["text_encoder.onnx", "unet.onnx"]
+
+
+def _with_capabilities(*names):
+    """OpenVINO's answers, but for what a device computes in."""
+    import openvino
+
+    answer = openvino.Core.get_property
+    return lambda core, device, name: (
+        list(names) if name == "OPTIMIZATION_CAPABILITIES" else answer(core, device, name)
+    )
 
 
 TEXT = {"input_ids": (1, 77), "concept_embeddings": (4, 16)}
