@@ -80,7 +80,7 @@ def checkout(tmp_path_factory):
     """A copy of what a build reads, so that a build leaves nothing in the checkout."""
     copy = tmp_path_factory.mktemp("house") / "checkout"
     copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, copy / name)
     for name in FOLDERS:
         leave = shutil.ignore_patterns("__pycache__", "*.egg-info")

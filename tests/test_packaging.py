@@ -1,5 +1,6 @@
 """What is published: the metadata, the extras on every kind of machine, the floors, the source distribution."""
 
+import email
 import re
 import shutil
 import subprocess
@@ -90,11 +91,62 @@ def test_cuda_brings_its_libraries_with_it():
 
 
 def test_the_page_of_the_index_has_what_it_shows():
-    assert PROJECT["authors"] and PROJECT["readme"] == "README.md"
+    assert PROJECT["authors"] and PROJECT["dynamic"] == ["readme"]
     assert all(url.startswith("https://") for url in PROJECT["urls"].values())
     named = {line.rpartition(" ")[2] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)}
     oldest = PROJECT["requires-python"].removeprefix(">=")
     assert oldest in named and min(named, key=lambda version: int(version[2:])) == oldest
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    """Makes the metadata that is published: of the project as it is, or with another address of its repository."""
+
+    def make(source=None):
+        copy = tmp_path_factory.mktemp("metadata") / "checkout"
+        leave = shutil.ignore_patterns("__pycache__", "*.egg-info", "model", "scorer")
+        for folder in ("perfusion", "export", "runtime", "devices"):
+            shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=leave)
+        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
+            shutil.copy(ROOT / name, copy / name)
+        if source is not None:
+            text = re.sub(r"^Source = .*\n", "", (copy / "pyproject.toml").read_text(), flags=re.M)
+            named = text.replace("[project.urls]\n", f'[project.urls]\nSource = "{source}"\n')
+            (copy / "pyproject.toml").write_text(named)
+        code = "import setuptools.build_meta as backend; backend.prepare_metadata_for_build_wheel('.')"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder,) = copy.glob("*.dist-info")
+        return email.message_from_string((folder / "METADATA").read_text("utf-8"))
+
+    return make
+
+
+def links_of(page):
+    return re.findall(r"\]\(([^)]+)\)", page)
+
+
+def test_no_link_of_the_indexs_page_leads_into_a_folder_that_is_not_there(metadata):
+    page = metadata()
+    assert page["Description-Content-Type"] == "text/markdown"
+    text = page.get_payload()
+    assert "## Install" in text and "[Perfusion](https://arxiv.org/abs/2305.01644)" in text
+    assert all(link.startswith("https://") for link in links_of(text)), links_of(text)
+
+
+def test_with_an_address_every_link_and_picture_of_the_indexs_page_leads_to_the_repository(metadata):
+    text = metadata("https://forge.example/me/perfusion-edge").get_payload()
+    links = [link for link in links_of(text) if link.startswith("https://forge.example/")]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert len(links_of(text)) == len(links_of(readme)) and len(links) >= 10
+    for link in links:
+        kind, _, path = (
+            link.removeprefix("https://forge.example/me/perfusion-edge/").split("#")[0].split("/", 2)
+        )
+        assert (ROOT / path).exists(), link
+        assert (kind == "raw") == path.endswith(".png"), link
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +164,14 @@ def source_names(tmp_path_factory):
 
 
 def test_a_source_distribution_holds_the_package_and_no_orphans(source_names):
-    assert {"README.md", "LICENSE", "NOTICE", "pyproject.toml", "export/exporter.py"} <= source_names
+    assert {
+        "README.md",
+        "setup.py",
+        "LICENSE",
+        "NOTICE",
+        "pyproject.toml",
+        "export/exporter.py",
+    } <= source_names
     tops = {name.split("/")[0] for name in source_names if "/" in name}
     assert tops == {"perfusion", "export", "runtime", "devices", "perfusion_edge.egg-info"}
 
