@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from perfusion.runtime.sampling.loop import Drawn, decode, draw
 from perfusion.runtime.step import Step
 from perfusion.runtime.stopping import Stop, Stops
 from perfusion.runtime.text.feeds import Feeds
+from perfusion.runtime.turn import Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ class DrawingParts:
         self, bundle: Bundle, graphs: Graphs, feeds: Feeds, preparation: Preparation, stops: Stops
     ) -> None:
         self.bundle, self.graphs, self.feeds, self.preparation = bundle, graphs, feeds, preparation
-        self.turn = threading.RLock()  # the graphs are for one thread at a time
+        self.turn = Turn()  # the graphs are for one thread at a time
         self._stops = stops
 
     def begin(self, draft: Draft, stop: Stop, batch_size: int) -> Iterator[Step]:
