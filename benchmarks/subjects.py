@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from benchmarks.record import ROOT, write_record
 from perfusion import Concept
 from perfusion.base.base_model import load_base
+from perfusion.contact_sheet import contact_sheet
 from perfusion.files import writing
 from perfusion.judging.pocket_scorer import PocketScorer
 from perfusion.pocket.vocabulary import PLACES, article
 from perfusion.runtime import Runtime
-from perfusion.runtime.contact_sheet import contact_sheet
 from perfusion.training import TrainingConfig, train_concept
 from recipes.pocket.subjects import SUBJECTS, Subject
 

@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
+from perfusion.contact_sheet import contact_sheet
 from perfusion.runtime import Runtime
-from perfusion.runtime.contact_sheet import contact_sheet
 
 OUTPUT = Path("build/examples/bias.png")
 BIASES = (0.4, 0.6, 0.75, 0.9, 1.0, 1.1)

@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
+from perfusion.contact_sheet import contact_sheet
 from perfusion.runtime import Region, Runtime
-from perfusion.runtime.contact_sheet import contact_sheet
 
 OUTPUT = Path("build/examples/two_concepts.png")
 PROMPTS = [

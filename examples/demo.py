@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from perfusion.commands import Progress, run
+from perfusion.contact_sheet import contact_sheet
 from perfusion.export import export_bundle
 from perfusion.runtime import Runtime
-from perfusion.runtime.contact_sheet import contact_sheet
 from perfusion.training import TrainingConfig, train_concept
 
 HERE = Path(__file__).parent

@@ -36,7 +36,7 @@ ROOMS = (
         "tensorrt",
     ),
     *("base", "perfusion", "concept", "bundle", "pocket"),
-    *("embedded", "files", "locking", "onnx_runtime", "picture_input", "shell", "errors"),
+    *("contact_sheet", "embedded", "files", "locking", "onnx_runtime", "picture_input", "shell", "errors"),
 )
 """The rooms from top to bottom: who imports from whom."""
 

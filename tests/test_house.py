@@ -27,7 +27,7 @@ HEAVY = {
 TRAINING_ONLY = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript")
 WITHOUT_TORCH = (
     *("bundle", "concept", "devices", "judging", "pocket", "runtime", "sweep", "tensorrt", "commands"),
-    *("embedded", "errors", "files", "locking", "onnx_runtime", "picture_input", "shell"),
+    *("contact_sheet", "embedded", "errors", "files", "locking", "onnx_runtime", "picture_input", "shell"),
 )
 """The rooms that work where torch is not installed: the folder is the promise."""
 WITH_TORCH = ("perfusion.judging.clip_scorer", "perfusion.judging.local_model")
@@ -163,7 +163,7 @@ APART = {"sweep": {"training", "export"}, "training": {"export", "devices", "run
 """Rooms that must not import from one another, though the order would let them."""
 
 NEVER_TORCH = (
-    *("bundle", "concept", "devices", "embedded", "errors", "files"),
+    *("bundle", "concept", "contact_sheet", "devices", "embedded", "errors", "files"),
     *("pocket", "runtime", "sweep", "tensorrt"),
 )
 """Rooms that do not import torch and its kin inside functions either."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from perfusion.contact_sheet import text_width, wrapped, write_line
 from perfusion.sweep.front import Point
 from perfusion.sweep.ranges import varied
 
@@ -29,8 +30,8 @@ def grid(
     """
     font = ImageFont.load_default(12)
     first = rows[0][1][0]
-    side = min(WIDEST, round(max(_width(label, font) for label, _ in rows))) + 2 * MARGIN
-    heads = [_wrapped(label, first.width, font) for label in columns]
+    side = min(WIDEST, round(max(text_width(label, font) for label, _ in rows))) + 2 * MARGIN
+    heads = [wrapped(label, first.width, font) for label in columns]
     line = 15
     top = line * max(len(head) for head in heads) + 2 * GAP
     sheet = Image.new(
@@ -43,11 +44,11 @@ def grid(
         left = side + column * (first.width + GAP) + GAP
         for number, text in enumerate(head):
             colour = STAR if column == marked else INK
-            draw.text((left, GAP + number * line), text, fill=colour, font=font)
+            write_line(draw, (left, GAP + number * line), text, font, colour)
     for number, (label, pictures) in enumerate(rows):
         y = top + number * (first.height + GAP)
-        for index, text in enumerate(_wrapped(label, side - MARGIN, font)):
-            draw.text((MARGIN, y + index * line), text, fill=INK, font=font)
+        for index, text in enumerate(wrapped(label, side - MARGIN, font)):
+            write_line(draw, (MARGIN, y + index * line), text, font)
         for column, picture in enumerate(pictures):
             sheet.paste(picture, (side + column * (first.width + GAP) + GAP, y))
     return sheet
@@ -149,18 +150,3 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     space = 0.08 * (high - low) or 0.05
     return low - space, high + space
-
-
-def _wrapped(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Text in lines of at most a width, broken at spaces; a word that is too long stays whole."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and _width(f"{lines[-1]} {word}", font) <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines or [""]
-
-
-def _width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> float:
-    return font.getlength(text)

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from perfusion.contact_sheet import contact_sheet
 from perfusion.errors import ModelError
 from perfusion.files import writing
 from perfusion.pocket.vocabulary import words
-from perfusion.runtime.contact_sheet import contact_sheet
 from recipes.pocket.architecture import build_pipeline
 from recipes.pocket.editions import Edition
 from recipes.pocket.pool import encode

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from perfusion.contact_sheet import contact_sheet
 from perfusion.files import writing
-from perfusion.runtime.contact_sheet import contact_sheet
 
 __all__ = ["PROMPTS", "draw_sheet"]
 
