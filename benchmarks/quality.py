@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
 from benchmarks.record import write_record
-from perfusion.judging.pocket_scorer import PocketScorer, Verdict
+from perfusion.judging.pocket_scorer import PocketScorer, ProbeAnswers
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES, article
 from perfusion.runtime import Runtime
 
@@ -59,16 +59,16 @@ def make_prompts(seed: int = 20) -> list[Prompt]:
     return prompts
 
 
-def score_prompt(prompt: Prompt, verdict: Verdict) -> dict[str, list[bool]]:
+def score_prompt(prompt: Prompt, answers: ProbeAnswers) -> dict[str, list[bool]]:
     """What is right in the pictures of one prompt."""
-    rows = range(len(verdict.place))
-    right = {"place": [verdict.place[row] == prompt.place for row in rows]}
+    rows = range(len(answers.place))
+    right = {"place": [answers.place[row] == prompt.place for row in rows]}
     if prompt.kind == "pair":
-        right["both nouns"] = [set(verdict.best_nouns(row, 2)) == set(prompt.nouns) for row in rows]
+        right["both nouns"] = [set(answers.best_nouns(row, 2)) == set(prompt.nouns) for row in rows]
     else:
-        right["noun"] = [verdict.best_nouns(row)[0] == prompt.nouns[0] for row in rows]
+        right["noun"] = [answers.best_nouns(row)[0] == prompt.nouns[0] for row in rows]
     if prompt.kind == "colour":
-        right["colour"] = [verdict.colour[row] == prompt.colour for row in rows]
+        right["colour"] = [answers.colour[row] == prompt.colour for row in rows]
     return right
 
 

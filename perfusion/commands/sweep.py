@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.commands import Progress, check_outputs, parser, run
+from perfusion.commands import Progress, check_outputs, parser, run, say
 from perfusion.commands.drawing_arguments import at_least_one
 from perfusion.concept.settings import FILE_SETTINGS, LOCKS, SETTINGS, ConceptSettings
 from perfusion.errors import ModelError, RequestError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from perfusion.concept.concept_file import Concept
+    from perfusion.judging.probes import Probes
     from perfusion.judging.scorer import Scorer
     from perfusion.runtime import Runtime
     from perfusion.sweep import Setting, Sweep
@@ -101,16 +102,21 @@ def _sweep(args: argparse.Namespace) -> int:
     with Runtime(args.bundle, provider=args.provider) as runtime:
         concepts = [runtime.load_concept(name) for name in args.concepts]
         files = [_own_file(runtime, name) for name in args.concepts] if args.choose else []
-        scorer = _scorer(args.scorer, runtime) if args.images else None
-        result = _drawn(args, runtime, concepts, scorer)
-    if chosen is None and args.choose:
-        assert result.recommended is not None
+        judges = _judges(args.scorer, runtime) if args.images else None
+        result = _drawn(args, runtime, concepts, judges)
+    if chosen is None and args.choose and result.recommended is not None:
         best = result.recommended.setting
         chosen = {name: getattr(best, name) for name in (*FILE_SETTINGS, "lock")}
     if chosen:
         for path in files:
             _write_defaults(path, chosen)
     _tell(args, result, chosen)
+    if result.points and result.recommended is None:
+        problem = (
+            f"{_NAME}: No setting is recommended: with each most pictures show texture or something else"
+        )
+        say(f"{problem}; look at a --grid, and train again.")
+        return int(args.choose == "recommended")
     return 0
 
 
@@ -155,7 +161,10 @@ def _own_file(runtime: "Runtime", name: str) -> Path:
 
 
 def _drawn(
-    args: argparse.Namespace, runtime: "Runtime", concepts: "Sequence[Concept]", scorer: "Scorer | None"
+    args: argparse.Namespace,
+    runtime: "Runtime",
+    concepts: "Sequence[Concept]",
+    judges: "tuple[Scorer, Probes] | None",
 ) -> "Sweep":
     """The sweep itself, with its sheets and tables written before the work folder goes."""
     from perfusion.sweep import Drawings, identity, sweep
@@ -167,6 +176,7 @@ def _drawn(
         if not any(concept.token in prompt for concept in concepts):
             raise RequestError(f"The prompt {prompt!r} names no concept, such as {concepts[0].token}.")
     settings = _settings(args, concepts[0])
+    scorer, probes = judges or (None, None)
     sampling = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
     options = {name: value for name, value in sampling.items() if value is not None}
     seeds = [args.seed + index for index in range(args.count)]
@@ -176,8 +186,8 @@ def _drawn(
     with _work_folder(args.work, identity(runtime, options)) as folder, _progress(args.quiet) as report:
         drawings = Drawings(folder, runtime, options, batch_size=args.batch_size)
         result = sweep(
-            drawings, prompts=args.prompts, seeds=seeds, settings=settings, scorer=scorer, subjects=subjects,
-            report=report,
+            drawings, prompts=args.prompts, seeds=seeds, settings=settings, scorer=scorer, probes=probes,
+            subjects=subjects, report=report,
         )  # fmt: skip
         _write(args, result)
     return result
@@ -201,9 +211,9 @@ def _subject(folder: Path, masks: Path | None) -> "list[Image]":
     return [cut_to_mask(sample.image, sample.mask) for sample in samples]
 
 
-def _scorer(folder: Path | None, runtime: "Runtime") -> "Scorer":
-    """The scorer: the one that was given, or pocket's for pocket."""
-    from perfusion.judging.scorer import OnnxScorer
+def _judges(folder: Path | None, runtime: "Runtime") -> "tuple[Scorer, Probes]":
+    """The scorer that was given, or pocket's for pocket, and the probes that go with it."""
+    from perfusion.judging.probes import open_probes
 
     if folder is None and runtime.bundle.base == "pocket":
         from perfusion.embedded import scorer_path
@@ -218,6 +228,13 @@ def _scorer(folder: Path | None, runtime: "Runtime") -> "Scorer":
         raise RequestError(
             f"{folder}: no such folder; --scorer expects a CLIP model's, or that of a scorer with its image.onnx."
         )
+    scorer = _scorer(folder)
+    return scorer, open_probes(folder, scorer, runtime.bundle.base)
+
+
+def _scorer(folder: Path) -> "Scorer":
+    from perfusion.judging.scorer import OnnxScorer
+
     if (folder / "image.onnx").is_file():
         return OnnxScorer(folder)
     try:
@@ -276,11 +293,12 @@ def _tell(args: argparse.Namespace, result: "Sweep", chosen: dict[str, Any] | No
         print(json.dumps(facts, indent=1))
         return
     if result.points:
-        print("  ".join([*(f"{name:>6}" for name in SETTINGS), "  lock   image    text"]))
+        print("  ".join([*(f"{name:>6}" for name in SETTINGS), "  lock   image    text  shown"]))
     for point in result.points:
         marks = "*" * point.on_front + " recommended" * point.recommended
         numbers = [f"{getattr(point.setting, name):{max(6, len(name))}.3g}" for name in SETTINGS]
         numbers += [f"{point.setting.lock:>6}", f"{point.image:6.3f}", f"{point.text:6.3f}"]
+        numbers.append("     " if point.shown is None else f"{point.shown:5.0%}")
         print("  ".join([*numbers, marks]).rstrip())
     for path in (args.grid, args.plot, args.csv):
         if path is not None:

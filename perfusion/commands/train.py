@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from perfusion.commands import Progress, check_outputs, parser, run, say
 from perfusion.commands.model_arguments import add_model_arguments, model_options
 from perfusion.errors import TrainingError
+from perfusion.files import writing
 
 if TYPE_CHECKING:
     from perfusion.training.config import TrainingConfig
@@ -114,6 +115,12 @@ def _add_kept(group: Any) -> None:
     )
     add("--resume", action="store_true", help="go on with the training that was interrupted")
     add("--keep-snapshots", action="store_true", help="keep the snapshots, in FILE.work/")
+    add(
+        "--sheet",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="try the concept out: a verdict, and FILE.sheet.png with what was learned from and what is drawn",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,7 +134,9 @@ def _train(args: argparse.Namespace) -> int:
             f"{args.output} is neither a .safetensors file nor a .png picture with the concept inside; name one."
         )
     pictures = args.images.iterdir() if args.images.is_dir() else ()
-    check_outputs([("--output", args.output)], [("--images", path) for path in pictures])
+    check_outputs([("--output", args.output)], sources := [("--images", path) for path in pictures])
+    sheet = _sheet_path(args.output) if args.sheet else None
+    check_outputs([("--sheet", sheet)], sources)
     config = _options(args)
     from perfusion.training.parallel import opened
     from perfusion.training.work_folder import WorkFolder
@@ -138,9 +147,17 @@ def _train(args: argparse.Namespace) -> int:
         if not here.main:
             return 0
         result.concept.save(args.output, args.storage, keys=not args.no_keys, picture=result.picture)
+        if sheet is not None and result.trial is not None:
+            with writing(sheet) as file:
+                result.trial.sheet.save(file, "PNG", optimize=True)
         work.finish(keep=args.keep_snapshots)
     _report(args, config, result, time.monotonic() - started)
     return 0
+
+
+def _sheet_path(output: Path) -> Path:
+    """cat.sheet.png for cat.safetensors and for cat.png."""
+    return output.with_name(f"{output.stem if output.suffix else output.name}.sheet.png")
 
 
 def _options(args: argparse.Namespace) -> TrainingConfig:
@@ -169,7 +186,7 @@ def _learn(args: argparse.Namespace, config: TrainingConfig, work: WorkFolder) -
                 args.images, config, model=args.model, model_config=args.config, model_options=model_options(args),
                 say=tell,
                 report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}"),
-                work=work, resume=args.resume, picture=args.output.suffix.lower() == ".png",
+                work=work, resume=args.resume, picture=args.output.suffix.lower() == ".png", trial=args.sheet,
             )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
         if (reached := work.last_step()) is not None:
@@ -194,6 +211,9 @@ def _report(args: argparse.Namespace, config: TrainingConfig, result: TrainingRe
             facts["chosen_step"] = result.selection.best.step
             facts["choice"] = result.selection.why
             facts["snapshots"] = json.loads(result.selection.to_json())
+        if result.trial:
+            facts["verdict"] = result.trial.as_dict()
+            facts["sheet"] = str(_sheet_path(args.output))
         print(json.dumps(facts))
         return
     chosen = ""
@@ -205,6 +225,8 @@ def _report(args: argparse.Namespace, config: TrainingConfig, result: TrainingRe
     print(
         f"{args.output}: {concept.token} is a {concept.superclass}; {chosen}{kilobytes:.1f} kB, {seconds:.0f} s"
     )
+    if result.trial:
+        print(f"{_sheet_path(args.output)}: {result.trial.sentence}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ __all__ = [
     "PLACE_NAMES",
     "SCORER_FILE",
     "PocketScorer",
-    "Verdict",
+    "ProbeAnswers",
 ]
 
 NOUN_NAMES = tuple(NOUNS)
@@ -42,7 +42,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Verdict:
+class ProbeAnswers:
     """What the scorer says of a batch of pictures."""
 
     embeddings: Array
@@ -88,7 +88,7 @@ class PocketScorer:
         """The probes' shares of right answers on the world's own scenes, by their names."""
         return dict(self.facts["accuracies"])
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> Verdict:
+    def __call__(self, pictures: Sequence[Image.Image]) -> ProbeAnswers:
         """Look at pictures of any size; they are brought to the size the scorer was trained on."""
         parts, size = list[dict[str, Array]](), int(self.facts["size"])
         for start in range(0, len(pictures), 32):
@@ -96,7 +96,7 @@ class PocketScorer:
             answers = self._session.run(OUTPUTS, {"pictures": batch})
             parts.append(dict(zip(OUTPUTS, answers, strict=True)))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in OUTPUTS}
-        return Verdict(
+        return ProbeAnswers(
             embeddings=joined["embeddings"],
             nouns=joined["nouns"],
             place=tuple(PLACE_NAMES[index] for index in joined["place"].argmax(1)),

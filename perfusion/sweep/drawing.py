@@ -85,6 +85,11 @@ class Drawings:
             **self._options,
         )
 
+    @property
+    def superclasses(self) -> tuple[str, ...]:
+        """Of the loaded concepts."""
+        return tuple(concept.superclass for concept in self._runtime.concepts.values())
+
     def plain(self, prompt: str) -> str:
         """The prompt in the base model's own words: superclasses in the place of the concepts' tokens."""
         for token, concept in self._runtime.concepts.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.judging.probes import MOSTLY
 from perfusion.judging.scales import Similarities, harmonic_mean, rescale, standard_error
 from perfusion.sweep.ranges import FIELDS, Setting
 
@@ -28,27 +29,44 @@ class Point:
     text_error: float
     cosine: float
     """Mean cosine of the pictures with the subject's: simpler than `image`, and a worse measure (docs/method.md)."""
+    shown: float | None = None
+    """The share of its pictures that show the superclass in a scene; None where nobody looked."""
     on_front: bool = False
     recommended: bool = False
 
+    @property
+    def is_texture(self) -> bool:
+        """Whether most of its pictures show something else, whatever the similarities say."""
+        return self.shown is not None and self.shown < MOSTLY
 
-def points_of(measured: Mapping[Setting, Similarities]) -> tuple[Point, ...]:
+
+def points_of(
+    measured: Mapping[Setting, Similarities], shown: Mapping[Setting, float] | None = None
+) -> tuple[Point, ...]:
     """One point a setting, in order, with the front and the recommended one marked.
 
     Recommended is the best harmonic mean of both similarities, each brought to 0 … 1 over the settings of the
     front (as training chooses among its steps); of equals the one with the higher text similarity. For that, an image
     similarity that rises with the bias is levelled out: a higher bias lets less of a concept through, so a rise is
-    chance, or a scorer that is fooled.
+    chance, or a scorer that is fooled. Settings whose pictures are texture are left out of all this, and where none is
+    left nothing is recommended.
+
+    Args:
+        measured: by setting.
+        shown: the share of each setting's pictures that show the superclass in a scene; None: nobody looked.
     """
     points = [
         Point(
             setting=setting, image=float(pictures.image.mean()), text=float(pictures.text.mean()),
             image_error=_error(pictures.image), text_error=_error(pictures.text), cosine=float(pictures.cosine.mean()),
+            shown=None if shown is None else shown[setting],
         )
         for setting, pictures in measured.items()
     ]  # fmt: skip
     front = pareto_front([(point.image, point.text) for point in points])
-    best = _recommended([points[index] for index in front], _falling(points))
+    pictures_of_it = [point for point in points if not point.is_texture]
+    candidates = pareto_front([(point.image, point.text) for point in pictures_of_it])
+    best = _recommended([pictures_of_it[index] for index in candidates], _falling(points))
     return tuple(
         replace(point, on_front=index in front, recommended=point is best)
         for index, point in enumerate(points)
@@ -87,7 +105,9 @@ def _mean_image(pool: Sequence[Point]) -> float:
     return sum(point.image for point in pool) / len(pool)
 
 
-def _recommended(front: Sequence[Point], levelled: Mapping[Setting, float]) -> Point:
+def _recommended(front: Sequence[Point], levelled: Mapping[Setting, float]) -> Point | None:
+    if not front:
+        return None
     images = np.array([levelled[point.setting] for point in front])
     texts = np.array([point.text for point in front])
     images, texts = (rescale(part, part.min(), part.max()) for part in (images, texts))

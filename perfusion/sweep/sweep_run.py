@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from perfusion.errors import RequestError
+from perfusion.judging.probes import Probes
 from perfusion.judging.scales import Similarities, similarities
 from perfusion.judging.scorer import Scorer
 from perfusion.sweep.drawing import Drawings, Job
@@ -58,6 +59,7 @@ def sweep(
     seeds: Sequence[int],
     settings: Sequence[Setting],
     scorer: Scorer | None = None,
+    probes: Probes | None = None,
     subjects: Sequence[Sequence[Image.Image]] = (),
     report: Callable[[int, int], None] | None = None,
 ) -> Sweep:
@@ -68,6 +70,7 @@ def sweep(
         prompts: each names at least one concept.
         settings: what is compared.
         scorer: None: nothing is scored.
+        probes: tell pictures of the superclass from texture, which is not recommended; None: nobody looks.
         subjects: for the scorer, pictures of each concept's subject; more than one list for several concepts.
         report: called with the pictures that are there, and how many there will be.
 
@@ -87,7 +90,9 @@ def sweep(
     )
     if scorer is None or not subjects:
         return pictures_alone
-    return replace(pictures_alone, points=points_of(_measured(drawings, pairs, settings, scorer, subjects)))
+    measured = _measured(drawings, pairs, settings, scorer, subjects)
+    shown = None if probes is None else _shown(drawings, pairs, settings, probes)
+    return replace(pictures_alone, points=points_of(measured, shown))
 
 
 def _measured(
@@ -112,3 +117,15 @@ def _measured(
             cosine=np.mean([subject.cosine for subject in by_subject], 0),
         )
     return measured
+
+
+def _shown(
+    drawings: Drawings, pairs: Sequence[tuple[str, int]], settings: Sequence[Setting], probes: Probes
+) -> dict[Setting, float]:
+    """The share of each setting's pictures that show the superclasses in a scene."""
+    plain = [drawings.plain(prompt) for prompt, _ in pairs]
+    shares = {}
+    for setting in settings:
+        jobs = [Job(prompt=prompt, seed=seed, setting=setting) for prompt, seed in pairs]
+        shares[setting] = probes([drawings.picture(job) for job in jobs], plain, drawings.superclasses).share
+    return shares

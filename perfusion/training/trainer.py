@@ -37,6 +37,7 @@ from perfusion.training.state import Checkpoint, identity_of
 from perfusion.training.templates import check_superclass, check_token
 from perfusion.training.training_loop import Run, optimise
 from perfusion.training.training_pictures import find_pictures, load_picture
+from perfusion.training.trial import Trial, try_out
 from perfusion.training.work_folder import WorkFolder
 
 __all__ = ["TrainingResult", "train", "train_concept"]
@@ -58,6 +59,8 @@ class TrainingResult:
     """The scores of the snapshots, where a choice was made."""
     picture: Image.Image | None = None
     """A drawing of the concept, where one was asked for."""
+    trial: Trial | None = None
+    """A verdict and a sheet, where they were asked for."""
 
 
 def train_concept(
@@ -89,6 +92,7 @@ def train(
     work: WorkFolder | None = None,
     resume: bool = False,
     picture: bool = False,
+    trial: bool = False,
 ) -> TrainingResult:
     """Teach the base model what the pictures show.
 
@@ -105,6 +109,7 @@ def train(
         resume: go on from what is kept in `work` instead, bit for bit as if nothing had come between (on a CPU, with
             the same number of threads); begins at the beginning when there is nothing.
         picture: draw one with the concept, for its card.
+        trial: try the concept out: draw with it and without it, judge, and make a sheet.
 
     Returns:
         The concept and what goes with it, in memory. The base model is as it was, and so is torch's own random
@@ -118,7 +123,7 @@ def train(
         PerfusionError: what is to be kept cannot be written.
     """
     if not world().main:
-        report, say, picture = None, logger.debug, False
+        report, say, picture, trial = None, logger.debug, False, False
     with work.locked() if work is not None and world().main else nullcontext():
         paths = find_pictures(Path(images))
         masks = "auto" if config.masks == "clipseg" else config.masks
@@ -148,7 +153,13 @@ def train(
                 samples = find_objects(base, pictures, samples, subject, config, placement, say)
                 with installed(base.unet):
                     optimise(base, run, samples.latents, samples.masks, config, _after(keeper, run, report))
-                return _finished(base, keeper, run, samples, scorer, config, say, picture)
+                result = _finished(base, keeper, run, samples, scorer, config, say, picture)
+                if not trial:
+                    return result
+                say("drawing with the concept and without it, to see what was learned")
+                names = [path.name for path in paths]
+                judged = try_out(base, result.concept, samples, names, config, placement, say)
+                return replace(result, trial=judged)
         except torch.OutOfMemoryError as error:
             raise TrainingError(_memory_advice(config)) from error
 

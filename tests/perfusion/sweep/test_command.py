@@ -130,3 +130,11 @@ def test_nothing_is_written_into_the_samples_of_a_bundle(capsys, monkeypatch):
     for name in ("gold-hat", str(bundle_path() / "concepts" / "gold-hat.safetensors")):
         assert main(["--concept", name, "--prompt", PROMPT, "--choose", "0.7", "--quiet"]) == 1
         assert "Copy" in capsys.readouterr().err
+
+
+def test_where_every_setting_draws_texture_none_is_chosen(sweep, concept, capsys, monkeypatch):
+    monkeypatch.setattr("perfusion.judging.probes.Shown.share", 0.0)
+    before = concept.read_bytes()
+    assert sweep("--bias", "0.5,0.9", "--images", IMAGES, "--choose") == 1
+    assert "No setting is recommended" in capsys.readouterr().err
+    assert concept.read_bytes() == before

@@ -58,3 +58,14 @@ def test_errors_are_those_of_a_mean(similarities_of):
     )
     assert point.image_error == pytest.approx(3**-0.5)
     assert (point.text_error, point.recommended) == (0, True)
+
+
+def test_texture_is_never_recommended_however_well_it_scores(similarities_of):
+    settings = [Setting(bias=bias, temperature=0.1) for bias in (0.4, 0.5, 0.6)]
+    values = dict(zip(settings, [(1.0, 1.0), (0.4, 0.5), (0.2, 0.6)], strict=True))
+    measured = {setting: similarities_of([a], [b]) for setting, (a, b) in values.items()}
+    points = points_of(measured, dict(zip(settings, (0.2, 0.7, 0.5), strict=True)))
+    assert [point.is_texture for point in points] == [True, False, False]
+    assert points[0].on_front and not points[0].recommended  # what was measured is told as it was
+    assert sum(point.recommended for point in points) == 1
+    assert not any(point.recommended for point in points_of(measured, dict.fromkeys(settings, 0.4)))

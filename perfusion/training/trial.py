@@ -1,0 +1,151 @@
+"""A trained concept tried out: pictures with it and without it, a verdict in words, and a sheet for the eye."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from perfusion.base.base_model import BaseModel
+from perfusion.concept.concept_file import Concept
+from perfusion.contact_sheet import contact_sheet
+from perfusion.errors import DeviceError, ModelError, RequestError
+from perfusion.judging.probes import Probes, open_probes
+from perfusion.judging.scorer import Scorer
+from perfusion.judging.verdict import TrainingVerdict, gather, pass_verdict
+from perfusion.pocket.vocabulary import article
+from perfusion.training.config import TrainingConfig
+from perfusion.training.draw import draw
+from perfusion.training.placement import Placement
+from perfusion.training.samples import Samples
+from perfusion.training.snapshot_choice import POCKET_PROMPTS, object_pictures, open_scorer, variant_pictures
+
+__all__ = ["NOT_JUDGED", "Trial", "try_out"]
+
+PROMPTS = POCKET_PROMPTS
+"""Six places, in words that every base model knows."""
+FIRST_SEED, SEEDS = 1000, 4
+"""Of a prompt. No seed of the choice among the snapshots: on those the chosen one looks better than it is."""
+STEPS = 10
+"""Of a picture, where the model's own number is not smaller."""
+SIDE = 256
+"""Of a picture on the sheet, at most."""
+COLUMNS, MOST_SHOWN = 6, 12
+"""Of the sheet, and how many training pictures it shows."""
+NOT_JUDGED = (
+    "not judged: nobody has looked at the pictures. Look at the sheet, or give --scorer DIR, a CLIP model."
+)
+POCKET_REMEDY = (
+    "a thing that this small model can draw in many looks, such as a cake, a hat or a bus, or a larger model with "
+    "--model"
+)
+REMEDY = "masks of the thing alone (--masks), another --superclass, or fewer --steps"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """What came of trying a concept."""
+
+    verdict: TrainingVerdict | None
+    """None where there is nobody to judge."""
+    sheet: Image.Image
+    """What was learned from, with its masks; the prompts with the concept, and the same seeds without."""
+
+    @property
+    def sentence(self) -> str:
+        """The verdict's, or that there is none."""
+        return self.verdict.sentence if self.verdict else NOT_JUDGED
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the verdict with its evidence; the grade "not judged" where there is none."""
+        return self.verdict.as_dict() if self.verdict else {"grade": "not judged", "sentence": NOT_JUDGED}
+
+
+def try_out(
+    base: BaseModel, concept: Concept, samples: Samples, names: Sequence[str], config: TrainingConfig,
+    placement: Placement, say: Say,
+) -> Trial:  # fmt: skip
+    """Draw six prompts with a concept and with its superclass, and judge. The base model is on its device.
+
+    Args:
+        names: of the training pictures.
+        say: told why nobody judges, where somebody was expected to.
+    """
+    judges = _judges(base, config, placement.device, say)
+    seeds = SEEDS if judges else 1
+    texts = [prompt for prompt in PROMPTS for _ in range(seeds)]
+    numbers = list(range(FIRST_SEED, FIRST_SEED + len(texts)))
+    plain_prompts = [_plain(prompt, config.superclass) for prompt in texts]
+    own, plain = (
+        draw(
+            base, concept, prompts, numbers, placement=placement, batch_size=1 if config.checkpointing else 4,
+            num_inference_steps=min(STEPS, base.num_inference_steps),
+        )
+        for prompts in ([prompt.replace("{}", concept.token) for prompt in texts], plain_prompts)
+    )  # fmt: skip
+    verdict = None
+    if judges:
+        subject = object_pictures(samples, config.crops)
+        try:
+            evidence = gather(own, plain, subject, plain_prompts, config.superclass, *judges)
+        except RequestError as error:  # the scorer sees no difference between the subject and the superclass
+            say(f"the concept cannot be judged: {error}")
+        else:
+            remedy = POCKET_REMEDY if base.family == "pocket" else REMEDY
+            verdict = pass_verdict(evidence, concept.token, config.superclass, remedy)
+    sentence = verdict.sentence if verdict else NOT_JUDGED
+    sheet = _sheet(own[::seeds], plain[::seeds], samples, names, concept, config, sentence)
+    return Trial(verdict=verdict, sheet=sheet)
+
+
+def _judges(
+    base: BaseModel, config: TrainingConfig, device: torch.device, say: Say
+) -> tuple[Scorer, Probes] | None:
+    """A scorer and probes: those that were given, or the embedded model's own for itself."""
+    folder: Path | None = config.scorer
+    if folder is None and base.family == "pocket":
+        from perfusion.embedded import scorer_path
+
+        folder = scorer_path()
+    if folder is None:
+        return None
+    try:
+        scorer = open_scorer(folder, device)
+        return scorer, open_probes(folder, scorer, base.family)
+    except (ModelError, DeviceError) as error:
+        say(f"the concept cannot be judged: {error}")
+        return None
+
+
+def _plain(prompt: str, superclass: str) -> str:
+    """The prompt with the superclass in the gap, and with its article."""
+    return prompt.replace("a {}", article(superclass)).replace("{}", superclass)
+
+
+def _sheet(
+    own: Sequence[Image.Image], plain: Sequence[Image.Image], samples: Samples, names: Sequence[str],
+    concept: Concept, config: TrainingConfig, sentence: str,
+) -> Image.Image:  # fmt: skip
+    """Pairs of crop and mask, then a row with the concept and one without."""
+    cells: list[tuple[Image.Image, str]] = []
+    shown = list(names)[:MOST_SHOWN]
+    for name, crop, masked in zip(shown, *variant_pictures(samples, config.crops), strict=False):
+        cells += [(crop, f"learned from {name}"), (masked, "what counts of it")]
+    cells += [(Image.new("RGB", (1, 1), "white"), "")] * (-len(cells) % COLUMNS)
+    cells += [
+        (picture, prompt.replace("{}", concept.token)) for picture, prompt in zip(own, PROMPTS, strict=True)
+    ]
+    cells += [
+        (picture, _plain(prompt, config.superclass)) for picture, prompt in zip(plain, PROMPTS, strict=True)
+    ]
+    side = min(SIDE, max(own[0].size))
+    pictures = [picture.resize((side, side), Image.Resampling.LANCZOS) for picture, _ in cells]
+    more = f" {len(names) - len(shown)} more pictures were learned from." if len(names) > len(shown) else ""
+    heading = f"{concept.token}, {sentence}{more}"
+    return contact_sheet(pictures, [caption for _, caption in cells], columns=COLUMNS, heading=heading)

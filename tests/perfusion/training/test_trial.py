@@ -1,0 +1,94 @@
+"""A trained concept tried out: a verdict, and a sheet beside the file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from perfusion.commands import train as command
+from perfusion.embedded import scorer_path
+from perfusion.errors import ModelError
+from perfusion.training import TrainingConfig, train, trial
+from perfusion.training.samples import Samples
+from perfusion.training.snapshot_choice import variant_pictures
+from perfusion.training.trial import NOT_JUDGED, PROMPTS
+
+
+def options(**changes) -> TrainingConfig:
+    usual = {"superclass": "cat", "steps": 2, "batch_size": 2, "crops": 2, "masks": "none", "select": "last"}
+    return TrainingConfig(**(usual | changes))
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "SEEDS", 1)
+    monkeypatch.setattr(trial, "STEPS", 2)
+
+
+def test_a_model_of_random_weights_has_learned_nothing_and_says_so(tiny_base, pictures) -> None:
+    result = train(pictures, options(), model=tiny_base, trial=True)
+    assert result.trial is not None and result.trial.verdict is not None
+    assert result.trial.verdict.grade == "not learned"
+    assert result.trial.verdict.evidence.pictures == len(PROMPTS)
+    assert result.trial.sheet.width >= 6 * tiny_base.resolution
+
+
+def test_nobody_judges_a_base_without_probes_unless_a_scorer_is_given(tiny_base, pictures) -> None:
+    other = replace(tiny_base, family="sd15")
+    result = train(pictures, options(), model=other, trial=True)
+    assert result.trial is not None
+    assert (result.trial.verdict, result.trial.sentence) == (None, NOT_JUDGED)
+    assert result.trial.as_dict() == {"grade": "not judged", "sentence": NOT_JUDGED}
+    judged = train(pictures, options(select="auto", scorer=scorer_path()), model=other, trial=True).trial
+    assert judged is not None and judged.verdict is not None
+
+
+def test_a_scorer_that_cannot_be_opened_is_told_and_the_sheet_is_made(
+    tiny_base, pictures, monkeypatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ModelError("It is broken.")
+
+    monkeypatch.setattr(trial, "open_scorer", broken)
+    lines: list[str] = []
+    result = train(pictures, options(), model=tiny_base, trial=True, say=lines.append)
+    assert result.trial is not None and result.trial.verdict is None
+    assert "the concept cannot be judged: It is broken." in lines
+
+
+def test_the_sheet_shows_what_does_not_count_faded() -> None:
+    samples = Samples(
+        latents=torch.zeros(2, 4, 8, 8), masks=torch.zeros(2, 1, 8, 8), images=torch.full((2, 3, 64, 64), -1.0)
+    )  # fmt: skip
+    samples.masks[:, :, :, :4] = 1
+    (whole,), (faded,) = variant_pictures(samples, crops=2)
+    assert np.asarray(whole).max() == 0
+    assert np.asarray(faded)[:, :24].max() == 0
+    assert np.asarray(faded)[:, 40:].min() > 200
+
+
+@pytest.mark.parametrize("name", ["cat.safetensors", "cat.png", "cat"])
+def test_the_command_writes_the_sheet_beside_the_file(tiny_model, pictures, tmp_path, capsys, name) -> None:
+    output = tmp_path / name
+    arguments = ["--images", str(pictures), "--superclass", "cat", "--model", str(tiny_model), "--steps", "1"]
+    arguments += ["--batch-size", "1", "--masks", "none", "--output", str(output), "--quiet"]
+    assert command.main([*arguments, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["verdict"]["grade"] == "not learned"
+    assert facts["sheet"] == str(tmp_path / "cat.sheet.png")
+    with Image.open(facts["sheet"]) as sheet:
+        assert sheet.format == "PNG"
+    Path(facts["sheet"]).unlink()
+    assert command.main([*arguments, "--no-sheet"]) == 0
+    assert not Path(facts["sheet"]).exists()
+    assert "learned" not in capsys.readouterr().out
+
+
+def test_the_prompts_are_tried_with_other_seeds_than_the_snapshots_were_chosen_by() -> None:
+    from perfusion.training import snapshot_choice
+
+    assert max(snapshot_choice.SEEDS) < trial.FIRST_SEED
