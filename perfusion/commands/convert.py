@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perfusion.base.model_arguments import MODEL_ARGUMENTS, add_model_arguments, model_options
 from perfusion.commands import check_outputs, parser, run
-from perfusion.commands.model_arguments import MODEL_ARGUMENTS, add_model_arguments, model_options
 from perfusion.concept.settings import FILE_SETTINGS
 from perfusion.errors import RequestError
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perfusion.base.model_arguments import MODEL_ARGUMENTS, add_model_arguments, model_options
 from perfusion.commands import Progress, parser, run
 from perfusion.commands.export_report import as_json, as_lines
-from perfusion.commands.model_arguments import MODEL_ARGUMENTS, add_model_arguments, model_options
 from perfusion.errors import ExportError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""perfusion-train: a few pictures in, a concept file out."""
+"""perfusion-train: a few pictures in, a concept file out; or a list of trainings, on one device or several."""
 
 from __future__ import annotations
 
@@ -7,226 +7,168 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perfusion.commands import Progress, check_outputs, parser, run, say
-from perfusion.commands.model_arguments import add_model_arguments, model_options
 from perfusion.errors import TrainingError
-from perfusion.files import writing
+from perfusion.training.training_options import add_training_options
 
 if TYPE_CHECKING:
-    from perfusion.training.config import TrainingConfig
-    from perfusion.training.trainer import TrainingResult
-    from perfusion.training.work_folder import WorkFolder
+    from collections.abc import Sequence
+
+    from perfusion.training.training_job import TrainingJob, TrainingReport
 
 NAME = "perfusion-train"
 
 
 def _parser() -> argparse.ArgumentParser:
     command = parser(NAME, "Teach a frozen text-to-image model one concept from a few pictures.")
-    _add_what(command)
-    _add_how(command.add_argument_group("how it learns"))
-    _add_where(command.add_argument_group("memory and speed"))
-    _add_kept(command.add_argument_group("what is kept"))
+    add_training_options(command)
+    again = command.add_argument_group("what was interrupted").add_argument
+    again("--resume", action="store_true", help="go on with the training that was interrupted")
+    again("--start-over", action="store_true", help="drop what is kept of it (default: ask)")
+    many = command.add_argument_group("many trainings").add_argument
+    many(
+        "--jobs",
+        type=Path,
+        metavar="LIST",
+        help="a .csv or .jsonl file, one training a row: its columns are these options without dashes, images and "
+        "superclass needed, paths relative to the list; --output is the folder to write to",
+    )
+    many(
+        "--devices",
+        metavar="D,D",
+        help="with --jobs: train on all of these at once, such as cuda:0,cuda:1 (default: on --device)",
+    )
+    many("--skip-existing", action="store_true", help="with --jobs: leave out rows whose output is there")
+    command.add_argument("--json", action="store_true", help="print what was done as JSON")
     return command
-
-
-def _add_what(group: Any) -> None:
-    add = group.add_argument
-    add("--images", type=Path, required=True, metavar="DIR", help="folder with pictures of one object")
-    add("--superclass", required=True, help='what kind of thing they show: "cat", "teddy bear"')
-    add(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="concept file to write, .safetensors, or .png for a picture with the concept inside",
-    )
-    add_model_arguments(group)
-    add("--token", default="", help='the new word (default: the superclass in brackets, "<cat>")')
-    add("--rows", type=int, default=1, metavar="N", help="placeholder tokens of the concept (default 1)")
-    add(
-        "--masks",
-        default="auto",
-        metavar="auto|alpha|clipseg|none|DIR",
-        help="where the object is (default auto: alpha, or else the model's own attention to the superclass)",
-    )
-    add("--segmenter", type=Path, metavar="DIR", help="folder of a CLIPSeg model, for --masks clipseg")
-    add(
-        "--flip",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="mirror half of the prepared pictures; off for lettering and other asymmetric objects",
-    )
-    add("--json", action="store_true", help="print what was done as JSON")
-
-
-def _add_how(group: Any) -> None:
-    add = group.add_argument
-    add("--steps", type=int, default=400, metavar="N", help="training steps (default 400)")
-    add("--batch-size", type=int, default=16, metavar="N", help="samples a step (default 16)")
-    add("--seed", type=int, default=0)
-    add(
-        "--gradient",
-        default="ema",
-        choices=("ema", "detach", "straight_through"),
-        help="what the loss sees of the concept's direction (default ema: its 1 %% share)",
-    )
-    add(
-        "--captions",
-        type=Path,
-        metavar="FILE",
-        help="captions for the second moment, one a line (default: those of the model, or our own)",
-    )
-    add("--count-padding", action="store_true", help="count the captions' padding into the second moment too")
-    add(
-        "--select",
-        default="auto",
-        choices=("auto", "last"),
-        help="which snapshot becomes the concept (default auto: the best one, where a scorer is at hand)",
-    )
-    add("--scorer", type=Path, metavar="DIR", help="folder of the scorer: a CLIP model, or ONNX graphs")
-
-
-def _add_where(group: Any) -> None:
-    add = group.add_argument
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
-    add(
-        "--weights",
-        default="auto",
-        choices=("auto", "fp32", "half"),
-        help="what the frozen UNet is held in (default auto: half on a GPU that computes in 16 bits)",
-    )
-    add("--accumulate", type=int, default=1, metavar="N", help="work a batch off in N parts (default 1)")
-    add("--checkpointing", action="store_true", help="less memory, slower: for cards of 8 to 12 GB")
-
-
-def _add_kept(group: Any) -> None:
-    add = group.add_argument
-    add("--storage", default="float16", choices=("float16", "float32", "int8"))
-    add("--no-keys", action="store_true", help="leave out the keys, which a runtime can derive")
-    add(
-        "--save-every",
-        type=int,
-        default=50,
-        metavar="N",
-        help="steps between snapshots, and between saved states (default 50)",
-    )
-    add("--resume", action="store_true", help="go on with the training that was interrupted")
-    add("--keep-snapshots", action="store_true", help="keep the snapshots, in FILE.work/")
-    add(
-        "--sheet",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="try the concept out: a verdict, and FILE.sheet.png with what was learned from and what is drawn",
-    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run(NAME, lambda: _train(_parser().parse_args(argv)))
+    return run(NAME, lambda: _train(argv))
 
 
-def _train(args: argparse.Namespace) -> int:
-    if args.output.suffix.lower() not in ("", ".safetensors", ".png"):
-        raise TrainingError(
-            f"{args.output} is neither a .safetensors file nor a .png picture with the concept inside; name one."
-        )
+def _train(argv: list[str] | None) -> int:
+    command = _parser()
+    args = command.parse_args(argv)
+    needed = ("output",) if args.jobs else ("images", "superclass", "output")
+    missing = [f"--{name}" for name in needed if getattr(args, name) is None]
+    if missing:
+        command.error(f"the following arguments are required: {', '.join(missing)}")
+    if args.resume and args.start_over:
+        command.error("--resume and --start-over exclude each other")
+    if not args.jobs and (args.devices or args.skip_existing):
+        command.error("--devices and --skip-existing go with --jobs")
+    if args.jobs:
+        from perfusion.commands.train_list import train_list
+
+        if args.images or args.superclass:
+            command.error(
+                "--jobs has the rows' own images and superclass; leave --images and --superclass out"
+            )
+        return train_list(args)
+    return _train_alone(args)
+
+
+def _train_alone(args: argparse.Namespace) -> int:
+    from perfusion.training.training_job import TrainingJob
+
+    job = TrainingJob.of(args)
     pictures = args.images.iterdir() if args.images.is_dir() else ()
-    check_outputs([("--output", args.output)], sources := [("--images", path) for path in pictures])
-    sheet = _sheet_path(args.output) if args.sheet else None
-    check_outputs([("--sheet", sheet)], sources)
-    config = _options(args)
-    from perfusion.training.parallel import opened
-    from perfusion.training.work_folder import WorkFolder
-
-    started, work = time.monotonic(), WorkFolder(args.output)
-    with opened() as here, work.locked() if here.main else nullcontext():
-        result = _learn(args, config, work)
-        if not here.main:
-            return 0
-        result.concept.save(args.output, args.storage, keys=not args.no_keys, picture=result.picture)
-        if sheet is not None and result.trial is not None:
-            with writing(sheet) as file:
-                result.trial.sheet.save(file, "PNG", optimize=True)
-        work.finish(keep=args.keep_snapshots)
-    _report(args, config, result, time.monotonic() - started)
+    sources = [("--images", path) for path in pictures]
+    check_outputs([("--output", job.output)], sources)
+    check_outputs([("--sheet", job.sheet_path)], sources)
+    if args.resume and job.is_done():
+        _print_done(args, job)
+        return 0
+    if not args.resume:
+        args.resume = ask_to_resume([job], args)
+    report = _learn(args, job)
+    if report is not None:
+        _print_report(args, report)
     return 0
 
 
-def _sheet_path(output: Path) -> Path:
-    """cat.sheet.png for cat.safetensors and for cat.png."""
-    return output.with_name(f"{output.stem if output.suffix else output.name}.sheet.png")
+def ask_to_resume(jobs: Sequence[TrainingJob], args: argparse.Namespace) -> bool:
+    """Whether interrupted trainings of these outputs are to go on. Somebody at a terminal is asked; what was kept is
+    dropped for nobody else but who said --start-over.
+
+    Raises:
+        TrainingError: something is kept, and nobody says what is to become of it.
+    """
+    steps = {job.output: step for job in jobs if (step := job.kept_step()) is not None}
+    if not steps or args.start_over:
+        return False
+    first, count = next(iter(steps.items()))
+    kept = f"{first}: an unfinished training is kept, of step {count}"
+    kept += f", and {len(steps) - 1} more" if len(steps) > 1 else ""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        raise TrainingError(f"{kept}. Give --resume to go on with it, or --start-over to drop it.")
+    say(f"{NAME}: {kept}")
+    while True:
+        sys.stderr.write("Go on with it (g), start over (s) or quit (q)? ")
+        sys.stderr.flush()
+        answer = sys.stdin.readline().strip().lower()
+        if answer[:1] in ("g", "s"):
+            return answer.startswith("g")
+        if answer[:1] in ("q", ""):
+            raise KeyboardInterrupt
 
 
-def _options(args: argparse.Namespace) -> TrainingConfig:
-    from perfusion.training.config import TrainingConfig
-
-    return TrainingConfig(
-        superclass=args.superclass, token=args.token, rows=args.rows, steps=args.steps, batch_size=args.batch_size,
-        seed=args.seed, masks=args.masks, segmenter=args.segmenter, flip=args.flip, captions=args.captions,
-        device=args.device, precision=args.precision, weights=args.weights, count_padding=args.count_padding,
-        accumulate=args.accumulate, checkpointing=args.checkpointing, direction_gradient=args.gradient,
-        save_every=args.save_every, select=args.select, scorer=args.scorer,
-    )  # fmt: skip
-
-
-def _learn(args: argparse.Namespace, config: TrainingConfig, work: WorkFolder) -> TrainingResult:
-    """Train, with progress; an interruption tells how to go on."""
+def _learn(args: argparse.Namespace, job: TrainingJob) -> TrainingReport | None:
+    """Train, with progress; an interruption tells how to go on. None in the processes that only help."""
     from perfusion.training import train
+    from perfusion.training.parallel import opened
+    from perfusion.training.training_job import finish
+    from perfusion.training.work_folder import WorkFolder
 
     def tell(line: str) -> None:
         if not args.quiet:
             say(f"{NAME}: {line}")
 
-    try:
-        with Progress(config.steps, f"training {config.token}", args.quiet) as progress:
-            return train(
-                args.images, config, model=args.model, model_config=args.config, model_options=model_options(args),
-                say=tell,
-                report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}"),
-                work=work, resume=args.resume, picture=args.output.suffix.lower() == ".png", trial=args.sheet,
-            )  # fmt: skip
-    except (KeyboardInterrupt, SystemExit):
-        if (reached := work.last_step()) is not None:
-            say(
-                f"{NAME}: step {reached} of {config.steps} is kept in {work.path}; the same command with --resume goes "
-                "on from there"
-            )
-        raise
+    began, work, config = time.monotonic(), WorkFolder(job.output), job.config
+    with opened() as here, work.locked() if here.main else nullcontext():
+        try:
+            with Progress(config.steps, f"training {config.token}", args.quiet) as progress:
+                result = train(
+                    job.images, config, model=job.model, model_config=job.model_config, model_options=job.model_options,
+                    say=tell,
+                    report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}"),
+                    work=work, resume=args.resume, picture=job.output.suffix.lower() == ".png", trial=job.sheet,
+                )  # fmt: skip
+        except (KeyboardInterrupt, SystemExit):
+            _tell_how_to_go_on(job)
+            raise
+        return finish(job, result, work, time.monotonic() - began) if here.main else None
 
 
-def _report(args: argparse.Namespace, config: TrainingConfig, result: TrainingResult, seconds: float) -> None:
+def _tell_how_to_go_on(job: TrainingJob) -> None:
+    if (step := job.kept_step()) is not None:
+        say(
+            f"{NAME}: step {step} of {job.config.steps} is kept in {job.output}.work; the same command with --resume "
+            "goes on from there"
+        )
+
+
+def _print_done(args: argparse.Namespace, job: TrainingJob) -> None:
+    import json
+
+    facts = {"output": str(job.output), "token": job.config.token, "done": True}
+    print(json.dumps(facts) if args.json else f"{job.output}: done, {job.config.token} is finished")
+
+
+def _print_report(args: argparse.Namespace, report: TrainingReport) -> None:
     """What was done, on stdout; the table of the snapshots goes to stderr, where the progress was."""
-    concept, size = result.concept, args.output.stat().st_size
-    if args.json:
-        import json
+    import json
 
-        facts: dict[str, Any] = {
-            "output": str(args.output), "bytes": size, "token": concept.token, "superclass": concept.superclass,
-            "base": concept.base, "steps": config.steps, "seconds": round(seconds, 2), "loss": round(result.loss, 5),
-        }  # fmt: skip
-        if result.selection:
-            facts["chosen_step"] = result.selection.best.step
-            facts["choice"] = result.selection.why
-            facts["snapshots"] = json.loads(result.selection.to_json())
-        if result.trial:
-            facts["verdict"] = result.trial.as_dict()
-            facts["sheet"] = str(_sheet_path(args.output))
-        print(json.dumps(facts))
+    if args.json:
+        print(json.dumps(report.facts))
         return
-    chosen = ""
-    if result.selection:
-        chosen = f"step {result.selection.best.step} of {config.steps}, "
-        if not args.quiet:
-            print(result.selection.table(), file=sys.stderr)
-    kilobytes = size / 1000
-    print(
-        f"{args.output}: {concept.token} is a {concept.superclass}; {chosen}{kilobytes:.1f} kB, {seconds:.0f} s"
-    )
-    if result.trial:
-        print(f"{_sheet_path(args.output)}: {result.trial.sentence}")
+    if report.table and not args.quiet:
+        print(report.table, file=sys.stderr)
+    print("\n".join(report.lines))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,20 +34,26 @@ class Placement:
         """The placement that the options name.
 
         Args:
-            device: `auto` (a GPU where there is one), `cpu` or `cuda`.
+            device: `auto` (a GPU where there is one), `cpu`, `cuda`, or `cuda:1` for the second GPU.
             precision: `fp32`, `bf16`, `fp16`, or `auto`: bfloat16 where the hardware computes in it, else float32.
 
         Raises:
             TrainingError: a device of another name.
             DeviceError: the device is not there; that is an error, not a slow surprise.
         """
-        if device not in ("auto", "cpu", "cuda"):
-            raise TrainingError(f"The device is {device!r}, expected auto, cpu or cuda.")
-        available = torch.cuda.is_available()
-        if device == "cuda" and not available:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise TrainingError(f"The device is {device!r}, expected auto, cpu, cuda or cuda:N.")
+        available, number = torch.cuda.is_available(), device.partition(":")[2]
+        if device.startswith("cuda") and not available:
             raise DeviceError(
                 "No CUDA device was found. Use --device cpu, or install a CUDA build of torch and its driver."
             )
+        if number and int(number) >= torch.cuda.device_count():
+            raise DeviceError(
+                f"There is no {device}: {torch.cuda.device_count()} CUDA devices were found, counted from cuda:0."
+            )
+        if number:
+            return cls.on(torch.device(device), precision)
         return cls.on(torch.device("cuda" if available and device != "cpu" else "cpu"), precision)
 
     @classmethod

@@ -225,7 +225,13 @@ class _Keeper:
         if work is not None:
             work.check()
             # the scorer has no part in what is learned, and a large one would take long to read
-            counted = replace(config, scorer=None, captions=caption_file(base, config.captions))
+            # and a training may go on on another GPU of the machine
+            counted = replace(
+                config,
+                scorer=None,
+                captions=caption_file(base, config.captions),
+                device=config.device.partition(":")[0],
+            )
             schedule = json.dumps(dict(base.scheduler), sort_keys=True, default=str)
             self.identity = identity_of(counted, paths, base.fingerprint, noise_schedule=schedule)
 

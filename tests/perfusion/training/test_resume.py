@@ -198,7 +198,7 @@ def test_a_file_in_the_place_of_the_work_folder_is_refused_before_the_training(
 def arguments(tiny_model: Path, pictures: Path, output: Path, *more: str) -> list[str]:
     return [
         "--images", str(pictures), "--superclass", "cat", "--model", str(tiny_model), "--batch-size", "2",
-        "--masks", "none", "--device", "cpu", "--output", str(output), *more,
+        "--masks", "none", "--device", "cpu", "--no-sheet", "--output", str(output), *more,
     ]  # fmt: skip
 
 
