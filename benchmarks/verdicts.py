@@ -27,9 +27,10 @@ from perfusion.judging.pocket_scorer import PocketScorer
 from perfusion.judging.verdict import LEARNED
 from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig, train_concept
+from perfusion.training.picture_folder import find_pictures
 from perfusion.training.placement import Placement, frozen_on_device
 from perfusion.training.samples import encode_pictures
-from perfusion.training.training_pictures import find_pictures, load_picture
+from perfusion.training.training_pictures import load_picture
 from perfusion.training.trial import Trial, try_out
 from recipes.pocket.subjects import SUBJECTS, Subject
 

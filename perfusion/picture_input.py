@@ -6,6 +6,7 @@ Pillow and numpy.
 
 from __future__ import annotations
 
+import functools
 import stat
 import struct
 import warnings
@@ -17,7 +18,10 @@ from PIL import Image, ImageChops, ImageOps
 
 from perfusion.errors import PictureError
 
-__all__ = ["GROUND", "MAX_PIXELS", "alpha_of", "as_rgb", "mask_fault", "mask_of", "open_picture"]
+__all__ = [
+    "GROUND", "HEIF_SUFFIXES", "MAX_PIXELS", "alpha_of", "as_rgb", "knows_heif", "mask_fault", "mask_of",
+    "open_picture", "picture_kind",
+]  # fmt: skip
 
 MAX_PIXELS = 120_000_000
 """What phones take has up to 108 million. Decoded that is 0.5 GB; a file of a few kilobytes can claim any number."""
@@ -30,6 +34,9 @@ _TRANSPARENT = ("LA", "PA", "RGBA", "RGBa")
 _CONVERTED = ("RGBX", "CMYK", "YCbCr", "HSV")
 _ORIENTATION = 0x0112  # the EXIF tag of how a camera was held
 _PROGRAMS = ("EPS",)  # Pillow hands them to an interpreter
+
+HEIF_SUFFIXES = (".heic", ".heif")
+"""What phones write, read by the package pillow-heif where it is installed."""
 
 _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, EOFError),
@@ -53,6 +60,11 @@ def open_picture(source: Image.Image | str | Path) -> Image.Image:
         return _in_8_bits(_upright(source, "The picture"), source.format)
     if not isinstance(source, str | Path):
         raise PictureError(f"The picture is {type(source).__name__}, expected a PIL image or a file's path.")
+    if Path(source).suffix.lower() in HEIF_SUFFIXES and not knows_heif():
+        raise PictureError(
+            f'{source} is HEIF, which is read with the package pillow-heif. pip install "perfusion-edge[heif]", or '
+            "convert it to JPEG."
+        )
     try:
         if not stat.S_ISREG(Path(source).stat().st_mode):  # a folder, or a pipe that would never end
             raise PictureError(f"{source} is not a file, expected a picture.")
@@ -63,6 +75,28 @@ def open_picture(source: Image.Image | str | Path) -> Image.Image:
         raise _unreadable(source, error) from error
     with opened:
         return _in_8_bits(_upright(opened, str(source)), opened.format)
+
+
+@functools.cache
+def knows_heif() -> bool:
+    """Whether HEIF can be read; Pillow is taught it with the first question."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def picture_kind(path: Path) -> str | None:
+    """The format of a file as its first bytes say, "JPEG", whatever its name; None for one that is no picture."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.format
+    except _UNREADABLE:
+        return None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

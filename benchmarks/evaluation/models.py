@@ -17,9 +17,10 @@ from perfusion.judging.pocket_scorer import PocketScorer
 from perfusion.judging.scorer import OnnxScorer
 from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig
+from perfusion.training.picture_folder import find_pictures
 from perfusion.training.placement import Placement
 from perfusion.training.samples import Samples, encode_pictures
-from perfusion.training.training_pictures import find_pictures, load_picture
+from perfusion.training.training_pictures import load_picture
 from recipes.pocket.subjects import Subject
 
 __all__ = [

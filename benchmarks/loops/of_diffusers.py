@@ -17,9 +17,11 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from perfusion.base.base_model import BaseModel
+from perfusion.training.crops import prepare
+from perfusion.training.picture_folder import find_pictures
 from perfusion.training.placement import Placement
 from perfusion.training.templates import TEMPLATES, as_tensors, input_ids
-from perfusion.training.training_pictures import find_pictures, load_picture, prepare
+from perfusion.training.training_pictures import load_picture
 
 __all__ = ["LOOPS", "DreamBoothLora", "Loop", "Task", "TextualInversion", "has_peft"]
 

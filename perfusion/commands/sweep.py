@@ -205,7 +205,8 @@ def _settings(args: argparse.Namespace, first: "Concept") -> "tuple[Setting, ...
 def _subject(folder: Path, masks: Path | None) -> "list[Image]":
     """A subject's pictures, cut to the object where a mask or an alpha channel says where it is."""
     from perfusion.judging.selection import cut_to_mask
-    from perfusion.training.training_pictures import find_pictures, load_picture
+    from perfusion.training.picture_folder import find_pictures
+    from perfusion.training.training_pictures import load_picture
 
     samples = [load_picture(path, masks or "auto") for path in find_pictures(folder)]
     return [cut_to_mask(sample.image, sample.mask) for sample in samples]

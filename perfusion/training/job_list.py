@@ -156,7 +156,7 @@ def _job(
         args.masks = beside / row["masks"]
     args.output = folder / _output(row)
     job = TrainingJob.of(args)
-    from perfusion.training.training_pictures import find_pictures
+    from perfusion.training.picture_folder import find_pictures
 
     find_pictures(job.images)
     return job

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from perfusion.base.base_model import BaseModel
 from perfusion.training.config import TrainingConfig
+from perfusion.training.crops import prepare
 from perfusion.training.masks import attention_masks, trusted
 from perfusion.training.objective import Noising
 from perfusion.training.placement import Placement, on_device
 from perfusion.training.segment import segment
 from perfusion.training.templates import as_tensors, input_ids
-from perfusion.training.training_pictures import Picture, prepare
+from perfusion.training.training_pictures import Picture
 
 __all__ = ["Samples", "encode_pictures", "find_objects"]
 

@@ -28,6 +28,7 @@ from perfusion.training.draw import draw
 from perfusion.training.initial_edit import initial_edit
 from perfusion.training.objective import Noising
 from perfusion.training.parallel import check_step, share, world
+from perfusion.training.picture_folder import find_pictures
 from perfusion.training.placement import Placement, frozen_on_device, open_base, weight_sizes
 from perfusion.training.rank_one import RankOneEdit
 from perfusion.training.samples import Samples, encode_pictures, find_objects
@@ -36,7 +37,7 @@ from perfusion.training.snapshot_choice import choose, find_scorer
 from perfusion.training.state import Checkpoint, identity_of
 from perfusion.training.templates import check_superclass, check_token
 from perfusion.training.training_loop import Run, optimise
-from perfusion.training.training_pictures import find_pictures, load_picture
+from perfusion.training.training_pictures import load_picture
 from perfusion.training.trial import Trial, try_out
 from perfusion.training.work_folder import WorkFolder
 

@@ -1,35 +1,32 @@
-"""The training pictures: found, checked, and prepared in a few variants with their masks."""
+"""The training pictures, opened and checked, each with its mask."""
 
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops
 
 from perfusion.errors import PictureError, TrainingError
-from perfusion.picture_input import alpha_of, as_rgb, mask_fault, mask_of, open_picture
+from perfusion.picture_input import (
+    alpha_of,
+    as_rgb,
+    mask_fault,
+    mask_of,
+    open_picture,
+)
 from perfusion.training.masks import HIGH, LOW
+from perfusion.training.picture_folder import SUFFIXES
 
-__all__ = ["Picture", "find_pictures", "load_picture", "prepare"]
+__all__ = ["Box", "Picture", "load_picture"]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
-PHOTO_SUFFIXES = (
-    ".heic", ".heif", ".avif", ".jxl", ".svg", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
-)  # fmt: skip
-"""Pictures that are not read and that Pillow may not know by name."""
 MIN_SIDE = 16
-NAMED = 6
-"""More files than this are not listed one by one."""
-
-Array = npt.NDArray[np.float32]
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,42 +36,8 @@ class Picture:
     path: Path
     image: Image.Image
     mask: Image.Image | None
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder, sorted by name. Hidden files are passed over; pictures of other kinds are named.
-
-    Raises:
-        TrainingError: there is no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        there = "is a file" if folder.exists() else "is not there"
-        raise TrainingError(f"{folder} {there}, expected a folder with pictures of one object (--images).")
-    visible = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
-    pictures = [path for path in visible if path.suffix.lower() in SUFFIXES]
-    others = [path.name for path in visible if path.suffix.lower() in _other_suffixes()]
-    if not pictures:
-        there = f"there are {_names(others)}, " if others else ""
-        raise TrainingError(
-            f"{folder} has no pictures to learn from: {there}expected files ending in {', '.join(SUFFIXES)}."
-        )
-    if others:
-        logger.warning(
-            "%s: %s %s not used; pictures to learn from end in %s, so convert them",
-            folder, _names(others), "is" if len(others) == 1 else "are", ", ".join(SUFFIXES),
-        )  # fmt: skip
-    return pictures
-
-
-def _other_suffixes() -> set[str]:
-    """What else ends a picture's name."""
-    return (set(Image.registered_extensions()) | set(PHOTO_SUFFIXES)) - set(SUFFIXES)
-
-
-def _names(names: Sequence[str]) -> str:
-    """ "2.gif, 5.heic", or the first of many and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    box: Box | None = None
+    """Where the object was found in a picture without a mask; None: nobody looked, or nothing was found."""
 
 
 def load_picture(path: Path, masks: str | Path) -> Picture:
@@ -179,36 +142,3 @@ def _rim(mask: Image.Image) -> float:
     """The share of a mask's outermost pixels that is light."""
     levels = np.asarray(mask)
     return float(np.mean(np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]]) > 127))
-
-
-def prepare(
-    pictures: Sequence[Picture], resolution: int, variants: int, flip: bool, seed: int
-) -> tuple[Array, Array]:
-    """Square variants of every picture: the whole of it, then slightly smaller windows of it, half of them mirrored.
-
-    Returns:
-        Pictures (pictures · variants, 3, resolution, resolution) in [−1, 1] and masks (…, 1, resolution, resolution)
-        in [0, 1], all ones where a picture has no mask.
-    """
-    rng = random.Random(seed)
-    images, masks = [], []
-    for picture in pictures:
-        side = min(picture.image.size)
-        for variant in range(variants):
-            window = side if variant == 0 else round(side * rng.uniform(0.9, 1.0))
-            left, top = (picture.image.width - window) / 2, (picture.image.height - window) / 2
-            if variant:
-                left, top = (rng.uniform(0, size - window) for size in picture.image.size)
-            box = (left, top, left + window, top + window)
-            mirrored = flip and variant % 2 == 1
-            images.append(_crop(picture.image, box, resolution, mirrored) * 2 - 1)
-            mask = picture.mask or Image.new("L", picture.image.size, 255)
-            masks.append(_crop(mask, box, resolution, mirrored))
-    return np.stack(images, dtype=np.float32), np.stack(masks, dtype=np.float32)
-
-
-def _crop(image: Image.Image, box: tuple[float, float, float, float], size: int, mirrored: bool) -> Array:
-    """A window of the picture, resampled. (channels, size, size) in [0, 1]."""
-    window = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
-    array: Array = np.asarray(ImageOps.mirror(window) if mirrored else window, np.float32) / np.float32(255)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

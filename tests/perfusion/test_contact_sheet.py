@@ -12,7 +12,7 @@ LONG = "a photo of a <pink-cake> on a beach in front of mountains"
 
 def sheet_of(*captions: str, **options: object) -> Image.Image:
     pictures = [Image.new("RGB", (64, 48), TEAL) for _ in captions]
-    return contact_sheet(pictures, captions, columns=2, **options)  # type: ignore[arg-type]
+    return contact_sheet(pictures, captions, columns=2, **options)
 
 
 def test_pictures_stand_in_rows_and_are_not_touched_by_captions() -> None:

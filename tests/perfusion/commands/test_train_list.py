@@ -45,7 +45,12 @@ def test_every_row_becomes_a_concept_and_the_base_is_opened_once(listed, model, 
     from perfusion.training import placement
 
     opened, original = [], placement.open_base
-    monkeypatch.setattr(placement, "open_base", lambda *given: opened.append(1) or original(*given))
+
+    def open_base(*arguments):
+        opened.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(placement, "open_base", open_base)
     assert command.main(words(listed, model, "--json")) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [entry["token"] for entry in facts["trained"]] == ["<tom>", "<kitty>"]

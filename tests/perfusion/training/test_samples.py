@@ -9,10 +9,11 @@ from PIL import Image
 
 from perfusion.base.base_model import load_base
 from perfusion.training import TrainingConfig, samples
+from perfusion.training.picture_folder import find_pictures
 from perfusion.training.placement import Placement
 from perfusion.training.samples import encode_pictures, find_objects
 from perfusion.training.templates import check_superclass
-from perfusion.training.training_pictures import find_pictures, load_picture
+from perfusion.training.training_pictures import load_picture
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "subjects"
 CPU = Placement.pick("cpu")

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from perfusion.errors import TrainingError
-from perfusion.training.training_pictures import find_pictures, load_picture, prepare
+from perfusion.training.crops import prepare
+from perfusion.training.picture_folder import find_pictures
+from perfusion.training.training_pictures import load_picture
 
 
 def save(
