@@ -51,7 +51,7 @@ def find_pictures(folder: Path) -> list[Path]:
 
 def _readable_suffixes(files: Sequence[Path]) -> tuple[str, ...]:
     """Those that every Pillow reads, and those that this one reads."""
-    suffixes = SUFFIXES
+    suffixes: tuple[str, ...] = SUFFIXES
     if features.check("avif"):
         suffixes += (".avif",)
     if any(path.suffix.lower() in HEIF_SUFFIXES for path in files) and knows_heif():
@@ -70,7 +70,7 @@ def _left_out(folder: Path, others: Sequence[Path], visible: Sequence[Path]) -> 
     remedies = (
         (heif, 'pip install "perfusion-edge[heif]" to read HEIC, or convert'),
         (foreign, "convert to PNG or JPEG"),
-        (nameless, "they have no suffix, so rename to .jpg or .png"),
+        (nameless, "without a suffix; rename to .jpg or .png"),
         (nested, "put the pictures of folders beside the others"),
     )
     return [

@@ -20,7 +20,7 @@ from perfusion.training.segment import segment
 from perfusion.training.templates import as_tensors, input_ids
 from perfusion.training.training_pictures import Picture
 
-__all__ = ["Samples", "encode_pictures", "find_objects"]
+__all__ = ["Samples", "encode_pictures", "encode_windows", "find_objects", "object_maps"]
 
 TEMPLATE = "a photo of a {}"
 """What the UNet is told when it is asked where the object is."""
@@ -47,17 +47,23 @@ def encode_pictures(
     base: BaseModel, pictures: Sequence[Picture], config: TrainingConfig, placement: Placement
 ) -> Samples:
     """Prepare the pictures and encode them, with the masks that they came with."""
-    vae: Any = base.vae
     images, masks = prepare(pictures, base.resolution, config.crops, config.flip, config.seed)
-    pixels, device = torch.from_numpy(images), placement.device
-    with on_device(vae, device):
+    pixels = torch.from_numpy(images)
+    latents = encode_windows(base, pixels, config, placement)
+    pooled = F.adaptive_avg_pool2d(torch.from_numpy(masks), latents.shape[-2:]).to(placement.device)
+    return Samples(latents=latents, masks=pooled, images=pixels)
+
+
+@torch.no_grad()
+def encode_windows(base: BaseModel, pixels: Tensor, config: TrainingConfig, placement: Placement) -> Tensor:
+    """Latents (n, channels, h, w), scaled, on the device, of square pictures (n, 3, height, width) in [−1, 1]."""
+    vae: Any = base.vae
+    with on_device(vae, placement.device):
         latents = [
-            vae.encode(batch.to(device, vae.dtype)).latent_dist.mode()
+            vae.encode(batch.to(placement.device, vae.dtype)).latent_dist.mode()
             for batch in pixels.split(1 if config.checkpointing else 4)
         ]
-    scaled = torch.cat(latents).float() * vae.config.scaling_factor
-    pooled = F.adaptive_avg_pool2d(torch.from_numpy(masks), scaled.shape[-2:]).to(device)
-    return Samples(latents=scaled, masks=pooled, images=pixels)
+    return torch.cat(latents).float() * vae.config.scaling_factor
 
 
 def find_objects(
@@ -82,18 +88,25 @@ def find_objects(
     if config.masks not in ("auto", "clipseg") or not lacking:
         return samples
     rows = torch.tensor(lacking, device=samples.latents.device)
-    if config.segmenter is not None:
-        size = (samples.latents.shape[-2], samples.latents.shape[-1])
-        maps = segment(config.segmenter, samples.images[lacking], config.superclass, size, rows.device)
-        source = f"from the segmenter, for {config.superclass!r}"
-    else:
-        maps = _by_attention(base, samples.latents[rows], subject, config, placement)
-        source = f"from the base model's attention to {config.superclass!r}"
+    maps = object_maps(base, samples.latents[rows], samples.images[lacking], subject, config, placement)
+    source = "the segmenter, for" if config.segmenter else "the base model's attention to"
+    source = f"from {source} {config.superclass!r}"
     named = [names[at] for at in lacking]
     masks = samples.masks.clone()
     masks[rows] = trusted(maps.to(masks), named)
     say(f"masks {source}: {_covers(named, masks[rows])}")
     return Samples(latents=samples.latents, masks=masks, images=samples.images)
+
+
+def object_maps(
+    base: BaseModel, latents: Tensor, pixels: Tensor, subject: Sequence[Sequence[int]], config: TrainingConfig,
+    placement: Placement,
+) -> Tensor:  # fmt: skip
+    """Soft masks (n, 1, h, w) of the superclass: from the segmenter where there is one, else from attention."""
+    if config.segmenter is None:
+        return _by_attention(base, latents, subject, config, placement)
+    size = (latents.shape[-2], latents.shape[-1])
+    return segment(config.segmenter, pixels, config.superclass, size, latents.device)
 
 
 @torch.no_grad()

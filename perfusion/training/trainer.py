@@ -26,6 +26,7 @@ from perfusion.training.config import TrainingConfig
 from perfusion.training.covariance import caption_file
 from perfusion.training.draw import draw
 from perfusion.training.initial_edit import initial_edit
+from perfusion.training.object_boxes import locate_objects
 from perfusion.training.objective import Noising
 from perfusion.training.parallel import check_step, share, world
 from perfusion.training.picture_folder import find_pictures
@@ -146,6 +147,7 @@ def train(
                 if config.checkpointing or device.type == "cuda":
                     say(_sizes(base, checkpointing=config.checkpointing))
                 edit, keeper.super_encoding = initial_edit(base, subject, config, say)
+                pictures = locate_objects(base, pictures, subject, config, placement, say)
                 say(f"encoding {len(pictures)} pictures in {config.crops} variants each")
                 samples = encode_pictures(base, pictures, config, placement)
                 run = Run.begin(edit.to(device).train(), config, placement)
