@@ -59,7 +59,8 @@ class TrainingJob:
         """
         return cls(
             images=args.images, output=args.output, config=config_of(args), model=args.model, model_config=args.config,
-            model_options=model_options(args), storage=args.storage, keys=not args.no_keys, keep_snapshots=args.keep_snapshots, sheet=args.sheet,
+            model_options=model_options(args), storage=args.storage, keys=not args.no_keys,
+            keep_snapshots=args.keep_snapshots, sheet=args.sheet,
         )  # fmt: skip
 
     @property
@@ -154,7 +155,8 @@ def run_job(
     with work.locked():
         result = train(
             job.images, job.config, model=base or job.model, model_config=job.model_config,
-            model_options=job.model_options, say=say, report=report, work=work, resume=resume, picture=job.output.suffix.lower() == ".png", trial=job.sheet,
+            model_options=job.model_options, say=say, report=report, work=work, resume=resume,
+            picture=job.output.suffix.lower() == ".png", trial=job.sheet,
         )  # fmt: skip
         return finish(job, result, work, time.monotonic() - began)
 
