@@ -8,14 +8,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
+TESTS := not slow and not gpu
 EXTRAS := cpu,train,export,trt-rtx,serve,test,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow bench lint format
+.PHONY: help demo serve studio test test-slow bench lint format
 
 help:
 	@echo "make demo       draw with the embedded model and a concept"
 	@echo "make serve      draw over HTTP with the embedded model, for programs of this machine"
+	@echo "make studio     the same, with its page opened in the browser"
 	@echo "make test       linters, types, and every test that is neither slow nor needs a GPU"
 	@echo "make test-slow  the slow tests"
 	@echo "make bench      measure this machine; records go to benchmarks/records/"
@@ -35,6 +37,9 @@ demo: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/perfusion-serve
 
+studio: $(STAMP)
+	$(BIN)/perfusion-studio
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,7 +50,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "$(TESTS)"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"

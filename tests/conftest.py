@@ -1,4 +1,4 @@
-"""What all tests share: no network, makers of concepts and of the spaces they live in, and `--require-gpu`."""
+"""What all tests share: no network, makers of concepts and their spaces, `--require-gpu` and `--require-browser`."""
 
 import builtins
 import errno
@@ -29,19 +29,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require-gpu", action="store_true", help="fail the gpu tests that would be skipped")
+    for device in ("gpu", "browser"):
+        text = f"fail the {device} tests that would be skipped"
+        parser.addoption(f"--require-{device}", action="store_true", help=text)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn the skip of a gpu test into a failure when the GPU was said to be there."""
+    """Turn the skip of a test of a GPU or a browser into a failure when one was said to be there."""
     report = yield
-    if report.skipped and item.get_closest_marker("gpu") and item.config.getoption("--require-gpu"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-        report.outcome = "failed"
-        report.longrepr = f"skipped although --require-gpu was given: {reason}"
+    for device in ("gpu", "browser"):
+        option = f"--require-{device}"
+        if report.skipped and item.get_closest_marker(device) and item.config.getoption(option):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+            report.outcome = "failed"
+            report.longrepr = f"skipped although {option} was given: {reason}"
     return report
 
 

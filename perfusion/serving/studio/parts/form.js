@@ -106,7 +106,6 @@ export class Form {
       note.textContent = count ? t("concept.changed", { count }) : t("concept.unchanged");
     };
     const { elements, reset } = conceptSliders(this.settings[word] ?? {}, concept.settings, show);
-    show(this.settings[word] ?? {});
     const panel = h("details", { class: "concept-panel concept-colour", "data-word": word },
       h("summary", {}, face(concept), h("span", { class: "name", text: word }), note),
       h("div", { class: "stack" }, elements, h("div", {}, button(t("concept.reset"), { sign: "again", kind: "text", on: reset }))));

@@ -23,15 +23,17 @@ export class PlaceCanvas {
   /** Which concepts may be placed, and the shape of the canvas. */
   show(words, width = 1, height = 1) {
     this.words = words;
-    for (const word of Object.keys(this.boxes)) if (!words.includes(word)) delete this.boxes[word];
     this.canvas.style.aspectRatio = `${width} / ${height}`;
     this.canvas.style.setProperty("--shape", width / height);
     this.draw();
   }
 
+  /** The boxes of the concepts that the prompt names; those of others wait until it names them again. */
+  get placed() { return Object.entries(this.boxes).filter(([word]) => this.words.includes(word)); }
+
   /** Put a box for a concept where there is room: beside those that are there. */
   add(word) {
-    const count = Object.keys(this.boxes).length;
+    const count = this.placed.length;
     const share = 1 / Math.max(2, this.words.length);
     const left = Math.min(count * share, 1 - share);
     this.set(word, [left, 0.1, left + share, 0.9].map((side) => Math.round(side * 1000) / 1000));
@@ -56,9 +58,9 @@ export class PlaceCanvas {
     this.bar.replaceChildren(...this.words.map((word) => paint(button(word in this.boxes ? t("place.remove", { word }) : t("place.add", { word }), {
       kind: "chip-button", sign: word in this.boxes ? "close" : "plus", on: () => (word in this.boxes ? this.remove(word) : this.add(word)),
     }), word)));
-    this.canvas.replaceChildren(...Object.entries(this.boxes).map(([word, box]) => this.boxElement(word, box)));
+    this.canvas.replaceChildren(...this.placed.map(([word, box]) => this.boxElement(word, box)));
     if (!this.words.length) this.canvas.append(h("p", { class: "muted place-empty", text: t("place.none") }));
-    else if (!Object.keys(this.boxes).length) this.canvas.append(h("p", { class: "muted place-empty", text: t("place.empty") }));
+    else if (!this.placed.length) this.canvas.append(h("p", { class: "muted place-empty", text: t("place.empty") }));
     if (focused) this.canvas.querySelector(`[data-word="${CSS.escape(focused)}"]`)?.focus();
   }
 

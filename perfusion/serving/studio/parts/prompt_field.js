@@ -43,7 +43,7 @@ export class PromptField {
     this.text.addEventListener("keydown", (event) => this.key(event));
     this.text.addEventListener("scroll", () => { this.back.scrollTop = this.text.scrollTop; });
     this.text.addEventListener("blur", () => setTimeout(() => this.hide(), 150));
-    news.addEventListener("concepts", () => this.show());
+    news.addEventListener("concepts", () => { this.show(); if (document.activeElement === this.text) this.offer(); });
   }
 
   get value() { return this.text.value; }

@@ -29,7 +29,7 @@ const RANGES = {
 
 export const SETTINGS = Object.keys(RANGES);
 
-/** The sliders of one concept. `values` are its settings, `defaults` those of its file; `on` gets what differs. */
+/** The sliders of one concept. `values` are its settings, `defaults` its usual ones; `on` gets what differs, at once and later. */
 export function conceptSliders(values, defaults, on) {
   const changes = {};
   const sliders = {};
@@ -59,5 +59,6 @@ export function conceptSliders(values, defaults, on) {
     sliders[name].element.classList.remove("changed");
     on({});
   });
+  on({ ...changes });
   return { elements: SETTINGS.map((name) => sliders[name].element), reset };
 }

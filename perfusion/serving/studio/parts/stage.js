@@ -66,6 +66,7 @@ export class Stage {
     if (this.large.dataset.id !== key) {
       this.large.dataset.id = key;
       this.large.dataset.state = job.state;
+      this.large.dataset.job = job.id;
       this.build(job);
     }
     this.update(job);

@@ -57,7 +57,7 @@ export function open(room) {
 
   /** Order what the form says. */
   function draw() {
-    const regions = Object.entries(place.boxes).map(([word, box]) => ({ word, box }));
+    const regions = place.placed.map(([word, box]) => ({ word, box }));
     return order({ prompt: prompt.value.trim(), ...form.fields(prompt.value), ...(regions.length ? { regions } : {}), ...over.fields() });
   }
 

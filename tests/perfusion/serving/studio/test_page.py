@@ -1,0 +1,124 @@
+"""The page itself: what it loads, whom it can be used by, and what happens when the server goes away."""
+
+import time
+
+import pytest
+
+Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
+pytestmark = pytest.mark.browser
+
+ROOMS = ("draw", "concepts", "history", "device")
+LIGHT = {"color_scheme": "light"}
+PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+
+
+@pytest.mark.parametrize("look", [LIGHT, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
+def test_axe_finds_nothing_in_any_room_and_nothing_is_wider_than_the_screen(open_page, studio, look):
+    page = open_page(studio, **look)
+    axe = Axe()
+    for room in ROOMS:
+        page.goto(f"{studio.address}/#{room}")
+        page.locator(f".room-{room}").wait_for()
+        page.wait_for_load_state("networkidle")
+        page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+        violations = axe.run(page).response["violations"]
+        assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in violations] == [], room
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), room
+
+
+def test_the_first_paint_is_light_and_quick_and_nothing_is_asked_of_others(open_page, studio):
+    page = open_page(studio, wait=False)
+    page.locator(".room-draw").wait_for()
+    page.wait_for_load_state("networkidle")
+    entries = page.evaluate(
+        "performance.getEntriesByType('resource').map(({ name, encodedBodySize }) => [name, encodedBodySize])"
+    )
+    assert all(name.startswith(studio.address) for name, _ in entries)
+    assert sum(size for name, size in entries if "/api/" not in name) < 300_000
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert paint < 3000, "one second on a quiet machine; the record has the figure"
+
+
+def test_rooms_are_reached_by_keys_and_the_focus_goes_along(open_page, studio):
+    page = open_page(studio)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the room"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("Alt+4")
+    page.locator(".room-concepts").wait_for()
+    assert page.title() == "Concepts · Perfusion Studio"
+    assert page.locator(".rail a[aria-current=page]").inner_text() == "Concepts"
+
+
+def test_the_theme_is_turned_and_remembered(open_page, studio):
+    page = open_page(studio, **LIGHT)
+    colour = "getComputedStyle(document.documentElement).backgroundColor"
+    light = page.evaluate(colour)
+    for _ in range(2):
+        page.get_by_role("button", name="Light or dark").click()
+    dark = page.evaluate(colour)
+    assert dark != light
+    page.reload()
+    page.locator(".room-draw").wait_for()
+    assert page.evaluate(colour) == dark
+
+
+def test_a_key_is_asked_for_once_and_a_cookie_takes_its_place(open_page, start_server, tmp_path):
+    (tmp_path / "key").write_text("open sesame\n")
+    server = start_server("--key-file", str(tmp_path / "key"))
+    page = open_page(server)
+    page.get_by_role("dialog").wait_for()
+    page.get_by_role("textbox", name="Key").fill("wrong")
+    page.get_by_role("button", name="Enter").click()
+    page.get_by_role("alert").wait_for()
+    page.get_by_role("textbox", name="Key").fill("open sesame")
+    page.get_by_role("textbox", name="Key").press("Enter")
+    page.get_by_role("button", name="Put <pink-cake> into the prompt").wait_for()
+    assert page.get_by_role("dialog").count() == 0
+    (cookie,) = page.context.cookies()
+    assert cookie["httpOnly"] and cookie["sameSite"] == "Strict" and "sesame" not in cookie["value"]
+    page.reload()
+    page.get_by_role("button", name="Put <pink-cake> into the prompt").wait_for()
+    assert page.get_by_role("dialog").count() == 0
+
+
+def test_two_tabs_know_of_each_other(open_page, studio, draw):
+    page = open_page(studio)
+    other = page.context.new_page()
+    other.goto(f"{studio.address}/#history")
+    other.locator(".room-history").wait_for()
+    address = draw(page, "a yellow boat in two tabs")
+    other.locator(f".gallery img[src='{address}']").wait_for()
+
+
+def test_a_cut_network_is_said_and_the_page_goes_on_when_it_is_back(open_page, studio, draw):
+    page = open_page(studio)
+    page.get_by_role("button", name="Put <pink-cake> into the prompt").wait_for()
+    page.context.set_offline(True)
+    page.get_by_label("What is to be drawn").fill("a cat")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("alert").filter(has_text="The server does not answer").wait_for()
+    assert page.locator(".banner").is_visible()
+    page.context.set_offline(False)
+    page.locator(".banner").wait_for(state="hidden")
+    draw(page, "a cat")
+
+
+def test_a_server_killed_while_it_draws_comes_back_with_its_history(open_page, start_server, draw):
+    server = start_server()
+    page = open_page(server)
+    kept = draw(page, "a purple owl")
+    page.get_by_label("Steps", exact=True).fill("500")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.locator(".tile.has-preview").wait_for()
+    server.kill()
+    page.locator(".banner").wait_for()
+    time.sleep(0.5)
+    server.start()
+    page.locator(".banner").wait_for(state="hidden")
+    page.locator(".filmstrip li.drawing, .filmstrip li.waiting").wait_for(state="detached")
+    draw(page, "a purple owl, again")
+    page.goto(f"{server.address}/#history")
+    page.locator(f".gallery img[src='{kept}']").wait_for()
+    assert page.locator(".gallery img").count() == 2
