@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.concept.conditioning import gates_of
 from perfusion.concept.layout import Layout
+from perfusion.concept.weighted_text import WeightedText
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.text.prompt_encoder import PromptEncoder
 from perfusion.runtime.text.text_encoders import TokenizedTexts
@@ -40,6 +42,7 @@ class Explanation:
     readings: tuple[
         Explanation, ...
     ] = ()  # of the prompt's readings, where its things have regions of their own
+    weights: tuple[float, ...] = ()  # of the tokens, as the prompt writes them; none: all 1
 
     def as_dict(self) -> dict[str, Any]:
         """All of it in plain lists, for JSON."""
@@ -50,6 +53,7 @@ class Explanation:
             "similarity": np.round(self.similarity, 4).tolist(),
             "gate": np.round(self.gate, 4).tolist(),
             "readings": [reading.as_dict() for reading in self.readings],
+            "weights": list(self.weights),
         }
 
     def text(self) -> str:
@@ -65,10 +69,14 @@ class Explanation:
             return "\n\n".join(tables)
         if not self.concepts:
             return f"{self.prompt!r} names no concept that is in use."
-        wide = max(map(len, self.tokens))
+        names = [
+            f"{token} ×{weight:.4g}" if weight != 1 else token
+            for token, weight in zip(self.tokens, self.weights or (1.0,) * len(self.tokens), strict=True)
+        ]
+        wide = max(map(len, names))
         head = " " * wide + "".join(f"  {name[: _BAR + 12]:<{_BAR + 12}}" for name in self.concepts)
         lines = [head.rstrip()]
-        for token, similarity, gate in zip(self.tokens, self.similarity, self.gate, strict=True):
+        for token, similarity, gate in zip(names, self.similarity, self.gate, strict=True):
             cells = "".join(
                 f"  {s:5.2f} {g:5.2f} {'#' * round(g * _BAR):<{_BAR}}"
                 for s, g in zip(similarity, gate, strict=True)
@@ -110,7 +118,9 @@ def explain(prompts: PromptEncoder, bank: Bank, layout: Layout, lock: str | None
     return replace(whole, readings=tuple(readings))
 
 
-def _explain(prompts: PromptEncoder, bank: Bank, prompt: str, lock: str | None, gates: str) -> Explanation:
+def _explain(
+    prompts: PromptEncoder, bank: Bank, prompt: WeightedText, lock: str | None, gates: str
+) -> Explanation:
     """One reading of a prompt."""
     encoded = prompts.encode_prompt(prompt, bank, lock, gates)
     texts = prompts.texts(prompt, bank) if encoded is None else encoded.texts
@@ -121,9 +131,21 @@ def _explain(prompts: PromptEncoder, bank: Bank, prompt: str, lock: str | None, 
         length = len(texts[0][0].input_ids)
         places = [at * length + place for at, text in enumerate(texts) for place in range(text[0].length)]
         response = encoded.state.conditioning.response[places]
-        opened = np.asarray(encoded.row(rows).state.conditioning.value_gate[places], np.float64)
+        opened = np.asarray(gates_of(encoded.state, rows)[places], np.float64)
     return Explanation(
-        prompt=prompt, tokens=tokens, concepts=_columns(rows.slots), similarity=response, gate=opened
+        prompt=prompt.text, tokens=tokens, concepts=_columns(rows.slots), similarity=response, gate=opened,
+        weights=_weights(texts),
+    )  # fmt: skip
+
+
+def _weights(texts: Sequence[TokenizedTexts]) -> tuple[float, ...]:
+    """The weight of each token; none where all are 1."""
+    if all(text[0].weights is None for text in texts):
+        return ()
+    return tuple(
+        1.0 if text[0].weights is None else float(text[0].weights[place])
+        for text in texts
+        for place in range(text[0].length)
     )
 
 

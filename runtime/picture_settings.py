@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from perfusion import __version__
 from perfusion.errors import PictureError
 from perfusion.files import writing
-from perfusion.runtime.request import Options, make_request
+from perfusion.runtime.request import Options, Request, make_request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,8 +81,8 @@ def settings_of(
         "format": _FORMAT,
         "version": __version__,
         "prompt": prompt,
-        "prompt_syntax": "plain",
-        "concepts": _concepts(runtime, prompt, request.settings[0]),
+        "prompt_syntax": request.prompt_syntax,
+        "concepts": _concepts(runtime, prompt, request),
         "regions": _regions(request.regions[0]),
         "base": runtime.bundle.base,
         "base_fingerprint": runtime.bundle.base_fingerprint,
@@ -230,18 +230,21 @@ def _exif(software: str, settings: Settings | None) -> bytes:
     return encoded
 
 
-def _concepts(runtime: Runtime, prompt: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+def _concepts(runtime: Runtime, prompt: str, request: Request) -> dict[str, Any]:
+    from perfusion.concept.prompt_syntax import parse_prompt
     from perfusion.concept.words import named
 
     concepts = runtime.concepts
+    parsed, changes = parse_prompt(prompt, concepts, request.prompt_syntax), request.settings[0]
     return {
         token: {
             "sha256": concept_hash(concepts[token]),
             "superclass": concepts[token].superclass,
             **asdict(runtime.set_concept(token)),
             **dict(changes.get(token, {})),
+            **parsed.changes.get(token, {}),
         }
-        for token in named(prompt, concepts)
+        for token in named(parsed.text.text, concepts)
     }
 
 

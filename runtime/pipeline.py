@@ -13,6 +13,7 @@ from perfusion.bundle.reader import read_bundle
 from perfusion.concept.bank import Changes
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.layout import AUTO, Regions
+from perfusion.concept.prompt_syntax import DEFAULT_SYNTAX
 from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges
 from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.compute.backend import Backend
@@ -270,7 +271,9 @@ class Runtime:
         "coordinates" a word opens the gate of its own concept and not those of concepts that resemble it), `regions`
         ("auto": things that the prompt puts side by side, concepts and words in braces, get bands of the picture that
         read their own sentence; None: the prompt is read once; or a list of `Region` for the things), `whole` (from 0
-        to below 1, the share of the picture that reads the whole prompt with the superclasses; 0.3 is much).
+        to below 1, the share of the picture that reads the whole prompt with the superclasses; 0.3 is much),
+        `prompt_syntax` ("weights": prompts have weights such as ``(cat:1.3)`` and ``[cat]``, ``BREAK`` and
+        ``<lora:name:strength>``; "plain": all of that is text).
 
         Raises:
             RequestError: a prompt, seed, size or option that cannot be served.
@@ -360,6 +363,7 @@ class Runtime:
         lock: str | None = None,
         gates: str = DEFAULT_GATES,
         regions: Regions = AUTO,
+        prompt_syntax: str = DEFAULT_SYNTAX,
     ) -> Explanation:
         """How much of each concept every token of a prompt holds, and how far it opens the concept's gate.
 
@@ -368,10 +372,12 @@ class Runtime:
         Raises:
             RequestError: a prompt or an option that cannot be served.
         """
-        request = make_request(self.bundle, prompt, 0, lock=lock, gates=gates, regions=regions)
+        request = make_request(
+            self.bundle, prompt, 0, lock=lock, gates=gates, regions=regions, prompt_syntax=prompt_syntax
+        )
         with self._parts.turn:
-            bank = self._bank.adjusted(concept_settings)
-            layout = self._prompts.layout(prompt, request.regions[0], bank.words(), request)
+            bank, text = self._prompts.parse(prompt, concept_settings, prompt_syntax, self._bank.adjusted())
+            layout = self._prompts.layout(text, request.regions[0], bank.words(), request)
             return explain(self._prompts, bank, layout, lock, gates)
 
     def _start(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from perfusion.concept.bank import Changes
 from perfusion.concept.layout import AUTO, Regions
+from perfusion.concept.prompt_syntax import DEFAULT_SYNTAX, check_syntax
 from perfusion.concept.regions import Region
 from perfusion.concept.settings import DEFAULT_GATES, check_gates, check_lock
 from perfusion.errors import RequestError
@@ -51,6 +52,7 @@ class Options(TypedDict, total=False):
     regions: Regions | Sequence[Regions]  # "auto" (default), None, or a list of `Region`
     whole: float  # from 0 (default) to below 1: share of the picture that reads the whole prompt; .3 is much
     gates: str  # "similarity" (default), or "coordinates": a word opens its own gate and no like concept's
+    prompt_syntax: str  # "weights" (default), or "plain": brackets, BREAK and <lora:…> are text
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,6 +77,7 @@ class Request:
     gates: str
     regions: tuple[Regions, ...]
     whole: float
+    prompt_syntax: str
 
 
 def make_request(
@@ -98,6 +101,7 @@ def make_request(
     gates: str = DEFAULT_GATES,
     regions: Any = AUTO,
     whole: float = 0.0,
+    prompt_syntax: str = DEFAULT_SYNTAX,
 ) -> Request:
     """Fill in the bundle's defaults and give every picture its prompt and seed.
 
@@ -120,6 +124,7 @@ def make_request(
     if lock is not None:
         check_lock(lock)
     check_gates(gates)
+    check_syntax(prompt_syntax)
     images = _pictures("images", image, len(prompts))
     masks = _pictures("masks", mask, len(prompts))
     if masks and not images:
@@ -150,6 +155,7 @@ def make_request(
         scheduler=bundle.defaults.scheduler if scheduler is None else scheduler,
         lock=lock,
         gates=gates,
+        prompt_syntax=prompt_syntax,
     )
 
 

@@ -75,6 +75,11 @@ def _add_content(add: "Callable[..., object]") -> None:
         "--prompt", action="append", default=[], dest="prompts", metavar="TEXT",
         help='what to draw, such as "a photo of <cat> on a beach" (can be repeated)',
     )  # fmt: skip
+    add(
+        "--plain-prompts", action="store_true",
+        help="brackets, BREAK and <lora:name:strength> in prompts are text; without it (word:1.3), ((word)) and [word] "
+        "are weights, BREAK begins a new part, and the tag is the strength of a concept",
+    )  # fmt: skip
     add("--bundle", type=Path, metavar="DIR", help="an exported model (default: the embedded pocket model)")
     add(
         "--concept",
@@ -232,7 +237,13 @@ def _generate(args: argparse.Namespace) -> int:
         facts["concepts"] = _used(runtime, args.prompts)
         facts |= {"provider": runtime.provider, "provider_reason": runtime.provider_reason}
         explained = (
-            runtime.explain(args.prompts[0], lock=args.lock, gates=args.gates, regions=_regions(args))
+            runtime.explain(
+                args.prompts[0],
+                lock=args.lock,
+                gates=args.gates,
+                regions=_regions(args),
+                prompt_syntax=_syntax(args),
+            )
             if args.explain
             else None
         )
@@ -325,7 +336,12 @@ def _options(args: argparse.Namespace) -> Any:
     }  # fmt: skip
     options: Any = {name: value for name, value in choices.items() if value is not None}
     options["regions"] = _regions(args)
+    options["prompt_syntax"] = _syntax(args)
     return options
+
+
+def _syntax(args: argparse.Namespace) -> str:
+    return "plain" if args.plain_prompts else "weights"
 
 
 def _regions(args: argparse.Namespace) -> "Regions":

@@ -64,6 +64,7 @@ def follow(args: argparse.Namespace) -> dict[str, Any]:
     for name, (setting, default) in _ARGUMENTS.items():
         if getattr(args, name) == default:
             setattr(args, name, settings[setting])
+    args.plain_prompts = args.plain_prompts or settings["prompt_syntax"] == "plain"
     for name in ("image", "mask"):
         if settings[name] and getattr(args, name) is None:
             raise RequestError(f"{args.like} was drawn with an {name} of its own. Give it with --{name}.")

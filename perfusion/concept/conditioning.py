@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from perfusion.concept.bank import EditRows
 from perfusion.concept.edit import Conditioning, condition
+from perfusion.concept.emphasis import Floats, over_columns
 from perfusion.concept.settings import DEFAULT_GATES, DEFAULT_LOCK
 
-__all__ = ["PromptState", "conditioned", "reopened", "readings_joined", "unet_feeds"]
+__all__ = ["PromptState", "conditioned", "gates_of", "reopened", "readings_joined", "unet_feeds", "weighed"]
 
 Array = NDArray[np.float32]
 
@@ -53,6 +54,11 @@ def reopened(state: PromptState, rows: EditRows, lock: str) -> PromptState:
     return PromptState(conditioning=conditioning, rows=rows)
 
 
+def gates_of(state: PromptState, rows: EditRows) -> Array:
+    """(tokens, J): how far its concepts are let through at these settings, before the weights of the prompt."""
+    return state.conditioning.opened(rows.bias, rows.temperature, rows.strength)
+
+
 def readings_joined(states: Sequence[PromptState], rows: EditRows) -> PromptState:
     """Several readings of one prompt, one after another on the tokens axis; `rows` are those of all of them."""
     columns = {slot: column for column, slot in enumerate(rows.slots)}
@@ -70,9 +76,23 @@ def readings_joined(states: Sequence[PromptState], rows: EditRows) -> PromptStat
             key_gate=spread([reading.key_gate for reading in conditionings]),
             value_gate=spread([reading.value_gate for reading in conditionings]),
             response=spread([reading.response for reading in conditionings]),
+            weight=_weights_joined(conditionings),
         ),
         rows=rows,
     )
+
+
+def weighed(state: PromptState, factor: Floats | None, widths: Sequence[int]) -> PromptState:
+    """The same prompt with what its weights multiply each token by, (tokens, encoders); None: nothing.
+
+    The gates have been opened by what is not weighted. A concept's target belongs to the whole encoding, so it is
+    multiplied by the mean over the text encoders.
+    """
+    if factor is None:
+        return state
+    weight = np.average(factor, axis=1, weights=widths)
+    conditioning = state.conditioning.weighted(over_columns(factor, widths), weight)
+    return PromptState(conditioning=conditioning, rows=state.rows)
 
 
 def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
@@ -102,6 +122,15 @@ def unet_feeds(states: Sequence[PromptState]) -> dict[str, Array]:
         "concept_keys": keys,
         "concept_values": values,
     }
+
+
+def _weights_joined(conditionings: Sequence[Conditioning]) -> Floats | None:
+    """(tokens of all,): what their gates have been multiplied by; None where none has."""
+    if all(conditioning.weight is None for conditioning in conditionings):
+        return None
+    return np.concatenate(
+        [np.ones(len(each.value_states)) if each.weight is None else each.weight for each in conditionings]
+    )
 
 
 def _in_slots(gate: NDArray[Any], rows: EditRows, columns: Mapping[tuple[str, int], int]) -> NDArray[Any]:

@@ -151,7 +151,8 @@ class Conditioning:
     """What cross-attention reads for one prompt: `K = W_K key_states + key_gate · o*_K`, and V likewise.
 
     `key_states`, `value_states` (tokens, text_dim); `key_gate`, `value_gate` (tokens, J); all float32. `response`
-    (tokens, J) is what the gates read, 0 for a row that is absent.
+    (tokens, J) is what the gates read, 0 for a row that is absent. `weight` (tokens,), where a prompt has weights, is
+    what the gates have been multiplied by; nothing in `response` is.
     """
 
     key_states: Float32
@@ -159,18 +160,43 @@ class Conditioning:
     key_gate: Float32
     value_gate: Float32
     response: Float64
+    weight: Float64 | None = None
 
     def reopened(
         self, bias: Array | float, temperature: Array | float, strength: Array | float, lock: str
     ) -> "Conditioning":
         """With the gates that another bias and temperature open; strengths and lock are those it was made with."""
-        opened = np.asarray(gate(self.response, bias, temperature) * strength, dtype=np.float32)
+        opened = self.opened(bias, temperature, strength)
+        if self.weight is not None:
+            opened = np.asarray(opened * self.weight[:, None], dtype=np.float32)
         return Conditioning(
             key_states=self.key_states,
             value_states=self.value_states,
             key_gate=opened if lock == "local" else np.zeros_like(opened),
             value_gate=opened,
             response=self.response,
+            weight=self.weight,
+        )
+
+    def opened(self, bias: Array | float, temperature: Array | float, strength: Array | float) -> Float32:
+        """(tokens, J): how far each concept is let through, before the weights of the prompt."""
+        return np.asarray(gate(self.response, bias, temperature) * strength, dtype=np.float32)
+
+    def weighted(self, factor: Float64, weight: Float64) -> "Conditioning":
+        """With each token's keys and values multiplied, as a prompt's weights do it.
+
+        `factor` (tokens, text_dim) multiplies the states, `weight` (tokens,) the gates. Keys of a global lock are left
+        as they are: they come from another prompt, which has weights of its own.
+        """
+        value_states = np.asarray(self.value_states * factor, dtype=np.float32)
+        own_keys = self.key_states is self.value_states  # not so under a global lock
+        return Conditioning(
+            key_states=value_states if own_keys else self.key_states,
+            value_states=value_states,
+            key_gate=np.asarray(self.key_gate * weight[:, None], dtype=np.float32),
+            value_gate=np.asarray(self.value_gate * weight[:, None], dtype=np.float32),
+            response=self.response,
+            weight=weight,
         )
 
 

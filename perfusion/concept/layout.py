@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from perfusion.concept.regions import Region, bands, box_map, shared
 from perfusion.concept.things import MarkedPrompt, read_marks, side_by_side
+from perfusion.concept.weighted_text import WeightedText
 from perfusion.concept.words import Word
 from perfusion.errors import RequestError
 
@@ -31,13 +32,17 @@ _NOWHERE = 1e-6  # a share that no float32 sum tells from 0
 class Layout:
     """A prompt without its marks, and its readings with their maps; none where it is read once, as a whole."""
 
-    text: str
-    readings: tuple[str, ...] = ()
+    text: WeightedText
+    readings: tuple[WeightedText, ...] = ()
     maps: Array | None = None  # (readings, height, width), which sum to 1 at every place
 
 
 def lay_out(
-    prompt: str, regions: Regions, words: Mapping[str, Word], whole: float, size: tuple[int, int]
+    prompt: str | WeightedText,
+    regions: Regions,
+    words: Mapping[str, Word],
+    whole: float,
+    size: tuple[int, int],
 ) -> Layout:
     """The readings of a prompt.
 

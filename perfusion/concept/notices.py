@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from weakref import WeakSet
 
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.prompt_syntax import ParsedPrompt
 from perfusion.concept.words import named
 
 __all__ = ["PromptNotices", "foreign_syntax", "nearest"]
@@ -17,13 +18,11 @@ _LETTER = r"[^\W_]"
 _MOST_TOLD = 3  # concepts of which one line tells
 
 _FOREIGN = re.compile(
-    r"\([^()]*:\s*[+-]?\d*\.?\d+\s*\)"  # (word:1.3)
-    r"|\({2,}[^()]*\){2,}"  # ((word))
-    r"|\[[^\[\]]*\]"  # [word], [one:other:0.5]
+    r"\[[^\[\]]*[:|][^\[\]]*\]"  # [one:other:0.5], [one|other]
     r"|\{[^{}]*\|[^{}]*\}"  # {one|other}
     r"|\b__[^\W_][\w/-]*__"  # __wildcard__
     r"|\bembedding:[\w./-]+"
-    r"|(?<!\S)BREAK(?!\S)"
+    r"|<(?:hypernet|lyco):[^<>]*>"
 )
 
 
@@ -41,11 +40,13 @@ class PromptNotices:
             hint = f"; did you mean {near}?" if near else ""
             self._log.warning("no concept named %s is loaded, so it is read as plain text%s", word, hint)
 
-    def foreign(self, marks: Iterable[str]) -> None:
-        """Of what `foreign_syntax` has found."""
-        if marks := tuple(dict.fromkeys(marks)):
+    def syntax(self, prompt: str, parsed: ParsedPrompt) -> None:
+        """Of what its parser remarks on, and of what `foreign_syntax` finds."""
+        for remark in parsed.remarks:
+            self._log.warning("%s", remark)
+        if marks := foreign_syntax(prompt):
             self._log.warning(
-                "the prompt has %s, as other programs write weights and breaks; here it is read letter by letter",
+                "the prompt has %s, which other programs replace by other words; here it is read as it stands",
                 ", ".join(marks),
             )
 
@@ -74,7 +75,7 @@ class PromptNotices:
 
 
 def foreign_syntax(prompt: str) -> tuple[str, ...]:
-    """What in a prompt other programs read as weights, choices or breaks."""
+    """What in a prompt other programs replace by something else: choices, changes on the way, files by their names."""
     return tuple(dict.fromkeys(_FOREIGN.findall(prompt)))
 
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from perfusion.concept.bank import ConceptBank
 from perfusion.concept.blending import blended
+from perfusion.concept.emphasis import Floats, factors, weighted
 from perfusion.concept.words import Ids, TokenizedPrompt, Word, aligned, superclass_positions
 
-__all__ = ["Encoding", "PromptText", "joined", "read_prompt"]
+__all__ = ["Encoding", "PromptText", "ReadPrompt", "factors_joined", "joined", "read_prompt", "weights_of"]
 
 Array = NDArray[np.float32]
 
@@ -52,10 +53,21 @@ class PromptText(Protocol):
         """What the text encoders say of it so tokenized."""
 
 
-def read_prompt(
-    text: PromptText, bank: ConceptBank, active: Collection[str], lock: str
-) -> tuple[Encoding, Array | None]:
-    """A prompt at the strengths of its active concepts; under the global lock also (tokens, text_dim) for its keys.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadPrompt:
+    """One part of a prompt at the strengths of its active concepts. Nothing in `encoding` is weighted."""
+
+    encoding: Encoding
+    keys: (
+        Array | None
+    )  # (tokens, text_dim) that keys read under the global lock, with their weights; None: local
+    factor: (
+        Floats | None
+    )  # (tokens, encoders) that the prompt's weights multiply each token by; None: it has none
+
+
+def read_prompt(text: PromptText, bank: ConceptBank, active: Collection[str], lock: str) -> ReadPrompt:
+    """A prompt at the strengths of its active concepts, and under the global lock what its keys read.
 
     The keys' encodings are the prompt's with the superclasses in it, each token's counterpart in its place, whatever
     the strengths.
@@ -64,7 +76,7 @@ def read_prompt(
         RequestError: the prompt, with its concepts or with their superclasses, is longer than the text encoders read.
     """
     readings = bank.readings(active)
-    weights = [reading.weight for reading in readings]
+    shares = [reading.weight for reading in readings]
     whole = text.tokenize(bank.words(active))
     prompts = [text.tokenize(bank.words(reading.active)) for reading in readings]
     # by the first text encoder for all: their tokens stand side by side, and they are of one text as a rule
@@ -72,16 +84,41 @@ def read_prompt(
     encodings = [text.encode(prompt) for prompt in prompts]
     hidden = [encoding.hidden[at] for encoding, at in zip(encodings, places, strict=True)]
     pooled = [encoding.pooled for encoding in encodings if encoding.pooled is not None]
-    encoding = Encoding(hidden=blended(hidden, weights), pooled=blended(pooled, weights) if pooled else None)
+    encoding = Encoding(hidden=blended(hidden, shares), pooled=blended(pooled, shares) if pooled else None)
+    weights = [weights_of(prompt) for prompt in prompts]
+    factor = None
+    if any(each is not None for each in weights):
+        # as its encoding, a word's weight fades from one reading's to the other's
+        ones = np.ones((len(encoding.hidden), len(text.widths)))
+        in_places = [(ones if each is None else each)[at] for each, at in zip(weights, places, strict=True)]
+        blend = np.sum([share * each for share, each in zip(shares, in_places, strict=True)], axis=0)
+        factor = factors(encoding.hidden, blend, text.widths)
     if lock == "local":
-        return encoding, None
+        return ReadPrompt(encoding=encoding, keys=None, factor=factor)
     counterparts = [[superclass_positions(tokens) for tokens in prompt] for prompt in prompts]
-    plain = text.encode(text.tokenize(bank.words(()))).hidden
+    superclasses = text.tokenize(bank.words(()))
+    plain = weighted(text.encode(superclasses).hidden, weights_of(superclasses), text.widths)
     keys = [
         _gathered(plain, positions, text.widths)[at]
         for positions, at in zip(counterparts, places, strict=True)
     ]
-    return encoding, blended(keys, weights)
+    return ReadPrompt(encoding=encoding, keys=blended(keys, shares), factor=factor)
+
+
+def weights_of(prompt: Sequence[TokenizedPrompt]) -> Floats | None:
+    """(tokens, encoders): the weights of a prompt's tokens by text encoder; None where all are 1."""
+    if all(tokens.weights is None for tokens in prompt):
+        return None
+    ones = np.ones(len(prompt[0].input_ids))
+    return np.stack([ones if tokens.weights is None else tokens.weights for tokens in prompt], axis=1)
+
+
+def factors_joined(parts: Sequence[Floats | None], tokens: int) -> Floats | None:
+    """The factors of the parts of a long prompt, of `tokens` tokens each; None where none has any."""
+    known = next((part for part in parts if part is not None), None)
+    if known is None:
+        return None
+    return np.concatenate([np.ones((tokens, known.shape[1])) if part is None else part for part in parts])
 
 
 def joined(encodings: Sequence[Encoding]) -> Encoding:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from perfusion.concept.weighted_text import WeightedText, as_weighted
 from perfusion.errors import RequestError
 
 __all__ = ["MarkedPrompt", "Thing", "read_marks", "side_by_side"]
@@ -54,40 +55,45 @@ class Thing:
 class MarkedPrompt:
     """A prompt without its marks, and its things in the order of their first mention."""
 
-    text: str
+    text: WeightedText
     things: tuple[Thing, ...]
 
-    def reading(self, thing: Thing, sounds_like: Mapping[str, str]) -> str:
+    def reading(self, thing: Thing, sounds_like: Mapping[str, str]) -> WeightedText:
         """The prompt in which every thing's word is that of `thing`, with "a" or "an" as it then needs.
+
+        In the places of the others the word has the weight of its first mention.
 
         Args:
             sounds_like: by a concept's token the superclass that it is spoken as.
         """
-        spans = sorted((span, other.word) for other in self.things for span in other.spans)
-        parts: list[str] = []
+        mention = self.text[slice(*thing.spans[0])]
+        parts: list[WeightedText] = []
         end = 0
-        for (start, stop), word in spans:
+        for (start, stop), word in self._places():
             before = self.text[end:start]
-            parts += [
-                before if word == thing.word else _with_article(before, thing.word, sounds_like),
-                thing.word,
-            ]
+            if word == thing.word:
+                parts += [before, self.text[start:stop]]
+            else:
+                parts += [_with_article(before, thing.word, sounds_like), mention]
             end = stop
-        return "".join([*parts, self.text[end:]])
+        return WeightedText.join([*parts, self.text[end:]])
 
-    def plain(self, words: Mapping[str, str]) -> str:
+    def plain(self, words: Mapping[str, str]) -> WeightedText:
         """The prompt with each thing that is a key of `words` replaced: concepts by their superclasses."""
-        parts: list[str] = []
+        parts: list[WeightedText] = []
         end = 0
-        for (start, stop), word in sorted(
-            (span, thing.word) for thing in self.things for span in thing.spans
-        ):
-            parts += [self.text[end:start], words.get(word, word)]
+        for (start, stop), word in self._places():
+            itself = self.text[start:stop]
+            parts += [self.text[end:start], itself.saying(words[word]) if word in words else itself]
             end = stop
-        return "".join([*parts, self.text[end:]])
+        return WeightedText.join([*parts, self.text[end:]])
+
+    def _places(self) -> list[tuple[tuple[int, int], str]]:
+        """Where the things stand, from first to last, and which word it is."""
+        return sorted((span, thing.word) for thing in self.things for span in thing.spans)
 
 
-def read_marks(prompt: str, tokens: Iterable[str], marked: Sequence[str] = ()) -> MarkedPrompt:
+def read_marks(prompt: str | WeightedText, tokens: Iterable[str], marked: Sequence[str] = ()) -> MarkedPrompt:
     r"""The things of a prompt: concepts' tokens, words in braces, and the words of `marked` wherever they stand.
 
     ``\{`` and ``\}`` are braces that mark nothing.
@@ -95,15 +101,15 @@ def read_marks(prompt: str, tokens: Iterable[str], marked: Sequence[str] = ()) -
     Raises:
         RequestError: braces that do not pair, an empty mark, or a word of `marked` that the prompt does not hold.
     """
-    text, places = _without_braces(prompt)
+    text, places = _without_braces(as_weighted(prompt))
     for token in tokens:
-        places += [(match.span(), token) for match in re.finditer(re.escape(token), text)]
+        places += [(match.span(), token) for match in re.finditer(re.escape(token), text.text)]
     for word in marked:
-        places += _places_of(word, text, places)
+        places += _places_of(word, text.text, places)
     spans: dict[str, list[tuple[int, int]]] = {}
     for span, word in sorted(set(places)):
         spans.setdefault(word, []).append(span)
-    _check_apart(sorted(places), prompt)
+    _check_apart(sorted(places))
     return MarkedPrompt(
         text=text,
         things=tuple(Thing(word=word, spans=tuple(where)) for word, where in spans.items()),
@@ -121,7 +127,7 @@ def side_by_side(prompt: MarkedPrompt) -> tuple[Thing, ...]:
         return ()
     order: list[Thing] = [things[0]]
     for earlier, later in pairwise(things):
-        relation = _relation(prompt.text[earlier.spans[0][1] : later.spans[0][0]])
+        relation = _relation(prompt.text.text[earlier.spans[0][1] : later.spans[0][0]])
         if relation == "one":
             return ()
         at = order.index(earlier)
@@ -150,20 +156,21 @@ def _as_told(prompt: MarkedPrompt, order: tuple[Thing, ...]) -> tuple[Thing, ...
     begins = [thing.spans[0][0] for thing in prompt.things[1:]] + [len(prompt.text)]
     sides: dict[str, str] = {}
     for thing, end, begin in zip(prompt.things, ends, begins, strict=True):
-        place = _ON_THE_SIDE.search(prompt.text[end:begin])
-        if place and not re.match(r"\s+of\b", prompt.text[end:begin][place.end() :], re.IGNORECASE):
+        between = prompt.text.text[end:begin]
+        place = _ON_THE_SIDE.search(between)
+        if place and not re.match(r"\s+of\b", between[place.end() :], re.IGNORECASE):
             sides[thing.word] = place.group(1).lower()
     rank = {"left": 0, "right": 2}
     return tuple(sorted(order, key=lambda thing: rank.get(sides.get(thing.word, ""), 1)))
 
 
-def _without_braces(prompt: str) -> tuple[str, list[tuple[tuple[int, int], str]]]:
+def _without_braces(prompt: WeightedText) -> tuple[WeightedText, list[tuple[tuple[int, int], str]]]:
     """The text without its marks, and the marked words with their places in it."""
-    parts: list[str] = []
+    parts: list[WeightedText] = []
     places: list[tuple[tuple[int, int], str]] = []
     length = end = 0
-    for match in _MARK.finditer(prompt):
-        escaped, choice, word, alone = match.groups()
+    for match in _MARK.finditer(prompt.text):
+        word, alone = match[3], match[4]
         parts.append(prompt[end : match.start()])
         length += len(parts[-1])
         if alone is not None:
@@ -178,10 +185,11 @@ def _without_braces(prompt: str) -> tuple[str, list[tuple[tuple[int, int], str]]
                 )
             lead = len(word) - len(word.lstrip())
             places.append(((length + lead, length + lead + len(word.strip())), word.strip()))
-        parts.append(word or escaped or choice or "")
+        stays = next(group for group in (3, 1, 2) if match[group])
+        parts.append(prompt[slice(*match.span(stays))])
         length += len(parts[-1])
         end = match.end()
-    return "".join([*parts, prompt[end:]]), places
+    return WeightedText.join([*parts, prompt[end:]]), places
 
 
 def _places_of(
@@ -201,7 +209,7 @@ def _places_of(
     return [(place, word) for place in places]
 
 
-def _check_apart(places: Sequence[tuple[tuple[int, int], str]], prompt: str) -> None:
+def _check_apart(places: Sequence[tuple[tuple[int, int], str]]) -> None:
     for ((_, end), word), ((start, _), other) in pairwise(places):
         if start < end and word != other:
             raise RequestError(
@@ -209,11 +217,12 @@ def _check_apart(places: Sequence[tuple[tuple[int, int], str]], prompt: str) -> 
             )
 
 
-def _with_article(before: str, word: str, sounds_like: Mapping[str, str]) -> str:
+def _with_article(before: WeightedText, word: str, sounds_like: Mapping[str, str]) -> WeightedText:
     """The text before a word with "a" or "an" as the word needs it."""
-    article = _ARTICLE.search(before)
+    article = _ARTICLE.search(before.text)
     if article is None:
         return before
     fitting = "an" if _VOWEL_SOUND.match(sounds_like.get(word, word)) else "a"
     written = fitting.capitalize() if article.group(1)[0].isupper() else fitting
-    return before[: article.start()] + written + article.group(2)
+    blanks = before[article.start(2) :]
+    return WeightedText.join([before[: article.start()], before[article.start() :].saying(written), blanks])

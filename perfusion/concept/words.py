@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion.concept.weighted_text import WeightedText, as_weighted
 from perfusion.errors import RequestError
 
 __all__ = [
@@ -64,6 +65,12 @@ class Frame:
         framed[: len(ids) + 2] = [self.bos_token_id, *ids, self.eos_token_id]
         return framed
 
+    def weights(self, weights: Sequence[float]) -> NDArray[np.float64]:
+        """Those of the ids, and 1 for start, end and padding; (context_length,)."""
+        framed = np.ones(self.context_length)
+        framed[1 : len(weights) + 1] = weights
+        return framed
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenizedPrompt:
@@ -80,24 +87,34 @@ class TokenizedPrompt:
     unknown: tuple[str, ...]  # words that look like a concept's but are none
     superclass_tokens: tuple[int, ...]  # the prompt without its frame, superclasses in their concepts' places
     counterparts: tuple[int, ...]  # where in superclass_tokens each token of the prompt has its equal
+    weights: NDArray[np.float64] | None = None  # (context_length,) of the tokens; None: all 1
 
 
 def tokenize(
-    prompt: str, words: Mapping[str, Word], encode: Encode, frame: Frame, knows: Callable[[str], bool]
+    prompt: str | WeightedText,
+    words: Mapping[str, Word],
+    encode: Encode,
+    frame: Frame,
+    knows: Callable[[str], bool],
 ) -> TokenizedPrompt:
     """Token ids of a prompt in which the keys of `words` name concepts; `knows` tells the base model's own words.
+
+    What has a weight of its own is tokenized by itself, and so is what stands around it.
 
     Raises:
         RequestError: not a text, or longer than the text encoder reads.
     """
+    source = as_weighted(prompt)
+    prompt = source.text
     check_text(prompt)
-    parts = [(start, _read_as(piece, words)) for start, piece in pieces(prompt, words)]
+    parts = [(start, _read_as(piece, words)) for start, piece in pieces(source, words)]
     concepts = tuple(dict.fromkeys(piece for _, piece in parts if piece in words))
     first_id = _first_ids(concepts, words, frame)
     ids: list[int] = []
     starts: list[int] = []  # where in the prompt each token begins
     superclass: list[int] = []
     counterparts: list[int] = []
+    weights: list[float] = []
     for start, piece in parts:
         if piece in words:
             rows = words[piece].rows
@@ -112,6 +129,7 @@ def tokenize(
             ids += plain
             superclass += plain
             starts += [start + offset for offset in offsets]
+        weights += [source.weight_at(start)] * (len(ids) - len(weights))  # a piece has one weight
     _check_length(prompt, starts, frame, words)
     return TokenizedPrompt(
         text=prompt,
@@ -121,6 +139,7 @@ def tokenize(
         unknown=unknown(prompt, words, knows),
         superclass_tokens=tuple(superclass),
         counterparts=tuple(counterparts),
+        weights=frame.weights(weights) if source.weights else None,
     )
 
 
@@ -226,8 +245,13 @@ def _check_length(prompt: str, starts: Sequence[int], frame: Frame, words: Mappi
         )
 
 
-def pieces(prompt: str, words: Collection[str]) -> Iterator[tuple[int, str]]:
-    """The prompt cut at concepts' words: where each piece begins, and the piece."""
+def pieces(prompt: str | WeightedText, words: Collection[str]) -> Iterator[tuple[int, str]]:
+    """The prompt cut at concepts' words and where weights change: where each piece begins, and the piece."""
+    if isinstance(prompt, WeightedText):
+        if prompt.weights:
+            yield from _weighted_pieces(prompt, words)
+            return
+        prompt = prompt.text
     start = 0
     for match in re.finditer("|".join(re.escape(word) for word in words), prompt) if words else ():
         if match.start() > start:
@@ -236,6 +260,15 @@ def pieces(prompt: str, words: Collection[str]) -> Iterator[tuple[int, str]]:
         start = match.end()
     if start < len(prompt):
         yield start, prompt[start:]
+
+
+def _weighted_pieces(prompt: WeightedText, words: Collection[str]) -> Iterator[tuple[int, str]]:
+    for start, piece in pieces(prompt.text, words):
+        if piece in words:
+            yield start, piece
+        else:
+            for begin, end in prompt[start : start + len(piece)].runs():
+                yield start + begin, piece[begin:end]
 
 
 def _padding_first(positions: Ids, start: int) -> Ids:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from perfusion.concept.bank import ConceptBank
 from perfusion.concept.conditioning import PromptState, conditioned
 from perfusion.concept.layout import Layout, Regions, lay_out
-from perfusion.concept.notices import PromptNotices, foreign_syntax
+from perfusion.concept.notices import PromptNotices
 from perfusion.concept.reading import Encoding, read_prompt
+from perfusion.concept.weighted_text import WeightedText
 from perfusion.concept.words import TokenizedPrompt, Word, named, unknown
 from perfusion.diffusers.placeholders import Reader, reading_words
 from perfusion.diffusers.rows import Phase, PromptRows, Size, Texts, prompt_rows
@@ -126,10 +127,10 @@ class PromptReader:
         marked = sides[0]
         layouts = self._layouts(marked, regions)
         if layouts:
-            call = call.saying([layout.text for layout in layouts])
+            call = call.saying([layout.text.text for layout in layouts])
             sides = prompt_rows(call.arguments(), len(self._readers))
         prompts = [texts for side in sides for texts in side]
-        self._warn([text for texts in prompts for text in texts], call)
+        self._warn([text for texts in prompts for text in texts])
         known = self._bank.words()
         in_regions = any(layout.readings for layout in layouts)
         if not in_regions and not any(named(text, known) for texts in prompts for text in texts):
@@ -141,7 +142,7 @@ class PromptReader:
         for index, side in enumerate(sides):
             for row, texts in enumerate(side):
                 count = len(encodings[index]) // len(side)  # each prompt has its pictures in a row
-                layout = layouts[row] if index == 0 and layouts else Layout(text=texts[0])
+                layout = layouts[row] if index == 0 and layouts else Layout(text=WeightedText(texts[0]))
                 tokens = self._active(texts)
                 if not tokens and not layout.readings:
                     self._rows.drop(encodings[index][row * count][None])
@@ -193,8 +194,9 @@ class PromptReader:
         phases: list[Phase] = []
         for start, bank in self._bank.phases(tokens):
             active = bank.active(tokens)
-            encoding, keys = read_prompt(prompt, bank, active, lock)
-            state = conditioned(encoding.hidden, bank.rows(active), lock, keys, gates)
+            reading = read_prompt(prompt, bank, active, lock)
+            encoding = reading.encoding
+            state = conditioned(encoding.hidden, bank.rows(active), lock, reading.keys, gates)
             pooled = encoding.pooled if len(active) < len(tokens) else None
             phases.append(Phase(start=start, state=state, pooled=pooled))
         return phases, encoding
@@ -218,12 +220,12 @@ class PromptReader:
             )
         words = self._bank.words()
         layouts = [lay_out(texts[0], regions, words, 0.0, _ANY_SIZE) for texts in prompts]
-        readings: dict[str, tuple[str, ...]] = {}
+        readings: dict[WeightedText, tuple[WeightedText, ...]] = {}
         for layout in layouts:
             if readings.setdefault(layout.text, layout.readings) != layout.readings:
                 raise RequestError(
-                    f"The batch has {layout.text!r} with marks and without, and the pipeline's encodings of both are "
-                    "the same. Draw them one after another."
+                    f"The batch has {layout.text.text!r} with marks and without, and the pipeline's encodings of both "
+                    "are the same. Draw them one after another."
                 )
         return layouts
 
@@ -236,7 +238,7 @@ class PromptReader:
         self,
         phases: Sequence[Phase],
         call: Call,
-        readings: Sequence[str],
+        readings: Sequence[WeightedText],
         maps: Callable[[Size], Array],
         tokens: tuple[str, ...],
         lock: str,
@@ -247,7 +249,9 @@ class PromptReader:
         return [
             replace(
                 phase,
-                readings=tuple(self._state(call.alone(text), text, bank, lock, gates) for text in readings),
+                readings=tuple(
+                    self._state(call.alone(text.text), text.text, bank, lock, gates) for text in readings
+                ),
                 maps=maps,
             )
             for phase, bank in zip(phases, banks, strict=True)
@@ -264,20 +268,18 @@ class PromptReader:
             texts=texts, readers=self._readers, concepts=frozenset(every),
             outputs=self._outputs(call, every, lock == "global"), side=0, row=0,
         )  # fmt: skip
-        encoding, keys = read_prompt(prompt, bank, active, lock)
-        return conditioned(encoding.hidden, bank.rows(active), lock, keys, gates)
+        reading = read_prompt(prompt, bank, active, lock)
+        return conditioned(reading.encoding.hidden, bank.rows(active), lock, reading.keys, gates)
 
     def _active(self, texts: Texts) -> tuple[str, ...]:
         """The concepts in force in a prompt, which may say different things to two text encoders."""
         known = self._bank.words()
         return self._bank.active(dict.fromkeys(token for text in texts for token in named(text, known)))
 
-    def _warn(self, texts: Sequence[str], call: Call) -> None:
+    def _warn(self, texts: Sequence[str]) -> None:
         known, knows = self._bank.words(), self._readers[0].knows
         self._notices.unnamed(texts, self._bank.concepts)
         self._notices.unknown((word for text in texts for word in unknown(text, known, knows)), known)
-        if call.reads_plainly:
-            self._notices.foreign(mark for text in texts for mark in foreign_syntax(text))
 
 
 def _maps(prompt: str, regions: Regions, words: Mapping[str, Word], size: Size) -> Array:

@@ -8,6 +8,7 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 
+from perfusion.concept.weighted_text import WeightedText, as_weighted
 from perfusion.concept.words import Encode, Word, check_text, pieces
 from perfusion.errors import RequestError
 
@@ -20,7 +21,9 @@ _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _FLAG_LETTERS = range(0x1F1E6, 0x1F200)  # two of them are a flag
 
 
-def split_prompt(prompt: str, words: Mapping[str, Word], encode: Encode, limit: int) -> tuple[str, ...]:
+def split_prompt(
+    prompt: str | WeightedText, words: Mapping[str, Word], encode: Encode, limit: int
+) -> tuple[WeightedText, ...]:
     """Parts of at most `limit` tokens each, cut where a word begins; a prompt that fits is one part, as it is.
 
     A single word longer than `limit`, as a sentence is in languages without blanks, is cut at its punctuation, and
@@ -29,14 +32,41 @@ def split_prompt(prompt: str, words: Mapping[str, Word], encode: Encode, limit: 
     A concept is never cut. It counts as many tokens as it or its superclass has, whichever is more, so that the parts
     are the same however strong it is. One of strength 0 is its superclass already.
 
+    Where the prompt has a break a new part begins.
+
     Raises:
         RequestError: not a text, a concept longer than `limit`, or more parts than `MOST_CHUNKS`.
     """
-    check_text(prompt)
-    prompt = "".join(
-        words[piece].superclass if piece in words and not words[piece].active else piece
-        for _, piece in pieces(prompt, words)
+    source = as_weighted(prompt)
+    check_text(source.text)
+    parts = [
+        part
+        for section in source.parts()
+        for part in _split_section(_worded(section, words), words, encode, limit)
+    ]
+    if len(parts) > MOST_CHUNKS:
+        raise RequestError(
+            f"The prompt has {len(parts)} parts, expected at most {MOST_CHUNKS}. Shorten it, or leave a BREAK out."
+        )
+    return tuple(parts)
+
+
+def _worded(prompt: WeightedText, words: Mapping[str, Word]) -> WeightedText:
+    """The prompt with the superclasses of concepts that are not active."""
+    if not any(not word.active for word in words.values()):
+        return prompt
+    return WeightedText.join(
+        prompt[start : start + len(piece)].saying(words[piece].superclass)
+        if piece in words and not words[piece].active
+        else prompt[start : start + len(piece)]
+        for start, piece in pieces(prompt, words)
     )
+
+
+def _split_section(
+    prompt: WeightedText, words: Mapping[str, Word], encode: Encode, limit: int
+) -> tuple[WeightedText, ...]:
+    """What stands between two breaks, in parts."""
     units = list(_units(prompt, words, encode))
     total = sum(tokens for _, _, tokens in units)
     if total > MOST_CHUNKS * limit:  # before much time goes into cutting it
@@ -60,7 +90,7 @@ def _too_long(total: int, limit: int) -> RequestError:
     )
 
 
-def _units(prompt: str, words: Mapping[str, Word], encode: Encode) -> Iterator[tuple[int, str, int]]:
+def _units(prompt: WeightedText, words: Mapping[str, Word], encode: Encode) -> Iterator[tuple[int, str, int]]:
     """The words and concepts of a prompt: where each begins, what it is, and how many tokens it has."""
     for start, piece in pieces(prompt, words):
         if piece in words:

@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.bundle.description import Bundle
-from perfusion.concept.bank import EditRows
+from perfusion.concept.bank import Changes, EditRows
 from perfusion.concept.concept_file import Concept
-from perfusion.concept.conditioning import PromptState, conditioned, readings_joined, reopened
+from perfusion.concept.conditioning import PromptState, conditioned, readings_joined, reopened, weighed
+from perfusion.concept.emphasis import weighted
 from perfusion.concept.layout import AUTO, Layout, Regions, lay_out
-from perfusion.concept.notices import PromptNotices, foreign_syntax
+from perfusion.concept.notices import PromptNotices
 from perfusion.concept.phases import in_force
-from perfusion.concept.reading import Encoding, joined, read_prompt
+from perfusion.concept.prompt_syntax import parse_prompt
+from perfusion.concept.reading import Encoding, factors_joined, joined, read_prompt, weights_of
+from perfusion.concept.weighted_text import WeightedText
 from perfusion.concept.words import Word, check_text, named
 from perfusion.errors import RequestError
 from perfusion.runtime.cache import Cache
@@ -35,6 +38,9 @@ _MOST_PLAIN_BYTES = 8 << 20
 _MOST_SPLIT_BYTES = 4 << 20
 
 _log = logging.getLogger(__name__)
+
+Parts = tuple[WeightedText, ...]
+"""A prompt in parts that the text encoder can read."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,30 +74,29 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _PromptParts:
-    """A prompt in parts that the text encoder can read."""
+    """A prompt in parts, and what is in them."""
 
-    parts: tuple[str, ...]
+    parts: Parts
     named: tuple[str, ...]  # the concepts in them
     unknown: tuple[str, ...]  # what looks like a concept's word and is none
-    foreign: tuple[str, ...]  # what other programs read as weights or breaks
     words: int  # of concepts that were loaded
 
     @property
     def nbytes(self) -> int:
         """About what keeping it takes, with the prompt and the words it is kept under."""
-        return 500 + 200 * self.words + 8 * sum(map(len, self.parts))
+        return 500 + 200 * self.words + sum(len(part) * (16 if part.weights else 8) for part in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptSpec:
     """What one picture is drawn from, in parts that the text encoder can read."""
 
-    parts: tuple[str, ...]
-    negative_parts: tuple[str, ...] | None  # None without guidance
+    parts: Parts
+    negative_parts: Parts | None  # None without guidance
     active: tuple[str, ...]  # the concepts that its prompt names and that are not off
     bank: Bank  # with the settings of this picture
     tokens: int  # that cross-attention reads, of all readings
-    readings: tuple[tuple[str, ...], ...] = ()  # their parts, where there are several
+    readings: tuple[Parts, ...] = ()  # their parts, where there are several
     maps: Array | None = None  # (readings, height, width)
     start: float = 0.0  # the share of the noise levels, from pure noise on, after which this holds
     earlier: tuple[PromptSpec, ...] = ()  # what holds until then, by their starts
@@ -105,10 +110,10 @@ class PromptSpec:
         """What holds at a share of the noise levels."""
         return in_force(self.phases, share)
 
-    def reading(self, parts: tuple[str, ...]) -> PromptSpec:
+    def reading(self, parts: Parts) -> PromptSpec:
         """One of its readings, alone."""
         words = self.bank.words()
-        tokens = dict.fromkeys(token for part in parts for token in named(part, words))
+        tokens = dict.fromkeys(token for part in parts for token in named(part.text, words))
         return replace(self, parts=parts, active=self.bank.active(tokens), readings=(), maps=None, earlier=())
 
     @property
@@ -126,7 +131,7 @@ class PromptSpec:
 class _BundleText:
     """One part of a prompt, for a bundle's text encoders to read; a `perfusion.concept.reading.PromptText`."""
 
-    text: str
+    text: WeightedText
     encoders: TextEncoders
     bank: Bank
 
@@ -189,10 +194,13 @@ class PromptEncoder:
         for prompt, negative_prompt, changes, regions in zip(
             request.prompts, request.negative_prompts, request.settings, request.regions, strict=True
         ):
-            bank = now.adjusted(changes) if changes else now
+            bank, text = self.parse(prompt, changes, request.prompt_syntax, now)
             words = bank.words()
-            layout = self.layout(prompt, regions, words, request)
-            split, negative = self._split(layout.text, words), self._split(negative_prompt, words)
+            layout = self.layout(text, regions, words, request)
+            split = self._split(layout.text, words)
+            negative = self._split(
+                self._parsed_negative(negative_prompt, words, request.prompt_syntax), words
+            )
             _refuse_concepts(negative, words)
             splits += [split, negative]
             negative_parts = negative.parts if request.guided else None
@@ -202,14 +210,34 @@ class PromptEncoder:
                 earlier = spec.phases
             specs.append(spec)
         self._notices.unknown((word for split in splits for word in split.unknown), now.concepts)
-        self._notices.foreign(mark for split in splits for mark in split.foreign)
         return specs
 
-    def layout(self, prompt: str, regions: Regions, words: Mapping[str, Word], request: Request) -> Layout:
+    def parse(
+        self, prompt: str, changes: Changes | None, syntax: str, bank: Bank
+    ) -> tuple[Bank, WeightedText]:
+        """A prompt without its syntax, and the bank with the settings for it; what its author may not have meant is
+        told of.
+
+        Raises:
+            RequestError: syntax or settings that cannot be served.
+        """
+        parsed = parse_prompt(prompt, bank.concepts, syntax)
+        self._notices.syntax(prompt, parsed)
+        for change in (changes, parsed.changes):
+            bank = bank.adjusted(change) if change else bank
+        return bank, parsed.text
+
+    def _parsed_negative(self, prompt: str, words: Mapping[str, Word], syntax: str) -> WeightedText:
+        parsed = parse_prompt(prompt, words, syntax)
+        self._notices.syntax(prompt, parsed)
+        return parsed.text
+
+    def layout(
+        self, text: WeightedText, regions: Regions, words: Mapping[str, Word], request: Request
+    ) -> Layout:
         """A prompt's readings; of a bundle that knows no regions only the whole."""
-        check_text(prompt)
         size = request.height // self._downscale, request.width // self._downscale
-        layout = lay_out(prompt, regions, words, request.whole, size)
+        layout = lay_out(text, regions, words, request.whole, size)
         if layout.readings and not self._has_regions:
             if regions != AUTO:
                 raise RequestError(
@@ -224,7 +252,7 @@ class PromptEncoder:
         return layout
 
     def _spec(
-        self, layout: Layout, negative: tuple[str, ...] | None, bank: Bank, start: float,
+        self, layout: Layout, negative: Parts | None, bank: Bank, start: float,
         earlier: tuple[PromptSpec, ...],
     ) -> PromptSpec:  # fmt: skip
         """What a picture is drawn from on a start; `negative`: the parts of its negative prompt."""
@@ -258,13 +286,15 @@ class PromptEncoder:
         """The UNet's rows of each picture of a request, with all its concepts. Raises as `specs`."""
         return [self.encode(spec, request) for spec in self.specs(request)]
 
-    def encode_prompt(self, prompt: str, bank: Bank, lock: str | None, gates: str) -> EncodedPrompt | None:
+    def encode_prompt(
+        self, prompt: WeightedText, bank: Bank, lock: str | None, gates: str
+    ) -> EncodedPrompt | None:
         """A prompt with the concepts it names, as `rows` reads it; None where it names none."""
         split = self._split(prompt, bank.words())
         active = bank.active(split.named)
         return self._edited(split.parts, active, bank.rows(active), bank, lock, gates) if active else None
 
-    def texts(self, prompt: str, bank: Bank) -> tuple[TokenizedTexts, ...]:
+    def texts(self, prompt: WeightedText, bank: Bank) -> tuple[TokenizedTexts, ...]:
         """The parts of a prompt, tokenized."""
         words = bank.words()
         return tuple(self._encoders.tokenize(part, words) for part in self._split(prompt, words).parts)
@@ -273,32 +303,40 @@ class PromptEncoder:
         """What each token of a text says; see `PromptTokenizer.read_back`."""
         return self._encoders.tokenizer.read_back(text[0])
 
-    def _split(self, prompt: str, words: dict[str, Word]) -> _PromptParts:
+    def _split(self, prompt: WeightedText, words: dict[str, Word]) -> _PromptParts:
         def split() -> _PromptParts:
             parts = tokenizer.split(prompt, words)
             return _PromptParts(
                 parts=parts,
-                named=tuple(dict.fromkeys(token for part in parts for token in named(part, words))),
-                unknown=tuple(word for part in parts for word in tokenizer.unknown(part, words)),
-                foreign=foreign_syntax(prompt),
+                named=tuple(dict.fromkeys(token for part in parts for token in named(part.text, words))),
+                unknown=tuple(word for part in parts for word in tokenizer.unknown(part.text, words)),
                 words=len(words),
             )
 
         tokenizer = self._encoders.tokenizer
-        check_text(prompt)
         return self._splits.get((prompt, *words.items()), split)
 
-    def _negative(self, parts: tuple[str, ...], bank: Bank) -> Row:
+    def _negative(self, parts: Parts, bank: Bank) -> Row:
         """A prompt as the base model reads it; with some bases an empty one is nothing at all."""
-        nothing = self._zeros and not any(part.strip() for part in parts)
+        nothing = self._zeros and not any(part.text.strip() for part in parts)
         return self._plain(parts, bank, nothing)
 
-    def _plain(self, parts: tuple[str, ...], bank: Bank, nothing: bool = False) -> Row:
+    def _plain(self, parts: Parts, bank: Bank, nothing: bool = False) -> Row:
         """Parts without active concepts: those that are not active were replaced when the prompt was split."""
 
         def encode() -> Row:
             texts = [self._encoders.tokenize(part, {}) for part in parts]
-            encoding = joined([self._encoders.encode(text, bank) for text in texts])
+            encodings = [self._encoders.encode(text, bank) for text in texts]
+            hidden = [
+                weighted(encoding.hidden, weights_of(text), self._encoders.widths)
+                for encoding, text in zip(encodings, texts, strict=True)
+            ]
+            encoding = joined(
+                [
+                    Encoding(hidden=each, pooled=encoding.pooled)
+                    for each, encoding in zip(hidden, encodings, strict=True)
+                ]
+            )
             encoding = encoding.zeros() if nothing else encoding
             return Row(state=conditioned(encoding.hidden, bank.rows(())), pooled=encoding.pooled)
 
@@ -321,7 +359,7 @@ class PromptEncoder:
 
     def _edited(
         self,
-        parts: tuple[str, ...],
+        parts: Parts,
         active: tuple[str, ...],
         rows: EditRows,
         bank: Bank,
@@ -334,7 +372,7 @@ class PromptEncoder:
 
     def _edit(
         self,
-        parts: tuple[str, ...],
+        parts: Parts,
         active: tuple[str, ...],
         rows: EditRows,
         bank: Bank,
@@ -343,11 +381,13 @@ class PromptEncoder:
     ) -> EncodedPrompt:
         texts = [_BundleText(text=part, encoders=self._encoders, bank=bank) for part in parts]
         readings = [read_prompt(text, bank, active, lock) for text in texts]
-        encoding = joined([part for part, _ in readings])
-        superclass = [keys for _, keys in readings if keys is not None]
+        encoding = joined([reading.encoding for reading in readings])
+        superclass = [reading.keys for reading in readings if reading.keys is not None]
         state = conditioned(
             encoding.hidden, rows, lock, np.concatenate(superclass) if superclass else None, gates
         )
+        factor = factors_joined([reading.factor for reading in readings], self._context_length)
+        state = weighed(state, factor, self._encoders.widths)
         return EncodedPrompt(
             texts=tuple(text.tokenize(bank.words()) for text in texts),
             active=active,
@@ -357,9 +397,9 @@ class PromptEncoder:
         )
 
 
-def _filled(parts: tuple[str, ...], length: int) -> tuple[str, ...]:
+def _filled(parts: Parts, length: int) -> Parts:
     """Parts of a text with as many empty ones behind them as are missing."""
-    return parts + ("",) * (length - len(parts))
+    return parts + (WeightedText(""),) * (length - len(parts))
 
 
 def _repeated(row: Row, other: Row) -> Row:

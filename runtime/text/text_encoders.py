@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from perfusion.bundle.description import Bundle
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.reading import Encoding
+from perfusion.concept.weighted_text import WeightedText
 from perfusion.runtime.cache import Cache
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
@@ -46,7 +47,7 @@ class TextEncoders:
         """How many of an encoding's numbers each text encoder gives."""
         return tuple(encoder.hidden_size for encoder in self._encoders)
 
-    def tokenize(self, text: str, words: Mapping[str, Word]) -> TokenizedTexts:
+    def tokenize(self, text: str | WeightedText, words: Mapping[str, Word]) -> TokenizedTexts:
         """A text as each text encoder has it: they split it alike and differ in their padding.
 
         Raises:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from perfusion.bundle.description import TextEncoder
+from perfusion.concept.weighted_text import WeightedText
 from perfusion.concept.words import (
     Frame,
     TokenizedPrompt,
@@ -49,7 +50,7 @@ class PromptTokenizer:
         """Whether `word` is a token of the base model's own."""
         return self._tokenizer.token_to_id(word) is not None
 
-    def tokenize(self, prompt: str, words: Mapping[str, Word]) -> TokenizedPrompt:
+    def tokenize(self, prompt: str | WeightedText, words: Mapping[str, Word]) -> TokenizedPrompt:
         """Token ids of a prompt in which the keys of `words` name concepts.
 
         Raises:
@@ -57,7 +58,7 @@ class PromptTokenizer:
         """
         return tokenize(prompt, words, self._encode, self._frame, self.knows)
 
-    def split(self, prompt: str, words: Mapping[str, Word]) -> tuple[str, ...]:
+    def split(self, prompt: str | WeightedText, words: Mapping[str, Word]) -> tuple[WeightedText, ...]:
         """A prompt in parts that the text encoder can read; see `split_prompt`.
 
         Raises:

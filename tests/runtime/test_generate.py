@@ -412,9 +412,22 @@ def test_a_concept_that_one_of_several_prompts_names_is_no_warning(generate, mak
     assert err == "" and list(json.loads(out)["concepts"]) == ["<cat>"]
 
 
-def test_weights_and_breaks_of_other_programs_are_a_warning(generate, capsys):
-    assert generate("--negative-prompt", "[blur]", prompt="a (cake:1.4) BREAK a hat") == 0
-    assert "warning: the prompt has (cake:1.4), BREAK, [blur], as other programs" in capsys.readouterr().err
+def test_what_other_programs_replace_and_brackets_that_stand_alone_are_warnings(generate, capsys):
+    assert generate("--negative-prompt", "blur]", prompt="a ([red|blue] cake:1.4) BREAK a hat") == 0
+    error = capsys.readouterr().err
+    assert "warning: the prompt has [red|blue], which other programs replace by other words" in error
+    assert "warning: the prompt has a ']' without its partner, so it is read as text" in error
+
+
+def test_weights_change_the_picture_and_plain_prompts_do_not_read_them(generate):
+    def picture(*arguments, prompt):
+        assert generate("--no-settings", "--steps", "2", *arguments, prompt=prompt) == 0
+        return read_bytes("out.png")
+
+    plain = picture(prompt="a cake on a table")
+    weighted = picture(prompt="a (cake:1.4) on a table")
+    letters = picture("--plain-prompts", prompt="a (cake:1.4) on a table")
+    assert len({plain, weighted, letters}) == 3
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")

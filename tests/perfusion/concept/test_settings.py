@@ -21,6 +21,7 @@ WHERE_SETTINGS_ACT = {
     "perfusion/concept/bank.py": "the rows of the edit, and what strength and start do to a prompt",
     "perfusion/concept/edit.py": "the formula",
     "perfusion/concept/conditioning.py": "hands the rows to the formula",
+    "perfusion/concept/prompt_syntax.py": "a strength that a prompt writes itself",
     "perfusion/concept/concept_file.py": "the defaults that a file may have of its own",
     "runtime/text/prompt_encoder.py": "encodings are kept by the strengths they depend on",
     "runtime/sampling/schedule.py": "an image's strength, and whether a step meets a start",
