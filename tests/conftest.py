@@ -213,7 +213,7 @@ def _held_paths() -> set[str]:
             pass
     with open("/proc/self/maps", encoding="utf-8") as maps:
         paths |= {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if "/" in line}
-    return {path for path in paths if not path.endswith(".lock")}
+    return {path for path in paths if not path.endswith((".lock", "/lock"))}
 
 
 def _refuse_held(event: str, arguments: tuple[Any, ...]) -> None:

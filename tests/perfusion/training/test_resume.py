@@ -74,6 +74,31 @@ def test_the_same_snapshot_is_chosen_after_a_resume(tiny_base, pictures, tmp_pat
     np.testing.assert_array_equal(short.concept.target_values, whole.concept.target_values)
 
 
+def test_a_resumed_training_saves_chooses_and_clears_up_where_open_files_stay(
+    tiny_base, pictures, tmp_path, held_files
+) -> None:
+    """On Windows no file that is open or mapped is replaced or removed: neither the state nor a snapshot may be."""
+    changes = {"select": "auto", "save_every": 3}
+    work = WorkFolder(tmp_path / "cat.safetensors")
+    interrupted(pictures, tiny_base, work, 4, **changes)
+    state = work.state_path.read_bytes()
+    interrupted_again = []
+
+    def report(step: int, loss: float) -> None:
+        if step == 8 and not interrupted_again:
+            interrupted_again.append(work.state_path.read_bytes())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(pictures, options(**changes), model=tiny_base, work=work, resume=True, report=report)
+    assert interrupted_again[0] != state, "the resumed training has saved nothing"
+    result = train(pictures, options(**changes), model=tiny_base, work=work, resume=True)
+    result.concept.save(work.output)
+    Concept.load(work.output).save(work.output)
+    work.finish(keep=False)
+    assert not work.path.exists(), list(work.path.iterdir())
+
+
 def test_a_training_can_be_made_longer(tiny_base, pictures, tmp_path) -> None:
     work = WorkFolder(tmp_path / "cat.safetensors")
     train(pictures, options(steps=4), model=tiny_base, work=work)
