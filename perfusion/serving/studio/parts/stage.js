@@ -2,7 +2,7 @@
 import { button, h, icon, notify } from "/studio/dom.js";
 import { isOpen, jobs } from "/studio/parts/jobs.js";
 import { showPicture } from "/studio/parts/viewer.js";
-import { t } from "/studio/texts.js";
+import { duration, t } from "/studio/texts.js";
 
 const MOST = 24;
 
@@ -11,7 +11,7 @@ export function stateWords(job) {
   if (job.state === "waiting") return job.position ? t("job.behind", { count: job.position }) : t("job.next");
   if (job.state === "drawing") {
     const share = t("job.step", { step: job.step ?? 0, total: job.total ?? 0 });
-    return job.seconds_left ? `${share} · ${t("job.left", { seconds: Math.ceil(job.seconds_left) })}` : share;
+    return job.seconds_left ? `${share} · ${t("job.left", { time: duration(job.seconds_left) })}` : share;
   }
   return t(`job.${job.state}`);
 }
