@@ -7,7 +7,7 @@ import pytest
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
 pytestmark = pytest.mark.browser
 
-ROOMS = ("draw", "concepts", "history", "device")
+ROOMS = ("draw", "teach", "explore", "concepts", "history", "device")
 LIGHT = {"color_scheme": "light"}
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 
