@@ -1,7 +1,10 @@
 """perfusion-serve: draw for programs that speak OpenAI's images or A1111's API."""
 
 import argparse
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from perfusion.commands import parser, run, say
@@ -69,6 +72,8 @@ def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
         metavar="ORIGIN",
         help="another site whose pages may ask, such as http://localhost:3000 (default: none)",
     )
+    add("--tls-cert", type=Path, metavar="FILE", help="a certificate in PEM: answer by https")
+    add("--tls-key", type=Path, metavar="FILE", help="the certificate's private key")
     add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
     add(
         "--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
@@ -85,43 +90,89 @@ def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
         "--client-queue", type=int, default=64, metavar="N",
         help="pictures of one client that may wait or be drawn (default: %(default)s)",
     )  # fmt: skip
+    add(
+        "--grace", type=float, default=30.0, metavar="SECONDS",
+        help="for what is being drawn to be finished when the server is stopped (default: %(default)s)",
+    )  # fmt: skip
+    add("--log-json", action="store_true", help="the log, a line a request, as JSON")
     return command
 
 
 def serve(args: argparse.Namespace, name: str) -> int:
     """Serve until Ctrl-C or SIGTERM; `args` are those of `serve_parser`, `name` is the command's."""
     try:
-        import uvicorn
-
         from perfusion.serving.access import Access
-        from perfusion.serving.application import ServerParts, make_application
+        from perfusion.serving.application import ServerParts, Service
         from perfusion.serving.history import Bounds, History
         from perfusion.serving.library import Library
+        from perfusion.serving.lifecycle import Listening, run_service
     except ModuleNotFoundError as error:
         raise DeviceError(f'Needs the package {error.name}. pip install "perfusion-edge[serve]".') from error
     from perfusion.files import data_folder
     from perfusion.runtime import Runtime
 
+    if (args.tls_cert is None) != (args.tls_key is None):
+        raise RequestError("TLS needs a certificate and its key. Give both --tls-cert and --tls-key.")
     access = Access.of(args.host, _keys(args.key_file), args.allowed_host, args.cors_origin)
     data = args.data or data_folder()
-    with Runtime(
-        args.bundle, provider=args.provider, threads=args.threads, memory=args.memory, batch_size=args.batch_size,
-        queue_size=args.queue, precision=args.precision,
-    ) as runtime:  # fmt: skip
-        library = Library(runtime, args.library or data / "concepts", samples=args.library is None)
+
+    def make() -> Service:
         history = History(data, Bounds(size=int(args.history_gb * 1e9), days=args.history_days))
+        runtime = Runtime(
+            args.bundle, provider=args.provider, threads=args.threads, memory=args.memory,
+            batch_size=args.batch_size, queue_size=args.queue, precision=args.precision,
+        )  # fmt: skip
+        library = Library(runtime, args.library or data / "concepts", samples=args.library is None)
         parts = ServerParts(
             runtime=runtime, library=library, history=history, access=access, settings=not args.no_settings,
             client_queue=args.client_queue,
         )  # fmt: skip
         if not args.quiet:
-            say(f"{name}: http://{args.host}:{args.port} with {', '.join(runtime.concepts) or 'no concepts'}")
-        uvicorn.run(
-            make_application(parts), host=args.host, port=args.port, server_header=False, proxy_headers=False,
-            log_level="warning" if args.quiet else "info", timeout_graceful_shutdown=30,
-        )  # fmt: skip
-        history.close()
+            scheme = "http" if args.tls_cert is None else "https"
+            say(
+                f"{name}: {scheme}://{args.host}:{args.port} with {', '.join(runtime.concepts) or 'no concepts'}"
+            )
+        return Service(parts)
+
+    listening = Listening(
+        host=args.host,
+        port=args.port,
+        certificate=args.tls_cert,
+        certificate_key=args.tls_key,
+        grace=args.grace,
+    )
+    with _logging(quiet=args.quiet, as_json=args.log_json):
+        run_service(make, listening)
     return 0
+
+
+@contextmanager
+def _logging(*, quiet: bool, as_json: bool) -> Iterator[None]:
+    """A line on stderr for each request, unless quiet, and for each error with its trace."""
+    from perfusion.serving.request_log import JsonLines
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    )
+    lines = logging.getLogger("perfusion").handlers
+    former = list(lines)
+    if as_json:
+        lines.clear()  # warnings are lines of JSON too
+    names = ["perfusion" if as_json else "perfusion.serving", "uvicorn"]
+    loggers = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+        logger.setLevel(logging.WARNING if quiet or logger.name == "uvicorn" else logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in loggers.items():
+            logger.removeHandler(handler)
+            logger.propagate = True
+            logger.setLevel(level)
+        lines[:] = former
 
 
 def _keys(path: Path | None) -> list[str]:

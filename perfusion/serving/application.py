@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
@@ -26,14 +24,16 @@ from perfusion.serving.history import History
 from perfusion.serving.inspection import inspection_routes
 from perfusion.serving.job_routes import job_routes
 from perfusion.serving.library import Library
+from perfusion.serving.meters import Meters
 from perfusion.serving.openai_images import openai_routes
 from perfusion.serving.picture_routes import picture_routes
 from perfusion.serving.rates import Limits
+from perfusion.serving.request_log import RequestLog
 from perfusion.serving.sign_in import sign_in_routes
 from perfusion.serving.studio_page import studio_routes
 from perfusion.serving.webui import webui_routes
 
-__all__ = ["ServerParts", "make_application"]
+__all__ = ["ServerParts", "Service"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,50 +49,63 @@ class ServerParts:
     client_queue: int = 64  # pictures of one client that may wait or be drawn
 
 
-def make_application(parts: ServerParts) -> Starlette:
-    """The application that draws for those whom its access lets in."""
-    desk = Desk(
-        parts.runtime, parts.library, parts.history, settings=parts.settings, client_queue=parts.client_queue
-    )
+class Service:
+    """A server's application, with what it needs to end well."""
 
-    async def healthy(request: Request) -> Response:
-        return PlainTextResponse("ok")
+    def __init__(self, parts: ServerParts) -> None:
+        self._parts = parts
+        self.meters = Meters(parts.runtime)
+        self.desk = Desk(
+            parts.runtime, parts.library, parts.history, self.meters, settings=parts.settings,
+            client_queue=parts.client_queue,
+        )  # fmt: skip
+        self.application = self._application()
 
-    async def metrics(request: Request) -> Response:
-        return PlainTextResponse(_metrics(parts.runtime))
+    def warm(self) -> None:
+        """Draw a step, so that the first who asks waits no longer than the second."""
+        self._parts.runtime.generate("", num_inference_steps=1)
 
-    async def failed(request: Request, error: Exception) -> Response:
-        return failure(request.url.path, error)
+    def close(self) -> None:
+        """Give everything back; orders that are not over are cancelled."""
+        self.desk.close()
+        self._parts.runtime.close()
+        self._parts.history.close()
 
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        desk.close()
+    def _application(self) -> Starlette:
+        parts, desk = self._parts, self.desk
 
-    origins = list(parts.access.origins)
+        async def healthy(request: Request) -> Response:
+            return PlainTextResponse("ok")
+
+        async def metrics(request: Request) -> Response:
+            return PlainTextResponse(self.meters.text())
+
+        async def failed(request: Request, error: Exception) -> Response:
+            return failure(request.url.path, error)
+
+        return Starlette(
+            routes=[
+                Route("/healthz", healthy), Route("/readyz", healthy), Route("/metrics", metrics),
+                *openai_routes(desk), *webui_routes(desk), *job_routes(desk), *concept_routes(parts.library),
+                *picture_routes(parts.history), *inspection_routes(parts.library), *device_routes(parts.runtime),
+                *sign_in_routes(parts.access), *studio_routes(),
+            ],
+            middleware=[
+                Middleware(RequestLog, observe=self.meters.request),
+                *_cors(parts.access),
+                Middleware(Gate, access=parts.access, limits=parts.limits),
+            ],
+            exception_handlers={PerfusionError: failed, HTTPException: failed, Exception: failed},
+        )  # fmt: skip
+
+
+def _cors(access: Access) -> list[Middleware]:
+    """Answers to browsers that ask whether a page of another site may; none where no site may."""
+    if not access.origins:
+        return []
     methods, headers = ["GET", "POST", "PATCH", "DELETE"], ["Authorization", "Content-Type"]
-    cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers)
-    return Starlette(
-        routes=[
-            Route("/healthz", healthy), Route("/readyz", healthy), Route("/metrics", metrics),
-            *openai_routes(desk), *webui_routes(desk), *job_routes(desk), *concept_routes(parts.library),
-            *picture_routes(parts.history), *inspection_routes(parts.library), *device_routes(parts.runtime),
-            *sign_in_routes(parts.access), *studio_routes(),
-        ],
-        middleware=[*([cors] if origins else []), Middleware(Gate, access=parts.access, limits=parts.limits)],
-        exception_handlers={PerfusionError: failed, HTTPException: failed, Exception: failed},
-        lifespan=lifespan,
-    )  # fmt: skip
-
-
-def _metrics(runtime: Runtime) -> str:
-    """Counters in Prometheus' text format."""
-    lines = [
-        "# TYPE perfusion_queue_waiting gauge",
-        f"perfusion_queue_waiting {runtime.queue.waiting}",
-        "# TYPE perfusion_unet_calls_total counter",
+    return [
+        Middleware(
+            CORSMiddleware, allow_origins=list(access.origins), allow_methods=methods, allow_headers=headers
+        )
     ]
-    for call, number in runtime.queue.calls.items():
-        labels = f'pictures="{call.pictures}",concepts="{call.concepts}",steps="{call.steps}"'
-        lines.append(f"perfusion_unet_calls_total{{{labels}}} {number}")
-    return "\n".join(lines) + "\n"

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from perfusion.errors import RequestError
-from perfusion.runtime import Job, Runtime
+from perfusion.errors import CancelledError, RequestError
+from perfusion.runtime import Job, Runtime, Step
 from perfusion.runtime.picture_settings import settings_of
 from perfusion.serving.answers import StatusError
 from perfusion.serving.gate import client_of
 from perfusion.serving.history import History
 from perfusion.serving.library import Library
+from perfusion.serving.meters import Meters
 from perfusion.serving.order import Order, PictureSpec
 from perfusion.serving.picture_encoding import as_file
 
@@ -30,6 +33,7 @@ MOST_PICTURES = 16  # of a request
 _SEEDS = 2**32
 _POLL_SECONDS = 0.25  # between two looks at whether the client is still there
 _RETRY_SECONDS = 5
+_END_SECONDS = 10.0  # for the step to end in which a job is cancelled
 _MOST_ORDERS = 1000  # that are over and remembered
 
 
@@ -37,18 +41,14 @@ class Desk:
     """Takes orders of all dialects."""
 
     def __init__(
-        self,
-        runtime: Runtime,
-        library: Library,
-        history: History,
-        *,
-        settings: bool = True,
+        self, runtime: Runtime, library: Library, history: History, meters: Meters, *, settings: bool = True,
         client_queue: int = 64,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`settings`: whether pictures' files say how they were drawn. `client_queue`: pictures of one client that may
         wait or be drawn."""
         self.runtime, self.library, self.history = runtime, library, history
-        self._has_settings, self._client_queue = settings, client_queue
+        self._meters, self._has_settings, self._client_queue = meters, settings, client_queue
+        self._is_stopping = False
         self._orders: dict[str, Order] = {}
         self._files = ThreadPoolExecutor(1, thread_name_prefix="perfusion-history")
 
@@ -71,8 +71,27 @@ class Desk:
         """A client's own orders that are not over, the oldest first."""
         return [order for order in self._orders.values() if order.client == client and not order.is_over]
 
+    def stop(self) -> None:
+        """Take no more orders."""
+        self._is_stopping = True
+
+    def cancel_all(self) -> None:
+        """Stop all that is not over."""
+        for order in list(self._orders.values()):
+            order.cancel()
+
+    async def finished(self) -> None:
+        """Wait until nothing is under way."""
+        while any(not order.is_over for order in self._orders.values()):
+            await asyncio.sleep(_POLL_SECONDS)
+
     def close(self) -> None:
         """Write what is drawn; nothing is taken afterwards."""
+        self.stop()
+        self.cancel_all()
+        for order in list(self._orders.values()):
+            for job in list(order.jobs):
+                _wait_for_end(job)
         self._files.shutdown()
 
     async def take(
@@ -85,6 +104,8 @@ class Desk:
             BusyError: the queue is full.
             StatusError: the client has too many under way.
         """
+        if self._is_stopping:
+            raise _stopping()
         if not 1 <= spec.count <= MOST_PICTURES:
             raise RequestError(f"There are {spec.count} pictures to draw, expected 1 to {MOST_PICTURES}.")
         if sum(order.spec.count for order in self.under_way(client)) + spec.count > self._client_queue:
@@ -115,6 +136,8 @@ class Desk:
         watch = asyncio.ensure_future(cancel_when_gone(request, order))
         try:
             return await order.results(), order
+        except CancelledError as error:
+            raise (_stopping() if self._is_stopping else error) from None
         finally:
             watch.cancel()
             self.drop(order)
@@ -140,15 +163,22 @@ class Desk:
             for number, each in enumerate(range(first, first + spec.count)):
                 job = self.runtime.submit(
                     prompt, seed=each, exact=spec.exact, client=order.client,
-                    callback=partial(order.advance, number), **options,
+                    callback=partial(self._step, order, number), **options,
                 )  # fmt: skip
                 order.jobs.append(job)
                 order.settings.append(settings_of(self.runtime, prompt, each, exact=spec.exact, **options))
         if order.is_stored:
             self.history.begin(order.id, order.client, order.created, order.settings[0])
 
+    def _step(self, order: Order, number: int, step: Step) -> None:
+        """In the thread that draws: tell whoever watches."""
+        if step.index == 0:
+            self._meters.wait(time.time() - order.created)
+        order.advance(number, step)
+
     def _when_done(self, order: Order, number: int, job: Job) -> None:
         """In the thread that draws: hand the picture on."""
+        self._meters.picture(order.dialect, job.state)
         if not order.is_stored:
             order.settle()
             return
@@ -177,6 +207,18 @@ async def cancel_when_gone(request: Request, order: Order) -> None:
     while not await gone():
         await asyncio.sleep(_POLL_SECONDS)
     order.cancel()
+
+
+def _wait_for_end(job: Job) -> None:
+    """Wait for a job, whatever comes of it."""
+    with suppress(Exception):
+        job.result(_END_SECONDS)
+
+
+def _stopping() -> StatusError:
+    return StatusError(
+        503, "This server is being stopped. Ask again in a moment.", retry_after=_RETRY_SECONDS
+    )
 
 
 def _renamed(changes: Any, word: Callable[[str], str]) -> Any:

@@ -13,7 +13,7 @@ from perfusion.serving.access import Access
 from perfusion.serving.answers import StatusError, error_answer
 from perfusion.serving.rates import Limits, Rates
 
-__all__ = ["Gate", "client_of"]
+__all__ = ["HEADERS", "Gate", "client_of"]
 
 HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",

@@ -14,9 +14,10 @@ from PIL import Image
 
 from perfusion.runtime import Runtime
 from perfusion.serving.access import Access
-from perfusion.serving.application import ServerParts, make_application
+from perfusion.serving.application import ServerParts, Service
 from perfusion.serving.history import Bounds, History
 from perfusion.serving.library import Library
+from perfusion.serving.patient_protocol import PatientProtocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,10 @@ def serve(bundle, toy_concept, tmp_path_factory):
             access=access or Access.of("127.0.0.1", keys), **options,
         )  # fmt: skip
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(make_application(parts), log_level="error", ws="none", proxy_headers=False)
+        service = Service(parts)
+        config = uvicorn.Config(
+            service.application, log_level="error", ws="none", proxy_headers=False, http=PatientProtocol
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -70,8 +74,7 @@ def serve(bundle, toy_concept, tmp_path_factory):
             server.should_exit = True
             thread.join()
             listener.close()
-            runtime.close()
-            history.close()
+            service.close()
 
         stops.append(stop)
         while not server.started:
