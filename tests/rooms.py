@@ -25,6 +25,7 @@ DRAWING = re.compile(r"(?<=<!-- python -m tests.rooms --write -->\n```\n).*?(?=`
 ROOMS = (
     *(
         "commands",
+        "fleet",
         "serving",
         "sweep",
         "training",

@@ -1,0 +1,1 @@
+"""Trainings spread over processes, graphics cards and machines with Ray: `perfusion-fleet`."""

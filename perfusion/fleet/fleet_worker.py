@@ -1,0 +1,86 @@
+"""What a worker of a fleet does: it holds a base model open, and trains one job after another.
+
+It may die at any moment. What it has kept of a training is found by the next one, and what it has published is not
+trained again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+from dataclasses import dataclass, replace
+
+from perfusion.errors import PerfusionError
+from perfusion.files import sha256_of
+from perfusion.fleet.fleet_job import FleetJob
+from perfusion.fleet.result_store import Manifest, ResultStore
+from perfusion.training.job_pool import JobRunner
+from perfusion.training.training_job import TrainingJob
+
+__all__ = ["Answer", "FleetWorker"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a worker says of a job: its manifest, or the sentence of an error."""
+
+    manifest: Manifest | None = None
+    error: str = ""
+    may_pass: bool = False
+    """Whether the error may be another one's or the machine's, so that trying again may help."""
+
+
+class FleetWorker:
+    """One process; on a cluster a Ray actor.
+
+    Args:
+        url: of the store.
+        threads: of the processor; None: torch's own choice.
+    """
+
+    def __init__(self, url: str, threads: int | None = None) -> None:
+        self._store = ResultStore(url)
+        self._runner = JobRunner()
+        logging.getLogger("perfusion").setLevel(logging.WARNING)
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+
+    def train(self, job: FleetJob) -> Answer:
+        """Train a job, or go on with what was kept of it, and publish the result."""
+        try:
+            manifest = self._store.manifest(job.name)
+            if manifest is not None and manifest.id == job.id:  # published, and the answer was lost
+                return Answer(manifest=manifest)
+            return Answer(manifest=self._train(job))
+        except PerfusionError as error:
+            return Answer(error=str(error))
+        except (OSError, MemoryError) as error:
+            return Answer(error=f"{type(error).__name__}: {error}", may_pass=True)
+
+    def _train(self, job: FleetJob) -> Manifest:
+        training = self._placed(job)
+        report = self._runner(training, resume=training.kept_step() is not None, say=lambda line: None)
+        manifest = Manifest(
+            name=job.name, id=job.id, sha256=sha256_of(training.output), worker=f"{socket.gethostname()}:{os.getpid()}",
+            facts={name: value for name, value in report.facts.items() if name not in ("output", "sheet")},
+        )  # fmt: skip
+        self._store.publish(
+            manifest, [path for path in (training.output, training.sheet_path) if path and path.exists()]
+        )
+        if not self._store.is_local:
+            shutil.rmtree(training.output.parent, ignore_errors=True)
+        return manifest
+
+    def _placed(self, job: FleetJob) -> TrainingJob:
+        """The training with the place where its files are written, a state of another job of that name dropped."""
+        output = self._store.workplace(job.name, job.id)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        training = replace(job.training, output=output)
+        if training.kept_step() is not None and self._store.claimant(job.name) != job.id:
+            shutil.rmtree(output.with_name(f"{output.name}.work"), ignore_errors=True)
+        self._store.claim(job.name, job.id)
+        return training
