@@ -3,12 +3,9 @@
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from perfusion.concept.settings import SETTINGS
-
-if TYPE_CHECKING:
-    from perfusion.concept.regions import Box
 
 __all__ = [
     "at_least_one",
@@ -17,7 +14,6 @@ __all__ = [
     "memory_argument",
     "picture_argument",
     "png_argument",
-    "region_argument",
     "seed_argument",
 ]
 
@@ -69,18 +65,6 @@ def count_argument(text: str) -> int:
     if value > _MOST_PICTURES:
         raise argparse.ArgumentTypeError(f"{text} pictures are too many at once, at most {_MOST_PICTURES}")
     return value
-
-
-def region_argument(text: str) -> "tuple[str, Box | None, str | None]":
-    """A thing with its box or its mask; what is no box of four numbers is a file."""
-    word, equals, place = text.rpartition("=")
-    if not equals:
-        return text, None, None
-    try:
-        left, top, right, bottom = (float(side) for side in place.split(","))
-    except ValueError:
-        return word, None, place
-    return word, (left, top, right, bottom), None
 
 
 def seed_argument(text: str) -> int | None:

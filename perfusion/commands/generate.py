@@ -19,11 +19,11 @@ from perfusion.commands.drawing_arguments import (
     memory_argument,
     picture_argument,
     png_argument,
-    region_argument,
     seed_argument,
 )
 from perfusion.commands.like import add_like, follow, tell_differences
 from perfusion.commands.picture_files import check_replaceable, numbered
+from perfusion.commands.region_arguments import add_regions, check_regions, region_masks, regions_of
 from perfusion.concept.settings import DEFAULT_GATES, GATES, LOCKS
 from perfusion.errors import RequestError
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from perfusion.concept.layout import Regions
     from perfusion.runtime import Runtime
 
 _Job = tuple[str, int]
@@ -131,23 +130,7 @@ def _add_drawing(add: "Callable[..., object]") -> None:
         metavar="N",
         help="pictures a prompt, with seeds from --seed on",
     )
-    add(
-        "--region",
-        type=region_argument,
-        action="append",
-        default=[],
-        dest="regions",
-        metavar="WORD[=L,T,R,B|MASK]",
-        help="a concept or words of the prompt are a thing with a part of the picture: a box in shares of the picture "
-        "(left, top, right, bottom), a mask, or where bands put it (can be repeated)",
-    )
-    add("--no-regions", action="store_true", help="read a prompt once, whatever things it names")
-    add(
-        "--whole",
-        type=float,
-        metavar="S",
-        help="share of the picture that reads the whole prompt, from 0 (default) to below 1",
-    )
+    add_regions(add)
     add("--lock", choices=LOCKS, help="where keys come from (default: what the concepts say)")
     add(
         "--gates",
@@ -241,7 +224,7 @@ def _generate(args: argparse.Namespace) -> int:
                 args.prompts[0],
                 lock=args.lock,
                 gates=args.gates,
-                regions=_regions(args),
+                regions=regions_of(args),
                 prompt_syntax=_syntax(args),
             )
             if args.explain
@@ -278,8 +261,7 @@ def _check(args: argparse.Namespace, jobs: "Sequence[_Job]") -> None:
         raise RequestError(
             f"--explain shows one prompt, and there are {len(args.prompts)}. Give one of them."
         )
-    if args.no_regions and (args.regions or args.whole):
-        raise RequestError("--no-regions goes with neither --region nor --whole. Leave one of them out.")
+    check_regions(args)
     if args.grid and len(jobs) > _MOST_OF_A_GRID:
         raise RequestError(
             f"{len(jobs)} pictures are too many for one sheet, at most {_MOST_OF_A_GRID}. Leave --grid out."
@@ -289,8 +271,7 @@ def _check(args: argparse.Namespace, jobs: "Sequence[_Job]") -> None:
     )
     outputs = [*(("--output", path) for path in names), ("--explain", args.explain)]
     sources = [("--concept", path) for path, _ in args.concepts]
-    masks = [("--region", Path(mask)) for _, _, mask in args.regions if mask]
-    check_outputs(outputs, [*sources, ("--image", args.image), ("--mask", args.mask), *masks])
+    check_outputs(outputs, [*sources, ("--image", args.image), ("--mask", args.mask), *region_masks(args)])
     for _, path in outputs:
         if path is not None and not args.force:
             check_replaceable(path)
@@ -335,22 +316,13 @@ def _options(args: argparse.Namespace) -> Any:
         "whole": args.whole,
     }  # fmt: skip
     options: Any = {name: value for name, value in choices.items() if value is not None}
-    options["regions"] = _regions(args)
+    options["regions"] = regions_of(args)
     options["prompt_syntax"] = _syntax(args)
     return options
 
 
 def _syntax(args: argparse.Namespace) -> str:
     return "plain" if args.plain_prompts else "weights"
-
-
-def _regions(args: argparse.Namespace) -> "Regions":
-    """What the runtime is told of regions."""
-    from perfusion.runtime import Region
-
-    if args.no_regions:
-        return None
-    return [Region(word, box=box, mask=mask) for word, box, mask in args.regions] or "auto"
 
 
 def _saved(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, check_outputs, parser, run, say
 from perfusion.commands.drawing_arguments import at_least_one
+from perfusion.commands.region_arguments import add_regions, check_regions, region_masks, regions_of
 from perfusion.concept.settings import FILE_SETTINGS, LOCKS, SETTINGS, ConceptSettings
 from perfusion.errors import ModelError, RequestError
 from perfusion.files import cache_folder, writing
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--count", type=at_least_one, default=2, metavar="N", help="seeds a prompt (default: %(default)s)")
     add("--steps", type=at_least_one, metavar="N", help="denoising steps (default: the bundle's own)")
     add("--guidance-scale", type=float, metavar="G", help="(default: the bundle's own)")
+    add_regions(add)
     add(
         "--images", type=Path, action="append", default=[], metavar="DIR",
         help="pictures of the subject, to measure likeness (repeat it once for each concept)",
@@ -123,7 +125,8 @@ def _sweep(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Refuse what would come to nothing, before anything is drawn."""
     outputs = [(f"--{name}", getattr(args, name)) for name in ("grid", "plot", "csv")]
-    check_outputs(outputs, [("--concept", Path(name)) for name in args.concepts])
+    check_outputs(outputs, [*(("--concept", Path(name)) for name in args.concepts), *region_masks(args)])
+    check_regions(args)
     if len(args.images) not in (0, len(args.concepts)):
         raise RequestError(
             f"There are {len(args.images)} folders of pictures for {len(args.concepts)} concepts; give --images "
@@ -177,8 +180,9 @@ def _drawn(
             raise RequestError(f"The prompt {prompt!r} names no concept, such as {concepts[0].token}.")
     settings = _settings(args, concepts[0])
     scorer, probes = judges or (None, None)
-    sampling = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
-    options = {name: value for name, value in sampling.items() if value is not None}
+    choices = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "whole": args.whole}
+    options = {name: value for name, value in choices.items() if value is not None}
+    options["regions"] = regions_of(args)
     seeds = [args.seed + index for index in range(args.count)]
     subjects = [
         _subject(folder, args.masks if index == 0 else None) for index, folder in enumerate(args.images)

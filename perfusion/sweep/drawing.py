@@ -14,8 +14,11 @@ import numpy as np
 from PIL import Image
 
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.regions import Region
 from perfusion.concept.settings import OFF
+from perfusion.concept.things import read_marks
 from perfusion.files import writing
+from perfusion.picture_input import mask_of, open_picture
 from perfusion.sweep.ranges import Setting
 
 if TYPE_CHECKING:
@@ -91,10 +94,9 @@ class Drawings:
         return tuple(concept.superclass for concept in self._runtime.concepts.values())
 
     def plain(self, prompt: str) -> str:
-        """The prompt in the base model's own words: superclasses in the place of the concepts' tokens."""
-        for token, concept in self._runtime.concepts.items():
-            prompt = prompt.replace(token, concept.superclass)
-        return prompt
+        """The prompt in the base model's own words: no marks, and superclasses in the place of the concepts' tokens."""
+        superclasses = {token: concept.superclass for token, concept in self._runtime.concepts.items()}
+        return read_marks(prompt, superclasses).plain(superclasses)
 
     def _kept(self, job: Job) -> bool:
         """Whether its picture is there and whole; one that is not is drawn anew."""
@@ -122,9 +124,17 @@ def identity(runtime: Runtime, options: Mapping[str, Any]) -> str:
     bundle = (runtime.bundle.folder / "bundle.json").read_bytes()  # holds the checksums of all files
     concepts = [_digest_of(concept) for _, concept in sorted(runtime.concepts.items())]
     text = json.dumps(
-        [_digest(bundle), concepts, runtime.provider, dict(options)], sort_keys=True, default=str
+        [_digest(bundle), concepts, runtime.provider, dict(options)], sort_keys=True, default=_text_of
     )
     return _digest(text.encode())
+
+
+def _text_of(option: Any) -> str:
+    """An option that JSON has no form for; a region's mask by what it shows, for its file may be painted anew."""
+    if not isinstance(option, Region) or option.mask is None:
+        return str(option)
+    mask = mask_of(open_picture(option.mask))
+    return f"{option.word} {mask.size} {_digest(mask.tobytes())}"
 
 
 def _digest_of(concept: Concept) -> str:

@@ -12,6 +12,7 @@ from perfusion import Concept
 from perfusion.commands.inspect import main as inspect
 from perfusion.commands.sweep import main
 from perfusion.embedded import bundle_path
+from perfusion.runtime import Runtime
 
 ROOT = Path(__file__).parents[3]
 IMAGES = ROOT / "examples" / "subjects" / "gold-hat"
@@ -67,6 +68,36 @@ def test_the_base_model_draws_its_column_whatever_the_settings(sweep, tmp_path):
     assert {path.name for path in work.glob("*.png")} > first and len(list(work.glob("*.png"))) == 3
 
 
+def test_things_get_regions_as_in_perfusion_generate(sweep, tmp_path, monkeypatch):
+    """Marks, boxes and masks reach the pictures; a mask that was painted anew asks for new ones."""
+    calls = []
+    generate = Runtime.generate
+
+    def watched(self, prompt, **options):
+        calls.append((prompt[0], options.get("regions"), options.get("whole")))
+        return generate(self, prompt, **options)
+
+    monkeypatch.setattr(Runtime, "generate", watched)
+    mask, work = tmp_path / "mask.png", tmp_path / "work"
+    Image.new("L", (8, 8), 255).save(mask)
+    two = ["--prompt", "a <gold-hat> and a {tree}", "--bias", "0.5", "--work", work]
+
+    def drawn(*options):
+        calls.clear()
+        assert sweep(*options) == 0
+        return list(calls)
+
+    assert {regions for _, regions, _ in drawn(*two)} == {"auto"}
+    assert {regions for _, regions, _ in drawn(*two, "--no-regions")} == {None}
+    assert {whole for _, _, whole in drawn(*two, "--whole", "0.2")} == {0.2}
+    boxed = drawn(*two, "--region", "<gold-hat>=0,0,0.5,1")
+    assert [regions[0].box for _, regions, _ in boxed] == [(0, 0, 0.5, 1)] * len(boxed)
+    masked = ["--region", f"<gold-hat>={mask}"]
+    assert drawn(*two, *masked) and not drawn(*two, *masked)
+    Image.new("L", (8, 8), 90).save(mask)
+    assert drawn(*two, *masked)
+
+
 def test_the_recommended_settings_become_the_files_defaults(sweep, concept, capsys, held_files):
     before = Concept.load(concept)
     assert sweep("--bias", "0.42,0.91", "--temperature", "0.2", "--images", IMAGES, "--choose", "--json") == 0
@@ -109,6 +140,8 @@ def test_chosen_settings_go_into_a_card_and_leave_its_picture_and_storage(sweep,
         (["--masks", str(IMAGES / "masks")], "--images"),
         (["--scorer", "anything"], "--images"),
         (["--count", "0"], "whole number"),
+        (["--region", "tree", "--no-regions"], "--no-regions goes with neither"),
+        (["--region", "<gold-hat>=0,0,2,1"], "expected left, top, right, bottom"),
         (["--scorer", "nowhere", "--images", str(IMAGES)], "image.onnx"),
     ],
 )

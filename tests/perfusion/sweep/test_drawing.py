@@ -165,3 +165,8 @@ def test_a_plot_shows_every_point(count, similarities_of):
     pixels = np.asarray(made, np.int16)
     red = (pixels[..., 0] > 180) & (pixels[..., 1:].max(-1) < 90)
     assert red.sum() > 20  # the recommended one
+
+
+def test_the_text_that_is_scored_has_neither_tokens_nor_marks(folder, make_concept):
+    drawings = Drawings(folder / "work", NotingRuntime(folder, make_concept()), {})
+    assert drawings.plain(r"a <cat> and a {teapot}, \{new\}") == "a cat and a teapot, {new}"
