@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from perfusion.errors import BundleError, RequestError
 from perfusion.shell import quoted
 
 if TYPE_CHECKING:
+    from perfusion.bundle.call_size import CallSize
     from perfusion.bundle.description import Bundle
     from perfusion.tensorrt.engine_store import EngineSearch
 
@@ -55,7 +57,8 @@ def _size(bundle: Bundle, machine: Detected) -> Iterator[Finding]:
         free = machine.profile.usable
     if free is None:
         return
-    plan = plan_memory(bundle, bundle.usual_call, budget=int(AUTO_SHARE * free))
+    budget = int(AUTO_SHARE * free)
+    plan = plan_memory(bundle, bundle.usual_call, budget=budget)
     if not plan.fits:
         half = ", or export it in half precision" if bundle.precision == "fp32" else ""
         yield Finding(
@@ -64,6 +67,21 @@ def _size(bundle: Bundle, machine: Detected) -> Iterator[Finding]:
             text=f"{bundle.folder}: {plan.explain()}",
             remedy=f"Close other programs, ask for smaller pictures{half}.",
         )
+    elif (
+        bundle.has_regions and not (several := plan_memory(bundle, _two_readings(bundle), budget=budget)).fits
+    ):
+        yield Finding(
+            name="regions-too-large",
+            level="note",
+            text=f"A picture of two things does not fit: {several.explain()}",
+            remedy="Close other programs, ask for smaller pictures, or draw with regions=None.",
+        )
+
+
+def _two_readings(bundle: Bundle) -> CallSize:
+    """The call for the bundle's own picture of two things, each with a region."""
+    usual = bundle.usual_call
+    return replace(usual, readings=2, tokens=2 * usual.tokens)
 
 
 def _engines(bundle: Bundle, machine: Detected, python: Environment) -> Iterator[Finding]:

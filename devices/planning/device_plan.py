@@ -54,10 +54,12 @@ class DevicePlan:
             model = "" if self.embedded else "--model MODEL "
             source = f"{model}--output BUNDLE --precision {self.precision}"
         size = f" --resolution {side}" if side is not None else ""
+        counts = _engine_readings(memory.size)
+        readings = f" --readings {','.join(map(str, counts))}" if counts != (1, 2) else ""
         script = " --script" if self.engine == "trt" and not self.built_here else ""
         return (
             f"perfusion-export {source} --engine {self.engine} --device {self.profile.name}{size} "
-            f"--batch {batch} --concepts {memory.size.concepts}{script}"
+            f"--batch {batch} --concepts {memory.size.concepts}{readings}{script}"
         )
 
 
@@ -136,6 +138,15 @@ def _shapes(bundle: Bundle, resolution: int | None, memory: MemoryPlan) -> dict[
 
     size = memory.size
     options = ShapeOptions(
-        batches=(size.batch,), concepts=size.concepts, resolution=resolution, tile=memory.tile
+        batches=(size.batch,),
+        concepts=size.concepts,
+        resolution=resolution,
+        readings=_engine_readings(size),
+        tile=memory.tile,
     )
     return {name: shape_ranges_of(name, bundle, options) for name in graph_facts(bundle)}
+
+
+def _engine_readings(size: CallSize) -> tuple[int, ...]:
+    """For how many readings engines are built: for the usual one and two, and for all up to what is planned."""
+    return tuple(range(1, max(2, size.readings) + 1))

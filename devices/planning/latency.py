@@ -60,7 +60,7 @@ def estimate_latency(
     if profile.kind != "cpu":
         error = "no GPU has been measured, so it may be off by half or more either way"
     return Latency(
-        encode=size.rows * sum(seconds[name] for name in seconds if name.startswith("text_encoder"))
+        encode=size.texts * sum(seconds[name] for name in seconds if name.startswith("text_encoder"))
         + seconds.get("vae_encoder", 0.0),
         step=seconds["unet"],
         decode=size.batch * tiles * seconds["vae_decoder"],

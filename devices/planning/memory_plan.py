@@ -104,7 +104,8 @@ class MemoryPlan:
     def explain(self) -> str:
         """The plan in a sentence or two."""
         size = self.size
-        what = f"{size.width}×{size.height} in batches of {size.batch}, {self.precision}"
+        readings = f" with {size.readings} readings of each prompt" if size.readings > 1 else ""
+        what = f"{size.width}×{size.height} in batches of {size.batch}{readings}, {self.precision}"
         keeps_all = len(set(self.resident.values())) == 1
         stage = max(self.stages, key=lambda name: self.stages[name])
         where = "" if keeps_all else f" to {stage}"
@@ -340,6 +341,14 @@ def _check(bundle: Bundle, size: CallSize) -> None:
         raise RequestError(
             f"The batch is {size.batch} and there are {size.concepts} concepts, expected at least 1 and 0, and at "
             f"most {_MOST_ROWS:,}."
+        )
+    if not 1 <= size.readings <= size.tokens or size.tokens % size.readings:
+        raise RequestError(
+            f"There are {size.readings} readings in {size.tokens} tokens, expected at least 1, all of one length."
+        )
+    if size.readings > 1 and not bundle.has_regions:
+        raise RequestError(
+            f"{bundle.folder} is of format version 1, whose UNet reads a prompt once. Export it again for more."
         )
 
 

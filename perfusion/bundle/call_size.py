@@ -22,3 +22,8 @@ class CallSize:
     def rows(self) -> int:
         """Rows in one call of the UNet."""
         return self.batch * (2 if self.guided else 1)
+
+    @property
+    def texts(self) -> int:
+        """Texts to encode: every picture's readings and, with guidance, its negative prompt."""
+        return self.batch * (self.readings + (1 if self.guided else 0))

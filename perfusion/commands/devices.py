@@ -70,6 +70,10 @@ def _add_size(action: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=1, metavar="N", help="pictures in one call of the UNet (1)"
     )
     action.add_argument("--concepts", type=int, default=4, metavar="N", help="concepts in one call (4)")
+    action.add_argument(
+        "--readings", type=int, default=1, metavar="N",
+        help="things of a prompt with regions of their own, each of which reads it once (1)",
+    )  # fmt: skip
     action.add_argument("--image", action="store_true", help="count a picture to draw over")
 
 
@@ -181,7 +185,9 @@ def _planned(args: argparse.Namespace) -> DevicePlan:
     if profile is None:
         raise DeviceError("No profile describes this machine. Name one with --device; `list` has them all.")
     bundle = read_bundle(_bundle_folder(args.bundle), verify=False)
-    size = replace(bundle.usual_call, batch=args.batch, concepts=args.concepts, image=args.image)
+    usual = bundle.usual_call
+    text = {"readings": args.readings, "tokens": args.readings * usual.tokens}
+    size = replace(usual, batch=args.batch, concepts=args.concepts, image=args.image, **text)
     if args.resolution is not None:
         size = replace(size, width=args.resolution, height=args.resolution)
     same = here is not None and here.compute_capability == profile.compute_capability
@@ -242,6 +248,7 @@ def _plan_facts(plan: DevicePlan, folder: Path) -> dict[str, Any]:
         "height": size.height,
         "batch": size.batch,
         "concepts": size.concepts,
+        "readings": size.readings,
         "guided": size.guided,
         "fits": memory.fits,
         "budget": memory.budget,

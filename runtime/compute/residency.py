@@ -90,13 +90,12 @@ class Residency:
         """Bytes that a call never needs more of, without reading a graph: a plan takes a tenth of a second.
 
         Weights stored in half are computed with in single precision and packed for the kernels; of activations the
-        attention's weights grow with the square of the latents.
+        attention's weights grow with the latents times what they attend to: themselves, and the tokens of all readings.
         """
         pixels = size.width * size.height
         latents = pixels // self._bundle.decoder.downscale**2
-        return (
-            6 * self._stored + 2 * size.batch * (_PIXEL_BYTES * pixels + _PAIR_BYTES * latents**2) + _PROGRAM
-        )
+        pairs = latents * max(latents, 2 * size.tokens)
+        return 6 * self._stored + 2 * size.batch * (_PIXEL_BYTES * pixels + _PAIR_BYTES * pairs) + _PROGRAM
 
     def _keeps_all(self) -> bool:
         if self._plan is None:

@@ -113,6 +113,21 @@ def test_plan_on_another_device_needs_none(capsys):
     assert "no GPU has been measured" in facts["estimate_error"]
 
 
+def test_plan_counts_the_readings_of_a_prompt(capsys):
+    one, three = (answer(capsys, "plan", "--device", "rtx-3060", "--readings", str(n)) for n in (1, 3))
+    assert (one["readings"], three["readings"]) == (1, 3)
+    assert three["peak"] > one["peak"] and three["estimated_seconds"] > one["estimated_seconds"]
+    assert [profile["regions"][0] for profile in three["profiles"]["unet"]] == [1, 2, 3]
+    assert "--readings 1,2,3" in three["export"] and "--readings" not in one["export"]
+    assert "with 3 readings of each prompt" in three["explanation"]
+
+
+@pytest.mark.parametrize("readings", ["0", "-1"])
+def test_plan_refuses_readings_that_no_prompt_has(capsys, readings):
+    assert main(["plan", "--readings", readings]) == 1
+    assert "expected at least 1" in capsys.readouterr().err
+
+
 def test_plan_shows_the_sizes_of_engines_and_counts_a_picture_to_draw_over(capsys):
     assert main(["plan", "--device", "rtx-3060", "--image"]) == 0
     text = capsys.readouterr().out

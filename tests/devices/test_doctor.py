@@ -1,6 +1,7 @@
 """Every finding on a machine that has it, and none on one that has not."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from perfusion.devices.bundle_check import examine_bundle
 from perfusion.devices.doctor import examine
 from perfusion.devices.fat_binary import Kernels
 from perfusion.devices.nvml import read_cards
+from perfusion.devices.planning import memory_plan
 from perfusion.embedded import bundle_path
 
 GIB = 1 << 30
@@ -354,6 +356,21 @@ def test_the_bound_is_the_runtimes_own(make_root, environment):
     least = plan_memory(bundle, bundle.usual_call, budget=1).peak / GIB
     for free, expected in ((least / AUTO_SHARE * 1.01, {}), (least * 1.01, {"bundle-too-large": "stop"})):
         found = detect(make_root(memory=4, free=free))
+        assert names(examine_bundle(bundle_path(), found, environment())) == expected
+
+
+def test_room_for_one_reading_and_not_for_two_is_told(make_root, environment, monkeypatch):
+    """A UNet of which the second reading takes a GiB; the embedded model's own takes less than its decoder."""
+    plan_memory = memory_plan.plan_memory
+
+    def planned(bundle, size, **options):
+        plan = plan_memory(bundle, size, **options)
+        more = (size.readings - 1) * GIB
+        return replace(plan, stages={name: taken + more for name, taken in plan.stages.items()})
+
+    monkeypatch.setattr(memory_plan, "plan_memory", planned)
+    for free, expected in ((0.9, {"regions-too-large": "note"}), (3, {})):
+        found = detect(make_root(memory=8, free=free))
         assert names(examine_bundle(bundle_path(), found, environment())) == expected
 
 

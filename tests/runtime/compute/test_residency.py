@@ -266,6 +266,28 @@ def test_no_plan_needs_more_than_the_bound_that_spares_planning(toy_bundle, name
     assert residency.at_most(size) >= max(everything, whole.peak)
 
 
+@pytest.mark.parametrize("side, readings, parts", [(32, 8, 1), (128, 8, 4), (256, 3, 2)])
+def test_the_bound_counts_the_readings_of_a_prompt(side, readings, parts):
+    found = read_bundle(bundle_path(), verify=False)
+    size = CallSize(width=side, height=side, tokens=77 * readings * parts, readings=readings)
+    plan = perfusion.devices.plan_memory(found, size, budget=1)
+    everything = plan.base + sum(need.opened + need.running for need in plan.needs.values())
+    assert Residency(found, "auto", lambda: None).at_most(size) >= everything
+
+
+def test_a_picture_of_many_things_is_refused_by_the_plan_that_counts_its_readings():
+    found = read_bundle(bundle_path(), verify=False)
+    few, many = (
+        CallSize(width=512, height=512, tokens=77 * readings, readings=readings) for readings in (1, 8)
+    )
+    peaks = [perfusion.devices.plan_memory(found, size, budget=1).peak for size in (few, many)]
+    assert peaks[0] < peaks[1]
+    residency = Residency(found, sum(peaks) / 2 / GIB, lambda: None)
+    residency.admit(few)
+    with pytest.raises(RequestError, match="with 8 readings of each prompt"):
+        residency.admit(many)
+
+
 def test_the_embedded_model_at_its_own_size_is_opened_without_a_plan(monkeypatch):
     def planned(*_, **__):
         raise AssertionError("planned")
