@@ -220,11 +220,11 @@ def _export_bundle(args: argparse.Namespace, precision: str) -> Exported:
         from perfusion.export import PRECISIONS, STAGES, export_bundle
     except ModuleNotFoundError as error:
         raise ExportError(
-            f"exporting needs the package {error.name}; install perfusion-edge[export,cpu]"
+            f"Exporting needs the package {error.name}. Install perfusion-edge[export,cpu]."
         ) from error
 
     if precision not in PRECISIONS:
-        raise ExportError(f"graphs are not written in {precision}, expected {', '.join(PRECISIONS)}")
+        raise ExportError(f"Graphs are not written in {precision}. Choose one of {', '.join(PRECISIONS)}.")
     further = {
         "config": args.config,
         "options": model_options(args),

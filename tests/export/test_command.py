@@ -146,7 +146,7 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "perfusion.export")
     monkeypatch.setitem(sys.modules, "perfusion.export.exporter", None)
     assert main(["--output", "x"]) == 1
-    assert "install perfusion-edge[export,cpu]" in capsys.readouterr().err
+    assert "Install perfusion-edge[export,cpu]." in capsys.readouterr().err
 
 
 FAILURES = {
