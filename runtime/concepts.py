@@ -6,22 +6,24 @@ Nothing is compiled and no graph changes when a concept comes or goes; loading o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from numpy.typing import NDArray
 
 from perfusion.bundle.description import Bundle
 from perfusion.concept.bank import BaseTraits, Changes, ConceptBank, EditRows
+from perfusion.concept.card import MAX_CARD_BYTES
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.settings import ConceptSettings, SettingChanges
-from perfusion.errors import BundleError
+from perfusion.errors import BundleError, ConceptError
 from perfusion.runtime.cache import Cache
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Bank"]
+__all__ = ["Bank", "open_concept"]
 
 _MOST_STACKED = 4 << 20  # bytes of several concepts' rows put together
 
@@ -79,6 +81,28 @@ class Bank(ConceptBank):
         rows = self._stacked.get(self.identity(tokens), lambda: super(Bank, self).rows(tokens))
         # half the time of `replace`, between two pictures
         return EditRows(**(vars(rows) | self._gate_settings(tokens)))
+
+
+def open_concept(source: str | Path | bytes | BinaryIO | Concept, bundle: Bundle) -> Concept:
+    """A concept from its file, the name of a bundle's sample, the bytes of a file, or a file opened for reading.
+
+    Raises:
+        ConceptError: it cannot be read or is no valid concept.
+    """
+    if isinstance(source, Concept):
+        return source
+    if isinstance(source, str | Path):
+        return Concept.load(bundle.find_concept(source))
+    try:
+        data = source.read(MAX_CARD_BYTES + 1) if hasattr(source, "read") else source
+    except UnicodeDecodeError:  # opened as text
+        data = ""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ConceptError(
+            f"The concept is {type(source).__name__} that gives {type(data).__name__}, expected a path, bytes or a "
+            'file opened with "rb".'
+        )
+    return Concept.from_bytes(bytes(data))
 
 
 def _read_projections(bundle: Bundle) -> NDArray[Any]:

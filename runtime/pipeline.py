@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, BinaryIO, overload
 
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
@@ -18,7 +18,7 @@ from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingCh
 from perfusion.errors import ConceptError, RequestError
 from perfusion.runtime.compute.backend import Backend
 from perfusion.runtime.compute.graphs import Graphs
-from perfusion.runtime.concepts import Bank
+from perfusion.runtime.concepts import Bank, open_concept
 from perfusion.runtime.drawing_parts import DrawingParts
 from perfusion.runtime.explanation import Explanation, explain
 from perfusion.runtime.preparation import Preparation
@@ -162,14 +162,14 @@ class Runtime:
 
     def load_concept(
         self,
-        concept: str | Path | Concept,
+        concept: str | Path | bytes | BinaryIO | Concept,
         *,
         token: str | None = None,
         **settings: Unpack[SettingChanges],
     ) -> Concept:
         """Make a concept's token a word in prompts; `token` gives it another one.
 
-        A name that is no file's is looked for among the sample concepts that came with the bundle.
+        `concept`: a file, its bytes, an opened file, or the name of a sample that came with the bundle.
 
         `settings` are as in `set_concept`; those that are left out are the file's own.
 
@@ -177,7 +177,7 @@ class Runtime:
             ConceptError: the file is broken, the concept is for another base model, or its token is taken.
             RequestError: a setting out of its range.
         """
-        loaded = concept if isinstance(concept, Concept) else Concept.load(self.bundle.find_concept(concept))
+        loaded = open_concept(concept, self.bundle)
         if token is not None:
             loaded = replace(loaded, token=token)
         if self._prompts.knows(loaded.token):

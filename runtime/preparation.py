@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
 from perfusion.concept.concept_file import Concept
 from perfusion.runtime.compute.graphs import Graphs
-from perfusion.runtime.request import Options, Request, make_request
+from perfusion.runtime.request import Options, Request, check_names, make_request
 from perfusion.runtime.sampling.course import Phase
 from perfusion.runtime.sampling.loop import call_slices
 from perfusion.runtime.sampling.schedule import Schedule
@@ -17,6 +18,9 @@ from perfusion.runtime.sampling.schedulers import make_schedule
 from perfusion.runtime.text.prompt_encoder import PromptEncoder, PromptSpec
 
 __all__ = ["Draft", "Preparation"]
+
+_log = logging.getLogger(__name__)
+_LARGE = 2.25  # times the usual pixels: half as long again on both sides
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +63,7 @@ class Preparation:
 
     def __init__(self, bundle: Bundle, graphs: Graphs, prompts: PromptEncoder) -> None:
         self._bundle, self._graphs, self._prompts = bundle, graphs, prompts
+        self._large_sizes: set[tuple[int, int]] = set()  # that were warned of
 
     def draft(
         self,
@@ -72,13 +77,26 @@ class Preparation:
         Raises:
             RequestError: a prompt, seed, size or option that cannot be served.
         """
+        check_names(options)
         request = make_request(self._bundle, prompt, seed, count, **options)
+        self._warn_of_size(request.width, request.height)
         schedule = make_schedule(request.scheduler, self._bundle.noise_model, request.num_inference_steps)
         if request.images:
             schedule.last_part(request.image_strength)  # what it refuses is refused before the first step
         specs = tuple(self._prompts.specs(request))
         schedule.check_start(max(spec.start for spec in specs))
         return Draft(request=request, schedule=schedule, specs=specs)
+
+    def _warn_of_size(self, width: int, height: int) -> None:
+        """Say once of a size that it is far from what the model learned from: things come twice there."""
+        usual = self._bundle.defaults
+        far = width * height > _LARGE * usual.width * usual.height
+        if far and (width, height) not in self._large_sizes:
+            self._large_sizes.add((width, height))
+            _log.warning(
+                "%d × %d pixels are far more than the %d × %d that the model learned from, so things may come several "
+                "times; draw smaller, and enlarge the picture", width, height, usual.width, usual.height,
+            )  # fmt: skip
 
     def admit(self, size: CallSize) -> None:
         """Make the graphs ready for a call, or refuse it; again where another one came between.

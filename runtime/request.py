@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from perfusion.bundle.description import Bundle
 
-__all__ = ["Options", "Request", "check_order", "make_request"]
+__all__ = ["Options", "Request", "check_names", "check_order", "make_request"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +31,13 @@ _MAX_SEED = 2**32 - 1
 _MAX_SIDE = 2**14  # pixels; also about what WebP and a graph's 32-bit sizes take
 _MAX_GUIDANCE = 1000  # 30 is much already; far above, float32 ends
 _MAX_PICTURES = 4096  # in one request; their latents lie in memory together
+_OTHER_NAMES = {
+    "steps": "num_inference_steps", "num_steps": "num_inference_steps", "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale", "guidance": "guidance_scale", "sampler": "scheduler", "sampler_name": "scheduler",
+    "strength": "image_strength", "denoising_strength": "image_strength", "init_image": "image",
+    "mask_image": "mask", "negative": "negative_prompt", "size": "width",
+}  # fmt: skip
+"""Of options, as commands and other programs say them."""
 _IMAGE_STRENGTH, _MASK_STRENGTH = 0.8, 1.0  # diffusers' own
 
 
@@ -157,6 +164,22 @@ def make_request(
         gates=gates,
         prompt_syntax=prompt_syntax,
     )
+
+
+def check_names(options: Mapping[str, object]) -> None:
+    """Refuse options that there are none of, with the right name of what other programs call differently.
+
+    Raises:
+        TypeError: which, and what it may mean.
+    """
+    known = Options.__annotations__
+    for name in options:
+        if name not in known:
+            from difflib import get_close_matches
+
+            near = _OTHER_NAMES.get(name.lower()) or next(iter(get_close_matches(name, known, 1)), None)
+            hint = f"Did you mean {near}?" if near else f"Expected one of {', '.join(known)}."
+            raise TypeError(f"There is no option {name!r} of a drawing. {hint}")
 
 
 def check_order(prompt: Any, seed: Any, priority: Any, deadline: Any) -> None:

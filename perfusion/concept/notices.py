@@ -5,17 +5,19 @@ Shared by the runtime and by `perfusion.diffusers`. Nothing here changes what is
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from weakref import WeakSet
 
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.prompt_syntax import ParsedPrompt
-from perfusion.concept.words import named
+from perfusion.concept.words import named, pieces
 
-__all__ = ["PromptNotices", "foreign_syntax", "nearest"]
+__all__ = ["PromptNotices", "foreign_syntax", "nearest", "unseen_words"]
 
 _LETTER = r"[^\W_]"
-_MOST_TOLD = 3  # concepts of which one line tells
+_WORD_END = "</w>"  # what a token that ends a word ends with, in tokenizers of CLIP's kind
+_MOST_TOLD = 3  # concepts or words of which one line tells
+_MOST_STRANGE = 1000  # words that are remembered, and after which nothing more is told
 
 _FOREIGN = re.compile(
     r"\[[^\[\]]*[:|][^\[\]]*\]"  # [one:other:0.5], [one|other]
@@ -32,6 +34,7 @@ class PromptNotices:
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
         self._known: WeakSet[Concept] = WeakSet()  # that some prompt named, or that were told of
+        self._strange: set[str] = set()  # words of no meaning that were told of
 
     def unknown(self, words: Iterable[str], tokens: Collection[str]) -> None:
         """Of words that look like a concept's and are none."""
@@ -39,6 +42,16 @@ class PromptNotices:
             near = nearest(word, tokens)
             hint = f"; did you mean {near}?" if near else ""
             self._log.warning("no concept named %s is loaded, so it is read as plain text%s", word, hint)
+
+    def unseen(self, words: Iterable[str]) -> None:
+        """Of words that a model with a small vocabulary was never trained with, each once."""
+        new = [word for word in dict.fromkeys(words) if word not in self._strange]
+        if new and len(self._strange) < _MOST_STRANGE:
+            self._strange.update(new)
+            self._log.warning(
+                "the embedded model has never seen %s, so expect nothing of it; docs/pocket.md has the words it knows",
+                ", ".join(map(repr, new[:_MOST_TOLD])) + (" and others" if len(new) > _MOST_TOLD else ""),
+            )
 
     def syntax(self, prompt: str, parsed: ParsedPrompt) -> None:
         """Of what its parser remarks on, and of what `foreign_syntax` finds."""
@@ -77,6 +90,13 @@ class PromptNotices:
 def foreign_syntax(prompt: str) -> tuple[str, ...]:
     """What in a prompt other programs replace by something else: choices, changes on the way, files by their names."""
     return tuple(dict.fromkeys(_FOREIGN.findall(prompt)))
+
+
+def unseen_words(prompt: str, tokens: Collection[str], knows: Callable[[str], bool]) -> tuple[str, ...]:
+    """The words of a prompt, concepts' own left out, that are no token of the base model; `knows` tells those."""
+    plain = "".join(piece for _, piece in pieces(prompt, tokens) if piece not in tokens)
+    words = re.findall(rf"(?<![<\w]){_LETTER}+(?![>\w])", plain)
+    return tuple(dict.fromkeys(word for word in words if not knows(f"{word.lower()}{_WORD_END}")))
 
 
 def nearest(word: str, tokens: Collection[str]) -> str | None:

@@ -1,7 +1,9 @@
 """The second moment of the text encodings, C = E[e eᵀ]: what tells the concept's direction from everything else.
 
 Computed once per text encoder from captions and kept in the user's cache folder. C of one encoder is worthless for
-another, so the cache's key holds the encoder's weights and the captions.
+another, so a cache file is found by the encoder's structure, its tokenizer and the captions, and taken if the encoder
+has the weights that it was computed with. They are compared on a sample, within what storing them in 16 bits
+changes: the same model in half precision needs no second computation.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ TRIM_WIDTH = 512
 """Encoders at least this wide read only as much of the padding as the longest caption of a batch leaves: nothing sees
 what comes after it, and it costs four times the captions. It does move the last bit, and narrow encoders take seconds
 anyway, so these keep the numbers that concepts for them were trained with."""
+SAMPLED = 512
+"""Weights of each tensor that are compared, about."""
+SAME_WEIGHTS = 2.0**-8
+"""How far a weight may be off, as a share of itself and of its tensor's usual size: bfloat16 rounds by half of that."""
 SAY_EVERY = 15.0
 """Seconds between two lines about the progress."""
 
@@ -134,17 +140,37 @@ def inverse(moment: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
 
 
 def cache_key(base: BaseModel, captions: Sequence[str], *, count_padding: bool = False) -> str:
-    """A fingerprint of everything the moment depends on: the encoders' weights, the tokenizers and the captions."""
-    digest = hashlib.sha256(b"second moment, format 1\n")
+    """A fingerprint of what must be the same to the bit: the encoders' shapes, the tokenizers and the captions."""
+    digest = hashlib.sha256(b"second moment, format 2\n")
     for text_encoder, tokenizer in zip(base.text_encoders, base.tokenizers, strict=True):
         for name, value in sorted(text_encoder.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
         digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update("\n".join(captions).encode())
     if count_padding:
         digest.update(b"\0padding counted")
     return digest.hexdigest()
+
+
+def weight_sample(base: BaseModel) -> torch.Tensor:
+    """Some weights of each tensor of the text encoders, evenly spread, and under each the root mean square of all of
+    its tensor's. (2, n) float32."""
+    pieces = []
+    for text_encoder in base.text_encoders:
+        for _, value in sorted(text_encoder.state_dict().items()):
+            flat = value.detach().flatten().cpu().float()
+            some = flat[:: len(flat) // SAMPLED | 1]  # an odd stride, so that no column is passed over
+            pieces.append(torch.stack([some, flat.square().mean().sqrt().expand_as(some)]))
+    return torch.cat(pieces, dim=1)
+
+
+def same_weights(sample: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two samples differ by no more than storing one of the models in 16 bits does."""
+    if sample.shape != other.shape:
+        return False
+    (weights, usual), (their_weights, their_usual) = sample, other
+    near = (weights - their_weights).abs() <= SAME_WEIGHTS * (weights.abs() + usual)
+    return bool((near & ((usual - their_usual).abs() <= SAME_WEIGHTS / 4 * usual)).all())
 
 
 def cached_second_moment(
@@ -158,29 +184,32 @@ def cached_second_moment(
 
     Processes that compute the same moment at once write the same file, each as a whole: the last one stays.
     """
-    key = cache_key(base, captions, count_padding=count_padding)
-    path = cache_folder() / f"second-moment-{key[:32]}.safetensors"
-    moment = read_moment(path, base.text_dim)
-    if moment is not None:
-        return moment
+    key = cache_key(base, captions, count_padding=count_padding)[:32]
+    sample = weight_sample(base)
+    for path in sorted(cache_folder().glob(f"second-moment-{key}-*.safetensors")):
+        moment = read_moment(path, base.text_dim, sample)
+        if moment is not None:
+            return moment
     say(
         f"computing the second moment of the text encodings from {len(captions)} captions, once for this model"
     )
     moment = second_moment(base, captions, count_padding=count_padding, progress=saying(say))
+    weights = hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:8]
     try:
-        with writing(path) as file:
-            file.write(serialise({"second_moment": moment}))
+        with writing(cache_folder() / f"second-moment-{key}-{weights}.safetensors") as file:
+            file.write(serialise({"second_moment": moment, "weight_sample": sample}))
     except PerfusionError as error:
         logger.warning("the second moment is not kept for next time: %s", error)
     return moment
 
 
-def read_moment(path: Path, dim: int) -> torch.Tensor | None:
-    """The moment in a cache file, None where there is none that can be used."""
+def read_moment(path: Path, dim: int, sample: torch.Tensor) -> torch.Tensor | None:
+    """The moment in a cache file; None where it cannot be used, or is that of other weights than the sample's."""
     try:
-        moment = deserialise(path.read_bytes())["second_moment"]
+        tensors = deserialise(path.read_bytes())
+        moment, weights = tensors["second_moment"], tensors["weight_sample"]
         if moment.shape == (dim, dim) and bool(torch.isfinite(moment).all()):
-            return moment
+            return moment if same_weights(sample, weights) else None
         logger.warning("%s is damaged; it is computed again", path)
     except FileNotFoundError:
         pass
@@ -191,12 +220,18 @@ def read_moment(path: Path, dim: int) -> torch.Tensor | None:
 
 def saying(say: Callable[[str], None]) -> Callable[[int, int], None]:
     """Progress in lines, for what takes minutes with a large encoder on a CPU; nothing is said of what is quick."""
-    last = time.monotonic()
+    began = last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        if done < total and time.monotonic() - last >= SAY_EVERY:
-            last = time.monotonic()
-            say(f"{done} of {total} captions encoded")
+        now = time.monotonic()
+        if done < total and now - last >= SAY_EVERY:
+            last = now
+            left = (now - began) / done * (total - done)
+            say(f"{done} of {total} captions encoded, about {_duration(left)} left")
 
     return progress
+
+
+def _duration(seconds: float) -> str:
+    return f"{round(seconds)} s" if seconds < 90 else f"{round(seconds / 60)} min"

@@ -50,7 +50,8 @@ def encode_pictures(
     images, masks = prepare(pictures, base.resolution, config.crops, config.flip, config.seed)
     pixels = torch.from_numpy(images)
     latents = encode_windows(base, pixels, config, placement)
-    pooled = F.adaptive_avg_pool2d(torch.from_numpy(masks), latents.shape[-2:]).to(placement.device)
+    size = (latents.shape[-2], latents.shape[-1])
+    pooled = F.adaptive_avg_pool2d(torch.from_numpy(masks), size).to(placement.device)
     return Samples(latents=latents, masks=pooled, images=pixels)
 
 
@@ -63,7 +64,8 @@ def encode_windows(base: BaseModel, pixels: Tensor, config: TrainingConfig, plac
             vae.encode(batch.to(placement.device, vae.dtype)).latent_dist.mode()
             for batch in pixels.split(1 if config.checkpointing else 4)
         ]
-    return torch.cat(latents).float() * vae.config.scaling_factor
+    scaled: Tensor = torch.cat(latents).float() * vae.config.scaling_factor
+    return scaled
 
 
 def find_objects(

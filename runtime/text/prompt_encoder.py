@@ -16,7 +16,7 @@ from perfusion.concept.concept_file import Concept
 from perfusion.concept.conditioning import PromptState, conditioned, readings_joined, reopened, weighed
 from perfusion.concept.emphasis import weighted
 from perfusion.concept.layout import AUTO, Layout, Regions, lay_out
-from perfusion.concept.notices import PromptNotices
+from perfusion.concept.notices import PromptNotices, unseen_words
 from perfusion.concept.phases import in_force
 from perfusion.concept.prompt_syntax import parse_prompt
 from perfusion.concept.reading import Encoding, factors_joined, joined, read_prompt, weights_of
@@ -79,6 +79,7 @@ class _PromptParts:
     parts: Parts
     named: tuple[str, ...]  # the concepts in them
     unknown: tuple[str, ...]  # what looks like a concept's word and is none
+    unseen: tuple[str, ...]  # words that a small model was never trained with
     words: int  # of concepts that were loaded
 
     @property
@@ -157,6 +158,7 @@ class PromptEncoder:
         self._context_length = bundle.text_encoder.context_length
         self._zeros = bundle.force_zeros_for_empty_prompt
         self._has_regions = bundle.has_regions
+        self._has_few_words = bundle.base == "pocket"
         self._downscale = bundle.decoder.downscale
         self._encoded: Cache[EncodedPrompt] = Cache(_MOST_BYTES, lambda prompt: _bytes(prompt.state))
         self._plain_rows: Cache[Row] = Cache(_MOST_PLAIN_BYTES, lambda row: _bytes(row.state))
@@ -210,6 +212,7 @@ class PromptEncoder:
                 earlier = spec.phases
             specs.append(spec)
         self._notices.unknown((word for split in splits for word in split.unknown), now.concepts)
+        self._notices.unseen(word for split in splits for word in split.unseen)
         return specs
 
     def parse(
@@ -310,6 +313,9 @@ class PromptEncoder:
                 parts=parts,
                 named=tuple(dict.fromkeys(token for part in parts for token in named(part.text, words))),
                 unknown=tuple(word for part in parts for word in tokenizer.unknown(part.text, words)),
+                unseen=tuple(word for part in parts for word in unseen_words(part.text, words, self.knows))
+                if self._has_few_words
+                else (),
                 words=len(words),
             )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from perfusion.embedded import model_path
+from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
 
 PAGE = Path(__file__).parents[2] / "docs" / "pocket.md"
 
@@ -16,6 +17,12 @@ def test_the_snippet_of_the_page_draws():
     names: dict[str, object] = {}
     exec(snippet[1].replace("num_inference_steps=20", "num_inference_steps=1"), names)
     assert np.asarray(names["picture"]).shape == (128, 128, 3)
+
+
+def test_the_page_names_every_word_of_the_world():
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    for word in [*NOUNS, *COLOURS, *(phrase for phrases in PLACES.values() for phrase in phrases)]:
+        assert re.search(rf"[ :]{re.escape(word)}[,;.]", page), word
 
 
 def test_a_pipeline_opened_without_a_word_of_precision_draws():

@@ -1,5 +1,6 @@
 """Which concepts are let in, and what the UNet is given of them."""
 
+import io
 import logging
 from dataclasses import replace
 
@@ -219,3 +220,25 @@ def test_loaded_concepts_cannot_be_changed_from_outside(bundle, make_concept):
     bank = Bank(bundle)
     with pytest.raises(TypeError):
         bank.concepts["<cat>"] = make_concept()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", ["cat.png", "cat.safetensors"])
+def test_a_concept_comes_from_a_path_from_bytes_or_from_an_opened_file(runtime, make_concept, tmp_path, name):
+    path = tmp_path / name
+    make_concept().save(path)
+    data = path.read_bytes()
+    with open(path, "rb") as file:
+        for source in (path, str(path), data, bytearray(data), io.BytesIO(data), file):
+            assert runtime.load_concept(source).token == "<cat>"
+            runtime.unload_concept("<cat>")
+
+
+def test_what_holds_no_concept_is_refused_in_words(runtime, make_concept, tmp_path):
+    path = tmp_path / "cat.safetensors"
+    make_concept().save(path)
+    with open(path, encoding="ascii") as text, pytest.raises(ConceptError, match='opened with "rb"'):
+        runtime.load_concept(text)
+    with pytest.raises(ConceptError, match="The concept is int that gives int"):
+        runtime.load_concept(3)
+    with pytest.raises(ConceptError, match="The file"):
+        runtime.load_concept(b"no concept")

@@ -1,5 +1,6 @@
 """Runtime as its users meet it: concepts come and go, batches, seeds, steps, and what cannot be served."""
 
+import re
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -274,3 +275,26 @@ def test_too_many_pictures_at_once_are_refused_however_they_are_asked_for(runtim
             runtime.generate("a cat", **call)
     with pytest.raises(RequestError, match="would be 6000 pictures"):
         runtime.generate(["a cat"] * 3000, count=2)
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("steps", "Did you mean num_inference_steps?"),
+        ("cfg_scale", "Did you mean guidance_scale?"),
+        ("negativ_prompt", "Did you mean negative_prompt?"),
+        ("xyzzy", "Expected one of negative_prompt, width"),
+    ],
+)
+def test_an_option_of_another_name_is_answered_with_the_right_one(runtime, name, hint):
+    for draw in (runtime.generate, runtime.submit, runtime.denoise):
+        with pytest.raises(TypeError, match=re.escape(hint)):
+            draw("a cat", **{name: 4})
+
+
+def test_a_size_far_above_the_models_is_warned_of_once(runtime, caplog):
+    usual = runtime.bundle.defaults
+    for scale in (1, 2, 2):
+        runtime.denoise("a cat", width=scale * usual.width, height=scale * usual.height)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert f"more than the {usual.width} × {usual.height} that the model learned from" in line

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from perfusion.concept.notices import PromptNotices, foreign_syntax, nearest
+from perfusion.concept.notices import PromptNotices, foreign_syntax, nearest, unseen_words
 
 
 @pytest.fixture
@@ -81,3 +81,18 @@ def test_a_word_in_brackets_that_is_no_concept_is_compared_with_those_that_are(n
 )
 def test_what_other_programs_replace_by_other_words_is_known(prompt, marks):
     assert foreign_syntax(prompt) == marks
+
+
+def test_words_that_are_no_token_are_unseen_and_concepts_are_no_such_words():
+    knows = {"a</w>", "cat</w>", "on</w>", "beach</w>"}.__contains__
+    prompt = "A <my-hat> and a cat, on a sunlit beach! <other>"
+    assert unseen_words(prompt, ["<my-hat>"], knows) == ("and", "sunlit")
+
+
+def test_an_unseen_word_is_told_of_once(notices, caplog):
+    notices.unseen(["sunlit", "glass"])
+    notices.unseen(["glass"])
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        "the embedded model has never seen 'sunlit'"
+    ]
+    assert "'glass'" in caplog.text
