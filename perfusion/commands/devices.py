@@ -156,9 +156,19 @@ def _plan(args: argparse.Namespace) -> int:
         print(json.dumps(_plan_facts(plan, folder) | {"export": export}, indent=2))
         return 0
     print(f"{folder.name} on {plan.profile.title}: {plan.memory.explain()}\n")
-    print(_aligned([*_plan_rows(plan), *([("export", export)] if export else [])]))
+    rows = [("bundle", _bundle_line(folder)), *_plan_rows(plan)]
+    print(_aligned([*rows, *([("export", export)] if export else [])]))
     print("\nComputed from the graphs, not measured on the device.")
     return 0
+
+
+def _bundle_line(folder: Path) -> str:
+    """The bundle's own precision, which the plan's may differ from, and the engines in it."""
+    from perfusion.bundle.reader import read_bundle
+    from perfusion.tensorrt.engine_store import list_engines
+
+    names = sorted({engine.file.parent.name for engine in list_engines(folder)})
+    return f"{read_bundle(folder, verify=False).precision}, {'engines ' + ', '.join(names) if names else 'no engines'}"
 
 
 def _service(args: argparse.Namespace) -> int:
@@ -196,7 +206,8 @@ def _planned(args: argparse.Namespace) -> DevicePlan:
 
 def _plan_rows(plan: DevicePlan) -> list[tuple[str, str]]:
     memory, note = plan.memory, plan.profile.note
-    rows = [("engine", f"{plan.engine}, {plan.precision}")]
+    anew = "" if plan.exported else ": export it anew for that"
+    rows = [("engine", f"{plan.engine}, {plan.precision}{anew}")]
     for stage, size in memory.stages.items():
         rows.append((stage, f"{_gib(size)}  {', '.join(sorted(memory.resident[stage]))}"))
     rows += [
@@ -242,6 +253,7 @@ def _plan_facts(plan: DevicePlan, folder: Path) -> dict[str, Any]:
         "bundle": str(folder),
         "engine": plan.engine,
         "precision": plan.precision,
+        "exported": plan.exported,
         "workspace": plan.workspace,
         "profiles": {graph: [dict(ranges) for ranges in profiles] for graph, profiles in plan.shapes.items()},
         "width": size.width,

@@ -138,6 +138,15 @@ def prepare(
             "the model again."
         )
     targets.check_precision(args.engine, target, bundle.precision)
+    if (
+        bundle.precision == "fp32"
+        and args.precision is None
+        and (profile is None or profile.precision == "fp16")
+    ):
+        _log.warning(
+            "%s is in fp32, so its engines are too: twice the memory and half the speed. Export the model again "
+            "with --precision fp16, or say --precision fp32", folder,
+        )  # fmt: skip
     level = args.optimization_level
     if level is None and profile is not None:
         level = profile.optimization_level

@@ -265,6 +265,7 @@ def _say_script(
         return 0
     print(*as_lines(exported, (), ()), sep="\n", end="\n" if exported else "")
     print(f"{path}: copy {folder} to the device and run it there with python3; it builds for {target}")
+    print(f"Next, on the device: python3 {path.name} --dry-run")
     return 0
 
 

@@ -304,6 +304,7 @@ def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     manifest = json.loads((folder / _MANIFEST).read_bytes())  # read_bundle has just found it sound
     files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     encoder, unet, defaults = bundle.text_encoder, bundle.unet, bundle.defaults
+    engines = _engines(folder)
     facts: dict[str, Any] = {
         "kind": "bundle",
         "path": str(folder),
@@ -321,6 +322,7 @@ def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "width": defaults.width,
         "height": defaults.height,
         "size_step": bundle.size_step,
+        "engines": engines,
         "files": files,
     }
     lines = {
@@ -330,9 +332,21 @@ def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "layers": f"{len(unet.layers)}, with {unet.key_width} key and {unet.value_width} value numbers",
         "pictures": f"{defaults.width} x {defaults.height}, in steps of {bundle.size_step} pixels",
         "drawing": f"{defaults.num_inference_steps} steps, guidance scale {defaults.guidance_scale:g}",
+        "engines": "; ".join(f"{name} of {', '.join(graphs)}" for name, graphs in engines.items())
+        or "none, so ONNX Runtime draws; perfusion-export --engine builds some",
         **{f"file {name}": f"{size:,} bytes, checksum matches" for name, size in files.items()},
     }
     return facts, lines
+
+
+def _engines(folder: Path) -> dict[str, list[str]]:
+    """The graphs of which there are engines, by flavour and target: "trt-sm87"."""
+    from perfusion.tensorrt.engine_store import list_engines
+
+    graphs: dict[str, list[str]] = {}
+    for engine in list_engines(folder):
+        graphs.setdefault(engine.file.parent.name, []).append(engine.key.graph)
+    return {name: sorted(set(known)) for name, known in sorted(graphs.items())}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from perfusion.tensorrt.rtx import PORTABLE
 
 __all__ = [
     "ENGINES", "Engine", "EngineSearch", "building", "engine_damage", "engine_folder", "find_engine", "find_engines",
-    "prune_engines", "store_engine",
+    "list_engines", "prune_engines", "store_engine",
 ]  # fmt: skip
 
 ENGINES = "engines"
@@ -151,6 +151,16 @@ def find_engines(
     target = fields.get("target")
     matching.sort(key=lambda one: (_rank(one.key.target, target), *_spread(one.shape_ranges), one.file.stem))
     return tuple(matching), tuple(reasons)
+
+
+def list_engines(bundle: Path | str) -> list[Engine]:
+    """Every engine of a bundle that is whole by its size, for whatever GPU it is."""
+    engines = [_read(path) for path in sorted((Path(bundle) / ENGINES).glob("*/*.json"))]
+    return [
+        engine
+        for engine in engines
+        if isinstance(engine, Engine) and engine_damage(engine, verify=False) is None
+    ]
 
 
 def engine_damage(engine: Engine, *, verify: bool = True) -> str | None:

@@ -25,6 +25,7 @@ __all__ = [
     "EngineSettings",
     "build_engines",
     "check_gpu",
+    "room_for",
     "this_gpu",
 ]
 
@@ -217,13 +218,18 @@ def _build_new(
     return EngineOutcome(engine=engine, built=True, seconds=seconds, reasons=reasons)
 
 
-def _check_room(bundle: Path, job: EngineJob) -> None:
-    """Refuse before the minutes of a build what the disk could not hold.
+def room_for(bundle: Path, job: EngineJob) -> int:
+    """Bytes that an engine may take on the disk.
 
-    An engine has the weights in the precision they are computed in, and more for each shape range: about twice the
-    graph's files where they are stored in half the bytes. And it has the code of its kernels.
+    It has the weights in the precision they are computed in, and more for each shape range: about twice the graph's
+    files where they are stored in half the bytes. And it has the code of its kernels.
     """
-    wanted = _CODE_BYTES + 2 * sum((bundle / name).stat().st_size for name in job.needs)
+    return _CODE_BYTES + 2 * sum((bundle / name).stat().st_size for name in job.needs)
+
+
+def _check_room(bundle: Path, job: EngineJob) -> None:
+    """Refuse before the minutes of a build what the disk could not hold."""
+    wanted = room_for(bundle, job)
     free = shutil.disk_usage(bundle).free
     if free < wanted:
         raise PerfusionError(

@@ -6,8 +6,11 @@ word for word, so what is built there is what `perfusion-export` would have buil
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +22,8 @@ from perfusion import __version__
 from perfusion.errors import DeviceError
 from perfusion.files import writing
 from perfusion.tensorrt.build import BuildOptions
-from perfusion.tensorrt.engines import EngineJob, EngineSettings, build_engines
+from perfusion.tensorrt.engine_store import find_engine
+from perfusion.tensorrt.engines import EngineJob, EngineSettings, build_engines, room_for
 from perfusion.tensorrt.flavour import import_tensorrt
 from perfusion.tensorrt.keys import folder_name
 
@@ -37,7 +41,7 @@ _MODULES = (
 _HEAD = '''#!/usr/bin/env python3
 """Build the TensorRT engines of the bundle this file lies in, on the device that will run them.
 
-    python3 {name}
+    python3 {name} [--dry-run] [--help]
 
 It needs Python 3.10 or newer and TensorRT {oldest} or newer, which a Jetson has from JetPack. Nothing is
 downloaded. Engines that are there and fit are kept. Made by perfusion-edge {version} for {target}; the sources below
@@ -69,7 +73,7 @@ def load(name, source):
 if __name__ == "__main__":
     for name, source in SOURCES.items():
         load(name, source)
-    sys.exit(sys.modules["perfusion.tensorrt.script"].build_from_recipe(RECIPE, __file__))
+    sys.exit(sys.modules["perfusion.tensorrt.script"].build_from_recipe(RECIPE, __file__, sys.argv[1:]))
 '''
 
 
@@ -101,25 +105,78 @@ def script_text(jobs: Sequence[EngineJob], settings: EngineSettings, name: str) 
     return head + "".join(f"    {name!r}: {_literal(source)},\n" for name, source in sources.items()) + _TAIL
 
 
-def build_from_recipe(recipe: str, script: str) -> int:
-    """What the script does: build the engines of the bundle it lies in. Returns the exit code."""
+def build_from_recipe(recipe: str, script: str, arguments: Sequence[str] = ()) -> int:
+    """What the script does: build the engines of the bundle it lies in, or show them. Returns the exit code."""
     facts = json.loads(recipe)
     jobs = [EngineJob.from_json(job) for job in facts["jobs"]]
     options = BuildOptions(**facts["settings"].pop("options"))
     settings = EngineSettings(**facts["settings"], options=options)
-    bundle = Path(script).resolve().parent
+    path = Path(script).resolve()
+    args = _parser(path.name, settings).parse_args(list(arguments))
+    if args.dry_run:
+        _show(path.parent, jobs, settings)
+        return 0
     try:
         trt = import_tensorrt("trt" if settings.flavour == "trt" else "trt-rtx")
-        outcomes = build_engines(trt, bundle, jobs, settings, progress=_Shown())
+        outcomes = build_engines(trt, path.parent, jobs, settings, progress=_Shown())
     except Exception as error:
         if type(error).__module__ != DeviceError.__module__:
             raise
-        sys.stderr.write(f"{Path(script).name}: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"{path.name}: {' '.join(str(error).split())}\n")
         return 1
     for outcome in outcomes:
         done = f"built in {outcome.seconds:.0f} s" if outcome.built else "was there"
         sys.stdout.write(f"{outcome.engine.file}: {outcome.engine.bytes / 1e6:.1f} MB, {done}\n")
+    size = sum(outcome.engine.bytes for outcome in outcomes) / 1e6
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    sys.stdout.write(
+        f"{len(outcomes)} engines, {size:.1f} MB, {seconds:.0f} s. Next: {_next(path.parent, settings)}\n"
+    )
     return 0
+
+
+def _parser(name: str, settings: EngineSettings) -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(
+        prog=name,
+        description=f"Build the TensorRT engines of the bundle that this file lies in, for {settings.target} in "
+        f"{settings.precision}. Engines that are there and fit are kept, and a build that is killed leaves nothing "
+        "that looks finished.",
+        epilog="It takes minutes a graph, on a small board up to an hour. Close other programs first.",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be built, and how large it may get; build nothing",
+    )
+    return command
+
+
+def _show(bundle: Path, jobs: Sequence[EngineJob], settings: EngineSettings) -> None:
+    """What would be built, without TensorRT."""
+    fields = {"flavour": settings.flavour, "target": settings.target, "precision": settings.precision}
+    total = 0
+    for job in jobs:
+        wanted = fields | {"graph_sha256": job.sha256, "shape_ranges": job.shape_ranges}
+        there = find_engine(bundle, job.graph, wanted).engine
+        total += 0 if there else room_for(bundle, job)
+        state = (
+            f"is there, {there.bytes / 1e6:.1f} MB"
+            if there
+            else f"up to {room_for(bundle, job) / 1e6:.0f} MB"
+        )
+        sys.stdout.write(f"{job.graph}: {state}\n")
+        for sizes in job.shape_ranges:
+            most = ", ".join(f"{dimension} {ends[-1]}" for dimension, ends in sizes.items())
+            sys.stdout.write(f"  {most}\n")
+    free = shutil.disk_usage(bundle).free
+    sys.stdout.write(f"Up to {total / 1e9:.1f} GB in all, and {free / 1e9:.1f} GB are free.\n")
+
+
+def _next(bundle: Path, settings: EngineSettings) -> str:
+    """The command that draws with the engines."""
+    command = ["perfusion-generate", "--bundle", str(bundle), "--provider", settings.flavour]
+    return shlex.join([*command, "--prompt", "a cat on a beach", "--output", "cat.png"])
 
 
 class _Shown:

@@ -1,6 +1,7 @@
 """perfusion-devices on this machine and on made-up ones."""
 
 import json
+import re
 
 import pytest
 
@@ -126,6 +127,14 @@ def test_plan_counts_the_readings_of_a_prompt(capsys):
 def test_plan_refuses_readings_that_no_prompt_has(capsys, readings):
     assert main(["plan", "--readings", readings]) == 1
     assert "expected at least 1" in capsys.readouterr().err
+
+
+def test_plan_says_the_bundles_own_precision_beside_the_one_to_export_in(capsys):
+    assert main(["plan", "--device", "rtx-3060"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^bundle +fp32, no engines$", text, re.M)
+    assert re.search(r"^engine +trt-rtx, fp16: export it anew for that$", text, re.M)
+    assert answer(capsys, "plan", "--device", "rtx-3060")["exported"] is False
 
 
 def test_plan_shows_the_sizes_of_engines_and_counts_a_picture_to_draw_over(capsys):

@@ -240,5 +240,5 @@ def test_what_holds_no_concept_is_refused_in_words(runtime, make_concept, tmp_pa
         runtime.load_concept(text)
     with pytest.raises(ConceptError, match="The concept is int that gives int"):
         runtime.load_concept(3)
-    with pytest.raises(ConceptError, match="The file"):
+    with pytest.raises(ConceptError, match="This is no concept file"):
         runtime.load_concept(b"no concept")

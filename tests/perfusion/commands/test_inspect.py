@@ -129,6 +129,7 @@ def test_a_bundle_is_described_by_its_folder_or_its_manifest(bundle, capsys, nam
         "fp32",
         "3, with 12 key and 36 value numbers",
         "in steps of 32 pixels",
+        "none, so ONNX Runtime draws",
     ):
         assert fact in out
     assert out.count("checksum matches") == 5

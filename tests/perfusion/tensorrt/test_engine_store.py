@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from perfusion.commands.inspect import _engines
 from perfusion.errors import PerfusionError
 from perfusion.files import writing
 from perfusion.locking import lock
@@ -24,6 +25,7 @@ from perfusion.tensorrt.engine_store import (
     building,
     engine_folder,
     find_engine,
+    list_engines,
     prune_engines,
     store_engine,
 )
@@ -62,6 +64,15 @@ def test_what_was_stored_is_found_whole(tmp_path, key, built):
     assert found.file.read_bytes() == built.engine
     assert found.file.parent == tmp_path / "engines" / "trt-sm87"
     assert json.loads(found.file.with_suffix(".json").read_text())["built"] == {"seconds": 1.5}
+
+
+def test_all_whole_engines_are_listed_and_inspect_names_them(tmp_path, key, built, make_key):
+    whole = store_engine(tmp_path, key, built, {})
+    cut = store_engine(tmp_path, make_key(target="sm86", flavour="trt-rtx"), built, {})
+    cut.file.write_bytes(b"")
+    assert list_engines(tmp_path) == [whole]
+    assert list_engines(tmp_path / "nowhere") == []
+    assert _engines(tmp_path) == {"trt-sm87": ["unet"]}
 
 
 @pytest.mark.parametrize("name", OTHER)

@@ -32,7 +32,7 @@ ctypes.CDLL = lambda _: types.SimpleNamespace(
 """An Orin with the full TensorRT, which is TensorRT for RTX."""
 
 
-def run(path: Path, machine: str = "") -> subprocess.CompletedProcess:
+def run(path: Path, machine: str = "", *arguments: str) -> subprocess.CompletedProcess:
     """Run a script where this package cannot be imported, after what `machine` pretends."""
     block = (
         "import sys, runpy\n"
@@ -42,7 +42,7 @@ def run(path: Path, machine: str = "") -> subprocess.CompletedProcess:
         "            raise ImportError(name + ' is blocked')\n"
         "sys.meta_path.insert(0, Block())\n"
         f"{machine}\n"
-        f"sys.argv = [{str(path)!r}]\n"
+        f"sys.argv = {[str(path), *arguments]!r}\n"
         f"runpy.run_path({str(path)!r}, run_name='__main__')\n"
     )
     return subprocess.run(
@@ -64,7 +64,10 @@ def test_the_script_builds_the_very_engine_that_the_command_builds(rtx, toy, tmp
     (ours,) = build_engines(rtx, toy, [text_job], settings)
     assert ours.engine == made
     assert ours.engine.file.read_bytes() == plan
-    assert "was there" in run(path).stdout
+    again = run(path).stdout
+    assert "was there" in again
+    assert f"Next: perfusion-generate --bundle {toy} --provider trt-rtx --prompt" in again
+    assert f"text_encoder: is there, {made.bytes / 1e6:.1f} MB" in run(path, "", "--dry-run").stdout
 
 
 @pytest.mark.trt_build
@@ -88,6 +91,24 @@ def test_on_a_machine_without_tensorrt_the_script_says_what_is_missing(toy, text
         f"{path.name}: TensorRT is not usable here: the module tensorrt is not installed."
     )
     assert done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_shows_graphs_sizes_and_room_and_needs_no_tensorrt(toy, text_job, settings):
+    path = write_script(toy, [text_job], replace(settings, flavour="trt", target="sm87"))
+    block = "sys.modules['tensorrt'] = None"
+    done = run(path, block, "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    size = (toy / text_job.file).stat().st_size
+    assert f"text_encoder: up to {(16 * 2**20 + 2 * size) / 1e6:.0f} MB" in done.stdout
+    assert "are free." in done.stdout
+    assert not (toy / "engines").exists()
+
+
+def test_the_script_has_help_and_refuses_what_it_does_not_know(toy, text_job, settings):
+    path = write_script(toy, [text_job], replace(settings, flavour="trt", target="sm87"))
+    shown = run(path, "", "--help")
+    assert shown.returncode == 0 and "--dry-run" in shown.stdout and "for sm87" in shown.stdout
+    assert run(path, "", "--dry").returncode == 2
 
 
 def test_a_bundle_that_was_damaged_on_the_way_is_found(rtx, toy, text_job, settings):
