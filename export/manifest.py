@@ -121,7 +121,21 @@ def make_manifest(
         "files": {name: dict(files[name]) for name in sorted(files)},
         "parity": dict(parity),
         "versions": _versions(opset),
+        **({"made_from": made_from} if (made_from := _made_from(base)) else {}),
     }
+
+
+def _made_from(base: BaseModel) -> dict[str, Any]:
+    """What went into the model beside its own files; empty where nothing did."""
+    content: dict[str, Any] = {}
+    if base.skipped_layers:
+        content["clip_skip"] = base.skipped_layers + 1
+    if base.loras:
+        content["loras"] = [
+            {"file": lora.path.name, "scale": lora.scale, "sha256": sha256_of(lora.path)}
+            for lora in base.loras
+        ]
+    return content
 
 
 def file_table(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -188,7 +202,6 @@ def _text_encoder(base: BaseModel, index: int) -> dict[str, Any]:
                 "the size of the text encoder's vocabulary"
             )
     alone = len(base.text_encoders) == 1
-    skipped = {"skipped_layers": base.skipped_layers} if base.skipped_layers else {}
     return {
         "file": "text_encoder_2.onnx" if index else "text_encoder.onnx",
         "hidden_size": base.hidden_sizes[index],
@@ -197,7 +210,6 @@ def _text_encoder(base: BaseModel, index: int) -> dict[str, Any]:
         **ids,
         "output": "last_hidden_state" if alone else "penultimate_hidden_state",
         **({"pooled_output": "text_embeds"} if index else {}),
-        **skipped,
     }
 
 

@@ -42,6 +42,7 @@ class Bank(ConceptBank):
                 noun="bundle",
                 family=bundle.base,
                 fingerprint=bundle.base_fingerprint,
+                loras=bundle.loras,
                 text_dim=bundle.text_dim,
                 hidden_sizes=tuple(encoder.hidden_size for encoder in bundle.text_encoders),
                 key_width=bundle.unet.key_width,

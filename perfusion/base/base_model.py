@@ -20,6 +20,7 @@ from torch import Tensor
 from perfusion.base.attention import Layer, layer_table
 from perfusion.base.checkpoint_facts import CheckpointFacts, checkpoint_facts
 from perfusion.base.clip_skip import skip_layers
+from perfusion.base.distillation import Distillation, find_distillation
 from perfusion.base.encoding import Encodings, encode, encode_prompts, token_embedding
 from perfusion.base.families import check_pipeline, family_of, parts_of
 from perfusion.base.family_settings import family_settings
@@ -31,6 +32,7 @@ from perfusion.base.loading import (
     read_index,
     scheduler_class,
 )
+from perfusion.base.lora import LoRAFile, fuse_lora
 from perfusion.base.model_options import ModelOptions
 from perfusion.base.part_checks import check_configs, check_parts
 from perfusion.base.single_file import load_single_file
@@ -84,6 +86,8 @@ class BaseModel:
     """What diffusers calls its scheduler."""
     skipped_layers: int = 0
     """How many of the text encoder's last layers were taken off, see `perfusion.base.clip_skip`."""
+    loras: tuple[LoRAFile, ...] = ()
+    """What was added to its weights."""
 
     def __post_init__(self) -> None:
         check_parts(self)
@@ -233,8 +237,37 @@ def load_base(
     for name, part in parts.items():
         part.requires_grad_(False).eval()
         check_finite(folder, name, part)
+    distillation = find_distillation([lora.path for lora in options.loras], options.distilled)
+    for lora in options.loras:
+        fuse_lora(lora, {name: part for name, part in parts.items() if name != "vae"})
     base = _assemble(folder, source, parts, encoders, tokenizers, options)
-    return _with_noise(base, facts, options, told=config is not None)
+    base = _with_noise(base, facts, options, told=config is not None)
+    return _drawn_as(base if distillation is None else _distilled(base, distillation), options)
+
+
+def _drawn_as(base: BaseModel, options: ModelOptions) -> BaseModel:
+    """The model with the steps and the guidance that the caller wants, where any are wanted."""
+    steps = base.num_inference_steps if options.steps is None else options.steps
+    scale = base.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    return replace(base, num_inference_steps=steps, guidance_scale=scale)
+
+
+def _distilled(base: BaseModel, distillation: Distillation) -> BaseModel:
+    """The model with the scheduler, steps and guidance that its distillation asks for."""
+    logger.info(
+        "%s: drawn as %s, with %s in %d steps",
+        base.folder,
+        distillation.name,
+        distillation.scheduler_class,
+        distillation.steps,
+    )
+    return replace(
+        base,
+        scheduler={**base.scheduler, **distillation.settings},
+        scheduler_class=distillation.scheduler_class,
+        guidance_scale=distillation.guidance_scale,
+        num_inference_steps=distillation.steps,
+    )
 
 
 def _settings_of(
@@ -297,6 +330,7 @@ def _assemble(
         guidance_scale=own.get("guidance_scale", scale),
         num_inference_steps=own.get("num_inference_steps", steps),
         skipped_layers=skipped,
+        loras=options.loras,
     )
 
 

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perfusion.base.model_options import ModelOptions
 
-__all__ = ["MODEL_ARGUMENTS", "add_model_arguments", "model_options"]
+__all__ = [
+    "FUSING_ARGUMENTS",
+    "MODEL_ARGUMENTS",
+    "add_fusing_arguments",
+    "add_model_arguments",
+    "model_options",
+]
 
 MODEL_ARGUMENTS = ("model", "config", "vae", "prediction", "zero_terminal_snr", "clip_skip")
+FUSING_ARGUMENTS = ("lora", "distilled", "steps", "guidance_scale")
 """Their names as attributes."""
+_DISTILLATIONS = ("lcm", "lightning", "hyper", "dmd2", "none")
 
 
 def add_model_arguments(group: Any) -> None:
@@ -51,13 +59,60 @@ def add_model_arguments(group: Any) -> None:
     )
 
 
+def add_fusing_arguments(group: Any) -> None:
+    """Add --lora and what goes with it, for commands that make a model anew."""
+    add = group.add_argument
+    add(
+        "--lora",
+        type=_lora,
+        action="append",
+        metavar="FILE[:SCALE]",
+        help="add a LoRA to the weights, .safetensors; may be repeated",
+    )
+    add(
+        "--distilled",
+        choices=_DISTILLATIONS,
+        help="what a LoRA for few steps is: it sets scheduler, steps and guidance (default: told by its name)",
+    )
+    add("--steps", type=int, metavar="N", help="steps of a picture by default (default: the model's)")
+    add(
+        "--guidance-scale",
+        type=float,
+        metavar="G",
+        help="guidance of a picture by default, 1 is off (default: the model's)",
+    )
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE:SCALE; a colon of a Windows drive is none of a scale."""
+    name, colon, scale = text.rpartition(":")
+    try:
+        return (Path(name), float(scale)) if colon and name else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
 def model_options(args: argparse.Namespace) -> ModelOptions:
-    """What `add_model_arguments` took in. Raises `ModelError` for a clip skip below 1."""
+    """What `add_model_arguments`, and `add_fusing_arguments` where it was called, took in.
+
+    Raises `ModelError` for numbers that are too small.
+    """
+    from perfusion.base.lora import LoRAFile
     from perfusion.base.model_options import ModelOptions
 
+    fusing: dict[str, Any] = {}
+    if "lora" in args:
+        loras = tuple(LoRAFile(path=path, scale=scale) for path, scale in args.lora or ())
+        fusing = {
+            "loras": loras,
+            "distilled": args.distilled,
+            "steps": args.steps,
+            "guidance_scale": args.guidance_scale,
+        }
     return ModelOptions(
         vae=args.vae,
         prediction=args.prediction,
         zero_terminal_snr=args.zero_terminal_snr,
         clip_skip=args.clip_skip,
+        **fusing,
     )

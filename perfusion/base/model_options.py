@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perfusion.base.lora import LoRAFile
 from perfusion.errors import ModelError
 
 __all__ = ["ModelOptions", "noise_settings"]
@@ -27,6 +28,14 @@ class ModelOptions:
     clip_skip: int | None = None
     """From which of the text encoder's layers, counted from the end, its encodings are read, as A1111 counts: 1 is the
     last one."""
+    loras: tuple[LoRAFile, ...] = ()
+    """Added to the weights, one after the other."""
+    distilled: str | None = None
+    """What kind of distillation one of `loras` is, or "none"; None: told by their names."""
+    steps: int | None = None
+    """How many it is drawn in, where a request leaves that open."""
+    guidance_scale: float | None = None
+    """Likewise; 1 is off."""
 
     def __post_init__(self) -> None:
         if self.prediction not in (None, *_PREDICTIONS):
@@ -34,7 +43,12 @@ class ModelOptions:
                 f"The prediction {self.prediction!r} is not known, expected {' or '.join(_PREDICTIONS)}."
             )
         if self.clip_skip is not None and self.clip_skip < 1:
-            raise ModelError(f"clip skip is {self.clip_skip}, expected 1, which is the last layer, or more.")
+            raise ModelError(
+                f"The clip skip is {self.clip_skip}, expected 1, which is the last layer, or more."
+            )
+
+        if self.steps is not None and self.steps < 1:
+            raise ModelError(f"The model is to be drawn in {self.steps} steps, expected 1 or more.")
 
     def scheduler_settings(self) -> dict[str, Any]:
         """What these say of the noise, in the words of diffusers."""

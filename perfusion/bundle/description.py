@@ -111,6 +111,7 @@ class Bundle:
     defaults: Defaults
     format_version: int = FORMAT_VERSION
     force_zeros_for_empty_prompt: bool = False  # an empty negative prompt is zeros, not an encoded empty text
+    loras: tuple[str, ...] = ()  # names of the files that were added to its weights
     checksums: Mapping[str, str] = field(
         default_factory=dict
     )  # SHA-256 of its files, named from the folder on

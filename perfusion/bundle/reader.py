@@ -105,6 +105,12 @@ def _check_files(folder: Path, files: Fields, verify: bool) -> None:
             )
 
 
+def _loras(manifest: Fields) -> tuple[str, ...]:
+    if "made_from" not in manifest or "loras" not in (made_from := manifest.inner("made_from")):
+        return ()
+    return tuple(entry.text("file") for entry in made_from.inners("loras"))
+
+
 def _checksum(path: Path) -> str:
     try:
         return sha256_of(path)
@@ -145,6 +151,7 @@ def _bundle(folder: Path, manifest: Fields) -> Bundle:
         noise_model=_noise_model(scheduler),
         defaults=_defaults(manifest.inner("defaults"), _sampler(scheduler)),
         force_zeros_for_empty_prompt=manifest.truth("force_zeros_for_empty_prompt", default=False),
+        loras=_loras(manifest),
         checksums=checksums,
     )
     _check_agreement(bundle, manifest, vae)

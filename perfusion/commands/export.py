@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfusion.base.model_arguments import MODEL_ARGUMENTS, add_model_arguments, model_options
+from perfusion.base.model_arguments import (
+    FUSING_ARGUMENTS,
+    MODEL_ARGUMENTS,
+    add_fusing_arguments,
+    add_model_arguments,
+    model_options,
+)
 from perfusion.commands import Progress, parser, run
 from perfusion.commands.export_report import as_json, as_lines
 from perfusion.errors import ExportError
@@ -33,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
         "Turn a text-to-image model into a bundle that perfusion-generate draws with, without torch, and build "
         "TensorRT engines for it.",
     )
-    add_model_arguments(command.add_argument_group("model"))
+    model = command.add_argument_group("model")
+    add_model_arguments(model)
+    add_fusing_arguments(model)
     command.add_argument(
         "--bundle",
         type=Path,
@@ -143,7 +151,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.bundle is None and args.output is None:
         command.error("the following arguments are required: --output, or --bundle")
     if args.bundle is not None:
-        for name in (*MODEL_ARGUMENTS, "output", "opset", "keep_fp32"):
+        for name in (*MODEL_ARGUMENTS, *FUSING_ARGUMENTS, "output", "opset", "keep_fp32"):
             if getattr(args, name) is not None:
                 command.error(
                     f"argument --{name.replace('_', '-')}: not with --bundle, whose graphs are there"

@@ -49,6 +49,7 @@ class BaseTraits:
     key_projections: (
         Callable[[], NDArray[Any]] | None
     )  # gives (Σ d_K, text_dim); None where they are not kept
+    loras: tuple[str, ...] = ()  # added to its weights, by the names of their files
     family_is_certain: bool = True  # not where it was told from sizes: then an equal fingerprint settles it
 
 
@@ -293,7 +294,8 @@ def _check_fits(concept: Concept, base: BaseTraits) -> None:
 
 
 def _other_checkpoint(concept: Concept, base: BaseTraits) -> str:
-    return f"{concept.token} was trained on another {concept.base} checkpoint than this {base.noun}'s"
+    other = f"{concept.token} was trained on another {concept.base} checkpoint than this {base.noun}'s"
+    return f"{other}, to which {' and '.join(base.loras)} was added" if base.loras else other
 
 
 def _stacked(parts: Sequence[Array], empty: Array) -> Array:

@@ -592,7 +592,7 @@ def test_a_clip_skip_that_the_model_does_not_have_is_refused(tiny_model, tiny_xl
         load_base(tiny_model, options=ModelOptions(clip_skip=9))
     with pytest.raises(ModelError, match="clip skip 1 for a model with two text encoders"):
         load_base(tiny_xl_model, options=ModelOptions(clip_skip=1))
-    with pytest.raises(ModelError, match="clip skip is 0"):
+    with pytest.raises(ModelError, match="The clip skip is 0"):
         ModelOptions(clip_skip=0)
     load_base(tiny_xl_model, options=ModelOptions(clip_skip=2))
 
