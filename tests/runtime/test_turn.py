@@ -46,7 +46,7 @@ def test_waiters_come_in_their_order():
 
 
 def test_a_thread_that_takes_turn_after_turn_lets_another_in():
-    turn, stop, turns = Turn(), threading.Event(), []
+    turn, stop, turns = Turn(), threading.Event(), list[None]()
 
     def work():
         while not stop.is_set():

@@ -19,6 +19,7 @@ from PIL import Image
 from perfusion.errors import RequestError
 from perfusion.serving.access import Access
 from perfusion.serving.rates import Limits
+from tests.perfusion.serving import http
 from tests.perfusion.serving.conftest import picture_of, wait_for
 
 
@@ -77,25 +78,25 @@ def test_the_webuiapi_package_draws_and_lists(server):
 
 
 def test_errors_of_the_webui_dialect_are_its_own_objects(server):
-    answer = httpx.post(f"{server.address}/sdapi/v1/txt2img", json={"width": 7})
+    answer = http.post(f"{server.address}/sdapi/v1/txt2img", json={"width": 7})
     assert answer.status_code == 400
     assert set(answer.json()) == {"error", "detail", "body", "errors"}
 
 
 def test_a_page_of_another_site_and_a_foreign_name_are_refused(server):
     url = f"{server.address}/v1/models"
-    assert httpx.get(url, headers={"Origin": "https://evil.example"}).status_code == 403
-    assert httpx.get(url, headers={"Host": "evil.example"}).status_code == 403
-    assert httpx.get(url, headers={"Origin": server.address}).status_code == 200
+    assert http.get(url, headers={"Origin": "https://evil.example"}).status_code == 403
+    assert http.get(url, headers={"Host": "evil.example"}).status_code == 403
+    assert http.get(url, headers={"Origin": server.address}).status_code == 200
 
 
 def test_the_key_opens_by_bearer_and_by_basic_and_health_is_open(locked):
-    assert httpx.get(f"{locked.address}/healthz").text == "ok"
+    assert http.get(f"{locked.address}/healthz").text == "ok"
     for path in ("/metrics", "/v1/models", "/sdapi/v1/options"):
-        refused = httpx.get(f"{locked.address}{path}")
+        refused = http.get(f"{locked.address}{path}")
         assert refused.status_code == 401 and "WWW-Authenticate" in refused.headers
-        assert httpx.get(f"{locked.address}{path}", auth=("anyone", "open sesame")).status_code == 200
-        assert httpx.get(f"{locked.address}{path}", auth=("anyone", "open")).status_code == 401
+        assert http.get(f"{locked.address}{path}", auth=("anyone", "open sesame")).status_code == 200
+        assert http.get(f"{locked.address}{path}", auth=("anyone", "open")).status_code == 401
 
 
 def test_another_machine_is_let_in_with_a_key_alone():
@@ -108,20 +109,20 @@ def test_another_machine_is_let_in_with_a_key_alone():
     "body", [b"", b"[]", b"{", b"[" * 100_000, b'{"prompt": 3}', b'{"prompt": "a", "n": 1e999}']
 )
 def test_rubbish_is_a_400_and_no_traceback(server, body):
-    answer = httpx.post(f"{server.address}/v1/images/generations", content=body)
+    answer = http.post(f"{server.address}/v1/images/generations", content=body)
     assert answer.status_code == 400
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_a_body_that_is_too_large_is_refused(serve):
     address = serve(limits=Limits(body_bytes=100)).address
-    answer = httpx.post(f"{address}/v1/images/generations", json={"prompt": "a" * 200})
+    answer = http.post(f"{address}/v1/images/generations", json={"prompt": "a" * 200})
     assert answer.status_code == 413
 
 
 def test_a_full_queue_is_429_with_a_time_to_try_again(serve):
     address = serve(queue_size=1).address
-    answer = httpx.post(f"{address}/v1/images/generations", json={"prompt": "a cat", "n": 10}, timeout=60)
+    answer = http.post(f"{address}/v1/images/generations", json={"prompt": "a cat", "n": 10})
     assert answer.status_code == 429
     assert int(answer.headers["Retry-After"]) > 0
 
@@ -129,7 +130,7 @@ def test_a_full_queue_is_429_with_a_time_to_try_again(serve):
 def test_a_client_that_goes_away_leaves_no_job_behind(server):
     address, runtime = server.address, server.runtime
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
+        http.post(
             f"{address}/v1/images/generations", timeout=0.3,
             json={"prompt": "a cat", "num_inference_steps": 1000, "n": 4},
         )  # fmt: skip
@@ -141,19 +142,17 @@ def test_a_client_that_goes_away_leaves_no_job_behind(server):
 
 
 def test_metrics_count_calls(server):
-    httpx.post(
+    http.post(
         f"{server.address}/v1/images/generations",
         json={"prompt": "a cat", "num_inference_steps": 1},
-        timeout=60,
     )
-    assert 'perfusion_unet_calls_total{pictures="1"' in httpx.get(f"{server.address}/metrics").text
+    assert 'perfusion_unet_calls_total{pictures="1"' in http.get(f"{server.address}/metrics").text
 
 
 def test_the_info_of_txt2img_is_a_text_of_json(server):
-    answer = httpx.post(
+    answer = http.post(
         f"{server.address}/sdapi/v1/txt2img",
         json={"steps": 1, "width": 32, "height": 32, "n_iter": 2},
-        timeout=60,
     ).json()
     assert len(json.loads(answer["info"])["all_seeds"]) == len(answer["images"]) == 2
 
@@ -225,10 +224,10 @@ def test_edits_take_json_with_data_urls_and_fetch_nothing(server):
     url = "data:image/png;base64," + base64.b64encode(png(RED).read()).decode()
     address = f"{server.address}/v1/images/edits"
     fields = {"prompt": "a cat", "num_inference_steps": 1, "image_strength": 1.0}
-    answer = httpx.post(address, json=fields | {"images": [{"image_url": url}]})
+    answer = http.post(address, json=fields | {"images": [{"image_url": url}]})
     assert answer.status_code == 200
     for foreign in ("http://127.0.0.1:1/x.png", "file:///etc/passwd", "data:text/html;base64,AAAA"):
-        answer = httpx.post(address, json=fields | {"images": [{"image_url": foreign}]})
+        answer = http.post(address, json=fields | {"images": [{"image_url": foreign}]})
         assert answer.status_code == 400 and answer.json()["error"]["param"] in ("images", "image")
 
 
@@ -253,7 +252,7 @@ def test_the_openai_package_streams_pictures_on_their_way(server):
 
 def test_a_stream_that_nobody_reads_any_more_is_cancelled(server):
     fields = {"prompt": "a cat", "stream": True, "partial_images": 1, "num_inference_steps": 1000}
-    with httpx.stream("POST", f"{server.address}/v1/images/generations", json=fields, timeout=60) as answer:
+    with http.stream("POST", f"{server.address}/v1/images/generations", json=fields) as answer:
         assert answer.status_code == 200
         wait_for(lambda: server.runtime.queue.drawing)
     wait_for(lambda: not server.runtime.queue.drawing and not server.runtime.queue.waiting)
@@ -276,13 +275,13 @@ def test_webuiapi_draws_over_pictures_and_reads_what_they_carry(server):
     info = api.png_info(answer.image)
     assert info.parameters["Seed"] == "3" and info.parameters["Prompt"] == "a <cat>"
     assert info.info == answer.info["infotexts"][0]
-    refused = httpx.post(f"{server.address}/sdapi/v1/img2img", json={})
+    refused = http.post(f"{server.address}/sdapi/v1/img2img", json={})
     assert refused.status_code == 404 and "init image" in refused.json()["detail"]
 
 
 def test_webuiapi_interrupts_its_own_pictures_alone_and_gets_them_as_far_as_they_came(locked):
     long = {"prompt": "a <cat>", "steps": 1000, "width": 32, "height": 32, "batch_size": 2}
-    mine, other = (httpx.Client(auth=("me", key), timeout=60) for key in locked.parts.access.keys)
+    mine, other = (http.client(auth=("me", key)) for key in locked.parts.access.keys)
     with mine, other:
         check_interrupts(locked, long, mine, other)
 
@@ -313,12 +312,10 @@ def test_skip_gives_up_one_picture_and_draws_the_next(server):
     address = f"{server.address}/sdapi/v1"
     fields = {"prompt": "a <cat>", "steps": 100, "width": 32, "height": 32, "n_iter": 2}
     answers = []
-    thread = threading.Thread(
-        target=lambda: answers.append(httpx.post(f"{address}/txt2img", json=fields, timeout=60))
-    )
+    thread = threading.Thread(target=lambda: answers.append(http.post(f"{address}/txt2img", json=fields)))
     thread.start()
-    wait_for(lambda: httpx.get(f"{address}/progress").json()["state"]["sampling_step"])
-    httpx.post(f"{address}/skip")
+    wait_for(lambda: http.get(f"{address}/progress").json()["state"]["sampling_step"])
+    http.post(f"{address}/skip")
     thread.join()
     assert len(answers[0].json()["images"]) == 2
     assert not server.runtime.queue.drawing
@@ -335,10 +332,10 @@ def test_options_are_remembered_for_each_client_and_another_model_is_refused(loc
     assert api.get_options()["samples_format"] == "webp"
     answer = api.txt2img(prompt="a cat", steps=1, width=32, height=32)
     assert answer.image.format == "WEBP"
-    assert httpx.get(f"{address}/options", auth=("", another)).json()["samples_format"] == "png"
+    assert http.get(f"{address}/options", auth=("", another)).json()["samples_format"] == "png"
     with pytest.raises(RuntimeError, match="There is no model"):
         api._to_api_result(
-            httpx.post(f"{address}/options", auth=("", key), json={"sd_model_checkpoint": "v1-5"})
+            http.post(f"{address}/options", auth=("", key), json={"sd_model_checkpoint": "v1-5"})
         )
 
 
@@ -361,16 +358,16 @@ OPEN_WEBUI = {
 
 @pytest.mark.parametrize("fields", [SILLYTAVERN, OPEN_WEBUI], ids=["SillyTavern", "Open WebUI"])
 def test_the_bodies_that_chat_programs_send_are_drawn(server, fields):
-    answer = httpx.post(f"{server.address}/sdapi/v1/txt2img", json=fields, timeout=60)
+    answer = http.post(f"{server.address}/sdapi/v1/txt2img", json=fields)
     assert answer.status_code == 200
     assert picture_of(answer.json()["images"][0]).size == (32, 32)
     for name in ("samplers", "schedulers", "sd-models", "sd-vae", "upscalers", "latent-upscale-modes", "loras",
                  "embeddings", "memory", "options", "progress"):  # fmt: skip
-        assert httpx.get(f"{server.address}/sdapi/v1/{name}").status_code == 200
+        assert http.get(f"{server.address}/sdapi/v1/{name}").status_code == 200
 
 
 def test_what_a1111_does_and_this_server_does_not_is_refused_by_name(server):
-    answer = httpx.post(f"{server.address}/sdapi/v1/txt2img", json=SILLYTAVERN | {"enable_hr": True})
+    answer = http.post(f"{server.address}/sdapi/v1/txt2img", json=SILLYTAVERN | {"enable_hr": True})
     assert answer.status_code == 400 and "enable_hr" in answer.json()["detail"]
 
 
@@ -382,9 +379,7 @@ def test_open_webui_asks_openai_images_with_these_fields(server):
         "size": "32x32",
         "response_format": "b64_json",
     }
-    answer = httpx.post(f"{server.address}/v1/images/generations", json=fields, timeout=60).json()
+    answer = http.post(f"{server.address}/v1/images/generations", json=fields).json()
     assert picture_of(answer["data"][0]["b64_json"]).size == (32, 32)
-    answer = httpx.post(
-        f"{server.address}/v1/images/generations", json=fields | {"response_format": "url"}, timeout=60
-    )
+    answer = http.post(f"{server.address}/v1/images/generations", json=fields | {"response_format": "url"})
     assert answer.json()["data"][0]["url"].startswith("data:image/png;base64,")

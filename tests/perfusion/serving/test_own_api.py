@@ -5,13 +5,13 @@ import io
 import json
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from perfusion.concept.concept_file import Concept
 from perfusion.runtime.picture_settings import read_settings
+from tests.perfusion.serving import http
 from tests.perfusion.serving.conftest import wait_for
 
 STEPS = {"num_inference_steps": 2}
@@ -19,7 +19,7 @@ STEPS = {"num_inference_steps": 2}
 
 @pytest.fixture(scope="module")
 def client(server):
-    with httpx.Client(base_url=server.address, timeout=60) as client:
+    with http.client(base_url=server.address) as client:
         yield client
 
 
@@ -148,7 +148,7 @@ def test_an_alias_of_two_concepts_is_refused_with_both_names(serve, toy_concept)
         "felix.safetensors": toy_concept(token="<kitty>"),
     }
     address = serve(files=files).address
-    answer = httpx.post(f"{address}/api/jobs", json={"prompt": "a <kitty>"})
+    answer = http.post(f"{address}/api/jobs", json={"prompt": "a <kitty>"})
     assert answer.status_code == 400
     assert "<felix> or <tom>" in answer.json()["error"]["message"]
 
@@ -188,7 +188,7 @@ def test_the_device_and_a_plan_are_told(server, client):
 
 
 def test_a_page_signs_in_with_the_key_and_has_a_cookie(locked):
-    with httpx.Client(base_url=locked.address) as client:
+    with http.client(base_url=locked.address) as client:
         assert client.get("/api/jobs").status_code == 401
         assert client.post("/api/login", json={"key": "wrong"}).status_code == 401
         answer = client.post("/api/login", json={"key": "open sesame"})
