@@ -16,6 +16,7 @@ export function open(room) {
   const plan = h("div", { class: "card" }, h("h2", { text: t("device.plan") }), h("p", { class: "muted", text: t("device.plan.words") }),
     h("div", { class: "fields" }, field(t("form.width"), width), field(t("form.height"), height), field(t("device.plan.batch"), batch)), answer);
   const wrong = h("div", {});
+  let questions = 0;
   room.append(h("div", { class: "room-head" }, h("h1", { text: t("room.device") }), button(t("device.again"), { sign: "again", on: again })), wrong, h("div", { class: "device" }, facts, plan, findings));
   for (const input of [width, height, batch]) input.addEventListener("change", ask);
   news.addEventListener("device", show);
@@ -36,15 +37,18 @@ export function open(room) {
       remedy ? h("p", { class: "remedy", text: t("device.remedy", { remedy }) }) : null);
   }
 
+  /** Ask for the plan; of several answers the newest question's is shown. */
   async function ask() {
+    const question = ++questions;
     try {
       const { needed, free, fits, sentence } = await get(`/api/plan?width=${width.value}&height=${height.value}&batch=${batch.value}`);
+      if (question !== questions) return;
       const bar = h("div", {});
       bar.style.transform = `scaleX(${Math.min(1, needed / free)})`;
       answer.replaceChildren(h("p", { class: "row" }, h("span", { class: `tag ${fits ? "good" : "bad"}`, text: t(fits ? "device.plan.fits" : "device.plan.not") }), t("device.plan.bar", { needed: bytes(needed), free: bytes(free) })),
         h("div", { class: `plan-bar ${fits ? "" : "over"}`, "aria-hidden": "true" }, bar), h("p", { class: "muted", text: sentence }));
     } catch (error) {
-      answer.replaceChildren(failure(error.message));
+      if (question === questions) answer.replaceChildren(failure(error.message));
     }
   }
 

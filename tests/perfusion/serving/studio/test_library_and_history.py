@@ -55,7 +55,8 @@ def test_a_card_from_one_studio_is_a_concept_in_another(
     with page.expect_download() as download:
         card(page, "<school-bus>").get_by_role("link", name="Card").click()
     download.value.save_as(tmp_path / "yellow.png")
-    assert Image.open(tmp_path / "yellow.png").size == (256, 256)
+    with Image.open(tmp_path / "yellow.png") as picture:
+        assert picture.size == (256, 256)
     other = start_server("--library", str(tmp_path / "library"))
     friend = open_page(other, "concepts")
     friend.get_by_role("heading", name="No concepts yet").wait_for()
