@@ -6,10 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfusion.commands import parser, run, say
 from perfusion.commands.drawing_arguments import at_least_one, memory_argument
 from perfusion.errors import DeviceError, RequestError
+
+if TYPE_CHECKING:
+    from perfusion.serving.lessons import Lessons
+    from perfusion.serving.library import Library
 
 __all__ = ["main", "serve", "serve_parser"]
 
@@ -95,6 +100,11 @@ def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
         help="for what is being drawn to be finished when the server is stopped (default: %(default)s)",
     )  # fmt: skip
     add("--log-json", action="store_true", help="the log, a line a request, as JSON")
+    add(
+        "--training-model", type=Path, metavar="DIR",
+        help="the base model of --bundle, to teach concepts with (default: the embedded model's)",
+    )  # fmt: skip
+    add("--no-training", action="store_true", help="teach nothing over HTTP")
     return command
 
 
@@ -125,7 +135,7 @@ def serve(args: argparse.Namespace, name: str) -> int:
         library = Library(runtime, args.library or data / "concepts", samples=args.library is None)
         parts = ServerParts(
             runtime=runtime, library=library, history=history, access=access, settings=not args.no_settings,
-            client_queue=args.client_queue,
+            client_queue=args.client_queue, lessons=_lessons(args, data / "trainings", library),
         )  # fmt: skip
         if not args.quiet:
             scheme = "http" if args.tls_cert is None else "https"
@@ -144,6 +154,21 @@ def serve(args: argparse.Namespace, name: str) -> int:
     with _logging(quiet=args.quiet, as_json=args.log_json):
         run_service(make, listening)
     return 0
+
+
+def _lessons(args: argparse.Namespace, folder: Path, library: "Library") -> "Lessons | str":
+    """What teaches, or why this server does not."""
+    from importlib.util import find_spec
+
+    from perfusion.serving.lessons import Lessons
+
+    if args.no_training:
+        return "Teaching is switched off on this server."
+    if find_spec("torch") is None or find_spec("diffusers") is None:
+        return 'Teaching needs torch on this server. Install it there: pip install "perfusion-edge[train]".'
+    if args.bundle is not None and args.training_model is None:
+        return "Teaching needs the model that this server's bundle was made of. Start it with --training-model DIR."
+    return Lessons(folder, library, model=args.training_model)
 
 
 @contextmanager

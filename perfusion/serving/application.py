@@ -23,6 +23,8 @@ from perfusion.serving.gate import Gate
 from perfusion.serving.history import History
 from perfusion.serving.inspection import inspection_routes
 from perfusion.serving.job_routes import job_routes
+from perfusion.serving.lesson_routes import lesson_routes
+from perfusion.serving.lessons import Lessons
 from perfusion.serving.library import Library
 from perfusion.serving.meters import Meters
 from perfusion.serving.openai_images import openai_routes
@@ -47,6 +49,7 @@ class ServerParts:
     limits: Limits = field(default_factory=Limits)
     settings: bool = True  # whether pictures' files say how they were drawn
     client_queue: int = 64  # pictures of one client that may wait or be drawn
+    lessons: Lessons | str = "This server does not teach."  # or why it does not
 
 
 class Service:
@@ -67,6 +70,8 @@ class Service:
 
     def close(self) -> None:
         """Give everything back; orders that are not over are cancelled."""
+        if isinstance(self._parts.lessons, Lessons):
+            self._parts.lessons.close()
         self.desk.close()
         self._parts.runtime.close()
         self._parts.history.close()
@@ -88,7 +93,7 @@ class Service:
                 Route("/healthz", healthy), Route("/readyz", healthy), Route("/metrics", metrics),
                 *openai_routes(desk), *webui_routes(desk), *job_routes(desk), *concept_routes(parts.library),
                 *picture_routes(parts.history), *inspection_routes(parts.library), *device_routes(parts.runtime),
-                *sign_in_routes(parts.access), *studio_routes(),
+                *lesson_routes(parts.lessons), *sign_in_routes(parts.access), *studio_routes(),
             ],
             middleware=[
                 Middleware(RequestLog, observe=self.meters.request),

@@ -55,8 +55,13 @@ async function enter() {
     if (other === room) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const place = await places[room];
+  const place = await places[room].catch(() => null);
   if (current !== room) return;
+  if (!place) {
+    delete places[room];
+    main.replaceChildren(h("div", { class: "room" }, h("p", { class: "failure", role: "alert", text: t("error.unreachable") }), button(t("retry"), { sign: "again", on: enter })));
+    return;
+  }
   document.title = `${t(`room.${room}`)} · ${t("title")}`;
   const changed = main.firstElementChild !== place.element;
   if (changed) main.replaceChildren(place.element);

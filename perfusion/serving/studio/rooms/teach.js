@@ -9,7 +9,7 @@ import { duration, t } from "/studio/texts.js";
 const MOST = 10;
 const ASK_MS = 1500;
 const NAME = /^[\p{L}\p{N}][\p{L}\p{N}._-]{0,59}$/u;
-const OPEN = new Set(["waiting", "preparing", "training", "running"]);
+const OPEN = new Set(["waiting", "training"]);
 
 export function open(room, { go }) {
   const input = h("input", { type: "file", accept: "image/*,.heic,.heif", multiple: true, class: "unseen", tabindex: "-1", "aria-hidden": "true", on: { change: () => add([...input.files]) } });
@@ -107,7 +107,7 @@ export function open(room, { go }) {
     try {
       states = await get("/api/trainings");
     } catch (error) {
-      if (error.status) list.replaceChildren(h("li", { class: "muted", text: error.status === 404 ? t("teach.unavailable") : error.message }));
+      if (error.status) list.replaceChildren(h("li", { class: "muted", text: error.message }));
       return;
     }
     for (const state of states) show(state);
@@ -147,9 +147,9 @@ class Lesson {
     this.words = h("p", { class: "muted" });
     this.bar = h("div", {});
     this.progress = h("div", { class: "progress", role: "progressbar", "aria-label": t("job.progress"), "aria-valuemin": 0, "aria-valuemax": 100 }, this.bar);
-    this.samples = h("div", { class: "samples" });
+    this.sheet = h("div", { class: "sheet" });
     this.foot = h("div", { class: "row" });
-    this.element = h("li", { class: "card lesson" }, h("div", {}, this.title, this.words), this.progress, this.samples, this.foot);
+    this.element = h("li", { class: "card lesson" }, h("div", {}, this.title, this.words), this.progress, this.sheet, this.foot);
   }
 
   show(training) {
@@ -165,7 +165,7 @@ class Lesson {
     const share = total ? step / total : 0;
     this.bar.style.transform = `scaleX(${share})`;
     this.progress.setAttribute("aria-valuenow", Math.round(share * 100));
-    this.showSamples(training.samples ?? training.pictures ?? []);
+    this.showSheet(training.sheet);
     if (state !== this.state) {
       this.foot.replaceChildren(state === "done" ? button(t("teach.draw", { word: this.word }), { sign: "draw", kind: "primary", on: () => this.go("draw", { action: "insert", word: this.word }) }) : "",
         open ? button(t("teach.stop"), { sign: "close", on: () => this.stop(id) }) : button(t("teach.away"), { sign: "bin", kind: "text", on: () => this.stop(id) }));
@@ -173,9 +173,8 @@ class Lesson {
     this.state = state;
   }
 
-  showSamples(samples) {
-    const sources = samples.map((sample) => (typeof sample === "string" ? { url: sample } : sample));
-    if (sources.length === this.samples.children.length) return;
-    this.samples.replaceChildren(...sources.map(({ url, step }) => h("img", { src: url, alt: t("teach.sample", { step: step ?? "" }), loading: "lazy" })));
+  /** The sheet that the training draws at its end. */
+  showSheet(sheet) {
+    if (sheet && !this.sheet.children.length) this.sheet.append(h("a", { href: sheet, target: "_blank", rel: "noopener" }, h("img", { src: sheet, alt: t("teach.sheet", { word: this.word }), loading: "lazy" })));
   }
 }

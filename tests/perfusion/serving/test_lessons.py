@@ -1,0 +1,140 @@
+"""Trainings over HTTP, with a process in place of perfusion-train that learns nothing and says what it is told to."""
+
+import io
+import sys
+import textwrap
+import time
+
+import httpx
+import pytest
+from PIL import Image
+
+from perfusion.runtime import Runtime
+from perfusion.serving.lessons import Lessons
+from perfusion.serving.library import Library
+
+PATH = "/api/trainings"
+
+
+@pytest.fixture
+def library(bundle, tmp_path):
+    with Runtime(bundle.folder, provider="cpu", threads=1) as runtime:
+        yield Library(runtime, tmp_path / "concepts", samples=False)
+
+
+@pytest.fixture
+def make_lessons(library, toy_concept, tmp_path, monkeypatch):
+    """Lessons whose process runs some lines of Python; `output` is where the concept goes."""
+    opened = []
+
+    def make(code):
+        def command(lessons, lesson):
+            output = lessons._place(lesson) / "concept.safetensors"
+            toy_concept().save(output)
+            return [
+                sys.executable,
+                "-c",
+                f"output = {str(output)!r}\nimport sys, time\n{textwrap.dedent(code)}",
+            ]
+
+        monkeypatch.setattr(Lessons, "_command", command)
+        opened.append(Lessons(tmp_path / "trainings", library))
+        return opened[-1]
+
+    yield make
+    for lessons in opened:
+        lessons.close()
+
+
+def form(name="cat", count=2, superclass="cat", **fields):
+    """What a page sends."""
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(stream, "PNG")
+    files = [("pictures", (f"{number}.png", stream.getvalue())) for number in range(count)]
+    return {"data": {"name": name, "superclass": superclass, **fields}, "files": files}
+
+
+@pytest.fixture
+def client(serve):
+    def client(lessons):
+        return httpx.Client(base_url=serve(lessons=lessons).address, timeout=30)
+
+    return client
+
+
+def ended(client, number):
+    """A training's facts once it is over."""
+    ends = time.monotonic() + 60
+    while (facts := client.get(f"{PATH}/{number}").json())["state"] in ("waiting", "training"):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    return facts
+
+
+def test_a_training_tells_its_progress_and_its_concept_lands_in_the_library(make_lessons, client, library):
+    lessons = make_lessons("""
+        print("training <cat> 3/8, 0:02 elapsed, 1:05 left, loss 0.1250", file=sys.stderr, flush=True)
+        while not __import__("os").path.exists(output + ".go"): time.sleep(0.02)
+    """)
+    with client(lessons) as http:
+        lesson = http.post(PATH, **form()).json()
+        while (facts := http.get(f"{PATH}/{lesson['id']}").json())["step"] == 0:
+            time.sleep(0.02)
+        assert (facts["state"], facts["total"], facts["loss"], facts["seconds_left"]) == (
+            "training",
+            8,
+            0.125,
+            65,
+        )
+        assert "client" not in facts
+        (lessons._place(lessons.get("127.0.0.1", lesson["id"])) / "concept.safetensors.go").touch()
+        assert ended(http, lesson["id"])["concept"] == "cat"
+        assert [known.word for known in library.concepts] == ["<cat>"]
+        assert http.post(PATH, **form()).status_code == 409
+        assert http.delete(f"{PATH}/{lesson['id']}").status_code == 204
+        assert http.get(PATH).json() == []
+    assert [known.word for known in library.concepts] == ["<cat>"]
+
+
+def test_what_went_wrong_is_said_in_the_training_s_own_words(make_lessons, client, library):
+    lessons = make_lessons("""
+        print("perfusion-train: The superclass is unknown. Choose another.", file=sys.stderr)
+        sys.exit(1)
+    """)
+    with client(lessons) as http:
+        facts = ended(http, http.post(PATH, **form()).json()["id"])
+    assert (facts["state"], facts["error"]) == ("failed", "The superclass is unknown. Choose another.")
+    assert library.concepts == []
+
+
+def test_a_training_is_stopped_and_one_that_was_under_way_goes_on_after_a_restart(make_lessons, client):
+    lessons = make_lessons("time.sleep(60)")
+    with client(lessons) as http:
+        first, second = (http.post(PATH, **form(name)).json()["id"] for name in ("one", "two"))
+        assert http.delete(f"{PATH}/{first}").status_code == 204
+        assert ended(http, first)["state"] == "cancelled"
+        while http.get(f"{PATH}/{second}").json()["state"] != "training":
+            time.sleep(0.02)
+    lessons.close()
+    with client(make_lessons("pass")) as http:
+        assert {each["id"]: each["name"] for each in http.get(PATH).json()} == {first: "one", second: "two"}
+        assert ended(http, second)["state"] == "done"
+
+
+@pytest.mark.parametrize("fields", [
+    {"count": 0}, {"count": 11}, {"name": "../up"}, {"name": ""}, {"superclass": "--model=x/y"}, {"superclass": " "},
+    {"options": "[1]"}, {"options": '{"steps": 0}'}, {"options": '{"steps": "many"}'},
+])  # fmt: skip
+def test_what_cannot_be_learned_is_refused_and_nothing_is_written(make_lessons, client, tmp_path, fields):
+    with client(make_lessons("pass")) as http:
+        answer = http.post(PATH, **form(**fields))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].endswith(".")
+    assert not list((tmp_path / "trainings").glob("*"))
+
+
+def test_a_server_that_does_not_teach_says_why(client):
+    with client("Teaching is switched off on this server.") as http:
+        for answer in (http.get(PATH), http.post(PATH, **form())):
+            assert answer.status_code == 404
+            assert answer.json()["error"]["message"] == "Teaching is switched off on this server."
