@@ -18,7 +18,7 @@ from tests import filler_names, rooms
 from tests.rooms import FOLDERS, ROOMS, ROOT, imports, modules
 
 LINKS = FOLDERS[1:]
-PYPROJECT = (ROOT / "pyproject.toml").read_text()
+PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 COMMANDS = dict(re.findall(r'^(perfusion-\w+) = "(perfusion\.commands\.\w+):main"$', PYPROJECT, re.M))
 HEAVY = {
     *("numpy", "safetensors", "tokenizers", "PIL", "onnxruntime", "tensorrt"),

@@ -119,3 +119,9 @@ def test_a_processors_speed_grows_with_its_cores_and_its_bandwidth_only_so_far()
     one, two, many = (processor_profile(cores=count, memory=8 * GIB) for count in (1, 2, 64))
     assert two.fp16_flops == 2 * one.fp16_flops
     assert many.bandwidth == 4 * one.bandwidth
+
+
+def test_an_arm_machine_is_not_sent_to_tensorrt_for_rtx_which_has_no_wheels_for_it():
+    assert find_profile("dgx-spark").engine == "trt"
+    assert find_profile("agx-thor").engine == "trt"
+    assert find_profile("rtx-5090").engine == "trt-rtx"

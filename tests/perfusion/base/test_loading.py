@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from perfusion.base.base_model import BaseModel, load_base
-from perfusion.base.loading import first_line
+from perfusion.base.loading import first_line, read_json
 from perfusion.errors import ModelError
 from recipes.pocket.architecture import build_pipeline
 
@@ -26,6 +26,11 @@ def save(folder: Path, **options: object) -> Path:
     build_pipeline("tiny").to(torch.float16).save_pretrained(folder, **options)
     (folder / "perfusion.json").write_text('{"family": "pocket"}')
     return folder
+
+
+def test_a_models_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"vae": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "model_index.json") == {"vae": 1}
 
 
 def same_weights(one: BaseModel, other: BaseModel) -> bool:

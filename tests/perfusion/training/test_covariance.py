@@ -126,6 +126,14 @@ def test_too_few_captions_are_refused(tiny_base: BaseModel, tmp_path: Path) -> N
         load_captions(tiny_base, tmp_path / "none.txt")
 
 
+def test_captions_may_begin_with_a_byte_order_mark_as_windows_editors_write_it(
+    tiny_base: BaseModel, tmp_path: Path
+) -> None:
+    captions = [f"a photo of cat {number}" for number in range(100)]
+    (tmp_path / "captions.txt").write_text("\r\n".join(captions), encoding="utf-8-sig", newline="")
+    assert load_captions(tiny_base, tmp_path / "captions.txt") == captions
+
+
 def test_of_two_encoders_it_is_that_of_their_encodings_side_by_side(tiny_xl_base: BaseModel) -> None:
     """Token by token, without batches, sorting or cut padding."""
     total, count = torch.zeros(80, 80, dtype=torch.float64), 0
