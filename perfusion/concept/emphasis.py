@@ -33,7 +33,8 @@ def factors(hidden: Array, weights: Floats, widths: Sequence[int]) -> Floats:
     """
     columns = np.split(np.asarray(hidden, np.float64), np.cumsum(widths)[:-1], axis=1)
     restoring = [_restoring(own, weights[:, encoder : encoder + 1]) for encoder, own in enumerate(columns)]
-    return weights * np.array(restoring)
+    restored: Floats = weights * np.array(restoring)
+    return restored
 
 
 def over_columns(factor: Floats, widths: Sequence[int]) -> Floats:

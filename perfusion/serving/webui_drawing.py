@@ -73,7 +73,7 @@ async def _drawn(
 ) -> dict[str, Any]:
     count = (whole_of(fields, "batch_size", 1) or 0) * (whole_of(fields, "n_iter", 1) or 0)
     overrides = fields.get("override_settings") or {}
-    kind = _KINDS.get(str((settings | overrides).get("samples_format", "png")).lower(), "png")
+    kind = _KINDS.get(str({**settings, **overrides}.get("samples_format", "png")).lower(), "png")
     spec = PictureSpec(
         prompt=text_of(fields, "prompt"), seed=whole_of(fields, "seed", -1), count=count,
         options=_options(fields) | options,

@@ -47,9 +47,10 @@ class Backend(Protocol):
 
     provider: str
     planned: bool  # whether a memory plan, which is made for onnxruntime, holds for it
-    precision: (
-        str | None
-    )  # that it was told to compute in; None where it computes as the graphs were exported
+
+    @property
+    def precision(self) -> str | None:
+        """What it was told to compute in; None where it computes as the graphs were exported."""
 
     def open(self, name: str) -> OpenGraph:
         """Open the graph `name`. Raises BundleError or DeviceError."""

@@ -82,7 +82,7 @@ class CompiledModels:
 
     def store(self, key: Key, blob: bytes) -> None:
         """Keep OpenVINO's bytes, and remove what then exceeds the bound."""
-        facts = {"key": key, "sha256": hashlib.sha256(blob).hexdigest()}
+        facts = {"key": key, "sha256": hashlib.sha256(blob.data).hexdigest()}
         header = json.dumps(facts, sort_keys=True).encode().ljust(_HEADER)
         if len(header) > _HEADER or not self.room_for(len(blob)):
             _log.info("what was compiled is not kept: there is no room for its %d bytes", len(blob))
@@ -122,6 +122,6 @@ def _read(path: Path, key: Key) -> tuple[str, NDArray[np.uint8]]:
     blob = np.memmap(path, np.uint8, "r", offset=_HEADER)
     if not isinstance(facts, dict) or facts.get("key") != key:
         return "it is of something else", blob
-    if facts.get("sha256") != hashlib.sha256(blob).hexdigest():
+    if facts.get("sha256") != hashlib.sha256(blob.data).hexdigest():
         return "its bytes are not those that were written", blob
     return "", blob

@@ -8,8 +8,13 @@ from perfusion.commands import studio
 
 
 def test_the_page_is_opened_as_soon_as_the_server_listens_and_not_before(monkeypatch):
-    opened = []
-    monkeypatch.setattr(studio.webbrowser, "open", lambda address: opened.append(address) or True)
+    opened: list[str] = []
+
+    def open_page(address):
+        opened.append(address)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_page)
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = place.getsockname()[1]
@@ -23,7 +28,7 @@ def test_the_page_is_opened_as_soon_as_the_server_listens_and_not_before(monkeyp
 
 
 def test_where_there_is_no_browser_the_address_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(studio.webbrowser, "open", lambda address: False)
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         studio._open_page("127.0.0.1", port)
@@ -31,9 +36,14 @@ def test_where_there_is_no_browser_the_address_is_told(monkeypatch, capsys):
 
 
 def test_a_server_for_all_addresses_is_opened_at_this_machine_s_own(monkeypatch):
-    calls = []
+    calls: list[object] = []
+
+    def serve(args, name):
+        calls.append(name)
+        return 0
+
     monkeypatch.setattr(studio, "_open_page", lambda host, port: calls.append((host, port)))
-    monkeypatch.setattr(studio, "serve", lambda args, name: calls.append(name) or 0)
+    monkeypatch.setattr(studio, "serve", serve)
     assert studio.main(["--host", "0.0.0.0", "--port", "99", "--no-browser"]) == 0
     assert studio.main(["--host", "0.0.0.0", "--port", "99"]) == 0
     while len(calls) < 3:

@@ -158,8 +158,8 @@ def test_it_answers_by_https_and_hands_back_what_is_not_done_within_the_grace(st
     wait_for(lambda: answers(address, verify=trust) == 200, 60)
     answer = httpx.post(f"{address}/api/login", json={"key": "open sesame"}, verify=trust)
     assert "Secure" in answer.headers["set-cookie"]
-    command = Path(f"/proc/{process.pid}/cmdline").read_text() if Path("/proc").exists() else ""
-    assert "sesame" not in command
+    line = Path(f"/proc/{process.pid}/cmdline").read_text() if Path("/proc").exists() else ""
+    assert "sesame" not in line
     statuses = []
 
     def draw():

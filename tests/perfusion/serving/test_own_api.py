@@ -46,7 +46,12 @@ def test_a_job_is_drawn_as_the_runtime_draws_and_lies_in_the_history(server, cli
         assert answer.headers["content-type"] == "image/png"
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), np.asarray(picture))
     settings = read_settings(io.BytesIO(answer.content))
-    assert settings["prompt"] == "a <cat>" and settings["seed"] == 4 and settings["exact"]
+    assert (
+        settings is not None
+        and settings["prompt"] == "a <cat>"
+        and settings["seed"] == 4
+        and settings["exact"]
+    )
     assert state["id"] in [job["id"] for job in client.get("/api/jobs").json()]
 
 

@@ -82,7 +82,7 @@ def test_a_resumed_training_saves_chooses_and_clears_up_where_open_files_stay(
     work = WorkFolder(tmp_path / "cat.safetensors")
     interrupted(pictures, tiny_base, work, 4, **changes)
     state = work.state_path.read_bytes()
-    interrupted_again = []
+    interrupted_again: list[bytes] = []
 
     def report(step: int, loss: float) -> None:
         if step == 8 and not interrupted_again:

@@ -101,7 +101,7 @@ def test_what_is_larger_than_the_bound_is_not_kept(folder):
 
 def test_a_disk_that_would_be_filled_is_left_alone(store, folder, monkeypatch):
     usage = shutil.disk_usage(folder.parents[1])._replace(free=2 * len(BLOB) - 1)
-    monkeypatch.setattr(compiled_models.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     store.store(KEY, BLOB)
     assert not folder.exists()
 
