@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from perfusion import __version__
+from perfusion.concept.settings import ConceptSettings, SettingChanges
 from perfusion.errors import PictureError
 from perfusion.files import writing
 from perfusion.runtime.request import Options, Request, make_request
@@ -230,6 +231,10 @@ def _exif(software: str, settings: Settings | None) -> bytes:
     return encoded
 
 
+def _by_name(changes: Mapping[str, float] | SettingChanges | ConceptSettings) -> dict[str, Any]:
+    return asdict(changes) if isinstance(changes, ConceptSettings) else dict(changes)
+
+
 def _concepts(runtime: Runtime, prompt: str, request: Request) -> dict[str, Any]:
     from perfusion.concept.prompt_syntax import parse_prompt
     from perfusion.concept.words import named
@@ -241,7 +246,7 @@ def _concepts(runtime: Runtime, prompt: str, request: Request) -> dict[str, Any]
             "sha256": concept_hash(concepts[token]),
             "superclass": concepts[token].superclass,
             **asdict(runtime.set_concept(token)),
-            **dict(changes.get(token, {})),
+            **_by_name(changes.get(token, {})),
             **parsed.changes.get(token, {}),
         }
         for token in named(parsed.text.text, concepts)

@@ -82,7 +82,7 @@ class CompiledModels:
 
     def store(self, key: Key, blob: bytes) -> None:
         """Keep OpenVINO's bytes, and remove what then exceeds the bound."""
-        facts = {"key": key, "sha256": hashlib.sha256(blob.data).hexdigest()}
+        facts = {"key": key, "sha256": hashlib.sha256(blob).hexdigest()}
         header = json.dumps(facts, sort_keys=True).encode().ljust(_HEADER)
         if len(header) > _HEADER or not self.room_for(len(blob)):
             _log.info("what was compiled is not kept: there is no room for its %d bytes", len(blob))

@@ -131,7 +131,7 @@ def structure(request) -> Structure:
 class FirstUNet(UNet):
     """The graph of format 1: no regions, and one timestep for the whole batch."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, sample: Tensor, timestep: Tensor, states: Tensor, *edit_and_conditions: Tensor
     ) -> Tensor:
         names = NAMES[3:]

@@ -9,6 +9,7 @@ from PIL import Image
 from perfusion.commands.generate import main
 from perfusion.commands.inspect import main as inspect
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.settings import ConceptSettings
 from perfusion.errors import PictureError
 from perfusion.runtime.picture_settings import concept_hash, parameters_text, read_settings, save, settings_of
 
@@ -41,6 +42,13 @@ def test_another_program_reads_prompt_seed_and_sampler(settings, tmp_path, suffi
     assert [prompt.value for prompt in info.prompts] == [PROMPT]
     assert [prompt.value for prompt in info.negative_prompts] == ["blurry, dark"]
     assert info.samplers[0].parameters["seed"] == "7"
+
+
+@pytest.mark.parametrize("changes", [{"bias": 0.4}, ConceptSettings(bias=0.4)])
+def test_settings_of_a_call_are_told_whether_named_or_as_one_object(runtime, make_concept, changes):
+    runtime.load_concept(make_concept())
+    told = settings_of(runtime, "a <cat>", concept_settings={"<cat>": changes})
+    assert told["concepts"]["<cat>"]["bias"] == 0.4
 
 
 def test_a_picture_without_settings_says_nothing(tmp_path):

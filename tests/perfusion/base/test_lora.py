@@ -57,7 +57,7 @@ def text_name(name: str) -> str:
 
 def peft(factors: Factors, base: BaseModel) -> dict[str, torch.Tensor]:
     """As diffusers saves them today."""
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for (part, name), (down, up) in factors.items():
         place = f"{part}.{name if part == 'unet' else text_name(name)}"
         tensors |= {f"{place}.lora_A.weight": down, f"{place}.lora_B.weight": up}
@@ -66,7 +66,7 @@ def peft(factors: Factors, base: BaseModel) -> dict[str, torch.Tensor]:
 
 def early_diffusers(factors: Factors, base: BaseModel) -> dict[str, torch.Tensor]:
     """With processors of attention that hold the layers."""
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for (part, name), (down, up) in factors.items():
         place = f"{part}.{name if part == 'unet' else text_name(name)}"
         between = ".lora" if part == "unet" else ".lora_linear_layer"
@@ -78,7 +78,8 @@ def early_diffusers(factors: Factors, base: BaseModel) -> dict[str, torch.Tensor
 
 def kohya(factors: Factors, base: BaseModel) -> dict[str, torch.Tensor]:
     """With an alpha of half the rank."""
-    double, tensors = len(base.text_encoders) == 2, {}
+    double = len(base.text_encoders) == 2
+    tensors: dict[str, Any] = {}
     for (part, name), (down, up) in factors.items():
         prefix = {"unet": "unet", "text_encoder": "te1" if double else "te", "text_encoder_2": "te2"}[part]
         inner = name if part == "unet" else text_name(name)

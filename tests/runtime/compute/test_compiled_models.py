@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from perfusion.runtime.compute import compiled_models
 from perfusion.runtime.compute.compiled_models import CompiledModels
 
 KEY = {"graph": ["abc", 5, 7], "shapes": {"sample": [2, 4, 8, 8]}, "openvino": "1"}

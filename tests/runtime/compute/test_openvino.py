@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +97,8 @@ def test_the_precision_reaches_openvino_and_the_pictures_settings(
     monkeypatch.setattr(openvino.Core, "get_property", _with_capabilities("FP32", "BF16", "FP16"))
     with Runtime(toy_bundle, provider="openvino", precision=precision, memory="low") as runtime:
         assert runtime.precision == precision
-        assert runtime._graphs._backend._device.facts["options"]["INFERENCE_PRECISION_HINT"] == hint
+        backend: Any = runtime._graphs._backend
+        assert backend._device.facts["options"]["INFERENCE_PRECISION_HINT"] == hint
         settings = settings_of(runtime, "a cat")
     assert settings["precision"] == precision
     assert settings["provider_version"] == openvino.__version__
