@@ -8,6 +8,7 @@ turns and writes no record.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ from perfusion.devices.system import cpu_flags
 from perfusion.errors import DeviceError
 from perfusion.runtime import Runtime
 from perfusion.runtime.compute.onnx_graph import OnnxGraph
-from perfusion.runtime.compute.openvino_device import OpenVINODevice, has_openvino
+from perfusion.runtime.compute.openvino_device import OpenVINODevice
 from perfusion.runtime.compute.openvino_graph import OpenVINOGraph
 
 FOLDER = ROOT / "build" / "providers"
@@ -242,7 +243,7 @@ def main() -> int:
         "--no-step", action="store_true", help="leave the large UNet out, and write no record"
     )
     args = parser.parse_args()
-    if not has_openvino():
+    if importlib.util.find_spec("openvino") is None:
         print('OpenVINO is not installed: pip install "perfusion-edge[openvino]"')
         return 0
     threads, turns = torch.get_num_threads(), 2 if args.short else 7

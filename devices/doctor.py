@@ -35,6 +35,7 @@ def examine(
         *_driver(machine, python),
         *_kernels(machine, python),
         *_tensorrt(machine, python, root),
+        *_openvino(machine, python, root),
         *examine_board(machine, root),
         *_disk(disk or Path.cwd()),
     ]
@@ -118,8 +119,7 @@ def _cuda_wanted(python: Environment) -> Iterator[tuple[str, int]]:
         if match and name.split("-")[0] in ("tensorrt", "onnxruntime", "torch"):
             yield f"{name} {version}", int(match[1])
         elif name == "onnxruntime-gpu":
-            numbers = re.match(r"(\d+)\.(\d+)", version)
-            release = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+            release = _release(version)
             cuda = next((cuda for first, cuda in _ONNXRUNTIME_CUDA if release >= first), None)
             if cuda is not None:
                 yield f"{name} {version}", cuda
@@ -175,6 +175,51 @@ def _tensorrt(machine: Detected, python: Environment, root: Path) -> Iterator[Fi
             if system.in_container(root)
             else "sudo apt install --reinstall nvidia-l4t-dla-compiler",
         )
+
+
+_OPENVINO_LEAST = (2025, 4)
+_SHORT_FLOATS = ("amx_bf16", "avx512_bf16")  # instructions that only OpenVINO computes pictures with
+
+
+def _openvino(machine: Detected, python: Environment, root: Path) -> Iterator[Finding]:
+    """Whether OpenVINO can be had, and what else than the processor it would draw on."""
+    version = python.packages.get("openvino")
+    if python.openvino_problem:
+        yield Finding(
+            name="openvino-broken",
+            level="warning",
+            text=f"OpenVINO is installed and cannot be used: {python.openvino_problem}.",
+            remedy='pip install --force-reinstall "perfusion-edge[openvino]".',
+        )
+    elif version is not None and _release(version) < _OPENVINO_LEAST:
+        yield Finding(
+            name="openvino-old",
+            level="warning",
+            text=f"OpenVINO {version} is installed, and the provider 'openvino' needs "
+            f"{'.'.join(map(str, _OPENVINO_LEAST))}.",
+            remedy='pip install --upgrade "perfusion-edge[openvino]".',
+        )
+    elif others := [device for device in python.openvino_devices if device != "CPU"]:
+        yield Finding(
+            name="openvino-devices",
+            level="note",
+            text=f"OpenVINO sees {', '.join(others)} beside the processor.",
+            remedy=f"perfusion-generate --provider openvino:{others[0]} draws there.",
+        )
+    short = [flag for flag in _SHORT_FLOATS if flag in system.cpu_flags(root)]
+    if short and version is None and not machine.cards.cards:
+        yield Finding(
+            name="openvino-missing",
+            level="note",
+            text=f"This processor has {short[0]}, and OpenVINO, which computes with it, is not installed.",
+            remedy='pip install "perfusion-edge[openvino]", then draw with --provider openvino --precision bf16.',
+        )
+
+
+def _release(version: str) -> tuple[int, int]:
+    """The first two numbers of a version."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def _no_tensorrt(python: Environment, installed: Sequence[Path]) -> Finding:

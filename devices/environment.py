@@ -1,4 +1,5 @@
-"""What this Python has installed, as far as drawing is concerned. Nothing is imported but onnxruntime, to ask it."""
+"""What this Python has installed, as far as drawing is concerned. Nothing is imported but onnxruntime and OpenVINO, to
+ask them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from perfusion.errors import DeviceError
 
 __all__ = ["Environment", "read_environment"]
 
-_OF_INTEREST = re.compile(r"(onnxruntime|tensorrt|nvidia|torch|numpy|perfusion)", re.IGNORECASE)
+_OF_INTEREST = re.compile(r"(onnxruntime|openvino|tensorrt|nvidia|torch|numpy|perfusion)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Environment:
     modules: frozenset[str]  # of those asked about, the ones that can be imported
     providers: tuple[str, ...] = ()  # onnxruntime's
     problem: str = ""  # why onnxruntime could not be imported
+    openvino_devices: tuple[str, ...] = ()  # that OpenVINO sees
+    openvino_problem: str = ""  # why OpenVINO is installed and could not be asked
     virtual: bool = False  # a virtual environment
     system_packages: bool = field(default=True)  # which sees the system's packages
     kernels: Kernels | None = None  # those of onnxruntime's library for CUDA, where there is one
@@ -42,6 +45,7 @@ class Environment:
 def read_environment() -> Environment:
     """This Python's own."""
     providers, problem = _providers()
+    openvino_devices, openvino_problem = _openvino_devices()
     return Environment(
         python=(sys.version_info.major, sys.version_info.minor),
         packages=_packages(),
@@ -52,6 +56,8 @@ def read_environment() -> Environment:
         ),
         providers=providers,
         problem=problem,
+        openvino_devices=openvino_devices,
+        openvino_problem=openvino_problem,
         virtual=sys.prefix != sys.base_prefix,
         system_packages=_sees_system(Path(sys.prefix) / "pyvenv.cfg"),
         kernels=_kernels(),
@@ -99,6 +105,18 @@ def _providers() -> tuple[tuple[str, ...], str]:
             return (), ""
         return (), _first_line(error.__cause__ or error)
     except OSError as error:  # one of its libraries is damaged or missing
+        return (), _first_line(error)
+
+
+def _openvino_devices() -> tuple[tuple[str, ...], str]:
+    """What OpenVINO sees, or why it cannot be asked ("" where it is not installed)."""
+    if not _has("openvino"):
+        return (), ""
+    try:
+        import openvino
+
+        return tuple(openvino.Core().available_devices), ""
+    except Exception as error:  # its libraries fail in ways of their own
         return (), _first_line(error)
 
 

@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for device in ("gpu", "browser"):
         text = f"fail the {device} tests that would be skipped"
         parser.addoption(f"--require-{device}", action="store_true", help=text)
+    parser.addoption("--provider", default="cpu", help="what the runtime's tests draw with: cpu or openvino")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,21 +14,11 @@ from numpy.typing import NDArray
 
 from perfusion.errors import DeviceError
 
-__all__ = ["OpenVINODevice", "has_openvino"]
+__all__ = ["OpenVINODevice"]
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # in OpenVINO's words
 
 _TELLING = ("NAME", "ARCHITECTURE", "CAPABILITIES", "VERSION")  # ends of properties that say what a device is
-
-
-def has_openvino() -> bool:
-    """Whether OpenVINO is installed; it is not imported."""
-    from importlib.util import find_spec
-
-    try:
-        return find_spec("openvino") is not None
-    except (ImportError, ValueError):
-        return False
 
 
 class OpenVINODevice:

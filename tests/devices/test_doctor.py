@@ -66,6 +66,32 @@ def test_a_healthy_machine_without_a_gpu_has_no_findings(make_root, environment)
     assert examine(detect(root), environment(), root=root, disk=root) == []
 
 
+def test_openvino_is_named_where_a_processor_computes_pictures_in_bf16(make_root, environment):
+    root = make_root(memory=16, free=12, files={"proc/cpuinfo": "flags\t: fpu avx512_bf16 avx2\n"})
+
+    def findings(**python):
+        return names(examine(detect(root), environment(**python), root=root, disk=root))
+
+    assert findings() == {"openvino-missing": "note"}
+    assert findings(packages={"onnxruntime": "1.23.2", "openvino": "2026.4.1"}) == {}
+
+
+@pytest.mark.parametrize(
+    "version, python, finding",
+    [
+        ("2025.3.0", {}, {"openvino-old": "warning"}),
+        ("2025.4.0", {"openvino_devices": ("CPU",)}, {}),
+        ("2026.0.0", {"openvino_devices": ("CPU", "GPU", "NPU")}, {"openvino-devices": "note"}),
+        ("2026.0.0", {"openvino_problem": "libtbb.so is missing"}, {"openvino-broken": "warning"}),
+    ],
+)
+def test_what_openvino_is_there_is_looked_at(make_root, environment, version, python, finding):
+    root = make_root(memory=16, free=12)
+    packages = {"onnxruntime": "1.23.2", "openvino": version}
+    found = examine(detect(root), environment(packages=packages, **python), root=root, disk=root)
+    assert names(found) == finding
+
+
 def test_without_onnxruntime_and_engines_nothing_can_be_drawn(desktop):
     assert (
         names(desktop(python={"packages": {}, "modules": frozenset(), "providers": ()}))[

@@ -19,9 +19,19 @@ TESTS = Path(__file__).parents[1]
 TOY_BUNDLE = TESTS / "data" / "toy_bundle"
 
 
+@pytest.fixture(scope="session")
+def provider(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What the tests of the runtime draw with; what one of them compiled, the others find."""
+    name: str = request.config.getoption("--provider")
+    with pytest.MonkeyPatch.context() as change:
+        if name != "cpu":
+            change.setenv("PERFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield name
+
+
 @pytest.fixture
-def runtime() -> Iterator[Runtime]:
-    with Runtime(TOY_BUNDLE, provider="cpu", threads=1) as opened:
+def runtime(provider: str) -> Iterator[Runtime]:
+    with Runtime(TOY_BUNDLE, provider=provider, threads=1) as opened:
         yield opened
 
 

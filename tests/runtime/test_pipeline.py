@@ -99,10 +99,10 @@ def test_a_batch_draws_every_picture_as_if_alone(runtime, make_concept):
 
 
 def test_several_pictures_in_one_call_of_the_unet_are_those_of_single_calls(
-    runtime, toy_bundle, make_concept
+    runtime, toy_bundle, make_concept, provider
 ):
     prompts = ["a <cat>", "a cat", "a <dog> and a <cat>", "a <dog>", ""]
-    with Runtime(toy_bundle, provider="cpu", threads=1, batch_size=3) as wide:
+    with Runtime(toy_bundle, provider=provider, threads=1, batch_size=3) as wide:
         for one in (runtime, wide):
             one.load_concept(make_concept(0))
             one.load_concept(make_concept(1, token="<dog>", rows=2))
@@ -115,8 +115,8 @@ def test_several_pictures_in_one_call_of_the_unet_are_those_of_single_calls(
                 assert np.abs(difference).max() <= 1
 
 
-def test_another_runtime_draws_the_same_bits(runtime, toy_bundle):
-    with Runtime(toy_bundle, provider="cpu", threads=1) as other:
+def test_another_runtime_draws_the_same_bits(runtime, toy_bundle, provider):
+    with Runtime(toy_bundle, provider=provider, threads=1) as other:
         assert same(other.generate("a cat", seed=5), runtime.generate("a cat", seed=5))
 
 
@@ -253,8 +253,8 @@ def test_a_broken_concept_file_is_named_and_changes_nothing(runtime, make_concep
     assert not runtime.concepts
 
 
-def test_a_closed_runtime_says_so(toy_bundle):
-    with Runtime(toy_bundle, provider="cpu") as runtime:
+def test_a_closed_runtime_says_so(toy_bundle, provider):
+    with Runtime(toy_bundle, provider=provider) as runtime:
         last = list(runtime.denoise("a cat"))[-1]
     with pytest.raises(RequestError, match="closed"):
         runtime.generate("a cat")

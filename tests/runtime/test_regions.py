@@ -99,11 +99,11 @@ def test_pictures_of_a_batch_have_regions_of_their_own(two):
         np.testing.assert_array_equal(last.latents[at], latents(two, prompt, regions=region, seed=0))
 
 
-def test_rows_of_one_call_may_have_different_regions(toy_bundle, make_concept):
+def test_rows_of_one_call_may_have_different_regions(toy_bundle, make_concept, provider):
     prompts = ["a <cat> and a {tree}", "a {tree} and a <cat>", "a {hat} and a {tree}", "a plain tree"]
     pictures = {}
     for batch_size in (1, 4):
-        with Runtime(toy_bundle, provider="cpu", threads=1, batch_size=batch_size) as runtime:
+        with Runtime(toy_bundle, provider=provider, threads=1, batch_size=batch_size) as runtime:
             runtime.load_concept(make_concept(0))
             *_, last = runtime.denoise(prompts, seed=[1, 2, 3, 4])
             pictures[batch_size] = last.latents
@@ -156,11 +156,13 @@ def test_regions_that_cannot_be_served_are_refused(two, regions, sentence):
         latents(two, "a <cat> and a <dog>", regions=regions)
 
 
-def test_a_bundle_of_the_first_format_draws_as_ever_and_says_what_it_cannot(toy_bundle, make_concept, caplog):
+def test_a_bundle_of_the_first_format_draws_as_ever_and_says_what_it_cannot(
+    toy_bundle, make_concept, caplog, provider
+):
     old = toy_bundle.with_name("toy_bundle_1")
     with (
-        Runtime(old, provider="cpu", threads=1) as first,
-        Runtime(toy_bundle, provider="cpu", threads=1) as second,
+        Runtime(old, provider=provider, threads=1) as first,
+        Runtime(toy_bundle, provider=provider, threads=1) as second,
     ):
         for runtime in (first, second):
             runtime.load_concept(make_concept(0))

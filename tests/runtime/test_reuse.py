@@ -54,15 +54,15 @@ def test_a_prompt_and_the_negative_one_are_encoded_once(runtime, calls, make_con
     assert calls["text_encoder"] == 4
 
 
-def fresh(toy_bundle: Any, concept: Any, **options: Any) -> Any:
+def fresh(runtime: Any, concept: Any, **options: Any) -> Any:
     """The picture of a runtime that never drew another."""
     settings = options.pop("settings", {})
-    with Runtime(toy_bundle, provider="cpu", threads=1) as runtime:
-        runtime.load_concept(concept, **settings)
-        return runtime.generate(PROMPT, **options)
+    with Runtime(runtime.bundle.folder, provider=runtime.provider, threads=1) as other:
+        other.load_concept(concept, **settings)
+        return other.generate(PROMPT, **options)
 
 
-def test_nothing_kept_outlives_what_it_was_made_from(runtime, toy_bundle, make_concept):
+def test_nothing_kept_outlives_what_it_was_made_from(runtime, make_concept):
     cat = make_concept(superclass="teddy bear")
     other = make_concept(7, superclass="dog")
     runtime.load_concept(cat)
@@ -70,21 +70,19 @@ def test_nothing_kept_outlives_what_it_was_made_from(runtime, toy_bundle, make_c
         for lock in ("local", "global"):
             runtime.set_concept("<cat>", **settings)
             merged = {"bias": 0.6, **settings}
-            assert same(
-                runtime.generate(PROMPT, lock=lock), fresh(toy_bundle, cat, settings=merged, lock=lock)
-            )
+            assert same(runtime.generate(PROMPT, lock=lock), fresh(runtime, cat, settings=merged, lock=lock))
     runtime.unload_concept("<cat>")
     runtime.load_concept(other)
-    assert same(runtime.generate(PROMPT), fresh(toy_bundle, other))
+    assert same(runtime.generate(PROMPT), fresh(runtime, other))
     runtime.unload_concept("<cat>")
     runtime.load_concept(replace(other, target_values=other.target_values * 2))
-    assert not same(runtime.generate(PROMPT), fresh(toy_bundle, other))
+    assert not same(runtime.generate(PROMPT), fresh(runtime, other))
     runtime.unload_concept("<cat>")
     runtime.load_concept(cat, bias=0.6)
-    assert same(runtime.generate(PROMPT), fresh(toy_bundle, cat, settings={"bias": 0.6}))
+    assert same(runtime.generate(PROMPT), fresh(runtime, cat, settings={"bias": 0.6}))
 
 
-def test_each_picture_of_a_batch_may_have_settings_of_its_own(toy_bundle, make_concept):
+def test_each_picture_of_a_batch_may_have_settings_of_its_own(toy_bundle, make_concept, provider):
     """And other concepts, also where one call of the UNet draws them all."""
     cat, dog = make_concept(0), make_concept(1, token="<dog>")
     prompts = ["a <cat>", "a <cat>", "a <dog>", "a <cat> and a <dog>", "a cat"]
@@ -96,7 +94,7 @@ def test_each_picture_of_a_batch_may_have_settings_of_its_own(toy_bundle, make_c
         {},
     ]
     for batch_size in (1, 5):
-        with Runtime(toy_bundle, provider="cpu", threads=1, batch_size=batch_size) as runtime:
+        with Runtime(toy_bundle, provider=provider, threads=1, batch_size=batch_size) as runtime:
             runtime.load_concept(cat)
             runtime.load_concept(dog)
             *_, together = runtime.denoise(prompts, concept_settings=settings)

@@ -23,9 +23,9 @@ def draw(runtime, number):
 
 
 @pytest.fixture
-def opened(toy_bundle, make_concept):
+def opened(toy_bundle, make_concept, provider):
     def opened(memory="auto"):
-        runtime = Runtime(toy_bundle, provider="cpu", threads=1, memory=memory)
+        runtime = Runtime(toy_bundle, provider=provider, threads=1, memory=memory)
         runtime.load_concept(make_concept())
         return runtime
 

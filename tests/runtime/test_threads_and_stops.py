@@ -220,10 +220,10 @@ def test_generators_may_alternate_and_other_pictures_may_come_between(runtime, m
     assert all(same(end.pictures()[0], picture) for end, picture in zip(ends, expected, strict=True))
 
 
-def test_threads_that_draw_change_and_cancel_at_once_get_whole_pictures(toy_bundle, make_concept):
+def test_threads_that_draw_change_and_cancel_at_once_get_whole_pictures(toy_bundle, make_concept, provider):
     """Every picture is one that a runtime alone would draw with one of the settings that were in force."""
     biases = (0.0, 0.5, 1.0)
-    with Runtime(toy_bundle, provider="cpu", threads=1) as runtime:
+    with Runtime(toy_bundle, provider=provider, threads=1) as runtime:
         runtime.load_concept(make_concept())
         alone = []
         for bias in biases:
@@ -257,8 +257,8 @@ def test_threads_that_draw_change_and_cancel_at_once_get_whole_pictures(toy_bund
         assert not runtime._stops
 
 
-def test_closing_waits_for_the_picture_that_is_drawn(toy_bundle):
-    runtime = Runtime(toy_bundle, provider="cpu", threads=1)
+def test_closing_waits_for_the_picture_that_is_drawn(toy_bundle, provider):
+    runtime = Runtime(toy_bundle, provider=provider, threads=1)
     begun = threading.Event()
     drawn: list[Any] = []
 

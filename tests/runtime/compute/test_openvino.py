@@ -1,5 +1,6 @@
 """OpenVINO as a provider: pictures as onnxruntime draws them, and sentences where it cannot."""
 
+import importlib.util
 import logging
 import os
 import sys
@@ -114,6 +115,34 @@ def test_a_shorter_precision_is_computed_in_where_there_are_instructions(openvin
             with Runtime(toy_bundle, provider="openvino", precision=chosen, threads=1) as runtime:
                 pictures.append(np.asarray(runtime.generate(PROMPT, num_inference_steps=3, seed=1)))
         assert 20 < decibels(*pictures) < 100  # near, and not the same
+
+
+@pytest.mark.parametrize(
+    "flags, large, provider, reason",
+    [
+        (("avx2", "avx512f"), True, "openvino", "OpenVINO is faster than onnxruntime on this processor"),
+        (("avx2",), True, "cpu", "faster only on processors with AVX-512"),
+        (("avx2", "avx512f"), False, "cpu", "longer to compile a model this small"),
+    ],
+)
+def test_auto_takes_it_where_it_is_measured_to_be_faster(
+    openvino, toy_bundle, monkeypatch, flags, large, provider, reason
+):
+    monkeypatch.setattr("perfusion.devices.system.cpu_flags", lambda root: flags)
+    if large:
+        monkeypatch.setattr("perfusion.runtime.compute.backend._LARGE", 1)
+    with Runtime(toy_bundle, provider="auto", threads=1) as runtime:
+        assert runtime.provider == provider
+        assert reason in runtime.provider_reason
+        assert runtime.precision == ("fp32" if provider == "openvino" else None)
+
+
+def test_auto_says_that_it_is_not_installed(toy_bundle, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    with Runtime(toy_bundle, threads=1) as runtime:
+        assert runtime.provider == "cpu"
+        assert "OpenVINO is not installed" in runtime.provider_reason
 
 
 @pytest.mark.parametrize("provider", ["cpu", "auto"])

@@ -19,12 +19,12 @@ def pixels(picture):
 
 
 @pytest.fixture
-def opened(toy_bundle, make_concept):
+def opened(toy_bundle, make_concept, provider):
     """Opens runtimes with four concepts."""
     runtimes = []
 
     def opened(batch_size=8, folder=toy_bundle, **options):
-        runtime = Runtime(folder, provider="cpu", threads=1, batch_size=batch_size, **options)
+        runtime = Runtime(folder, provider=provider, threads=1, batch_size=batch_size, **options)
         for number, token in enumerate(("<a>", "<b>", "<c>", "<d>")):
             runtime.load_concept(make_concept(token=token, seed=number))
         runtimes.append(runtime)

@@ -133,13 +133,13 @@ def test_a_start_at_the_level_of_a_step_comes_in_with_it(start):
     assert schedule.share(int(at_its_level)) == start
 
 
-def test_graphs_are_made_ready_for_the_rows_of_every_phase(runtime, make_concept):
+def test_graphs_are_made_ready_for_the_rows_of_every_phase(runtime, make_concept, provider):
     """Prompts that are equally long only until a concept comes in are read in one call until then."""
     length = runtime.bundle.text_encoder.context_length - 2
     # the second is one part until <bear> comes in
     prompts = ["a <dog>", "<cat> " + "a " * (length - 4) + "<bear>"]
     asked: list[int] = []
-    with Runtime(runtime.bundle.folder, provider="cpu", threads=1, batch_size=2) as pairs:
+    with Runtime(runtime.bundle.folder, provider=provider, threads=1, batch_size=2) as pairs:
         pairs.load_concept(make_concept(rows=3))
         pairs.load_concept(make_concept(1, rows=3, token="<dog>", superclass="dog"))
         pairs.load_concept(make_concept(2, rows=2, token="<bear>", superclass="bear"))

@@ -138,10 +138,10 @@ def test_a_concept_may_lie_in_any_part(runtime, make_concept, lock, strength):
     )
 
 
-def test_a_short_prompt_beside_a_long_one_is_drawn_as_alone(toy_bundle):
+def test_a_short_prompt_beside_a_long_one_is_drawn_as_alone(toy_bundle, provider):
     from perfusion.runtime import Runtime
 
-    with Runtime(toy_bundle, provider="cpu", threads=1, batch_size=4) as runtime:
+    with Runtime(toy_bundle, provider=provider, threads=1, batch_size=4) as runtime:
         *_, together = runtime.denoise(["a cat", LONG, "a dog", "a hat"], negative_prompt="night")
         for index, prompt in enumerate(["a cat", LONG, "a dog", "a hat"]):
             *_, alone = runtime.denoise(prompt, negative_prompt="night")
