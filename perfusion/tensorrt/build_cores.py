@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ def few_cores(count: int | None) -> Iterator[None]:
     The last ones, because the first serves most interrupts. None, a number that is not less than there are, and a
     system where a program cannot choose its cores (Windows, macOS) change nothing.
     """
-    if count is None or not hasattr(os, "sched_setaffinity"):
+    if count is None or sys.platform != "linux":
         yield
         return
     before = os.sched_getaffinity(0)
