@@ -1,9 +1,10 @@
 """perfusion-studio: perfusion-serve, with its page opened in the browser."""
 
 import argparse
-import socket
+import ssl
 import threading
 import time
+import urllib.request
 import webbrowser
 
 from perfusion.commands import run, say
@@ -12,7 +13,7 @@ from perfusion.commands.serve import serve, serve_parser
 __all__ = ["main"]
 
 _NAME = "perfusion-studio"
-_PATIENCE = 120  # seconds until a large bundle is open
+_PATIENCE = 300  # seconds until a large bundle is open and warm
 _EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
@@ -29,24 +30,32 @@ def main(argv: list[str] | None = None) -> int:
 
 def _studio(args: argparse.Namespace) -> int:
     host = "127.0.0.1" if args.host in _EVERY_ADDRESS else args.host
+    scheme = "http" if args.tls_cert is None else "https"
     if not args.no_browser:
-        threading.Thread(target=_open_page, args=(host, args.port), daemon=True).start()
+        address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{args.port}/"
+        threading.Thread(target=_open_page, args=(address,), daemon=True).start()
     return serve(args, _NAME)
 
 
-def _open_page(host: str, port: int) -> None:
-    """Open the page as soon as somebody listens there."""
-    address = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+def _open_page(address: str) -> None:
+    """Open the page as soon as its server is ready."""
     ends = time.monotonic() + _PATIENCE
     while time.monotonic() < ends:
-        try:
-            socket.create_connection((host, port), timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-            continue
-        if not webbrowser.open(address):
-            say(f"{_NAME}: there is no browser on this machine; open {address} yourself")
-        return
+        if _is_ready(address):
+            if not webbrowser.open(address):
+                say(f"{_NAME}: there is no browser on this machine; open {address} yourself")
+            return
+        time.sleep(0.2)
+
+
+def _is_ready(address: str) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # only asked whether it is ready
+    try:
+        urllib.request.urlopen(f"{address}readyz", timeout=5, context=context).close()
+    except OSError:  # nobody listens, or it says that it is not ready
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ function lose() {
   if (!reachable) return;
   reachable = false;
   connection.dispatchEvent(new Event("offline"));
-  waiting = setInterval(() => { fetch("/healthz").then((response) => { if (response.ok) find(); }, () => {}); }, 1500);
+  waiting = setInterval(() => { fetch("/readyz").then((response) => { if (response.ok) find(); }, () => {}); }, 1500);
 }
 
 function find() {

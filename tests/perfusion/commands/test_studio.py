@@ -1,51 +1,66 @@
 """perfusion-studio opens its page once it can be loaded."""
 
-import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
 
 from perfusion.commands import studio
 
 
-def test_the_page_is_opened_as_soon_as_the_server_listens_and_not_before(monkeypatch):
-    opened: list[str] = []
+@pytest.fixture
+def server():
+    """A server that is not ready until `ready` is set."""
 
-    def open_page(address):
-        opened.append(address)
-        return True
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/readyz" and self.server.ready else 503)
+            self.end_headers()
 
-    monkeypatch.setattr("webbrowser.open", open_page)
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
-        thread = threading.Thread(target=studio._open_page, args=("127.0.0.1", port))
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.ready = False
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        time.sleep(0.3)
-        assert not opened
-        place.listen()
-        thread.join(10)
-    assert opened == [f"http://127.0.0.1:{port}/"]
+        yield server
+        server.shutdown()
+        thread.join()
 
 
-def test_where_there_is_no_browser_the_address_is_told(monkeypatch, capsys):
-    monkeypatch.setattr("webbrowser.open", lambda address: False)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        studio._open_page("127.0.0.1", port)
-    assert f"open http://127.0.0.1:{port}/ yourself" in capsys.readouterr().err
+def test_the_page_is_opened_as_soon_as_the_server_is_ready_and_not_before(monkeypatch, server):
+    opened = []
+    monkeypatch.setattr(studio.webbrowser, "open", lambda address: opened.append(address) or True)
+    address = f"http://127.0.0.1:{server.server_port}/"
+    thread = threading.Thread(target=studio._open_page, args=(address,))
+    thread.start()
+    time.sleep(0.5)
+    assert not opened
+    server.ready = True
+    thread.join(20)
+    assert opened == [address]
 
 
-def test_a_server_for_all_addresses_is_opened_at_this_machine_s_own(monkeypatch):
-    calls: list[object] = []
+def test_where_there_is_no_browser_the_address_is_told(monkeypatch, capsys, server):
+    monkeypatch.setattr(studio.webbrowser, "open", lambda address: False)
+    server.ready = True
+    address = f"http://127.0.0.1:{server.server_port}/"
+    studio._open_page(address)
+    assert f"open {address} yourself" in capsys.readouterr().err
 
-    def serve(args, name):
-        calls.append(name)
-        return 0
 
-    monkeypatch.setattr(studio, "_open_page", lambda host, port: calls.append((host, port)))
-    monkeypatch.setattr(studio, "serve", serve)
-    assert studio.main(["--host", "0.0.0.0", "--port", "99", "--no-browser"]) == 0
-    assert studio.main(["--host", "0.0.0.0", "--port", "99"]) == 0
-    while len(calls) < 3:
-        time.sleep(0.01)
-    assert sorted(map(str, calls)) == ["('127.0.0.1', 99)", "perfusion-studio", "perfusion-studio"]
+@pytest.mark.parametrize("arguments, address", [
+    (["--host", "0.0.0.0", "--port", "99"], "http://127.0.0.1:99/"),
+    (["--host", "::1", "--port", "99"], "http://[::1]:99/"),
+    (["--tls-cert", "c.pem", "--tls-key", "k.pem"], "https://127.0.0.1:8188/"),
+    (["--no-browser"], None),
+])  # fmt: skip
+def test_the_browser_is_sent_to_this_machine_s_own_address(monkeypatch, arguments, address):
+    calls, addresses = [], []
+    monkeypatch.setattr(studio, "_open_page", addresses.append)
+    monkeypatch.setattr(studio, "serve", lambda args, name: calls.append(name) or time.sleep(0.2) or 0)
+    assert studio.main(arguments) == 0
+    assert calls == ["perfusion-studio"]
+    assert addresses == ([address] if address else [])

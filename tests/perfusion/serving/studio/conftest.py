@@ -60,7 +60,7 @@ class Server:
         ends = time.monotonic() + 120
         while True:
             try:
-                urllib.request.urlopen(f"{self.address}/healthz", timeout=5).close()
+                urllib.request.urlopen(f"{self.address}/readyz", timeout=5).close()
                 return
             except OSError:
                 assert self.process.poll() is None, "the server ended"
