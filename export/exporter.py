@@ -41,6 +41,7 @@ from perfusion.export.weights import (
     stored_tensors,
 )
 from perfusion.files import writing_folder
+from perfusion.hub import local_model
 
 __all__ = ["PRECISIONS", "STAGES", "Exported", "export_bundle"]
 
@@ -143,6 +144,7 @@ def export_bundle(
     """
     _check_settings(precision, opset, keep_fp32, link_weights)
     source, settled = (None if path is None else Path(path) for path in (model, config))
+    source = source and local_model(source)
     output = Path(output)
     plan = _plan(
         partial(open_model, source, settled, options),

@@ -18,6 +18,7 @@ from perfusion.export.convert import OPSET
 from perfusion.export.graph_modules import conditions_of, downscale, size_multiple
 from perfusion.export.half import kept_places
 from perfusion.files import sha256_of
+from perfusion.hub import origin_of
 
 __all__ = [
     "SAMPLER_OF_CLASS",
@@ -128,6 +129,8 @@ def make_manifest(
 def _made_from(base: BaseModel) -> dict[str, Any]:
     """What went into the model beside its own files; empty where nothing did."""
     content: dict[str, Any] = {}
+    if origin := origin_of(base.folder):
+        content["model"] = origin
     if base.skipped_layers:
         content["clip_skip"] = base.skipped_layers + 1
     if base.loras:

@@ -9,6 +9,7 @@
     ├── DeviceError     a device or an execution provider that was asked for and is not there
     ├── RequestError    a prompt, seed, size or other request that cannot be served
     │   └── PictureError    a picture or a mask that cannot be read
+    ├── HubError        something named on the hub that cannot be fetched
     ├── BusyError       a queue that is full: the same request may be served later
     └── CancelledError  a drawing that was stopped because its caller asked for it
 
@@ -23,6 +24,7 @@ __all__ = [
     "ConceptError",
     "DeviceError",
     "ExportError",
+    "HubError",
     "ModelError",
     "PerfusionError",
     "PictureError",
@@ -65,6 +67,10 @@ class RequestError(PerfusionError):
 
 class PictureError(RequestError):
     """A picture or a mask that cannot be read: no picture, too large, or of colours that are not known."""
+
+
+class HubError(PerfusionError):
+    """Something named on the hub that cannot be fetched."""
 
 
 class BusyError(PerfusionError):

@@ -18,6 +18,7 @@ from perfusion.concept.card import MAX_CARD_BYTES
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.settings import ConceptSettings, SettingChanges
 from perfusion.errors import BundleError, ConceptError
+from perfusion.hub import local_concept
 from perfusion.runtime.cache import Cache
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def open_concept(source: str | Path | bytes | BinaryIO | Concept, bundle: Bundle
     if isinstance(source, Concept):
         return source
     if isinstance(source, str | Path):
-        return Concept.load(bundle.find_concept(source))
+        return Concept.load(local_concept(bundle.find_concept(source)))
     try:
         data = source.read(MAX_CARD_BYTES + 1) if hasattr(source, "read") else source
     except UnicodeDecodeError:  # opened as text

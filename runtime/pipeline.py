@@ -16,6 +16,7 @@ from perfusion.concept.layout import AUTO, Regions
 from perfusion.concept.prompt_syntax import DEFAULT_SYNTAX
 from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges
 from perfusion.errors import ConceptError, RequestError
+from perfusion.hub import local_bundle
 from perfusion.runtime.compute.backend import Backend
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank, open_concept
@@ -75,7 +76,7 @@ class Runtime:
         precision: str = "fp32",
         queue_size: int = 256,
     ) -> None:
-        """Open a bundle, by default the embedded pocket model's.
+        """Open a bundle, by default the embedded pocket model's: a folder, or its name on the hub (`owner/name`).
 
         `provider`: "cpu", "cuda", "trt", "trt-rtx", "openvino" (or "openvino:GPU" and the like), "auto" for the best
         there is, or a backend, such as a `MockBackend` in a test. `threads`: CPU threads, by default what the
@@ -104,7 +105,9 @@ class Runtime:
         ):
             if not (value is None and name == "threads") and not (type(value) is int and 1 <= value <= most):
                 raise RequestError(f"{name} is {value!r}, expected a whole number from 1 to {most}.")
-        self.bundle: Bundle = read_bundle(_default_bundle() if bundle is None else bundle, verify=verify)
+        self.bundle: Bundle = read_bundle(
+            _default_bundle() if bundle is None else local_bundle(bundle), verify=verify
+        )
         self._batch_size = batch_size
         self._threads = threads
         self._bank = Bank(self.bundle)
@@ -169,7 +172,8 @@ class Runtime:
     ) -> Concept:
         """Make a concept's token a word in prompts; `token` gives it another one.
 
-        `concept`: a file, its bytes, an opened file, or the name of a sample that came with the bundle.
+        `concept`: a file, its bytes, an opened file, the name of a sample that came with the bundle, or
+        its name on the hub.
 
         `settings` are as in `set_concept`; those that are left out are the file's own.
 

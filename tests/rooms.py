@@ -37,7 +37,17 @@ ROOMS = (
         "tensorrt",
     ),
     *("base", "perfusion", "concept", "bundle", "pocket"),
-    *("contact_sheet", "embedded", "files", "locking", "onnx_runtime", "picture_input", "shell", "errors"),
+    *(
+        "contact_sheet",
+        "embedded",
+        "files",
+        "hub",
+        "locking",
+        "onnx_runtime",
+        "picture_input",
+        "shell",
+        "errors",
+    ),
 )
 """The rooms from top to bottom: who imports from whom."""
 

@@ -39,6 +39,7 @@ from perfusion.base.single_file import load_single_file
 from perfusion.base.usual_drawing import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, read_own, usual_drawing
 from perfusion.base.vae_file import load_vae
 from perfusion.errors import ModelError
+from perfusion.hub import local_model
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -207,7 +208,7 @@ def load_base(
         from perfusion.embedded import model_path
 
         folder = model_path()
-    folder, options = Path(folder), options or ModelOptions()
+    folder, options = local_model(folder), _local(options or ModelOptions())
     single = folder.is_file()
     if config is not None and not single:
         raise ModelError(
@@ -268,6 +269,12 @@ def _distilled(base: BaseModel, distillation: Distillation) -> BaseModel:
         guidance_scale=distillation.guidance_scale,
         num_inference_steps=distillation.steps,
     )
+
+
+def _local(options: ModelOptions) -> ModelOptions:
+    """The same with every id on the hub replaced by a path."""
+    loras = tuple(replace(lora, path=local_model(lora.path)) for lora in options.loras)
+    return replace(options, vae=options.vae and local_model(options.vae), loras=loras)
 
 
 def _settings_of(

@@ -30,7 +30,7 @@ def add_model_arguments(group: Any) -> None:
         "--model",
         type=Path,
         metavar="PATH",
-        help="diffusers folder, or a .safetensors checkpoint (default: the embedded pocket model)",
+        help="diffusers folder, .safetensors checkpoint, or a name on the hub (default: the embedded pocket model)",
     )
     add(
         "--config",

@@ -76,9 +76,14 @@ def _manifest(folder: Path) -> Fields:
 
 def _check_links(folder: Path) -> None:
     """Nothing in the folder is a link to somewhere else: a graph may read files that bundle.json does not list."""
-    root = os.path.realpath(folder)
+    roots = [os.path.realpath(folder)]
+    if (
+        folder.parent.name == "snapshots"
+    ):  # the hub's cache, whose snapshots are links to the files of one repository
+        roots.append(os.path.realpath(folder.parent.parent / "blobs"))
     for path in folder.rglob("*"):
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and not any(target.is_relative_to(root) for root in roots):
             raise BundleError(
                 f"{path} is a link that leads out of the bundle's folder, expected a file. Copy the bundle with the "
                 "files themselves, as cp -rL does."

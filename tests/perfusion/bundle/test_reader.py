@@ -341,3 +341,18 @@ def test_a_folder_with_a_samples_name_does_not_hide_the_sample(bundle_copy, tmp_
     assert bundle.find_concept("pink-cake") == sample
     (tmp_path / "other").mkdir()
     assert bundle.find_concept("other") == Path("other")  # refused where it is opened, as a folder
+
+
+def test_a_bundle_in_the_hubs_cache_opens_though_it_is_made_of_links(bundle_copy, tmp_path):
+    repository = tmp_path / "models--me--bundle"
+    blobs, snapshot = repository / "blobs", repository / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(bundle_copy.iterdir())):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
+    assert read_bundle(snapshot).base == "pocket"
+    (tmp_path / "elsewhere").write_bytes(b"")
+    (snapshot / "more.onnx").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="is a link that leads out of the bundle's folder"):
+        read_bundle(snapshot)

@@ -1,0 +1,216 @@
+"""Models, bundles and concepts by their names on the hub: ``owner/name``, ``owner/name@revision``, ``hf://…``.
+
+A path that exists is a path, whatever it looks like. Of what is named, only the files that are needed are fetched, by
+huggingface_hub: with its token, its cache, its offline switch, and going on where a fetch broke off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perfusion.errors import HubError
+
+__all__ = ["HubName", "hub_name", "local_bundle", "local_concept", "local_model", "origin_of"]
+
+logger = logging.getLogger(__name__)
+
+_PART = r"[A-Za-z0-9][\w.-]*"
+_NAME = re.compile(
+    rf"(?P<mark>hf:/{{1,2}}(?:models/)?)?(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+?))?(?:/(?P<file>[^@]+))?"
+)
+_FILES = (".safetensors", ".png", ".json", ".onnx", ".ckpt", ".pt", ".bin")
+_BUNDLE = ("bundle.json", "*.json", "*.onnx", "*.onnx.data", "*.safetensors", "concepts/*")
+_MODEL = ("model_index.json", "perfusion.json", "captions.txt", "*/*.json", "*/*.txt", "*/*.safetensors")
+_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+_VARIANT = re.compile(r"\.(fp16|bf16|fp32)(?=[.-])|(?<=index)\.(fp16|bf16|fp32)(?=\.json)")
+_SPARE = 256 << 20
+"""Bytes that a fetch leaves free on the disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubName:
+    """What a name says: a repository, and perhaps a revision and one file of it."""
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.repo}{revision}{f'/{self.file}' if self.file else ''}"
+
+
+def hub_name(name: str | Path) -> HubName | None:
+    """What ``name`` stands for on the hub; None for a path, above all for one that exists.
+
+    Without ``hf://`` it must be an owner and a name, and no name of a file.
+    """
+    if Path(name).exists():
+        return None
+    text = name.as_posix() if isinstance(name, Path) else name
+    match = _NAME.fullmatch(text)
+    if match is None or (not match["mark"] and (match["file"] or text.endswith(_FILES))):
+        return None
+    return HubName(repo=match["repo"], revision=match["revision"], file=match["file"])
+
+
+def local_model(path: str | Path) -> Path:
+    """The path of a base model: a diffusers folder, in the hub's cache where it is named by its id, or one file.
+
+    Raises:
+        HubError: it is not there, cannot be reached, or the disk is too small; also below.
+    """
+    name = hub_name(path)
+    if name is None:
+        return Path(path)
+    return _fetch_file(name) if name.file else _fetch(name, _MODEL)
+
+
+def local_bundle(path: str | Path) -> Path:
+    """A bundle's folder. What is fetched are files and no links: no runtime follows a graph's link to its weights."""
+    name = hub_name(path)
+    if name is None:
+        return Path(path)
+    root = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "perfusion")
+    place = root / "hub" / name.repo.replace("/", "--") / (name.revision or "main").replace("/", "--")
+    return _fetch(name, _BUNDLE, place)
+
+
+def local_concept(path: str | Path) -> Path:
+    """A concept's file: the one that is named, or the only one at the top of its repository."""
+    name = hub_name(path)
+    if name is None:
+        return Path(path)
+    if name.file:
+        return _fetch_file(name)
+    names = _names(name, ["*.safetensors", "*.png"])
+    concepts = [file for file in names if "/" not in file]
+    files = [file for file in concepts if file.endswith(".safetensors")] or concepts
+    if len(files) != 1:
+        there = ", ".join(files) or "none"
+        raise HubError(
+            f"{name} holds {len(files)} files that may be concepts ({there}). Name one: hf://{name}/FILE."
+        )
+    return _fetch_file(HubName(repo=name.repo, revision=name.revision, file=files[0]))
+
+
+def _fetch_file(name: HubName) -> Path:
+    """One file, in the hub's cache."""
+    assert name.file is not None
+    path = _fetch(name, [name.file]) / name.file
+    if not path.is_file():
+        raise HubError(f"{name}: the hub cannot be reached, and the cache has not this file.")
+    return path
+
+
+def origin_of(path: Path) -> str | None:
+    """``owner/name@commit`` of what lies in the hub's cache, None for any other path."""
+    for folder in (path, *path.parents):
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+            return f"{repo}@{folder.name}"
+    return None
+
+
+def _fetch(name: HubName, patterns: Sequence[str], place: Path | None = None) -> Path:
+    """The folder with the files of a repository that fit some patterns."""
+    try:
+        files = _needed(_listed(name, patterns, place))
+    except _UnreachableError:
+        return _cached(name, patterns, place)
+    if not files:
+        raise HubError(f"{name} has no file like {', '.join(patterns[:3])}. Is it what was meant?")
+    missing = [file for file in files if file.will_download]
+    if missing:
+        size = sum(file.file_size for file in missing)
+        _check_room(name, size, place)
+        count = f"{len(missing)} file{'s' if len(missing) > 1 else ''}"
+        logger.warning("%s is no path here; fetching %s, %.1f MB, from the hub", name, count, size / 1e6)
+    names = [file.filename for file in files]
+    return Path(_ask(name, allow_patterns=names, local_dir=place))
+
+
+def _cached(name: HubName, patterns: Sequence[str], place: Path | None = None) -> Path:
+    """The folder of what was fetched before, told by its first file: huggingface_hub would miss what was left out."""
+    return Path(_ask(name, allow_patterns=patterns[0], local_dir=place, local_files_only=True))
+
+
+def _names(name: HubName, patterns: Sequence[str]) -> list[str]:
+    """The files of some patterns, by the hub or by the cache."""
+    try:
+        return [file.filename for file in _listed(name, patterns)]
+    except _UnreachableError:
+        folder = _cached(name, patterns)
+        paths = [path for pattern in patterns for path in folder.rglob(pattern)]
+        return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def _listed(name: HubName, patterns: Sequence[str], place: Path | None = None) -> list[Any]:
+    """What the hub has of some patterns, with sizes; from the cache where the hub is not to be asked."""
+    files: list[Any] = _ask(name, allow_patterns=list(patterns), local_dir=place, dry_run=True)
+    return files
+
+
+def _needed(files: Iterable[Any]) -> list[Any]:
+    """Without the parts that no concept needs, and without a second copy of weights in another precision."""
+    listed = list(files)
+    names = {file.filename for file in listed}
+
+    def needed(file: str) -> bool:
+        part, slash, _ = file.partition("/")
+        if slash and f"{part}/" != "concepts/" and part not in _PARTS and "model_index.json" in names:
+            return False
+        plain = _VARIANT.sub("", file)
+        return plain == file or plain not in names
+
+    return [file for file in listed if needed(file.filename)]
+
+
+def _check_room(name: HubName, size: int, place: Path | None) -> None:
+    from huggingface_hub import constants
+
+    folder = (place or Path(constants.HF_HUB_CACHE)).absolute()
+    disk = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(disk).free
+    if free < size + _SPARE:
+        raise HubError(
+            f"{name}: {size / 1e9:.1f} GB are to be fetched, and {disk} has {free / 1e9:.1f} GB free. Make room, or "
+            "set HF_HOME to a larger disk."
+        )
+
+
+class _UnreachableError(HubError):
+    """The hub gives no answer, or is switched off: what is in the cache may do."""
+
+
+def _ask(name: HubName, **options: Any) -> Any:
+    """huggingface_hub's `snapshot_download`, its errors as one sentence."""
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ModuleNotFoundError as error:
+        raise HubError(
+            f"{name} is no path here, and the hub needs a package: install perfusion-edge[hub]."
+        ) from error
+    where = "No such folder is here, and the hub"
+    try:
+        return snapshot_download(name.repo, revision=name.revision, **options)
+    except Exception as error:  # of the transport, of the repository, of the disk
+        cause = error.__cause__ or error
+        if isinstance(cause, errors.GatedRepoError):
+            sentence = "its owner asks for consent. Give it on its page, then log in with hf auth login."
+        elif isinstance(cause, errors.RepositoryNotFoundError):
+            sentence = f"{where} knows no such repository for you. Check the name; a private one needs hf auth login."
+        elif isinstance(cause, errors.HfHubHTTPError):
+            sentence = f"{where} answers: {(str(cause).strip().splitlines() or ['nothing'])[0].rstrip('.')}."
+        else:
+            raise _UnreachableError(
+                f"{name}: {where} cannot be reached or is switched off (HF_HUB_OFFLINE); the cache has nothing of it."
+            ) from error
+        raise HubError(f"{name}: {sentence}") from error

@@ -1,0 +1,173 @@
+"""Names on the hub, asked of a hub on loopback by huggingface_hub itself, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfusion.hub import HubName, hub_name, origin_of
+from tests.perfusion.hub_endpoint import COMMIT, serving
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("owner/name", HubName(repo="owner/name")),
+        ("owner/name@v1.0", HubName(repo="owner/name", revision="v1.0")),
+        ("hf://owner/name", HubName(repo="owner/name")),
+        ("hf://models/owner/name", HubName(repo="owner/name")),
+        (
+            "hf://owner/name@main/a/b.safetensors",
+            HubName(repo="owner/name", revision="main", file="a/b.safetensors"),
+        ),
+        ("hf://owner/name/b.safetensors", HubName(repo="owner/name", file="b.safetensors")),
+        ("name", None),
+        ("./owner/name", None),
+        ("/owner/name", None),
+        ("owner/name/more", None),
+        ("models/x.safetensors", None),
+        ("C:\\models\\x", None),
+    ],
+)
+def test_what_a_name_stands_for(text, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub_name(text) == expected
+    if not text.startswith("."):
+        assert hub_name(Path(text)) == expected  # which makes hf:/ of hf://
+
+
+def test_a_folder_that_exists_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert hub_name("owner/name") is None
+
+
+def test_what_lies_in_the_cache_of_the_hub_says_where_it_came_from():
+    snapshot = Path("/cache/models--owner--my-name/snapshots") / COMMIT
+    assert origin_of(snapshot) == origin_of(snapshot / "x.safetensors") == f"owner/my-name@{COMMIT}"
+    assert origin_of(Path("/models/owner/name")) is None
+
+
+CODE = """
+import json, sys, logging
+from perfusion.errors import PerfusionError
+from perfusion import hub
+logging.basicConfig(format="%(message)s")
+answers = []
+for kind, name in json.loads(sys.argv[1]):
+    try:
+        answers.append(str(getattr(hub, "local_" + kind)(name)))
+    except PerfusionError as error:
+        answers.append("refused: " + str(error))
+print(json.dumps(answers))
+"""
+
+REPOSITORIES = {
+    "me/bundle": {"bundle.json": b"{}", "unet.onnx": b"graph", "README.md": b"no", "engines/sm89.engine": b"x"},
+    "me/cat": {"cat.safetensors": b"concept", "README.md": b"card"},
+    "me/two": {"a.safetensors": b"a", "b.safetensors": b"b"},
+    "me/model": {
+        "model_index.json": b"{}", "unet/config.json": b"{}", "unet/diffusion_pytorch_model.safetensors": b"plain",
+        "unet/diffusion_pytorch_model.fp16.safetensors": b"half", "vae/diffusion_pytorch_model.fp16.safetensors": b"v",
+        "unet/diffusion_pytorch_model.bin": b"pickle", "safety_checker/model.safetensors": b"no",
+        "tokenizer/merges.txt": b"m", "big.safetensors": b"all",
+    },
+    "me/secret": {"cat.safetensors": b"hidden"},
+}  # fmt: skip
+
+
+def ask(endpoint: str, home: Path, *names: tuple[str, str], **env: str) -> tuple[list[str], str]:
+    """What the names are here, and what was said on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, json.dumps(names)],
+        cwd=home,
+        env=os.environ
+        | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "hf"), "PERFUSION_CACHE": str(home / "cache")}
+        | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT)}
+        | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers: list[str] = json.loads(done.stdout)
+    return answers, done.stderr
+
+
+def files_below(folder: str) -> dict[str, bytes]:
+    root = Path(folder)
+    paths = [path for path in root.rglob("*") if path.is_file() and ".cache" not in path.parts]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All that is asked of the hub once, then again with the hub gone."""
+    home = tmp_path_factory.mktemp("home")
+    names = [
+        ("bundle", "me/bundle"), ("concept", "me/cat@main"), ("model", "me/model"), ("concept", "me/two"),
+        ("model", "hf://me/model/big.safetensors"), ("concept", "me/secret"), ("model", "me/nothing"),
+    ]  # fmt: skip
+    with serving(REPOSITORIES, private={"me/secret"}) as (endpoint, requests):
+        answers, said = ask(endpoint, home, *names)
+        (secret,), _ = ask(endpoint, home, ("concept", "me/secret"), HF_TOKEN="hf_secret")
+    gone, _ = ask(
+        endpoint,
+        home,
+        ("model", "me/model"),
+        ("concept", "me/two"),
+        ("concept", "me/cat"),
+        HF_HUB_OFFLINE="1",
+    )
+    return {"answers": answers, "said": said, "requests": requests, "secret": secret, "gone": gone}
+
+
+def test_a_bundle_comes_as_files_without_its_engines(fetched):
+    folder = fetched["answers"][0]
+    assert files_below(folder) == {"bundle.json": b"{}", "unet.onnx": b"graph"}
+    assert not any(path.is_symlink() for path in Path(folder).rglob("*"))
+
+
+def test_a_concept_is_the_only_file_that_can_be_one(fetched):
+    assert Path(fetched["answers"][1]).read_bytes() == b"concept"
+    assert "holds 2 files that may be concepts (a.safetensors, b.safetensors)" in fetched["answers"][3]
+
+
+def test_of_a_model_only_what_is_needed_is_fetched(fetched):
+    folder = fetched["answers"][2]
+    assert files_below(folder) == {
+        "model_index.json": b"{}", "unet/config.json": b"{}", "unet/diffusion_pytorch_model.safetensors": b"plain",
+        "vae/diffusion_pytorch_model.fp16.safetensors": b"v", "tokenizer/merges.txt": b"m",
+        "big.safetensors": b"all",  # asked for by its own name
+    }  # fmt: skip
+    assert origin_of(Path(folder)) == f"me/model@{COMMIT}"
+    assert Path(fetched["answers"][4]).read_bytes() == b"all"
+
+
+def test_it_is_said_first_how_much_will_be_fetched(fetched):
+    assert "me/bundle is no path here; fetching 2 files, 0.0 MB, from the hub" in fetched["said"]
+
+
+def test_private_repositories_need_the_usual_token_which_is_never_shown(fetched):
+    assert "knows no such repository for you" in fetched["answers"][5]
+    assert Path(fetched["secret"]).read_bytes() == b"hidden"
+    assert "hf_secret" not in fetched["said"] + "".join(fetched["requests"])
+
+
+def test_what_is_nowhere_is_refused_with_both_places(fetched):
+    assert fetched["answers"][6].startswith(
+        "refused: me/nothing: No such folder is here, and the hub knows no such"
+    )
+
+
+def test_offline_what_was_fetched_is_there_and_the_rest_is_refused(fetched):
+    assert fetched["gone"][0] == fetched["answers"][2]
+    assert fetched["gone"][1].startswith("refused: me/two: ")
+    assert Path(fetched["gone"][2]).read_bytes() == b"concept"
