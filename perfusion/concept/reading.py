@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from perfusion.concept.bank import ConceptBank
 from perfusion.concept.blending import blended
-from perfusion.concept.emphasis import Floats, factors, weighted
+from perfusion.concept.emphasis import Floats, factors, over_columns, weighted
 from perfusion.concept.words import Ids, TokenizedPrompt, Word, aligned, superclass_positions
 
-__all__ = ["Encoding", "PromptText", "ReadPrompt", "factors_joined", "joined", "read_prompt", "weights_of"]
+__all__ = ["Encoding", "PromptText", "ReadPrompt", "joined", "read_parts", "read_prompt", "weights_of"]
 
 Array = NDArray[np.float32]
 
@@ -55,15 +55,18 @@ class PromptText(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReadPrompt:
-    """One part of a prompt at the strengths of its active concepts. Nothing in `encoding` is weighted."""
+    """A prompt, or a part of one, at the strengths of its active concepts. Nothing in `encoding` is weighted."""
 
     encoding: Encoding
-    keys: (
-        Array | None
-    )  # (tokens, text_dim) that keys read under the global lock, with their weights; None: local
-    factor: (
-        Floats | None
-    )  # (tokens, encoders) that the prompt's weights multiply each token by; None: it has none
+    keys: Array | None  # (tokens, text_dim) for keys under the global lock, weighted; None: local
+    factor: Floats | None  # (tokens, encoders) that weights multiply each token by; None: it has none
+
+    def weighted(self, widths: Sequence[int]) -> Encoding:
+        """The encoding with its weights; what is pooled has none."""
+        if self.factor is None:
+            return self.encoding
+        hidden = np.asarray(self.encoding.hidden * over_columns(self.factor, widths), np.float32)
+        return Encoding(hidden=hidden, pooled=self.encoding.pooled)
 
 
 def read_prompt(text: PromptText, bank: ConceptBank, active: Collection[str], lock: str) -> ReadPrompt:
@@ -113,12 +116,24 @@ def weights_of(prompt: Sequence[TokenizedPrompt]) -> Floats | None:
     return np.stack([ones if tokens.weights is None else tokens.weights for tokens in prompt], axis=1)
 
 
-def factors_joined(parts: Sequence[Floats | None], tokens: int) -> Floats | None:
-    """The factors of the parts of a long prompt, of `tokens` tokens each; None where none has any."""
-    known = next((part for part in parts if part is not None), None)
+def read_parts(
+    texts: Sequence[PromptText], bank: ConceptBank, active: Collection[str], lock: str
+) -> ReadPrompt:
+    """The parts of a long prompt, read one after another; see `read_prompt`."""
+    parts = [read_prompt(text, bank, active, lock) for text in texts]
+    keys = [part.keys for part in parts if part.keys is not None]
+    return ReadPrompt(
+        encoding=joined([part.encoding for part in parts]),
+        keys=np.concatenate(keys) if keys else None,
+        factor=_factors_joined(parts),
+    )
+
+
+def _factors_joined(parts: Sequence[ReadPrompt]) -> Floats | None:
+    known = next((part.factor for part in parts if part.factor is not None), None)
     if known is None:
         return None
-    return np.concatenate([np.ones((tokens, known.shape[1])) if part is None else part for part in parts])
+    return np.concatenate([np.ones_like(known) if part.factor is None else part.factor for part in parts])
 
 
 def joined(encodings: Sequence[Encoding]) -> Encoding:

@@ -27,9 +27,11 @@ from perfusion.concept.bank import ConceptBank
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.layout import Regions
 from perfusion.concept.phases import noise_share
+from perfusion.concept.prompt_syntax import DEFAULT_SYNTAX, check_syntax
 from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges, check_gates, check_lock
+from perfusion.diffusers.calls import Call
 from perfusion.diffusers.parts import base_of, check_processors, check_same_parts, readers_of, unet_of
-from perfusion.diffusers.prompts import Call, PromptReader
+from perfusion.diffusers.prompts import PromptReader
 from perfusion.diffusers.rows import PromptRows
 from perfusion.errors import ConceptError, ModelError
 
@@ -43,7 +45,7 @@ Concepts = str | Path | Concept | Iterable[str | Path | Concept]
 
 def apply(
     pipeline: Any, concepts: Concepts = (), *, lock: str | None = None, gates: str = DEFAULT_GATES,
-    regions: Regions = None,
+    regions: Regions = None, prompt_syntax: str = DEFAULT_SYNTAX,
 ) -> AppliedConcepts:  # fmt: skip
     """Put concepts into a pipeline of Stable Diffusion 1.x, 2.x or XL; it is then called exactly as before.
 
@@ -51,7 +53,9 @@ def apply(
     what the concepts' files say. `gates` ("similarity", "coordinates"): with "coordinates" a word opens the gate of
     its own concept and not those of concepts that resemble it. `regions`: None, and each prompt is read once; "auto",
     and things that a prompt names side by side get their own parts of the picture, as in `perfusion.runtime`; or a list
-    of `perfusion.concept.regions.Region`, which every prompt must then hold.
+    of `perfusion.concept.regions.Region`, which every prompt must then hold. `prompt_syntax` ("weights", "plain"):
+    prompts have weights such as ``(cat:1.3)``, ``BREAK`` and ``<lora:name:strength>``, as in `perfusion.runtime`; with
+    "plain" all of that is text. Prompts of a pipeline by others, which may have a syntax of its own, are left to it.
 
     Prompts may name several concepts, a batch may name others in every prompt, and so may negative prompts. Rows
     without a concept are the base model's. The returned handle is a context manager that removes the concepts.
@@ -60,9 +64,9 @@ def apply(
         ModelError: no such pipeline, one that has concepts already, or one whose attention is changed in a way that
             leaves no place for them (IP-Adapter, fused projections, offloaded or compiled beforehand).
         ConceptError: a broken file, a concept of another base model, a token that is taken.
-        RequestError: an unknown lock or kind of gates.
+        RequestError: an unknown lock, kind of gates or syntax.
     """
-    applied = AppliedConcepts(pipeline, lock=lock, gates=gates, regions=regions)
+    applied = AppliedConcepts(pipeline, lock=lock, gates=gates, regions=regions, prompt_syntax=prompt_syntax)
     for concept in [concepts] if isinstance(concepts, str | Path | Concept) else concepts:
         applied.load(concept)
     applied._install()
@@ -73,8 +77,9 @@ class AppliedConcepts:
     """Concepts in a pipeline, from `apply`. Settings hold from the next time that a prompt is encoded."""
 
     def __init__(
-        self, pipeline: Any, *, lock: str | None = None, gates: str = DEFAULT_GATES, regions: Regions = None
-    ) -> None:
+        self, pipeline: Any, *, lock: str | None = None, gates: str = DEFAULT_GATES, regions: Regions = None,
+        prompt_syntax: str = DEFAULT_SYNTAX,
+    ) -> None:  # fmt: skip
         self._unet = unet_of(pipeline)
         self._readers = readers_of(pipeline)
         self._bank = ConceptBank(base_of(pipeline, self._unet, self._readers))
@@ -87,6 +92,7 @@ class AppliedConcepts:
         self.lock = lock
         self.gates = gates
         self.regions = regions
+        self.prompt_syntax = prompt_syntax
 
     def __enter__(self) -> AppliedConcepts:
         return self
@@ -121,6 +127,16 @@ class AppliedConcepts:
     def gates(self, gates: str) -> None:
         check_gates(gates)
         self._gates = gates
+
+    @property
+    def prompt_syntax(self) -> str:
+        """How prompts are read: "weights" or "plain"."""
+        return self._prompt_syntax
+
+    @prompt_syntax.setter
+    def prompt_syntax(self, syntax: str) -> None:
+        check_syntax(syntax)
+        self._prompt_syntax = syntax
 
     def load(
         self,
@@ -211,7 +227,7 @@ class AppliedConcepts:
         @functools.wraps(original)
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             call = Call(pipeline=pipeline, method=original, args=args, kwargs=kwargs)
-            return self._reading.encode(call, self.lock, self.gates, self.regions)
+            return self._reading.encode(call, self.lock, self.gates, self.regions, self.prompt_syntax)
 
         vars(pipeline)["encode_prompt"] = encode_prompt
         self._pipelines.append((pipeline, before, encode_prompt))

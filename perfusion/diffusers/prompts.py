@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,17 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from perfusion.concept.bank import ConceptBank
-from perfusion.concept.conditioning import PromptState, conditioned
-from perfusion.concept.layout import Layout, Regions, lay_out
+from perfusion.concept.conditioning import PromptState, conditioned, weighed
+from perfusion.concept.layout import Regions, lay_out
 from perfusion.concept.notices import PromptNotices
-from perfusion.concept.reading import Encoding, read_prompt
+from perfusion.concept.prompt_syntax import DEFAULT_SYNTAX, parse_prompt
+from perfusion.concept.reading import Encoding, ReadPrompt, joined, read_parts
 from perfusion.concept.weighted_text import WeightedText
 from perfusion.concept.words import TokenizedPrompt, Word, named, unknown
+from perfusion.diffusers.calls import Call
 from perfusion.diffusers.placeholders import Reader, reading_words
 from perfusion.diffusers.rows import Phase, PromptRows, Size, Texts, prompt_rows
 from perfusion.errors import RequestError
 
-__all__ = ["Call", "PromptReader"]
+__all__ = ["PromptReader"]
 
 _log = logging.getLogger("perfusion.diffusers")
 
@@ -33,69 +34,55 @@ Array = NDArray[np.float32]
 
 _ANY_SIZE = (64, 64)  # of latents: how many readings a prompt has does not depend on it
 
+_Output = tuple[Any, ...]
+"""Encodings of prompts and of negative prompts, and with two text encoders both pooled states."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Call:
-    """A call of a pipeline's own `encode_prompt`, which can be made again."""
+class _Prompt:
+    """One prompt of a call."""
 
-    pipeline: Any
-    method: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def make(self) -> Any:
-        """Encodings of prompts and of negative prompts; of two text encoders then both pooled states."""
-        return self.method(*self.args, **self.kwargs)
+    texts: tuple[WeightedText, ...]  # one a text encoder, without syntax and marks
+    bank: ConceptBank  # with the strengths that the prompt writes itself
+    readings: tuple[WeightedText, ...] = ()  # of its things, where they have regions
+    maps: Callable[[Size], Array] | None = None  # where in the picture they are read
 
     @property
-    def reads_plainly(self) -> bool:
-        """Whether it is diffusers' own: a pipeline by others may read weights in a prompt."""
-        return str(getattr(self.method, "__module__", "")).startswith("diffusers.pipelines.")
+    def parts(self) -> int:
+        """How many parts its breaks make of it."""
+        return max(len(text.parts()) for text in self.texts)
 
-    def arguments(self) -> Mapping[str, Any]:
-        """All of them by their names, with the defaults."""
-        bound = inspect.signature(self.method).bind(*self.args, **self.kwargs)
-        bound.apply_defaults()
-        return bound.arguments
-
-    def saying(self, prompts: Sequence[str]) -> Call:
-        """The call with other prompts, as many as it has."""
-        arguments = self.arguments()
-        changes = {
-            name: prompts[0] if isinstance(arguments[name], str) else list(prompts)
-            for name in ("prompt", "prompt_2")
-            if arguments.get(name)
-        }
-        return self._changed(changes)
-
-    def alone(self, prompt: str) -> Call:
-        """The call for one prompt, once and without guidance."""
-        return self._changed(
-            {
-                "prompt": prompt, "prompt_2": None, "num_images_per_prompt": 1, "do_classifier_free_guidance": False,
-                "negative_prompt": None, "negative_prompt_2": None,
-            }
-        )  # fmt: skip
-
-    def _changed(self, changes: Mapping[str, Any]) -> Call:
-        signature = inspect.signature(self.method)
-        bound = signature.bind(*self.args, **self.kwargs)
-        bound.arguments.update(
-            {name: change for name, change in changes.items() if name in signature.parameters}
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The concepts in force in it at some time; it may say different things to two text encoders."""
+        known = self.bank.words()
+        return self.bank.active(
+            dict.fromkeys(token for text in self.texts for token in named(text.text, known))
         )
-        return replace(self, args=bound.args, kwargs=bound.kwargs)
+
+    def part(self, at: int) -> tuple[WeightedText, ...]:
+        """Its text number `at`, empty behind the last."""
+        return tuple(_part(text, at) for text in self.texts)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _PipelineText:
-    """One prompt among those of a call, as the pipeline has read it; a `perfusion.concept.reading.PromptText`."""
+    """A part of one prompt among those of a call, as the pipeline has read it.
 
-    texts: Texts  # one a text encoder, which may say different things
+    It is a `perfusion.concept.reading.PromptText`.
+    """
+
+    texts: tuple[WeightedText, ...]  # one a text encoder, which may say different things
     readers: Sequence[Reader]
     concepts: frozenset[str]  # all that are in force in it at some time
-    outputs: Mapping[frozenset[str], tuple[Any, ...]]  # the call's, by the concepts that were words in it
+    outputs: Mapping[frozenset[str], _Output]  # the call's, by the concepts that were words in it
     side: int
     row: int
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether some of its words count more or less than 1."""
+        return any(text.weights for text in self.texts)
 
     @property
     def widths(self) -> list[int]:
@@ -121,65 +108,103 @@ class PromptReader:
         self._readers, self._bank, self._rows = readers, bank, rows
         self._notices = PromptNotices(_log)
 
-    def encode(self, call: Call, lock: str | None, gates: str, regions: Regions = None) -> Any:
+    def encode(
+        self, call: Call, lock: str | None, gates: str, regions: Regions = None, syntax: str = DEFAULT_SYNTAX
+    ) -> Any:
         """The pipeline's encodings of a call's prompts. `lock` None: what the concepts' files say."""
-        sides = prompt_rows(call.arguments(), len(self._readers))
-        marked = sides[0]
-        layouts = self._layouts(marked, regions)
-        if layouts:
-            call = call.saying([layout.text.text for layout in layouts])
-            sides = prompt_rows(call.arguments(), len(self._readers))
-        prompts = [texts for side in sides for texts in side]
-        self._warn([text for texts in prompts for text in texts])
+        written = prompt_rows(call.arguments(), len(self._readers))
+        prompts, negatives = ([self._parsed(texts, call, syntax) for texts in side] for side in written)
+        if regions is not None:
+            prompts = self._laid_out(prompts, regions)
+        both = [*prompts, *negatives]
+        self._warn([text.text for prompt in both for text in prompt.texts])
+        calls = _calls(call, written, (prompts, negatives))
         known = self._bank.words()
-        in_regions = any(layout.readings for layout in layouts)
-        if not in_regions and not any(named(text, known) for texts in prompts for text in texts):
-            return self._plain(call, sides)
-        active = [self._active(texts) for texts in prompts]
-        locks = {lock or self._bank.common_lock(tokens) for tokens in active if tokens}
-        outputs = self._outputs(call, [token for tokens in active for token in tokens], "global" in locks)
-        encodings = list(next(iter(outputs.values())))
-        for index, side in enumerate(sides):
-            for row, texts in enumerate(side):
+        is_plain = not any(prompt.readings or any(text.weights for text in prompt.texts) for prompt in both)
+        if is_plain and not any(named(text.text, known) for prompt in both for text in prompt.texts):
+            return self._plain(calls, written)
+        outputs = self._outputs(calls, both, lock)
+        encodings = _joined([next(iter(output.values())) for output in outputs])
+        for index, side in enumerate((prompts, negatives)):
+            for number, prompt in enumerate(side):
                 count = len(encodings[index]) // len(side)  # each prompt has its pictures in a row
-                layout = layouts[row] if index == 0 and layouts else Layout(text=WeightedText(texts[0]))
-                tokens = self._active(texts)
-                if not tokens and not layout.readings:
-                    self._rows.drop(encodings[index][row * count][None])
-                    continue
-                prompt = _PipelineText(
-                    texts=texts, readers=self._readers, concepts=frozenset(tokens), outputs=outputs,
-                    side=index, row=row * count,
-                )  # fmt: skip
+                span = slice(number * count, (number + 1) * count)
+                tokens = prompt.tokens
                 # a prompt of plain things has no concept, and so no lock of its own
-                its_lock = lock or (self._bank.common_lock(tokens) if tokens else "local")
-                if tokens:
-                    phases, last = self._phases(prompt, tokens, its_lock, gates)
+                its_lock = lock or (prompt.bank.common_lock(tokens) if tokens else "local")
+                texts = self._texts(prompt, tokens, outputs, index, span.start)
+                phases, last = self._phases(prompt, tokens, texts, its_lock, gates)
+                if last.factor is not None or len(prompt.bank.readings(tokens)) > 1:
+                    _put(encodings, index, span, last.weighted(self._widths))
+                if prompt.readings:
+                    phases = self._in_regions(phases, call, prompt, len(calls), its_lock, gates)
+                if tokens or prompt.readings:
+                    self._rows.keep(encodings[index][span.start], phases)
                 else:
-                    phases, last = self._plain_phase(encodings[index][row * count])
-                if layout.readings:
-                    maps = partial(_maps, marked[row][0], regions, known)
-                    phases = self._in_regions(phases, call, layout.readings, maps, tokens, its_lock, gates)
-                if tokens and len(self._bank.readings(tokens)) > 1:
-                    _put(encodings, index, slice(row * count, (row + 1) * count), last)
-                self._rows.keep(encodings[index][row * count], phases)
+                    self._rows.drop(encodings[index][span.start][None])
         return tuple(encodings)
 
+    @property
+    def _widths(self) -> list[int]:
+        return [int(reader.text_encoder.config.hidden_size) for reader in self._readers]
+
+    def _parsed(self, texts: Texts, call: Call, syntax: str) -> _Prompt:
+        """A prompt without its syntax; a pipeline by others may have one of its own."""
+        if not call.reads_plainly:
+            return _Prompt(texts=tuple(map(WeightedText, texts)), bank=self._bank)
+        bank = self._bank
+        prompts = {text: parse_prompt(text, self._bank.concepts, syntax) for text in texts}
+        for text, parsed in prompts.items():
+            self._notices.syntax(text, parsed)
+            bank = bank.adjusted(parsed.changes) if parsed.changes else bank
+        return _Prompt(texts=tuple(prompts[text].text for text in texts), bank=bank)
+
+    def _laid_out(self, prompts: Sequence[_Prompt], regions: Regions) -> list[_Prompt]:
+        """The prompts without their marks, with the readings of their things. Raises RequestError."""
+        if any(len(set(prompt.texts)) > 1 for prompt in prompts):
+            raise RequestError(
+                "The two text encoders are given different prompts, whose things have no common regions. Give both the "
+                "same prompt, or draw with regions=None."
+            )
+        words = self._bank.words()
+        laid_out: list[_Prompt] = []
+        known: dict[WeightedText, tuple[WeightedText, ...]] = {}
+        for prompt in prompts:
+            marked = prompt.texts[0]
+            layout = lay_out(marked, regions, words, 0.0, _ANY_SIZE)
+            if known.setdefault(layout.text, layout.readings) != layout.readings:
+                raise RequestError(
+                    f"The batch has {layout.text.text!r} with marks and without, and the pipeline's encodings of both "
+                    "are the same. Draw them one after another."
+                )
+            texts = (layout.text,) * len(prompt.texts)
+            maps = partial(_maps, marked, regions, words) if layout.readings else None
+            laid_out.append(replace(prompt, texts=texts, readings=layout.readings, maps=maps))
+        return laid_out
+
     def _outputs(
-        self, call: Call, tokens: Iterable[str], superclasses: bool
-    ) -> dict[frozenset[str], tuple[Any, ...]]:
-        """What the call gives with some concepts as words, by which they are; the most of them first."""
-        tokens = tuple(dict.fromkeys(tokens))
+        self, calls: Sequence[Call], prompts: Sequence[_Prompt], lock: str | None
+    ) -> list[dict[frozenset[str], _Output]]:
+        """What each call gives with some concepts as words, by which they are; the most of them first."""
+        every = [prompt.tokens for prompt in prompts]
+        tokens = tuple(dict.fromkeys(token for own in every for token in own))
+        locks = {
+            lock or prompt.bank.common_lock(own) for prompt, own in zip(prompts, every, strict=True) if own
+        }
+        banks = {id(prompt.bank): prompt.bank for prompt in prompts}
         actives = [
             reading.active
-            for _, bank in reversed(self._bank.phases(tokens))
+            for strengths in banks.values()
+            for _, bank in reversed(strengths.phases(tokens))
             for reading in bank.readings(bank.active(tokens))
         ]
-        if superclasses:
+        if "global" in locks:
             actives.append(frozenset())
-        return {active: self._output(call, active) for active in dict.fromkeys(actives)}
+        return [{active: self._output(call, active) for active in dict.fromkeys(actives)} for call in calls]
 
-    def _output(self, call: Call, active: Container[str]) -> tuple[Any, ...]:
+    def _output(self, call: Call, active: Container[str]) -> _Output:
+        if not self._bank.concepts:
+            return tuple(call.make())
         with ExitStack() as stack:
             for index, reader in enumerate(self._readers):
                 table = torch.from_numpy(self._bank.embeddings(list(self._bank.concepts), index).copy())
@@ -187,94 +212,89 @@ class PromptReader:
                 stack.enter_context(reading_words(call.pipeline, reader, words, table))
             return tuple(call.make())
 
-    def _phases(
-        self, prompt: _PipelineText, tokens: tuple[str, ...], lock: str, gates: str
-    ) -> tuple[list[Phase], Encoding]:
-        """The edits of one prompt's encodings, start after start, and the encodings of the last of them."""
-        phases: list[Phase] = []
-        for start, bank in self._bank.phases(tokens):
-            active = bank.active(tokens)
-            reading = read_prompt(prompt, bank, active, lock)
-            encoding = reading.encoding
-            state = conditioned(encoding.hidden, bank.rows(active), lock, reading.keys, gates)
-            pooled = encoding.pooled if len(active) < len(tokens) else None
-            phases.append(Phase(start=start, state=state, pooled=pooled))
-        return phases, encoding
+    def _texts(
+        self, prompt: _Prompt, tokens: Collection[str], outputs: Sequence[Mapping[frozenset[str], _Output]], side: int,
+        row: int,
+    ) -> list[_PipelineText]:  # fmt: skip
+        """The parts of a prompt, for the outputs of the calls that read them."""
+        texts: list[_PipelineText] = []
+        for at, output in enumerate(outputs):
+            part = prompt.part(at)
+            own = frozenset(token for text in part for token in named(text.text, tokens))
+            texts.append(
+                _PipelineText(
+                    texts=part, readers=self._readers, concepts=own, outputs=output, side=side, row=row
+                )
+            )
+        return texts
 
-    def _plain(self, call: Call, sides: Sequence[Sequence[Texts]]) -> Any:
-        """The encodings of a call without concepts and regions, which an earlier one may have had with regions."""
-        output = call.make()
+    def _phases(
+        self, prompt: _Prompt, tokens: tuple[str, ...], texts: Sequence[_PipelineText], lock: str, gates: str
+    ) -> tuple[list[Phase], ReadPrompt]:
+        """The edits of one prompt's encodings, start after start, and what the last of them read."""
+        phases: list[Phase] = []
+        for start, bank in prompt.bank.phases(tokens):
+            active = bank.active(tokens)
+            state, reading = self._state(texts, bank, active, lock, gates)
+            pooled = reading.encoding.pooled if len(active) < len(tokens) else None
+            phases.append(Phase(start=start, state=state, pooled=pooled))
+        return phases, reading
+
+    def _plain(self, calls: Sequence[Call], sides: Sequence[Sequence[Texts]]) -> Any:
+        """The encodings of calls without concepts, weights and regions, which an earlier one may have had."""
+        outputs = [call.make() for call in calls]
+        output = outputs[0] if len(outputs) == 1 else tuple(_joined(outputs))
         for encodings, texts in zip(output[:2], sides, strict=False):
             if texts:  # what comes as finished encodings keeps what it had
                 self._rows.drop(encodings)
         return output
 
-    def _layouts(self, prompts: Sequence[Texts], regions: Regions) -> list[Layout]:
-        """How each prompt is read; none where regions are not asked for. Raises RequestError."""
-        if regions is None or not prompts:
-            return []
-        if any(len(set(texts)) > 1 for texts in prompts):
-            raise RequestError(
-                "The two text encoders are given different prompts, whose things have no common regions. Give both the "
-                "same prompt, or draw with regions=None."
-            )
-        words = self._bank.words()
-        layouts = [lay_out(texts[0], regions, words, 0.0, _ANY_SIZE) for texts in prompts]
-        readings: dict[WeightedText, tuple[WeightedText, ...]] = {}
-        for layout in layouts:
-            if readings.setdefault(layout.text, layout.readings) != layout.readings:
-                raise RequestError(
-                    f"The batch has {layout.text.text!r} with marks and without, and the pipeline's encodings of both "
-                    "are the same. Draw them one after another."
-                )
-        return layouts
-
-    def _plain_phase(self, encodings: torch.Tensor) -> tuple[list[Phase], Encoding]:
-        encoding = Encoding(hidden=_numbers(encodings), pooled=None)
-        state = conditioned(encoding.hidden, self._bank.rows(()))
-        return [Phase(start=0.0, state=state)], encoding
-
     def _in_regions(
-        self,
-        phases: Sequence[Phase],
-        call: Call,
-        readings: Sequence[WeightedText],
-        maps: Callable[[Size], Array],
-        tokens: tuple[str, ...],
-        lock: str,
-        gates: str,
+        self, phases: Sequence[Phase], call: Call, prompt: _Prompt, parts: int, lock: str, gates: str
     ) -> list[Phase]:
         """The phases of a prompt with the readings of its things."""
-        banks = [bank for _, bank in self._bank.phases(tokens)]
+        banks = [bank for _, bank in prompt.bank.phases(prompt.tokens)]
         return [
             replace(
                 phase,
                 readings=tuple(
-                    self._state(call.alone(text.text), text.text, bank, lock, gates) for text in readings
+                    self._reading(
+                        call, replace(prompt, texts=(text,) * len(self._readers)), parts, bank, lock, gates
+                    )
+                    for text in prompt.readings
                 ),
-                maps=maps,
+                maps=prompt.maps,
             )
             for phase, bank in zip(phases, banks, strict=True)
         ]
 
-    def _state(self, call: Call, text: str, bank: ConceptBank, lock: str, gates: str) -> PromptState:
+    def _reading(
+        self, call: Call, prompt: _Prompt, parts: int, bank: ConceptBank, lock: str, gates: str
+    ) -> PromptState:
         """One reading of a prompt with the edit of the concepts that it names."""
-        texts = (text,) * len(self._readers)
-        every = self._active(texts)
-        active = bank.active(every)
-        if not active:
-            return conditioned(_numbers(self._output(call, frozenset())[0][0]), bank.rows(()))
-        prompt = _PipelineText(
-            texts=texts, readers=self._readers, concepts=frozenset(every),
-            outputs=self._outputs(call, every, lock == "global"), side=0, row=0,
-        )  # fmt: skip
-        reading = read_prompt(prompt, bank, active, lock)
-        return conditioned(reading.encoding.hidden, bank.rows(active), lock, reading.keys, gates)
+        calls = [call.alone(_part(prompt.texts[0], at).apart()) for at in range(parts)]
+        texts = self._texts(prompt, prompt.tokens, self._outputs(calls, [prompt], lock), 0, 0)
+        state, _ = self._state(texts, bank, bank.active(prompt.tokens), lock, gates)
+        return state
 
-    def _active(self, texts: Texts) -> tuple[str, ...]:
-        """The concepts in force in a prompt, which may say different things to two text encoders."""
-        known = self._bank.words()
-        return self._bank.active(dict.fromkeys(token for text in texts for token in named(text, known)))
+    def _state(
+        self,
+        texts: Sequence[_PipelineText],
+        bank: ConceptBank,
+        active: tuple[str, ...],
+        lock: str,
+        gates: str,
+    ) -> tuple[PromptState, ReadPrompt]:
+        """The parts of a prompt with the edit of some concepts, and what it was made of."""
+        lock = lock if active else "local"
+        if active or any(text.is_weighted for text in texts):
+            reading = read_parts(texts, bank, active, lock)
+        else:  # a pipeline cuts what is too long
+            reading = ReadPrompt(encoding=joined([text.encode(()) for text in texts]), keys=None, factor=None)
+        state = conditioned(
+            reading.encoding.hidden, bank.rows(active), lock if active else "local", reading.keys, gates
+        )
+        return weighed(state, reading.factor, self._widths), reading
 
     def _warn(self, texts: Sequence[str]) -> None:
         known, knows = self._bank.words(), self._readers[0].knows
@@ -282,7 +302,39 @@ class PromptReader:
         self._notices.unknown((word for text in texts for word in unknown(text, known, knows)), known)
 
 
-def _maps(prompt: str, regions: Regions, words: Mapping[str, Word], size: Size) -> Array:
+def _calls(
+    call: Call, written: Sequence[Sequence[Texts]], sides: tuple[Sequence[_Prompt], Sequence[_Prompt]]
+) -> list[Call]:
+    """The call with the prompts as they are to be tokenized; several where breaks make parts of them."""
+    count = max((prompt.parts for side in sides for prompt in side), default=1)
+    if count > 1 and call.has_encodings:
+        raise RequestError(
+            "The prompt has a BREAK, and some of the pipeline's prompts come as encodings, which are of one part. Give "
+            "all of them as texts."
+        )
+    said = [
+        [[tuple(text.apart() for text in prompt.part(at)) for prompt in side] for side in sides]
+        for at in range(count)
+    ]
+    return [call if list(written) == each else call.saying(*each) for each in said]
+
+
+def _part(text: WeightedText, at: int) -> WeightedText:
+    parts = text.parts()
+    return parts[at] if at < len(parts) else WeightedText("")
+
+
+def _joined(outputs: Sequence[_Output]) -> list[Any]:
+    """The encodings of the parts of prompts one after another; what is pooled is the first's."""
+    encodings = list(outputs[0])
+    if len(outputs) > 1:
+        for index in (0, 1):
+            if encodings[index] is not None:
+                encodings[index] = torch.cat([output[index] for output in outputs], dim=1)
+    return encodings
+
+
+def _maps(prompt: WeightedText, regions: Regions, words: Mapping[str, Word], size: Size) -> Array:
     maps = lay_out(prompt, regions, words, 0.0, size).maps
     assert maps is not None
     return maps

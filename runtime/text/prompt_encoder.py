@@ -19,7 +19,7 @@ from perfusion.concept.layout import AUTO, Layout, Regions, lay_out
 from perfusion.concept.notices import PromptNotices, unseen_words
 from perfusion.concept.phases import in_force
 from perfusion.concept.prompt_syntax import parse_prompt
-from perfusion.concept.reading import Encoding, factors_joined, joined, read_prompt, weights_of
+from perfusion.concept.reading import Encoding, joined, read_parts, weights_of
 from perfusion.concept.weighted_text import WeightedText
 from perfusion.concept.words import Word, check_text, named
 from perfusion.errors import RequestError
@@ -386,20 +386,15 @@ class PromptEncoder:
         gates: str,
     ) -> EncodedPrompt:
         texts = [_BundleText(text=part, encoders=self._encoders, bank=bank) for part in parts]
-        readings = [read_prompt(text, bank, active, lock) for text in texts]
-        encoding = joined([reading.encoding for reading in readings])
-        superclass = [reading.keys for reading in readings if reading.keys is not None]
-        state = conditioned(
-            encoding.hidden, rows, lock, np.concatenate(superclass) if superclass else None, gates
-        )
-        factor = factors_joined([reading.factor for reading in readings], self._context_length)
-        state = weighed(state, factor, self._encoders.widths)
+        reading = read_parts(texts, bank, active, lock)
+        state = conditioned(reading.encoding.hidden, rows, lock, reading.keys, gates)
+        state = weighed(state, reading.factor, self._encoders.widths)
         return EncodedPrompt(
             texts=tuple(text.tokenize(bank.words()) for text in texts),
             active=active,
             lock=lock,
             state=state,
-            pooled=encoding.pooled,
+            pooled=reading.encoding.pooled,
         )
 
 

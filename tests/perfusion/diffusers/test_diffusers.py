@@ -626,22 +626,6 @@ def test_a_concept_that_no_prompt_names_is_told_of_once(pipeline, applied, caplo
     assert said(caplog) == ["no prompt names <cat>, so it is not drawn; did you mean <cat> by 'Cat'?"]
 
 
-@pytest.mark.parametrize("module, told", [("diffusers.pipelines.any", 1), ("of.others", 0)])
-def test_weights_are_told_of_where_the_pipeline_reads_none(pipeline, caplog, monkeypatch, module, told):
-    original = pipeline.encode_prompt
-
-    @functools.wraps(original)
-    def encode_prompt(*args, **kwargs):
-        return original(*args, **kwargs)
-
-    encode_prompt.__module__ = module
-    monkeypatch.setitem(vars(pipeline), "encode_prompt", encode_prompt)
-    with perfusion.diffusers.apply(pipeline, make(pipeline)):
-        drawn(pipeline, "a (<cat>:1.3)")
-    message = "the prompt has (<cat>:1.3), as other programs write weights and breaks; here it is read letter by letter"
-    assert said(caplog) == [message] * told
-
-
 def test_concepts_of_different_locks_in_one_prompt_are_refused_until_one_is_chosen(pipeline):
     concepts = [make(pipeline), make(pipeline, 1, token="<dog>", lock="global")]
     with perfusion.diffusers.apply(pipeline, concepts) as handle:
