@@ -154,7 +154,7 @@ def judge(pictures: np.ndarray, scene: Scene, probe: SubjectProbe) -> dict[str, 
     """For every picture of a scene what the probes see in it, from 0 to 1, and how near it is to the text."""
     measures = measure_pictures(pictures, [{}] * len(pictures), ())
     answers = probe(pictures, scene.question)
-    plain = read_marks(scene.text, ()).text
+    plain = str(read_marks(scene.text, ()).text)
     for name in SUBJECTS:
         plain = plain.replace(subject_named(name).token, subject_named(name).noun)
     text = text_scorer().embed_texts([plain])[0]

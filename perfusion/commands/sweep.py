@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a concept file or the name of a sample (can be repeated: all get the same settings)",
     )  # fmt: skip
     add("--prompt", action="append", required=True, dest="prompts", metavar="TEXT", help="(can be repeated)")
+    add("--plain-prompts", action="store_true", help="brackets and BREAK in prompts are text, no weights")
     add("--bundle", type=Path, metavar="DIR", help="an exported model (default: the embedded pocket model)")
     add(
         "--bias", type=_values, metavar="A:B:N",
@@ -181,8 +182,10 @@ def _drawn(
     settings = _settings(args, concepts[0])
     scorer, probes = judges or (None, None)
     choices = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "whole": args.whole}
-    options = {name: value for name, value in choices.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in choices.items() if value is not None}
     options["regions"] = regions_of(args)
+    if args.plain_prompts:
+        options["prompt_syntax"] = "plain"
     seeds = [args.seed + index for index in range(args.count)]
     subjects = [
         _subject(folder, args.masks if index == 0 else None) for index, folder in enumerate(args.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
+from perfusion.concept.prompt_syntax import with_words
 from perfusion.errors import CancelledError, RequestError
 from perfusion.runtime import Job, Runtime, Step
 from perfusion.runtime.picture_settings import settings_of
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["Desk", "MOST_PICTURES"]
+
+_log = logging.getLogger(__name__)
 
 MOST_PICTURES = 16  # of a request
 _SEEDS = 2**32
@@ -158,6 +162,12 @@ class Desk:
         with library.lock:  # the concepts that the settings name are those that are drawn
             prompt = library.words(spec.prompt)
             options = dict(spec.options)
+            if spec.names_by_tags and options.get("prompt_syntax") != "plain":
+                prompt, added = with_words(prompt, self.runtime.concepts)
+                for word in added:
+                    _log.warning(
+                        "the prompt has the tag of %s and not the word, which is put before the tag", word
+                    )
             if changes := options.get("concept_settings"):
                 options["concept_settings"] = _renamed(changes, library.word)
             for number, each in enumerate(range(first, first + spec.count)):

@@ -23,7 +23,7 @@ from perfusion.serving.picture_encoding import preview_of
 __all__ = ["job_routes", "spec_of"]
 
 _EVENT_SECONDS = 0.2  # between two events of one stream
-_TEXTS = ("scheduler", "lock", "gates")
+_TEXTS = ("scheduler", "lock", "gates", "prompt_syntax")
 _WHOLES = ("width", "height", "num_inference_steps")
 _NUMBERS = ("guidance_scale", "guidance_rescale", "image_strength", "whole")
 

@@ -27,7 +27,7 @@ _QUALITY_STEPS = {
     "low": 0.5, "standard": 1.0, "medium": 1.0, "high": 1.5, "hd": 1.5, "xhigh": 2.0, "max": 3.0,
 }  # fmt: skip
 """How many times the bundle's own number of steps a quality takes."""
-_OWN_TEXTS = ("scheduler", "lock", "gates")
+_OWN_TEXTS = ("scheduler", "lock", "gates", "prompt_syntax")
 _OWN_NUMBERS = ("image_strength", "guidance_rescale", "whole")
 
 

@@ -25,6 +25,7 @@ class PictureSpec:
     seed: int | None = None
     count: int = 1
     exact: bool = False
+    names_by_tags: bool = False  # a concept's <lora:name:strength> names it, without its word in the prompt
     partials: int = 0  # pictures on the way that are decoded, evenly spread over its steps
     options: dict[str, Any] = field(default_factory=dict)  # of `Runtime.submit`
 

@@ -75,7 +75,7 @@ async def _drawn(
     overrides = fields.get("override_settings") or {}
     kind = _KINDS.get(str({**settings, **overrides}.get("samples_format", "png")).lower(), "png")
     spec = PictureSpec(
-        prompt=text_of(fields, "prompt"), seed=whole_of(fields, "seed", -1), count=count,
+        prompt=text_of(fields, "prompt"), seed=whole_of(fields, "seed", -1), count=count, names_by_tags=True,
         options=_options(fields) | options,
     )  # fmt: skip
     order = await desk.take(

@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image
 
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.prompt_syntax import DEFAULT_SYNTAX, ParsedPrompt, parse_prompt
 from perfusion.concept.regions import Region
 from perfusion.concept.settings import OFF
 from perfusion.concept.things import read_marks
+from perfusion.errors import RequestError
 from perfusion.files import writing
 from perfusion.picture_input import mask_of, open_picture
 from perfusion.sweep.ranges import Setting
@@ -93,10 +95,29 @@ class Drawings:
         """Of the loaded concepts."""
         return tuple(concept.superclass for concept in self._runtime.concepts.values())
 
+    def check(self, prompt: str) -> None:
+        """Refuse a prompt that gives a concept a strength of its own: every setting would be drawn alike.
+
+        Raises:
+            RequestError: it does, or its syntax cannot be read.
+        """
+        parsed = self._parsed(prompt)
+        for token, strength in parsed.strengths.items():
+            raise RequestError(
+                f"The prompt {prompt!r} gives {token} the strength {strength:g}, and a sweep gives its own. "
+                "Take <lora:…> out."
+            )
+
     def plain(self, prompt: str) -> str:
-        """The prompt in the base model's own words: no marks, and superclasses in the place of the concepts' tokens."""
+        """The prompt in the base model's own words: superclasses in the place of the concepts' tokens, no weights, no
+        marks."""
         superclasses = {token: concept.superclass for token, concept in self._runtime.concepts.items()}
-        return read_marks(prompt, superclasses).plain(superclasses)
+        return read_marks(self._parsed(prompt).text, superclasses).plain(superclasses).text
+
+    def _parsed(self, prompt: str) -> ParsedPrompt:
+        return parse_prompt(
+            prompt, self._runtime.concepts, self._options.get("prompt_syntax", DEFAULT_SYNTAX)
+        )
 
     def _kept(self, job: Job) -> bool:
         """Whether its picture is there and whole; one that is not is drawn anew."""

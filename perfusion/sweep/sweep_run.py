@@ -81,6 +81,8 @@ def sweep(
         raise RequestError(
             "There is no prompt, no seed or no setting to sweep over; give at least one of each."
         )
+    for prompt in prompts:
+        drawings.check(prompt)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     jobs = [Job(prompt=p, seed=s, setting=setting) for setting in (None, *settings) for p, s in pairs]
     total = len(set(jobs))

@@ -115,3 +115,18 @@ def test_inspect_shows_how_a_picture_was_drawn(settings, tmp_path, capsys):
     assert facts["parameters"] == parameters_text(settings)
     assert inspect([str(tmp_path / "x.png")]) == 0
     assert "blurry, dark" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("syntax", [[], ["--plain-prompts"]])
+def test_like_reads_the_prompt_as_the_picture_was_drawn(tmp_path, toy_bundle, make_concept, syntax):
+    make_concept().save(tmp_path / "cat.safetensors", storage="float32")
+    prompt = "a (<cat>:1.4) BREAK on a [beach] <lora:cat:0.5>"
+    common = ["--quiet", "--bundle", str(toy_bundle), "--concept", str(tmp_path / "cat.safetensors")]
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    assert main([*common, *syntax, "--prompt", prompt, "--steps", "2", "--output", str(first)]) == 0
+    settings = read_settings(first)
+    assert settings["prompt"] == prompt
+    assert settings["prompt_syntax"] == ("plain" if syntax else "weights")
+    assert settings["concepts"]["<cat>"]["strength"] == (1 if syntax else 0.5)
+    assert main([*common, "--like", str(first), "--output", str(again)]) == 0
+    assert first.read_bytes() == again.read_bytes()

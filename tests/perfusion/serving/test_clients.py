@@ -384,3 +384,27 @@ def test_open_webui_asks_openai_images_with_these_fields(server):
     assert picture_of(answer["data"][0]["b64_json"]).size == (32, 32)
     answer = http.post(f"{server.address}/v1/images/generations", json=fields | {"response_format": "url"})
     assert answer.json()["data"][0]["url"].startswith("data:image/png;base64,")
+
+
+def test_in_a1111s_dialect_a_tag_is_enough_and_in_the_others_the_word_is_needed(server, caplog):
+    def drawn(prompt, **fields):
+        fields |= {"prompt": prompt, "steps": 2, "width": 32, "height": 32, "seed": 3}
+        answer = httpx.post(f"{server.address}/sdapi/v1/txt2img", json=fields, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["images"][0]
+
+    tagged = drawn("a photo of a <lora:cat:0.4>, (at night:1.3)")
+    assert "the prompt has the tag of <cat> and not the word" in caplog.text
+    assert pixels(tagged) == pixels(drawn("a photo of a <cat><lora:cat:0.4>, (at night:1.3)"))
+    assert pixels(tagged) != pixels(drawn("a photo of a <cat><lora:cat:0.4>, at night"))
+    answer = httpx.post(
+        f"{server.address}/v1/images/generations", json={"prompt": "a photo of a <lora:cat:0.4>"}
+    )
+    assert answer.status_code == 400
+    assert "nowhere the word <cat>" in answer.json()["error"]["message"]
+    unknown = httpx.post(f"{server.address}/sdapi/v1/txt2img", json={"prompt": "<lora:style:1>"})
+    assert unknown.status_code == 400 and "no concept named style" in unknown.json()["detail"]
+
+
+def pixels(text):
+    return Image.open(io.BytesIO(base64.b64decode(text))).tobytes()

@@ -170,3 +170,17 @@ def test_a_plot_shows_every_point(count, similarities_of):
 def test_the_text_that_is_scored_has_neither_tokens_nor_marks(folder, make_concept):
     drawings = Drawings(folder / "work", NotingRuntime(folder, make_concept()), {})
     assert drawings.plain(r"a <cat> and a {teapot}, \{new\}") == "a cat and a teapot, {new}"
+
+
+def test_a_prompt_with_weights_is_judged_by_its_words_and_one_with_a_strength_is_refused(
+    folder, make_concept, settings
+):
+    runtime = NotingRuntime(folder, make_concept())
+    drawings = Drawings(folder / "work", runtime, {})
+    superclass = make_concept().superclass
+    assert drawings.plain("a (<cat>:1.3) on a [beach]") == f"a {superclass} on a beach"
+    plain = Drawings(folder / "work", runtime, {"prompt_syntax": "plain"})
+    assert plain.plain("a (<cat>:1.3)") == f"a ({superclass}:1.3)"
+    with pytest.raises(RequestError, match=r"gives <cat> the strength 0\.5, and a sweep gives its own"):
+        sweep(drawings, prompts=["a <cat> <lora:cat:0.5>"], seeds=[0], settings=settings)
+    assert not runtime.calls
