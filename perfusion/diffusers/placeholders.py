@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from perfusion.base.encoding import token_embedding
+from perfusion.concept.weighted_text import WeightedText
 from perfusion.concept.words import (
     Encode,
     Frame,
@@ -50,7 +51,7 @@ class Reader:
         """Whether `word` is a token of the model's own, or of a textual inversion that was loaded into it."""
         return word in self.tokenizer.get_vocab()
 
-    def tokenize(self, prompt: str, words: Mapping[str, Word]) -> TokenizedPrompt:
+    def tokenize(self, prompt: str | WeightedText, words: Mapping[str, Word]) -> TokenizedPrompt:
         """See `perfusion.concept.words.tokenize`."""
         return tokenize(prompt, words, _encode_with(self.tokenizer), self.frame, self.knows)
 
