@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from perfusion.runtime import Runtime
     from perfusion.sweep import Setting, Sweep
 
-__all__ = ["main"]
+__all__ = ["main", "open_judges", "subject_pictures"]
 
 _NAME = "perfusion-sweep"
 _CHOICE = "[,".join(name.upper() for name in FILE_SETTINGS) + "]" * (len(FILE_SETTINGS) - 1)
@@ -105,7 +105,7 @@ def _sweep(args: argparse.Namespace) -> int:
     with Runtime(args.bundle, provider=args.provider) as runtime:
         concepts = [runtime.load_concept(name) for name in args.concepts]
         files = [_own_file(runtime, name) for name in args.concepts] if args.choose else []
-        judges = _judges(args.scorer, runtime) if args.images else None
+        judges = open_judges(args.scorer, runtime) if args.images else None
         result = _drawn(args, runtime, concepts, judges)
     if chosen is None and args.choose and result.recommended is not None:
         best = result.recommended.setting
@@ -188,7 +188,8 @@ def _drawn(
         options["prompt_syntax"] = "plain"
     seeds = [args.seed + index for index in range(args.count)]
     subjects = [
-        _subject(folder, args.masks if index == 0 else None) for index, folder in enumerate(args.images)
+        subject_pictures(folder, args.masks if index == 0 else None)
+        for index, folder in enumerate(args.images)
     ]
     with _work_folder(args.work, identity(runtime, options)) as folder, _progress(args.quiet) as report:
         drawings = Drawings(folder, runtime, options, batch_size=args.batch_size)
@@ -209,7 +210,7 @@ def _settings(args: argparse.Namespace, first: "Concept") -> "tuple[Setting, ...
     return all_settings(**{**own, "bias": BIASES, **told, "lock": locks})
 
 
-def _subject(folder: Path, masks: Path | None) -> "list[Image]":
+def subject_pictures(folder: Path, masks: Path | None) -> "list[Image]":
     """A subject's pictures, cut to the object where a mask or an alpha channel says where it is."""
     from perfusion.judging.selection import cut_to_mask
     from perfusion.training.picture_folder import find_pictures
@@ -219,7 +220,7 @@ def _subject(folder: Path, masks: Path | None) -> "list[Image]":
     return [cut_to_mask(sample.image, sample.mask) for sample in samples]
 
 
-def _judges(folder: Path | None, runtime: "Runtime") -> "tuple[Scorer, Probes]":
+def open_judges(folder: Path | None, runtime: "Runtime") -> "tuple[Scorer, Probes]":
     """The scorer that was given, or pocket's for pocket, and the probes that go with it."""
     from perfusion.judging.probes import open_probes
 
