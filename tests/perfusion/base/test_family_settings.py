@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import torch
 from perfusion.base.families import check_pipeline, family_of
 from perfusion.base.family_settings import clip_merges, clip_vocabulary, family_settings, is_shipped
 from perfusion.base.loading import load_scheduler, load_tokenizer, read_index, read_json
+from perfusion.bundle.description import TextEncoder
+from perfusion.runtime.text.tokenizer import PromptTokenizer
 
 KINDS = {
     "sd15": ("sd15", "epsilon"),
@@ -102,3 +105,50 @@ def test_the_vocabulary_is_clips(open_clip):
     assert sorted(vocabulary.values()) == list(range(49408))
     assert vocabulary["!"] == 0
     assert vocabulary["<|endoftext|>"] == 49407
+
+
+def test_the_runtime_splits_ten_thousand_strings_as_transformers_does(tmp_path):
+    """Pieces of words, spaces, marks and letters of all scripts, with the vocabulary that ships."""
+    tokenizer = load_tokenizer(folder_of("sd15"))
+    (tmp_path / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+    ids = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    encoder = TextEncoder(
+        file=tmp_path / "x.onnx", hidden_size=768, vocab_size=49408, context_length=77, **ids
+    )
+    ours = PromptTokenizer(tmp_path / "tokenizer.json", encoder)
+    random = Random(0)
+    words = [
+        word.removesuffix("</w>") for word in random.sample(sorted(clip_vocabulary(clip_merges())), 3000)
+    ]
+    odd = [
+        " ",
+        "  ",
+        "\t",
+        "\n",
+        "'s",
+        "N'T",
+        "...",
+        "(",
+        ")",
+        "1234",
+        "é",
+        "e\u0301",
+        "ß",
+        "İ",
+        "日本",
+        "🐱",
+        "👩‍👧",
+        "\u200d",
+    ]
+    texts = [
+        "".join(random.choice((*words, *odd * 40)) for _ in range(random.randrange(12)))
+        for _ in range(10_000)
+    ]
+    theirs = tokenizer(texts, truncation=True, max_length=77).input_ids
+    fitting = 0
+    for text, expected in zip(texts, theirs, strict=True):
+        if len(expected) < 77 and "<" not in text:  # words in angle brackets are concepts to the runtime
+            prompt = ours.tokenize(text, {})
+            assert prompt.input_ids[: prompt.length].tolist() == expected, repr(text)
+            fitting += 1
+    assert fitting > 9_000

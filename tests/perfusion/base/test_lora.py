@@ -12,9 +12,12 @@ import torch
 from perfusion.base.base_model import BaseModel, load_base
 from perfusion.base.distillation import DISTILLATIONS, find_distillation
 from perfusion.base.lora import LoRAFile
+from perfusion.base.model_arguments import model_options
 from perfusion.base.model_options import ModelOptions
+from perfusion.commands.export import _arguments
 from perfusion.errors import ModelError
 from perfusion.export.manifest import make_manifest
+from perfusion.runtime import Runtime
 from tests.perfusion.base.test_single_file import original_unet_name
 
 Factors = dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]
@@ -266,3 +269,41 @@ def test_a_distillation_sets_what_the_bundle_is_drawn_with(
         load_base(tiny_base.folder, options=again), files={}, parity={}, precision="fp32"
     )["defaults"]
     assert (defaults["num_inference_steps"], defaults["guidance_scale"]) == (6, 2.0)
+
+
+def test_the_command_line_says_it_all(tmp_path):
+    words = ["--output", "out", "--model", "m.safetensors", "--vae", "vae", "--lora", "a.safetensors:0.5"]
+    words += ["--lora", "b.safetensors", "--distilled", "lcm", "--steps", "3", "--clip-skip", "2"]
+    options = model_options(_arguments([*words, "--prediction", "v_prediction", "--no-zero-terminal-snr"]))
+    assert options == ModelOptions(
+        vae=Path("vae"),
+        prediction="v_prediction",
+        zero_terminal_snr=False,
+        clip_skip=2,
+        loras=(LoRAFile(path=Path("a.safetensors"), scale=0.5), LoRAFile(path=Path("b.safetensors"))),
+        distilled="lcm",
+        steps=3,
+    )
+
+
+def test_a_concept_of_the_plain_base_loads_with_a_warning_that_names_the_lora(
+    bundle_copy, make_concept, caplog
+):
+    manifest = json.loads((bundle_copy / "bundle.json").read_text())
+    manifest["made_from"] = {"loras": [{"file": "lcm.safetensors", "scale": 1.0, "sha256": "0" * 64}]}
+    (bundle_copy / "bundle.json").write_text(json.dumps(manifest))
+    runtime = Runtime(bundle_copy)
+    runtime.load_concept(
+        make_concept(
+            token="<cat>",
+            base=runtime.bundle.base,
+            base_fingerprint="1" * 64,
+            text_dim=runtime.bundle.text_dim,
+            width=runtime.bundle.unet.value_width,
+        )
+    )
+    assert (
+        "<cat> was trained on another pocket checkpoint than this bundle's, to which lcm.safetensors was added; "
+        "its keys are derived anew"
+    ) in caplog.text
+    assert runtime.generate("a photo of a <cat>", num_inference_steps=1).size
