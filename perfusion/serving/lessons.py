@@ -210,7 +210,7 @@ class Lessons:
                 encoding="utf-8", errors="replace", env={**os.environ, "PYTHONIOENCODING": "utf-8"},
             )  # fmt: skip
             self._process, self._running = process, lesson.id
-        if hasattr(os, "setpriority"):
+        if sys.platform != "win32":
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
         reason = _followed(lesson, process)
