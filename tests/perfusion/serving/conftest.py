@@ -16,6 +16,7 @@ from perfusion.runtime import Runtime
 from perfusion.serving.access import Access
 from perfusion.serving.application import ServerParts, Service
 from perfusion.serving.history import Bounds, History
+from perfusion.serving.lessons import Lessons
 from perfusion.serving.library import Library
 from perfusion.serving.patient_protocol import PatientProtocol
 
@@ -49,7 +50,7 @@ def serve(bundle, toy_concept, tmp_path_factory):
     """Starts servers with `<cat>` in their libraries."""
     stops = []
 
-    def serve(*, keys=(), access=None, bounds=None, files=None, queue_size=256, **options):
+    def serve(*, keys=(), access=None, bounds=None, files=None, queue_size=256, teaches=False, **options):
         folder = tmp_path_factory.mktemp("server")
         runtime = Runtime(bundle.folder, provider="cpu", threads=1, batch_size=4, queue_size=queue_size)
         (folder / "concepts").mkdir()
@@ -57,9 +58,12 @@ def serve(bundle, toy_concept, tmp_path_factory):
         for name, concept in (files or {}).items():
             concept.save(folder / "concepts" / name)
         history = History(folder, bounds or Bounds())
+        library = Library(runtime, folder / "concepts", samples=False)
+        if teaches:
+            options["lessons"] = Lessons(folder / "trainings", library)
         parts = ServerParts(
-            runtime=runtime, library=Library(runtime, folder / "concepts", samples=False), history=history,
-            access=access or Access.of("127.0.0.1", keys), **options,
+            runtime=runtime, library=library, history=history, access=access or Access.of("127.0.0.1", keys),
+            **options,
         )  # fmt: skip
         listener = socket.create_server(("127.0.0.1", 0))
         service = Service(parts)
@@ -89,7 +93,7 @@ def serve(bundle, toy_concept, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(serve):
-    return serve()
+    return serve(teaches=True)
 
 
 @pytest.fixture(scope="module")
