@@ -192,7 +192,8 @@ def step_rows(threads: int, turns: int, *, short: bool) -> list[dict[str, Any]]:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     names, fed = export(unet, FOLDER / "unet.onnx"), feeds(unet, 32)
-    np.savez(FOLDER / "feeds.npz", **fed)
+    arguments: Any = fed
+    np.savez(FOLDER / "feeds.npz", **arguments)
     rows = start_rows("import sys; sys.path.insert(0, '.')" + FIRST_STEP, threads, model, (str(FOLDER),))
     libraries = ["onnxruntime", *("openvino" if one == "fp32" else f"openvino {one}" for one in precisions())]
     graphs = {name: open_graph(name, FOLDER / "unet.onnx", names, threads) for name in libraries}

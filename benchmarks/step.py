@@ -70,13 +70,14 @@ def feeds(unet: Any, side: int) -> dict[str, np.ndarray]:
     states = normal(ROWS, TOKENS, unet.config.cross_attention_dim)
     return {
         "sample": normal(ROWS, 4, side, side),
-        "timestep": np.full(1, 500, np.float32),
+        "timestep": np.full(ROWS, 500, np.float32),
         "encoder_hidden_states": states,
         "key_hidden_states": states,
         "key_gate": np.zeros((ROWS, TOKENS, 1), np.float32),
         "value_gate": np.zeros((ROWS, TOKENS, 1), np.float32),
         "concept_keys": normal(1, widths),
         "concept_values": normal(1, widths),
+        "regions": np.ones((ROWS, 1, side, side), np.float32),
     }
 
 

@@ -107,17 +107,19 @@ def unet_graph(unet: Any, encoders: list[dict[str, Any]]) -> Graph:
         module=UNet(unet, tuple(conditions)),
         inputs=(
             End(name="sample", dims=latents),
-            End(name="timestep", dims=(1,)),
+            End(name="timestep", dims=("batch",)),
             End(name="encoder_hidden_states", dims=("batch", "tokens", width)),
             End(name="key_hidden_states", dims=("batch", "tokens", width)),
             End(name="key_gate", dims=("batch", "tokens", "concepts")),
             End(name="value_gate", dims=("batch", "tokens", "concepts")),
             End(name="concept_keys", dims=("concepts", keys)),
             End(name="concept_values", dims=("concepts", keys)),
+            End(name="regions", dims=("batch", "regions", "height", "width")),
             *(End(name=one, dims=("batch", size)) for one, size in conditions.items()),
         ),
         outputs=(End(name="out_sample", dims=latents),),
-        example={"batch": 2, "concepts": 3, "tokens": 5, "height": 16, "width": 24},
+        example={"batch": 2, "concepts": 3, "tokens": 35, "regions": 5, "height": 16, "width": 24},
+        widens=True,
     )
 
 
