@@ -68,34 +68,43 @@ def test_the_base_model_draws_its_column_whatever_the_settings(sweep, tmp_path):
     assert {path.name for path in work.glob("*.png")} > first and len(list(work.glob("*.png"))) == 3
 
 
-def test_things_get_regions_as_in_perfusion_generate(sweep, tmp_path, monkeypatch):
-    """Marks, boxes and masks reach the pictures; a mask that was painted anew asks for new ones."""
+def test_things_get_regions_as_in_perfusion_generate(concept, tmp_path, monkeypatch):
+    """Marks, boxes and masks reach the runtime; a mask that was painted anew asks for new pictures."""
     calls = []
-    generate = Runtime.generate
 
-    def watched(self, prompt, **options):
-        calls.append((prompt[0], options.get("regions"), options.get("whole")))
-        return generate(self, prompt, **options)
+    def noted(self, prompts, **options):
+        calls.append((options["regions"], options.get("whole")))
+        return [Image.new("RGB", (8, 8))] * len(prompts)
 
-    monkeypatch.setattr(Runtime, "generate", watched)
-    mask, work = tmp_path / "mask.png", tmp_path / "work"
-    Image.new("L", (8, 8), 255).save(mask)
-    two = ["--prompt", "a <gold-hat> and a {tree}", "--bias", "0.5", "--work", work]
+    monkeypatch.setattr(Runtime, "generate", noted)
+    mask = tmp_path / "mask.png"
 
-    def drawn(*options):
+    def told(*options):
         calls.clear()
-        assert sweep(*options) == 0
+        two = [
+            "--concept",
+            str(concept),
+            "--prompt",
+            "a <gold-hat> and a {tree}",
+            "--bias",
+            "0.5",
+            "--count",
+            "1",
+        ]
+        assert main([*two, "--work", str(tmp_path / "work"), "--quiet", *options]) == 0
         return list(calls)
 
-    assert {regions for _, regions, _ in drawn(*two)} == {"auto"}
-    assert {regions for _, regions, _ in drawn(*two, "--no-regions")} == {None}
-    assert {whole for _, _, whole in drawn(*two, "--whole", "0.2")} == {0.2}
-    boxed = drawn(*two, "--region", "<gold-hat>=0,0,0.5,1")
-    assert [regions[0].box for _, regions, _ in boxed] == [(0, 0, 0.5, 1)] * len(boxed)
-    masked = ["--region", f"<gold-hat>={mask}"]
-    assert drawn(*two, *masked) and not drawn(*two, *masked)
+    assert set(told("--whole", "0.2")) == {("auto", 0.2)}
+    Image.new("L", (8, 8), 255).save(mask)
+    masked = ["--region", f"<gold-hat>={mask}", "--region", "tree=0.5,0,1,1"]
+    regions, _ = told(*masked)[0]
+    assert [(region.word, region.box) for region in regions] == [
+        ("<gold-hat>", None),
+        ("tree", (0.5, 0, 1, 1)),
+    ]
+    assert not told(*masked)
     Image.new("L", (8, 8), 90).save(mask)
-    assert drawn(*two, *masked)
+    assert told(*masked)
 
 
 def test_the_recommended_settings_become_the_files_defaults(sweep, concept, capsys, held_files):
