@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from PIL import Image
 
 import perfusion.diffusers
 from perfusion.base.attention import layer_table
@@ -17,6 +18,7 @@ from perfusion.base.base_model import fingerprint
 from perfusion.base.encoding import encode_prompts
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import edited_projection, locked_keys
+from perfusion.concept.regions import Region
 from perfusion.embedded import model_path
 from perfusion.errors import ConceptError, ModelError, PerfusionError, RequestError
 from perfusion.runtime import Runtime
@@ -148,6 +150,31 @@ def test_pictures_with_regions_are_our_runtimes_too(pocket, prompt, settings):
     expected = runtime().generate(prompt, seed=5, concept_settings=changes, **call)
     assert decibels(found, expected) >= 40
     assert decibels(found, whole) < 30, "regions that hardly show would prove nothing"
+
+
+LEFT_HALF = Image.new("L", (64, 64))
+LEFT_HALF.paste(255, (0, 0, 32, 64))
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        [Region("<pink-cake>", box=(0.5, 0.2, 1, 1))],
+        [Region("<pink-cake>", mask=LEFT_HALF), Region("<school-bus>")],
+        [Region("<pink-cake>", box=(0, 0, 0.6, 1)), Region("table", box=(0.4, 0, 1, 1))],
+    ],
+    ids=["a-box-and-the-rest", "a-mask", "overlapping-boxes"],
+)
+def test_boxes_and_masks_are_where_our_runtime_has_them(pocket, regions):
+    prompt = "a <pink-cake> and a <school-bus> on a wooden table"
+    call: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0}
+    files = [SAMPLES / f"{name}.safetensors" for name in ("school-bus", "pink-cake")]
+    with perfusion.diffusers.apply(pocket, files, regions=regions) as handle:
+        found = pocket(prompt, generator=torch.Generator().manual_seed(5), **call).images[0]
+        handle.regions = "auto"
+        bands = pocket(prompt, generator=torch.Generator().manual_seed(5), **call).images[0]
+    assert decibels(found, runtime().generate(prompt, seed=5, regions=regions, **call)) >= 40
+    assert decibels(found, bands) < 35, "places that hardly show would prove nothing"
 
 
 def test_rows_of_a_batch_keep_their_own_number_of_readings(pocket):
