@@ -51,6 +51,19 @@ def test_similarity_and_gate_are_the_formulas_at_every_token(runtime, loaded, ga
     np.testing.assert_allclose(found.gate, gate(read, [0.1, -0.2, -0.2], 0.3), atol=1e-6)
 
 
+def test_a_prompt_of_three_things_is_explained_reading_by_reading(runtime, loaded):
+    """Each reading holds one concept's word alone, and is what that sentence is when it is asked for."""
+    found = runtime.explain("a <cat>, a <dog> and a {tree}")
+    sentences = ["a <cat>, a <cat> and a <cat>", "a <dog>, a <dog> and a <dog>", "a tree, a tree and a tree"]
+    assert [reading.prompt for reading in found.readings] == sentences
+    assert [reading.concepts for reading in found.readings] == [("<cat>",), ("<dog>[0]", "<dog>[1]"), ()]
+    for reading, sentence in zip(found.readings, sentences, strict=True):
+        np.testing.assert_array_equal(reading.gate, runtime.explain(sentence, regions=None).gate)
+    assert found.text().count("Region ") == 3 and all(sentence in found.text() for sentence in sentences)
+    assert found.picture().height == sum(reading.picture().height for reading in found.readings)
+    assert runtime.explain("a <cat>, a <dog> and a {tree}", regions=None).readings == ()
+
+
 def test_settings_for_this_question_only(runtime, loaded):
     closed = runtime.explain(PROMPT, concept_settings={"<cat>": {"bias": 9.0}})
     assert closed.gate[:, 0].max() < 1e-6 < runtime.explain(PROMPT).gate[:, 0].max()

@@ -56,6 +56,22 @@ def test_bands_are_boxes_side_by_side_in_the_order_of_mention(two):
     np.testing.assert_allclose(latents(two, right_of), latents(two, right_of, regions=turned), atol=1e-6)
 
 
+def test_three_things_stand_in_thirds(two):
+    prompt = "a <cat>, a {teapot} and a <dog> on grass"
+    thirds = [
+        Region("<cat>", box=(0, 0, 1 / 3, 1)),
+        Region("teapot", box=(1 / 3, 0, 2 / 3, 1)),
+        Region("<dog>", box=(2 / 3, 0, 1, 1)),
+    ]
+    options = {"width": 96, "height": 32}
+    bands = latents(two, prompt, **options)
+    np.testing.assert_allclose(bands, latents(two, prompt, regions=thirds, **options), atol=2e-5)
+    assert (
+        np.abs(bands - latents(two, prompt, regions=thirds[:2], **options)).max() < 2e-5
+    )  # the rest is left
+    assert np.abs(bands - latents(two, prompt, regions=None, **options)).max() > 1e-3
+
+
 def test_two_things_are_not_drawn_as_without_regions(two):
     prompt = "a <cat> and a {teapot} on grass"
     assert np.abs(latents(two, prompt) - latents(two, prompt, regions=None)).max() > 1e-3
