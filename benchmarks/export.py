@@ -157,7 +157,7 @@ def _cost(base: str, work: Path) -> list[dict[str, Any]]:
 
     plain = {
         "sample": normal(2, 4, LATENT, LATENT),
-        "timestep": np.array([500], np.float32),
+        "timestep": np.full(2, 500, np.float32),
         "encoder_hidden_states": normal(2, TOKENS, text_dim),
     }
     rows = []
@@ -169,6 +169,7 @@ def _cost(base: str, work: Path) -> list[dict[str, Any]]:
             "value_gate": gate,
             "concept_keys": normal(concepts, width),
             "concept_values": normal(concepts, width),
+            "regions": np.ones((2, 1, LATENT, LATENT), np.float32),
         }
         ratios = _ratios(sessions, {"plain": plain, "bundle": edited})
         row = {
