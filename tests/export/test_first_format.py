@@ -6,7 +6,7 @@ Stable Diffusion 1.5, 2.1 and XL in little: their published settings with few ch
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.models.region_graphs import first_graph, fused
 from perfusion.base.attention import installed, layer_table
 from perfusion.export.convert import to_onnx
 from perfusion.export.graph_modules import End, Graph, UNet
@@ -126,35 +127,6 @@ def structure(request) -> Structure:
         conditions={"text_embeds": POOLED_DIM, "time_ids": 6} if request.param == "sdxl" else {},
         scheduler=config["scheduler"],
     )
-
-
-class FirstUNet(UNet):
-    """The graph of format 1: no regions, and one timestep for the whole batch."""
-
-    def forward(
-        self, sample: Tensor, timestep: Tensor, states: Tensor, *edit_and_conditions: Tensor
-    ) -> Tensor:
-        names = NAMES[3:]
-        conditions = dict(zip(self.conditions, edit_and_conditions[len(names) :], strict=True))
-        noise_pred: Tensor = self.unet(
-            sample,
-            timestep,
-            states,
-            added_cond_kwargs=conditions or None,
-            cross_attention_kwargs=dict(zip(names, edit_and_conditions, strict=False)),
-            return_dict=False,
-        )[0]
-        return noise_pred
-
-
-def first_graph(graph: Graph) -> Graph:
-    """A graph as format 1 had it."""
-    ends = [end for end in graph.inputs if end.name != "regions"]
-    ends[1] = End(name="timestep", dims=(1,))
-    example = {name: size for name, size in graph.example.items() if name != "regions"}
-    assert isinstance(graph.module, UNet)
-    module = FirstUNet(graph.module.unet, graph.module.conditions)
-    return replace(graph, module=module, inputs=tuple(ends), example=example)
 
 
 def by_torch(graph: Graph) -> Predict:
@@ -278,3 +250,17 @@ def test_many_readings_are_each_read_alone_and_weighed_place_by_place(structure,
         turned = by_torch(structure.graph())(feeds | {"regions": np.roll(feeds["regions"], 1, axis=1)})
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
     assert np.abs(turned - expected).max() > 1e-3
+
+
+def test_the_fused_form_is_the_same_where_regions_do_not_overlap_and_not_elsewhere(structure):
+    """One softmax with log m, measured by benchmarks/region_step.py, against the softmax of each reading."""
+    soft, graph = structure.feeds(readings=2), structure.graph()
+    halves = np.zeros_like(soft["regions"])
+    halves[:, 0, :, : SIDE // 2], halves[:, 1, :, SIDE // 2 :] = 1, 1
+    distances = []
+    for feeds in (soft | {"regions": halves}, soft):
+        with installed(structure.unet):
+            exact = by_torch(graph)(feeds)
+            with fused(structure.unet):
+                distances.append(np.abs(by_torch(graph)(feeds) - exact).max())
+    assert distances[0] < 2e-5 < 1e-4 < distances[1]

@@ -152,15 +152,15 @@ def test_pictures_with_regions_are_our_runtimes_too(pocket, prompt, settings):
     assert decibels(found, whole) < 30, "regions that hardly show would prove nothing"
 
 
-LEFT_HALF = Image.new("L", (64, 64))
-LEFT_HALF.paste(255, (0, 0, 32, 64))
+RIGHT_HALF = Image.new("L", (64, 64))
+RIGHT_HALF.paste(255, (32, 0, 64, 64))
 
 
 @pytest.mark.parametrize(
     "regions",
     [
         [Region("<pink-cake>", box=(0.5, 0.2, 1, 1))],
-        [Region("<pink-cake>", mask=LEFT_HALF), Region("<school-bus>")],
+        [Region("<pink-cake>", mask=RIGHT_HALF), Region("<school-bus>")],
         [Region("<pink-cake>", box=(0, 0, 0.6, 1)), Region("table", box=(0.4, 0, 1, 1))],
     ],
     ids=["a-box-and-the-rest", "a-mask", "overlapping-boxes"],
