@@ -12,6 +12,20 @@ NOUNS: dict[str, str] = {
 }  # fmt: skip
 """Noun → the emoji that pictures it."""
 
+KIN: dict[str, str] = {
+    "kitten": "cat", "kitty": "cat", "tomcat": "cat", "tiger": "cat", "lion": "cat", "puppy": "dog", "pug": "dog",
+    "wolf": "dog", "fox": "dog", "poodle": "dog", "bunny": "rabbit", "hare": "rabbit", "tortoise": "turtle",
+    "bird": "owl", "parrot": "owl", "chicken": "penguin", "duck": "penguin", "shark": "fish", "goldfish": "fish",
+    "teddy": "teddy bear", "bear": "teddy bear", "plush": "teddy bear", "toy": "teddy bear", "doll": "teddy bear",
+    "android": "robot", "taxi": "car", "truck": "bus", "van": "bus", "tram": "bus", "train": "bus", "coach": "bus",
+    "ship": "boat", "sailboat": "boat", "yacht": "boat", "building": "house", "cottage": "house", "palm": "tree",
+    "plant": "cactus", "flower": "sunflower", "rose": "sunflower", "daisy": "sunflower", "toadstool": "mushroom",
+    "fruit": "apple", "pear": "apple", "pie": "cake", "cupcake": "cake", "bread": "cake", "mug": "teapot",
+    "cup": "teapot", "pot": "teapot", "kettle": "teapot", "vase": "teapot", "bottle": "teapot", "stool": "chair",
+    "sofa": "chair", "armchair": "chair", "cap": "hat", "helmet": "hat", "parasol": "umbrella",
+}  # fmt: skip
+"""Everyday words that pocket does not know, with the noun that comes nearest in shape."""
+
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.88, 0.12, 0.14), "green": (0.16, 0.66, 0.20), "blue": (0.13, 0.36, 0.90),
     "yellow": (0.98, 0.82, 0.12), "purple": (0.55, 0.22, 0.78), "pink": (0.98, 0.50, 0.72),
