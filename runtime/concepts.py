@@ -94,7 +94,7 @@ def open_concept(source: str | Path | bytes | BinaryIO | Concept, bundle: Bundle
     if isinstance(source, Concept):
         return source
     if isinstance(source, str | Path):
-        return Concept.load(local_concept(bundle.find_concept(source)))
+        return Concept.load(bundle.find_concept(local_concept(source)))
     try:
         data = source.read(MAX_CARD_BYTES + 1) if hasattr(source, "read") else source
     except UnicodeDecodeError:  # opened as text

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from perfusion.errors import ConceptError, HubError
 from perfusion.hub import HubName, hub_name, origin_of
+from perfusion.runtime import Runtime
 from tests.perfusion.hub_endpoint import COMMIT, serving
 
 ROOT = Path(__file__).parents[2]
@@ -171,3 +173,12 @@ def test_offline_what_was_fetched_is_there_and_the_rest_is_refused(fetched):
     assert fetched["gone"][0] == fetched["answers"][2]
     assert fetched["gone"][1].startswith("refused: me/two: ")
     assert Path(fetched["gone"][2]).read_bytes() == b"concept"
+
+
+def test_a_runtime_asks_the_hub_for_a_concept_that_is_no_sample_and_no_file():
+    """Offline here, so that it must say so; a name of one part stays a name of a sample."""
+    runtime = Runtime()
+    with pytest.raises(HubError, match=r"me/cat: No such folder is here, and the hub cannot be reached"):
+        runtime.load_concept("me/cat")
+    with pytest.raises(ConceptError, match="no sample concept of that name"):
+        runtime.load_concept("cat")
