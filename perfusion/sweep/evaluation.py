@@ -101,8 +101,8 @@ class Evaluator:
             again = self._drawn(plain_prompts[: len(self._seeds)])
         finally:
             self._runtime.unload_concept(concept.token)
-        embeddings = (self._scorer.embed_pictures(part) for part in (own, plain, pictures))
-        measure = similarities(*embeddings, self._scorer.embed_texts(plain_prompts))
+        images, reference, target = (self._scorer.embed_pictures(part) for part in (own, plain, pictures))
+        measure = similarities(images, reference, target, self._scorer.embed_texts(plain_prompts))
         evidence = gather(own, plain, pictures, plain_prompts, concept.superclass, self._scorer, self._probes)
         first = len(self._seeds)
         columns = own[::first], plain[::first]
