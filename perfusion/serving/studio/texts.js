@@ -254,7 +254,7 @@ const texts = {
   "teach.photos.help": "Drop 1 to 10 photos here: the thing alone, whole, from different sides, before different backgrounds.",
   "teach.photo.remove": "Leave photo {number} out",
   "teach.photo.crop": "Photo {number}: choose the part that is learned. Arrow keys move it, plus and minus size it.",
-  "teach.photo.note": "The bright square is what is learned. Drag it over the thing.",
+  "teach.photo.note": "What you see of a photo is what is learned: drag it, and size it with the wheel or + and −.",
   "teach.name": "Name",
   "teach.name.help": "The word in prompts will be <{name}>.",
   "teach.name.example": "my-cat",
