@@ -125,7 +125,7 @@ def test_like_reads_the_prompt_as_the_picture_was_drawn(tmp_path, toy_bundle, ma
     first, again = tmp_path / "first.png", tmp_path / "again.png"
     assert main([*common, *syntax, "--prompt", prompt, "--steps", "2", "--output", str(first)]) == 0
     settings = read_settings(first)
-    assert settings["prompt"] == prompt
+    assert settings is not None and settings["prompt"] == prompt
     assert settings["prompt_syntax"] == ("plain" if syntax else "weights")
     assert settings["concepts"]["<cat>"]["strength"] == (1 if syntax else 0.5)
     assert main([*common, "--like", str(first), "--output", str(again)]) == 0

@@ -9,20 +9,26 @@ import pytest
 from perfusion.commands import studio
 
 
+class Server(HTTPServer):
+    """Its state of being ready is a test's to set."""
+
+    ready = False
+
+
 @pytest.fixture
 def server():
     """A server that is not ready until `ready` is set."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200 if self.path == "/readyz" and self.server.ready else 503)
+            ready = self.path == "/readyz" and getattr(self.server, "ready", False)
+            self.send_response(200 if ready else 503)
             self.end_headers()
 
         def log_message(self, *arguments):
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.ready = False
+    with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield server
@@ -31,8 +37,13 @@ def server():
 
 
 def test_the_page_is_opened_as_soon_as_the_server_is_ready_and_not_before(monkeypatch, server):
-    opened = []
-    monkeypatch.setattr(studio.webbrowser, "open", lambda address: opened.append(address) or True)
+    opened: list[str] = []
+
+    def open_page(address):
+        opened.append(address)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_page)
     address = f"http://127.0.0.1:{server.server_port}/"
     thread = threading.Thread(target=studio._open_page, args=(address,))
     thread.start()
@@ -44,7 +55,7 @@ def test_the_page_is_opened_as_soon_as_the_server_is_ready_and_not_before(monkey
 
 
 def test_where_there_is_no_browser_the_address_is_told(monkeypatch, capsys, server):
-    monkeypatch.setattr(studio.webbrowser, "open", lambda address: False)
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
     server.ready = True
     address = f"http://127.0.0.1:{server.server_port}/"
     studio._open_page(address)
@@ -58,9 +69,16 @@ def test_where_there_is_no_browser_the_address_is_told(monkeypatch, capsys, serv
     (["--no-browser"], None),
 ])  # fmt: skip
 def test_the_browser_is_sent_to_this_machine_s_own_address(monkeypatch, arguments, address):
-    calls, addresses = [], []
+    calls: list[str] = []
+    addresses: list[str] = []
+
+    def serve(args, name):
+        calls.append(name)
+        time.sleep(0.2)
+        return 0
+
     monkeypatch.setattr(studio, "_open_page", addresses.append)
-    monkeypatch.setattr(studio, "serve", lambda args, name: calls.append(name) or time.sleep(0.2) or 0)
+    monkeypatch.setattr(studio, "serve", serve)
     assert studio.main(arguments) == 0
     assert calls == ["perfusion-studio"]
     assert addresses == ([address] if address else [])

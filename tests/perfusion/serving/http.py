@@ -1,26 +1,35 @@
 """httpx's functions with one TLS context for all, since making one takes longer than most requests here."""
 
 import ssl
-from functools import partial
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import httpx
 
-_CONTEXT = ssl.create_default_context()
-
-get, post, patch, delete, options, request, stream = (
-    partial(function, verify=_CONTEXT, timeout=60)
-    for function in (
-        httpx.get,
-        httpx.post,
-        httpx.patch,
-        httpx.delete,
-        httpx.options,
-        httpx.request,
-        httpx.stream,
-    )
-)
+_SETTINGS: dict[str, Any] = {"verify": ssl.create_default_context(), "timeout": 60}
 
 
-def client(**options):
+def request(method: str, url: str, **options: Any) -> httpx.Response:
+    """A request on a connection of its own."""
+    return httpx.request(method, url, **_SETTINGS | options)
+
+
+def stream(method: str, url: str, **options: Any) -> AbstractContextManager[httpx.Response]:
+    """A request whose answer is read as it comes."""
+    return httpx.stream(method, url, **_SETTINGS | options)
+
+
+def client(**options: Any) -> httpx.Client:
     """A client that keeps its connections."""
-    return httpx.Client(**{"verify": _CONTEXT, "timeout": 60} | options)
+    return httpx.Client(**_SETTINGS | options)
+
+
+def _method(name: str) -> Callable[..., httpx.Response]:
+    def call(url: str, **options: Any) -> httpx.Response:
+        return request(name, url, **options)
+
+    return call
+
+
+get, post, patch, delete, options = (_method(name) for name in ("GET", "POST", "PATCH", "DELETE", "OPTIONS"))
