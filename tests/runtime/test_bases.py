@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from perfusion import Concept
-from perfusion.runtime import SCHEDULERS, Runtime
+from perfusion.errors import RequestError
+from perfusion.runtime import SCHEDULERS, Region, Runtime
 from perfusion.runtime.text.feeds import guidance_embedding
 
 pytestmark = pytest.mark.filterwarnings(
@@ -189,6 +190,28 @@ def test_a_concept_draws_the_same_picture_here_and_in_diffusers(xl, tiny_xl, loc
         found = xl.generate("a photo of <cat> on a beach", seed=3, lock=lock, **call)
         assert decibels(found, expected) >= 40
         assert decibels(base, expected) < 35, "an edit that hardly shows would prove nothing"
+    finally:
+        xl.unload_concept("<cat>")
+
+
+@pytest.mark.parametrize(
+    "regions", ["auto", [Region("<cat>", box=(0, 0, 0.5, 1)), Region("dog")]], ids=["bands", "a-box"]
+)
+def test_xls_regions_are_the_same_here_and_in_diffusers(xl, tiny_xl, regions):
+    from perfusion.diffusers import apply
+
+    concept, prompt = xl_concept(xl), "a <cat> and a {dog} on a beach"
+    call: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 4.0, "width": 32, "height": 32}
+    xl.load_concept(concept)
+    try:
+        with apply(tiny_xl, concept, regions=regions) as handle:
+            expected = theirs(tiny_xl, prompt=prompt, **call)
+            with pytest.raises(RequestError, match="different prompts"):
+                theirs(tiny_xl, prompt=prompt, prompt_2="a painting", **call)
+            handle.regions = None
+            whole = theirs(tiny_xl, prompt="a <cat> and a dog on a beach", **call)
+        assert decibels(xl.generate(prompt, seed=3, regions=regions, **call), expected) >= 40
+        assert decibels(whole, expected) < 40, "regions that hardly show would prove nothing"
     finally:
         xl.unload_concept("<cat>")
 
