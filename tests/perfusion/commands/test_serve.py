@@ -19,8 +19,8 @@ def opened(monkeypatch):
 
 
 @pytest.mark.parametrize("text, memory", [("4", 4.0), ("0.5", 0.5), ("low", "low"), ("auto", "auto")])
-def test_memory_is_a_number_or_a_word(opened, text, memory):
-    main(["--memory", text, "--threads", "2"])
+def test_memory_is_a_number_or_a_word(opened, tmp_path, text, memory):
+    main(["--memory", text, "--threads", "2", "--data", str(tmp_path), "--port", "0"])
     assert (opened["memory"], opened["threads"]) == (memory, 2)
 
 
