@@ -8,7 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
-TESTS := not slow and not gpu
+TESTS := not slow and not gpu and not browser
+BROWSER ?= yes
 EXTRAS := cpu,train,export,trt-rtx,serve,test,dev
 
 .DEFAULT_GOAL := help
@@ -49,8 +50,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
+# The page's tests have a process of their own: what drives the browser keeps an event loop running.
 test: lint
 	$(BIN)/python -m pytest -m "$(TESTS)"
+	$(if $(BROWSER),$(BIN)/python -m pytest -m browser tests/perfusion/serving/studio)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
