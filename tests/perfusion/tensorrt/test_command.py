@@ -143,6 +143,11 @@ def test_what_cannot_be_built_is_refused_before_the_export_begins(
     assert re.search(message, captured.err), captured.err
 
 
+def other_lines(stderr: str) -> list[str]:
+    """What is told besides that the toy bundle is in float32, for cards that are twice as fast in float16."""
+    return [line for line in stderr.splitlines() if "is in fp32, so its engines are too" not in line]
+
+
 BUNDLE_FAILURES = {
     "no such folder": (["--bundle", "/nowhere"], "is not a folder"),
     "no bundle": (["--bundle", "{parent}"], "holds no bundle.json"),
@@ -158,8 +163,8 @@ def test_a_bundle_that_cannot_be_built_from_is_refused_in_one_line(case, toy, bu
     given = [argument.format(toy=toy, parent=toy.parent) for argument in arguments]
     assert main([*given, "--engine", "trt-rtx"]) == 1
     captured = capsys.readouterr()
-    assert (captured.out, captured.err.count("\n")) == ("", 1)
-    assert message in captured.err
+    (line,) = other_lines(captured.err)
+    assert captured.out == "" and message in line
     assert builder.asked == []
 
 
@@ -168,7 +173,7 @@ def test_engines_of_a_bundle_are_built_once_and_every_option_reaches_the_builder
     arguments += ["--concepts", "3", "--resolution", "64", "--optimization-level", "1", "--workspace", "0.5"]
     assert main([*arguments, "--quiet"]) == 0
     captured = capsys.readouterr()
-    assert captured.err == ""
+    assert captured.err.count("\n") == 1 and other_lines(captured.err) == []
     assert all("trt-rtx-sm89" in line and "built in" in line for line in captured.out.splitlines())
     graphs = dict(builder.asked)
     assert list(graphs) == ["text_encoder.onnx", "unet.onnx", "vae_decoder.onnx", "vae_encoder.onnx"]
@@ -291,7 +296,7 @@ def test_engines_are_built_for_the_batches_that_the_device_has_memory_for(toy, b
     assert needs(toy, nothing, 1) < needs(toy, nothing, 2)
     limited(monkeypatch, needs(toy, nothing, 1))
     assert main(["--bundle", str(toy), *LARGE]) == 0
-    assert capsys.readouterr().err == ""
+    assert other_lines(capsys.readouterr().err) == []
     assert {profile["batch"][0] for profile in dict(builder.asked)["unet.onnx"]["shape_ranges"]} == {2}
 
 
@@ -337,4 +342,5 @@ def test_a_device_with_too_little_memory_is_a_warning(toy, builder, monkeypatch,
     tiny = replace(PROFILES["rtx-4070"], memory=1 << 20)
     monkeypatch.setattr(profiles, "PROFILES", {"rtx-4070": tiny})
     assert main(["--bundle", str(toy), "--engine", "trt-rtx", "--device", "rtx-4070", "--quiet"]) == 0
-    assert capsys.readouterr().err.startswith("perfusion-export: warning: GeForce RTX 4070: ")
+    (line, *_) = other_lines(capsys.readouterr().err)
+    assert line.startswith("perfusion-export: warning: GeForce RTX 4070: ")
