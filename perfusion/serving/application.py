@@ -66,7 +66,9 @@ class Service:
 
     def warm(self) -> None:
         """Draw a step, so that the first who asks waits no longer than the second."""
-        self._parts.runtime.generate("", num_inference_steps=1)
+        runtime = self._parts.runtime
+        # It names a concept, or the runtime would warn that no prompt names any.
+        runtime.generate(next(iter(runtime.concepts), ""), num_inference_steps=1)
 
     def close(self) -> None:
         """Give everything back; orders that are not over are cancelled."""

@@ -174,3 +174,14 @@ def test_it_answers_by_https_and_hands_back_what_is_not_done_within_the_grace(st
     thread.join()
     assert statuses[0].status_code == 503 and "Retry-After" in statuses[0].headers
     assert process.wait(60) == 0
+
+
+def test_a_start_complains_of_no_concept_that_nobody_has_named_yet(start, tmp_path, toy_concept):
+    (tmp_path / "library").mkdir()
+    toy_concept().save(tmp_path / "library" / "cat.safetensors")
+    process, address, log = start("--library", tmp_path / "library")
+    assert wait_for(lambda: answers(address) == 200, 60)
+    assert httpx.get(f"{address}/api/concepts").json()[0]["word"] == "<cat>"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert "warning" not in log.read_text().lower()
