@@ -176,6 +176,7 @@ def test_a_bundle_of_the_first_format_draws_as_ever_and_says_what_it_cannot(
     toy_bundle, make_concept, caplog, provider
 ):
     old = toy_bundle.with_name("toy_bundle_1")
+    rounding = 0.0 if provider == "cpu" else 1e-5  # OpenVINO joins the operators of each graph in its own way
     with (
         Runtime(old, provider=provider, threads=1) as first,
         Runtime(toy_bundle, provider=provider, threads=1) as second,
@@ -183,10 +184,12 @@ def test_a_bundle_of_the_first_format_draws_as_ever_and_says_what_it_cannot(
         for runtime in (first, second):
             runtime.load_concept(make_concept(0))
         for prompt in ("a photo of a cat", "a <cat> on a beach"):
-            np.testing.assert_array_equal(latents(first, prompt), latents(second, prompt))
+            np.testing.assert_allclose(latents(first, prompt), latents(second, prompt), rtol=0, atol=rounding)
         with caplog.at_level(logging.WARNING):
             plain = latents(first, "a <cat> and a {dog}")
         assert "format version 1" in caplog.text
-        np.testing.assert_array_equal(plain, latents(second, "a <cat> and a {dog}", regions=None))
+        np.testing.assert_allclose(
+            plain, latents(second, "a <cat> and a {dog}", regions=None), rtol=0, atol=rounding
+        )
         with pytest.raises(RequestError, match="knows no regions"):
             latents(first, "a <cat>", regions=[Region("<cat>", box=LEFT)])
