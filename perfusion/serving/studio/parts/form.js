@@ -65,6 +65,11 @@ export class Form {
     this.scheduler.replaceChildren(...schedulers.map(([value, words]) => h("option", { value, text: words })));
     this.scheduler.value = scheduler;
     if (!this.width.value) [this.width.value, this.height.value] = [bundle.width, bundle.height];
+    if (this.early) {
+      const settings = this.early;
+      this.early = null;
+      this.use(settings);
+    }
   }
 
   get shape() {
@@ -128,6 +133,7 @@ export class Form {
   /** Fill the form from settings of a picture. */
   use(settings) {
     const { width, height } = settings;
+    if (!this.bundle) this.early = settings; // sizes and schedulers are not there to be chosen yet: once more when they are
     if (width && height) {
       this.size.value = `${width}x${height}`;
       if (!this.size.value) this.size.value = "other";

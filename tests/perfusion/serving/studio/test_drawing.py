@@ -107,6 +107,7 @@ def test_a_dropped_picture_of_a1111_gives_its_settings_back(page, drop, tmp_path
     drop(page.locator(".room-draw"), tmp_path / "theirs.png")
     page.get_by_text("The settings are in the form.").first.wait_for()
     assert "<gold-hat>" in page.get_by_label("What is to be drawn").input_value()
+    expect(page.get_by_label("Scheduler", exact=True)).to_have_value("dpmpp_2m_karras")
     shown = [
         page.get_by_label(label, exact=True).input_value()
         for label in ("Seed", "Steps", "Scheduler", "Height")
