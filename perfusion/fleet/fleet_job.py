@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from perfusion.base.model_options import ModelOptions
+from perfusion.embedded import model_path
 from perfusion.errors import TrainingError
 from perfusion.files import sha256_of
 from perfusion.training.job_list import read_job_list
@@ -42,9 +44,12 @@ class FleetJob:
         Raises:
             TrainingError: a file that it needs cannot be read.
         """
+        options = training.model_options or ModelOptions()
         identity = identity_of(
-            training.config, find_pictures(training.images), _base_identity(training.model, training.model_config),
-            storage=training.storage, keys=str(training.keys), sheet=str(training.sheet),
+            training.config, find_pictures(training.images),
+            _content_of(training.model or model_path(), training.model_config, options.vae),
+            model_options=str(replace(options, vae=None)), storage=training.storage, keys=str(training.keys),
+            sheet=str(training.sheet),
         )  # fmt: skip
         facts = {name: value for name, value in identity.items() if name not in UNIMPORTANT}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -76,30 +81,25 @@ def read_jobs(path: Path, defaults: argparse.Namespace) -> tuple[FleetJob, ...]:
 
 
 def _of_folders(folders: Sequence[Path], defaults: argparse.Namespace) -> list[TrainingJob]:
-    base = argparse.Namespace(**vars(defaults))
-    jobs = []
-    for folder in folders:
-        base.images, base.output, base.token = folder, Path(f"{folder.name}.safetensors"), f"<{folder.name}>"
-        job = TrainingJob.of(base)
-        find_pictures(folder)
-        jobs.append(replace(job))
-    return jobs
+    own = (
+        {"images": folder, "output": Path(f"{folder.name}.safetensors"), "token": f"<{folder.name}>"}
+        for folder in folders
+    )
+    return [TrainingJob.of(argparse.Namespace(**vars(defaults) | names)) for names in own]
 
 
 @cache
-def _base_identity(model: Path | None, config: Path | None) -> str:
-    """The contents of a base model's files; of the embedded one when there is none."""
-    if model is None:
-        from perfusion.embedded import model_path
-
-        model = model_path()
+def _content_of(*roots: Path | None) -> str:
+    """The contents of a base model's files and folders, as far as they decide what is learned."""
     digest = hashlib.sha256()
-    for root in filter(None, (model, config)):
+    for number, root in enumerate(roots):
+        if root is None:
+            continue
         files = (
-            [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.suffix in _DECIDING)
+            sorted(path for path in root.rglob("*") if path.suffix in _DECIDING) if root.is_dir() else [root]
         )
         for path in files:
-            digest.update(f"{path.relative_to(root)} {sha256_of(path)}\n".encode())
+            digest.update(f"{number} {path.relative_to(root)} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -15,8 +15,24 @@ def test_an_id_is_that_of_pictures_and_settings_and_not_of_the_device(make_jobs)
     (job,) = make_jobs("pug")
     assert make_jobs("pug")[0].id == job.id == make_jobs("pug", "gold-hat")[0].id
     assert make_jobs("pug", arguments=("--device", "cuda:3"))[0].id == job.id
-    for arguments in (("--steps", "3"), ("--seed", "1"), ("--rows", "2"), ("--no-keys",), ("--no-flip",)):
+    for arguments in (
+        ("--steps", "3"),
+        ("--seed", "1"),
+        ("--rows", "2"),
+        ("--no-keys",),
+        ("--no-flip",),
+        ("--clip-skip", "2"),
+    ):
         assert make_jobs("pug", arguments=arguments)[0].id != job.id
+
+
+def test_another_vae_makes_another_job_by_what_is_in_it_and_not_by_its_name(make_jobs, tmp_path):
+    ids = []
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(content)
+        ids.append(make_jobs("pug", arguments=("--vae", str(path)))[0].id)
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_another_picture_makes_another_job(tmp_path):
