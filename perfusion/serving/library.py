@@ -12,7 +12,7 @@ import secrets
 import threading
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,7 @@ class Library:
                 if not known.is_sample:
                     with writing(_sidecar(known.path), "w") as file:
                         json.dump(chosen, file)
-                self._concepts[name] = known = _with(known, settings=chosen)
+                self._concepts[name] = known = replace(known, settings=chosen)
             if new_name is not None and new_name != name:
                 check_name(new_name)
                 path = self._place(new_name, self._own(known).suffix)
@@ -218,17 +218,17 @@ class Library:
         try:
             check_name(name)
             concept = Concept.load(path)
-            known = _with(known, concept=concept, sha256=concept_hash(concept))
+            known = replace(known, concept=concept, sha256=concept_hash(concept))
             before = self._concepts.get(name)
             if before is not None and before.sha256 == known.sha256 and before.why_not is None:
                 return before
             if before is not None:
                 self._drop(name)
             self._runtime.load_concept(concept, token=known.word, **_read_sidecar(path))
-            known = _with(known, settings=asdict(self._runtime.set_concept(known.word)))
+            known = replace(known, settings=asdict(self._runtime.set_concept(known.word)))
         except (ConceptError, RequestError) as error:
             settings = asdict(known.concept.settings if known.concept else ConceptSettings())
-            known = _with(known, why_not=str(error), settings=settings)
+            known = replace(known, why_not=str(error), settings=settings)
         self._concepts[name] = known
         return known
 
@@ -250,10 +250,6 @@ def check_name(name: str) -> None:
         400, f"The name is {name[:80]!r}, expected at most 61 letters, digits, -, _ or dots, such as my-cat.",
         field="name",
     )  # fmt: skip
-
-
-def _with(known: LibraryConcept, **changes: Any) -> LibraryConcept:
-    return LibraryConcept(**(vars(known) | changes))
 
 
 def _sidecar(path: Path) -> Path:
