@@ -15,7 +15,8 @@ from perfusion.runtime.sampling.course import Phase
 from perfusion.runtime.sampling.loop import call_slices
 from perfusion.runtime.sampling.schedule import Schedule
 from perfusion.runtime.sampling.schedulers import make_schedule
-from perfusion.runtime.text.prompt_encoder import PromptEncoder, PromptSpec
+from perfusion.runtime.text.prompt_encoder import PromptEncoder
+from perfusion.runtime.text.prompt_spec import PromptSpec
 
 __all__ = ["Draft", "Preparation"]
 

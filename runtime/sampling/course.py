@@ -19,7 +19,7 @@ from perfusion.runtime.pictures import as_mask, as_sample
 from perfusion.runtime.request import Request
 from perfusion.runtime.sampling.noise import NoiseStream
 from perfusion.runtime.sampling.schedule import Estimate, Schedule
-from perfusion.runtime.text.prompt_encoder import Row
+from perfusion.runtime.text.prompt_spec import Row
 
 __all__ = ["NOT_FINITE", "Course", "Phase", "begin_courses", "predict"]
 

@@ -17,7 +17,7 @@ from perfusion.runtime.request import Request
 from perfusion.runtime.sampling.course import NOT_FINITE, Course, Phase, begin_courses, predict
 from perfusion.runtime.sampling.schedule import Schedule
 from perfusion.runtime.text.feeds import Feeds
-from perfusion.runtime.text.prompt_encoder import Row
+from perfusion.runtime.text.prompt_spec import Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,7 +16,7 @@ from perfusion.bundle.description import Bundle
 from perfusion.concept.conditioning import unet_feeds
 from perfusion.runtime.cache import Cache
 from perfusion.runtime.request import Request
-from perfusion.runtime.text.prompt_encoder import Row
+from perfusion.runtime.text.prompt_spec import Row
 
 __all__ = ["Feeds", "guidance_embedding"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,8 +17,7 @@ from perfusion.concept.conditioning import PromptState, conditioned, readings_jo
 from perfusion.concept.emphasis import weighted
 from perfusion.concept.layout import AUTO, Layout, Regions, lay_out
 from perfusion.concept.notices import PromptNotices, unseen_words
-from perfusion.concept.phases import in_force
-from perfusion.concept.prompt_syntax import parse_prompt
+from perfusion.concept.prompt_syntax import ParsedPrompt, parse_prompt
 from perfusion.concept.reading import Encoding, joined, read_parts, weights_of
 from perfusion.concept.weighted_text import WeightedText
 from perfusion.concept.words import Word, check_text, named
@@ -27,9 +26,10 @@ from perfusion.runtime.cache import Cache
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.request import Request
+from perfusion.runtime.text.prompt_spec import Parts, PromptSpec, Row
 from perfusion.runtime.text.text_encoders import TextEncoders, TokenizedTexts
 
-__all__ = ["EncodedPrompt", "PromptEncoder", "PromptSpec", "Row"]
+__all__ = ["EncodedPrompt", "PromptEncoder"]
 
 Array = NDArray[np.float32]
 
@@ -38,23 +38,6 @@ _MOST_PLAIN_BYTES = 8 << 20
 _MOST_SPLIT_BYTES = 4 << 20
 
 _log = logging.getLogger(__name__)
-
-Parts = tuple[WeightedText, ...]
-"""A prompt in parts that the text encoder can read."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Row:
-    """One row of the UNet's batch."""
-
-    state: PromptState
-    pooled: Array | None = None  # (width,) where the UNet reads pooled encodings
-    regions: Array | None = None  # (readings, height, width); None: one reading, read everywhere
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Tokens and readings; rows of one call have the same."""
-        return len(self.state.conditioning.value_states), 1 if self.regions is None else len(self.regions)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,46 +69,6 @@ class _PromptParts:
     def nbytes(self) -> int:
         """About what keeping it takes, with the prompt and the words it is kept under."""
         return 500 + 200 * self.words + sum(len(part) * (16 if part.weights else 8) for part in self.parts)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PromptSpec:
-    """What one picture is drawn from, in parts that the text encoder can read."""
-
-    parts: Parts
-    negative_parts: Parts | None  # None without guidance
-    active: tuple[str, ...]  # the concepts that its prompt names and that are not off
-    bank: Bank  # with the settings of this picture
-    tokens: int  # that cross-attention reads, of all readings
-    readings: tuple[Parts, ...] = ()  # their parts, where there are several
-    maps: Array | None = None  # (readings, height, width)
-    start: float = 0.0  # the share of the noise levels, from pure noise on, after which this holds
-    earlier: tuple[PromptSpec, ...] = ()  # what holds until then, by their starts
-
-    @property
-    def phases(self) -> tuple[PromptSpec, ...]:
-        """What holds one after another, this the last."""
-        return (*self.earlier, self)
-
-    def at(self, share: float) -> PromptSpec:
-        """What holds at a share of the noise levels."""
-        return in_force(self.phases, share)
-
-    def reading(self, parts: Parts) -> PromptSpec:
-        """One of its readings, alone."""
-        words = self.bank.words()
-        tokens = dict.fromkeys(token for part in parts for token in named(part.text, words))
-        return replace(self, parts=parts, active=self.bank.active(tokens), readings=(), maps=None, earlier=())
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Tokens and readings; pictures of one call have the same."""
-        return self.tokens, max(1, len(self.readings))
-
-    @property
-    def slots(self) -> dict[str, int]:
-        """How many rows each of its concepts has."""
-        return {concept.token: concept.rows for concept in self.bank.identity(self.active)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -200,9 +143,7 @@ class PromptEncoder:
             words = bank.words()
             layout = self.layout(text, regions, words, request)
             split = self._split(layout.text, words)
-            negative = self._split(
-                self._parsed_negative(negative_prompt, words, request.prompt_syntax), words
-            )
+            negative = self._split(self._parsed(negative_prompt, words, request.prompt_syntax).text, words)
             _refuse_concepts(negative, words)
             splits += [split, negative]
             negative_parts = negative.parts if request.guided else None
@@ -224,16 +165,15 @@ class PromptEncoder:
         Raises:
             RequestError: syntax or settings that cannot be served.
         """
-        parsed = parse_prompt(prompt, bank.concepts, syntax)
-        self._notices.syntax(prompt, parsed)
+        parsed = self._parsed(prompt, bank.concepts, syntax)
         for change in (changes, parsed.changes):
             bank = bank.adjusted(change) if change else bank
         return bank, parsed.text
 
-    def _parsed_negative(self, prompt: str, words: Mapping[str, Word], syntax: str) -> WeightedText:
-        parsed = parse_prompt(prompt, words, syntax)
+    def _parsed(self, prompt: str, tokens: Collection[str], syntax: str) -> ParsedPrompt:
+        parsed = parse_prompt(prompt, tokens, syntax)
         self._notices.syntax(prompt, parsed)
-        return parsed.text
+        return parsed
 
     def layout(
         self, text: WeightedText, regions: Regions, words: Mapping[str, Word], request: Request
@@ -331,22 +271,17 @@ class PromptEncoder:
         """Parts without active concepts: those that are not active were replaced when the prompt was split."""
 
         def encode() -> Row:
-            texts = [self._encoders.tokenize(part, {}) for part in parts]
-            encodings = [self._encoders.encode(text, bank) for text in texts]
-            hidden = [
-                weighted(encoding.hidden, weights_of(text), self._encoders.widths)
-                for encoding, text in zip(encodings, texts, strict=True)
-            ]
-            encoding = joined(
-                [
-                    Encoding(hidden=each, pooled=encoding.pooled)
-                    for each, encoding in zip(hidden, encodings, strict=True)
-                ]
-            )
+            encoding = joined([self._weighted(part, bank) for part in parts])
             encoding = encoding.zeros() if nothing else encoding
             return Row(state=conditioned(encoding.hidden, bank.rows(())), pooled=encoding.pooled)
 
         return self._plain_rows.get((parts, nothing), encode)
+
+    def _weighted(self, part: WeightedText, bank: Bank) -> Encoding:
+        text = self._encoders.tokenize(part, {})
+        encoding = self._encoders.encode(text, bank)
+        hidden = weighted(encoding.hidden, weights_of(text), self._encoders.widths)
+        return Encoding(hidden=hidden, pooled=encoding.pooled)
 
     def _in_regions(self, spec: PromptSpec, request: Request) -> Row:
         """The readings of a prompt, each with its own concepts, one after another."""
