@@ -20,7 +20,6 @@ __all__ = [
 MODEL_ARGUMENTS = ("model", "config", "vae", "prediction", "zero_terminal_snr", "clip_skip")
 FUSING_ARGUMENTS = ("lora", "distilled", "steps", "guidance_scale")
 """Their names as attributes."""
-_DISTILLATIONS = ("lcm", "lightning", "hyper", "dmd2", "none")
 
 
 def add_model_arguments(group: Any) -> None:
@@ -61,6 +60,8 @@ def add_model_arguments(group: Any) -> None:
 
 def add_fusing_arguments(group: Any) -> None:
     """Add --lora and what goes with it, for commands that make a model anew."""
+    from perfusion.base.distillation import DISTILLATIONS
+
     add = group.add_argument
     add(
         "--lora",
@@ -71,7 +72,7 @@ def add_fusing_arguments(group: Any) -> None:
     )
     add(
         "--distilled",
-        choices=_DISTILLATIONS,
+        choices=(*(kind.name for kind in DISTILLATIONS), "none"),
         help="what a LoRA for few steps is: it sets scheduler, steps and guidance (default: told by its name)",
     )
     add("--steps", type=int, metavar="N", help="steps of a picture by default (default: the model's)")
