@@ -3,7 +3,7 @@
 import argparse
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,13 @@ def main(argv: list[str] | None = None) -> int:
 def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
     """The command line of a command that serves."""
     command = parser(name, description)
-    add = command.add_argument
+    for part in (_add_kept, _add_access, _add_drawing):
+        part(command.add_argument)
+    return command
+
+
+def _add_kept(add: Callable[..., object]) -> None:
+    """What is drawn with, and what is kept of it."""
     add("--bundle", type=Path, metavar="DIR", help="an exported bundle (default: the embedded model)")
     add(
         "--library", type=Path, metavar="DIR",
@@ -53,6 +59,10 @@ def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
         help="that they are kept (default: %(default)s)",
     )
     add("--no-settings", action="store_true", help="write no prompt and no settings into the pictures' files")
+
+
+def _add_access(add: Callable[..., object]) -> None:
+    """Where the server listens, and who may ask."""
     add(
         "--host",
         default="127.0.0.1",
@@ -79,6 +89,10 @@ def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
     )
     add("--tls-cert", type=Path, metavar="FILE", help="a certificate in PEM: answer by https")
     add("--tls-key", type=Path, metavar="FILE", help="the certificate's private key")
+
+
+def _add_drawing(add: Callable[..., object]) -> None:
+    """How it draws and teaches."""
     add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
     add(
         "--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
@@ -105,7 +119,6 @@ def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
         help="the base model of --bundle, to teach concepts with (default: the embedded model's)",
     )  # fmt: skip
     add("--no-training", action="store_true", help="teach nothing over HTTP")
-    return command
 
 
 def serve(args: argparse.Namespace, name: str) -> int:
@@ -127,6 +140,7 @@ def serve(args: argparse.Namespace, name: str) -> int:
     data = args.data or data_folder()
 
     def make() -> Service:
+        """In the thread that opens the bundle, while the server listens already."""
         history = History(data, Bounds(size=int(args.history_gb * 1e9), days=args.history_days))
         runtime = Runtime(
             args.bundle, provider=args.provider, threads=args.threads, memory=args.memory,
