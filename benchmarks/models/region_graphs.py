@@ -21,6 +21,7 @@ class FirstUNet(UNet):
     def forward(
         self, sample: Tensor, timestep: Tensor, states: Tensor, *edit_and_conditions: Tensor
     ) -> Tensor:
+        """The predicted noise (batch, channels, height, width), as ONNX calls it: `timestep` is (1,)."""
         conditions = dict(zip(self.conditions, edit_and_conditions[len(EDIT) :], strict=True))
         noise_pred: Tensor = self.unet(
             sample,
@@ -53,6 +54,7 @@ class FusedAttnProcessor(ConceptAttnProcessor):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, regions: Tensor | None = None
     ) -> Tensor:
+        """As `ConceptAttnProcessor.attend`; `regions` is (batch, readings, positions)."""
         if regions is None:
             return super().attend(query, key, value, mask)
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5

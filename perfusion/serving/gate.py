@@ -79,6 +79,7 @@ class Gate:
         complete = False
 
         async def bounded() -> Message:
+            """The next part of the body."""
             nonlocal total, begun, complete
             if complete:  # what follows is that the client goes away
                 return await receive()

@@ -18,6 +18,7 @@ def sign_in_routes(access: Access) -> list[Route]:
     """The routes of signing in and out."""
 
     async def login(request: Request) -> Response:
+        """A cookie for the right key."""
         key = text_of(await json_body(request), "key")
         answer = JSONResponse({"key": bool(access.keys)})
         if not access.keys:
@@ -31,6 +32,7 @@ def sign_in_routes(access: Access) -> list[Route]:
         return answer
 
     async def logout(request: Request) -> Response:
+        """The cookie taken back."""
         answer = JSONResponse({})
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer

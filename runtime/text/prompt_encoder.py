@@ -248,6 +248,7 @@ class PromptEncoder:
 
     def _split(self, prompt: WeightedText, words: dict[str, Word]) -> _PromptParts:
         def split() -> _PromptParts:
+            """Where it is not kept from before."""
             parts = tokenizer.split(prompt, words)
             return _PromptParts(
                 parts=parts,
@@ -271,6 +272,7 @@ class PromptEncoder:
         """Parts without active concepts: those that are not active were replaced when the prompt was split."""
 
         def encode() -> Row:
+            """Where it is not kept from before."""
             encoding = joined([self._weighted(part, bank) for part in parts])
             encoding = encoding.zeros() if nothing else encoding
             return Row(state=conditioned(encoding.hidden, bank.rows(())), pooled=encoding.pooled)
