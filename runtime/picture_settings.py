@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from perfusion import __version__
 from perfusion.concept.settings import ConceptSettings, SettingChanges
@@ -109,7 +110,15 @@ def settings_of(
 
 def concept_hash(concept: Concept) -> str:
     """SHA-256 of what a concept file says, but for its token: a concept is known under any name, and in a card."""
-    return hashlib.sha256(replace(concept, token="<concept>").to_bytes("float32")).hexdigest()
+    known = _hashes.get(concept)
+    if known is None:
+        data = replace(concept, token="<concept>").to_bytes("float32")
+        known = _hashes[concept] = hashlib.sha256(data).hexdigest()
+    return known
+
+
+# A concept never changes, and a server asks for its hash with every picture.
+_hashes: WeakKeyDictionary[Concept, str] = WeakKeyDictionary()
 
 
 def parameters_text(settings: Settings) -> str:
