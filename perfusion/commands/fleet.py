@@ -82,11 +82,12 @@ def _train(args: argparse.Namespace) -> int:
     from perfusion.fleet.fleet_job import read_jobs
     from perfusion.fleet.fleet_training import split_done
     from perfusion.fleet.result_store import ResultStore
+    from perfusion.training.job_list import list_defaults
 
     if args.output is None:
         raise TrainingError("There is no --output, which is the folder or the URL for the concepts.")
     store = ResultStore(_url(args.output))
-    done, left = split_done(read_jobs(args.jobs, _defaults(args)), store)
+    done, left = split_done(read_jobs(args.jobs, list_defaults(args)), store)
     began, outcomes = time.monotonic(), list[Any]()
     try:
         if left:
@@ -138,14 +139,6 @@ def _options(args: argparse.Namespace, resources: dict[str, float]) -> FleetOpti
         workers=args.workers or room, cpus=args.cpus_per_worker, gpus=gpus, tries=args.tries,
         max_failures=args.max_failures,
     )  # fmt: skip
-
-
-def _defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """The options that a row of the list may have too."""
-    known = argparse.ArgumentParser(add_help=False)
-    add_training_options(known)
-    names = {action.dest for action in known._actions} - {"output"}
-    return argparse.Namespace(**{name: value for name, value in vars(args).items() if name in names})
 
 
 def _url(output: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from perfusion.commands import Progress, say
 from perfusion.commands.train import NAME, ask_to_resume
 from perfusion.errors import PerfusionError, TrainingError
-from perfusion.training.job_list import read_job_list
+from perfusion.training.job_list import list_defaults, read_job_list
 from perfusion.training.job_pool import JobRunner, Outcome, train_on_devices
 from perfusion.training.training_job import TrainingJob
 
@@ -24,7 +24,7 @@ def train_list(args: argparse.Namespace) -> int:
     """Train every row of the list. A row that fails does not stop the others; the exit code tells of it."""
     if args.output.is_file() or args.output.suffix.lower() in (".safetensors", ".png"):
         raise TrainingError(f"{args.output} is a file's name, expected a folder for the concepts of --jobs.")
-    jobs = read_job_list(args.jobs, args.output, _defaults(args))
+    jobs = read_job_list(args.jobs, args.output, list_defaults(args))
     for job in jobs:
         job.check_outputs()
     finished = [job for job in jobs if _is_finished(job, args)]
@@ -39,12 +39,6 @@ def train_list(args: argparse.Namespace) -> int:
     failed = [outcome for outcome in outcomes if outcome.report is None]
     _print(args, outcomes, finished, time.monotonic() - began)
     return int(bool(failed))
-
-
-def _defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """The options of the command line that a row may have too, and no more."""
-    own = ("jobs", "devices", "skip_existing", "resume", "start_over", "json", "quiet", "output")
-    return argparse.Namespace(**{name: value for name, value in vars(args).items() if name not in own})
 
 
 def _is_finished(job: TrainingJob, args: argparse.Namespace) -> bool:

@@ -22,7 +22,7 @@ from perfusion.training.config import MASKS
 from perfusion.training.training_job import TrainingJob
 from perfusion.training.training_options import add_training_options
 
-__all__ = ["read_job_list"]
+__all__ = ["list_defaults", "read_job_list"]
 
 NEEDED = ("images", "superclass")
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -62,6 +62,14 @@ def read_job_list(
     if not jobs:
         raise TrainingError(f"{path} has no rows, expected one for each training below the names of columns.")
     return tuple(dict.fromkeys(job for _, job in jobs.values()))
+
+
+def list_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """The options of a command line that a row may have too, for `read_job_list`; a row's output is its own."""
+    options = _RowParser(add_help=False, allow_abbrev=False)
+    add_training_options(options)
+    names = {action.dest for action in options.actions().values()} - {"output"}
+    return argparse.Namespace(**{name: getattr(args, name) for name in names})
 
 
 class _RowParser(argparse.ArgumentParser):
