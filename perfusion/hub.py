@@ -7,7 +7,6 @@ huggingface_hub: with its token, its cache, its offline switch, and going on whe
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from perfusion.errors import HubError
+from perfusion.files import cache_folder
 
 __all__ = ["HubName", "hub_name", "local_bundle", "local_concept", "local_model", "origin_of"]
 
@@ -78,8 +78,9 @@ def local_bundle(path: str | Path) -> Path:
     name = hub_name(path)
     if name is None:
         return Path(path)
-    root = Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "perfusion")
-    place = root / "hub" / name.repo.replace("/", "--") / (name.revision or "main").replace("/", "--")
+    place = (
+        cache_folder() / "hub" / name.repo.replace("/", "--") / (name.revision or "main").replace("/", "--")
+    )
     return _fetch(name, _BUNDLE, place)
 
 
@@ -143,13 +144,13 @@ def _cached(name: HubName, patterns: Sequence[str], place: Path | None = None) -
 
 
 def _names(name: HubName, patterns: Sequence[str]) -> list[str]:
-    """The files of some patterns, by the hub or by the cache."""
+    """The files of some patterns in order, by the hub or by the cache."""
     try:
-        return [file.filename for file in _listed(name, patterns)]
+        return sorted(file.filename for file in _listed(name, patterns))
     except _UnreachableError:
         folder = _cached(name, patterns)
         paths = [path for pattern in patterns for path in folder.rglob(pattern)]
-        return [path.relative_to(folder).as_posix() for path in paths]
+        return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _listed(name: HubName, patterns: Sequence[str], place: Path | None = None) -> list[Any]:
