@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from perfusion.judging.probes import MOSTLY, Probes
-from perfusion.judging.scales import similarities
+from perfusion.judging.scales import Similarities, similarities
 from perfusion.judging.scorer import Scorer
 
-__all__ = ["Evidence", "TrainingVerdict", "gather", "pass_verdict"]
+__all__ = ["Evidence", "TrainingVerdict", "compare", "gather", "pass_verdict"]
 
 NEARER, KEEPS = 0.8, 0.8
 """Shares of the pairs in which the concept must be nearer to the subject, and of the places that must be kept."""
@@ -60,21 +60,32 @@ class TrainingVerdict:
         return {"grade": self.grade, "sentence": self.sentence, **asdict(self.evidence)}
 
 
-def gather(
+def compare(
     pictures: Sequence[Image.Image], plain: Sequence[Image.Image], subject: Sequence[Image.Image],
-    prompts: Sequence[str], superclass: str, scorer: Scorer, probes: Probes,
-) -> Evidence:  # fmt: skip
-    """Look at pictures with a concept and at those of its superclass.
+    prompts: Sequence[str], scorer: Scorer,
+) -> tuple[Similarities, Similarities]:  # fmt: skip
+    """Of pictures with a concept, and of those of its superclass.
 
     Args:
         pictures, plain: of the same prompts and seeds.
         subject: the training pictures, cut to the object.
         prompts: one a picture, with the superclass in the concept's place.
+
+    Raises:
+        RequestError: the scorer sees no difference between the subject and its superclass.
     """
-    shown, usual = (probes(part, prompts, [superclass]) for part in (pictures, plain))
     own, reference, target = (scorer.embed_pictures(part) for part in (pictures, plain, subject))
     texts = scorer.embed_texts(prompts)
-    along, origin = (similarities(part, reference, target, texts).image for part in (own, reference))
+    return similarities(own, reference, target, texts), similarities(reference, reference, target, texts)
+
+
+def gather(
+    pictures: Sequence[Image.Image], plain: Sequence[Image.Image], prompts: Sequence[str], superclass: str,
+    measures: tuple[Similarities, Similarities], probes: Probes,
+) -> Evidence:  # fmt: skip
+    """Look at pictures with a concept and at those of its superclass; `measures` are those of `compare`."""
+    shown, usual = (probes(part, prompts, [superclass]) for part in (pictures, plain))
+    along, origin = (measure.image for measure in measures)
     return Evidence(
         pictures=len(pictures),
         nearer=float(np.mean(along > origin)),

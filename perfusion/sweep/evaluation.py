@@ -12,9 +12,8 @@ from PIL import Image
 from perfusion.concept.concept_file import Concept
 from perfusion.contact_sheet import contact_sheet
 from perfusion.judging.probes import Probes
-from perfusion.judging.scales import similarities
 from perfusion.judging.scorer import Scorer
-from perfusion.judging.verdict import TrainingVerdict, gather, pass_verdict
+from perfusion.judging.verdict import TrainingVerdict, compare, gather, pass_verdict
 
 if TYPE_CHECKING:
     from perfusion.runtime import Runtime
@@ -101,17 +100,16 @@ class Evaluator:
             again = self._drawn(plain_prompts[: len(self._seeds)])
         finally:
             self._runtime.unload_concept(concept.token)
-        images, reference, target = (self._scorer.embed_pictures(part) for part in (own, plain, pictures))
-        measure = similarities(images, reference, target, self._scorer.embed_texts(plain_prompts))
-        evidence = gather(own, plain, pictures, plain_prompts, concept.superclass, self._scorer, self._probes)
+        measures = compare(own, plain, pictures, plain_prompts, self._scorer)
+        evidence = gather(own, plain, plain_prompts, concept.superclass, measures, self._probes)
         first = len(self._seeds)
         columns = own[::first], plain[::first]
         captions = [self._spelled(word)[::first] for word in (concept.token, concept.superclass)]
         return SubjectScores(
             name=name,
             token=concept.token,
-            likeness=float(measure.image.mean()),
-            prompt=float(measure.text.mean()),
+            likeness=float(measures[0].image.mean()),
+            prompt=float(measures[0].text.mean()),
             drift=_difference(again, plain[:first]),
             verdict=pass_verdict(evidence, concept.token, concept.superclass, REMEDY),
             sheet=contact_sheet(

@@ -16,7 +16,7 @@ from perfusion.contact_sheet import contact_sheet
 from perfusion.errors import DeviceError, ModelError, RequestError
 from perfusion.judging.probes import Probes, open_probes
 from perfusion.judging.scorer import Scorer
-from perfusion.judging.verdict import TrainingVerdict, gather, pass_verdict
+from perfusion.judging.verdict import TrainingVerdict, compare, gather, pass_verdict
 from perfusion.pocket.vocabulary import article
 from perfusion.training.config import TrainingConfig
 from perfusion.training.draw import draw
@@ -93,7 +93,9 @@ def try_out(
     if judges:
         subject = object_pictures(samples, config.crops)
         try:
-            evidence = gather(own, plain, subject, plain_prompts, config.superclass, *judges)
+            scorer, probes = judges
+            measures = compare(own, plain, subject, plain_prompts, scorer)
+            evidence = gather(own, plain, plain_prompts, config.superclass, measures, probes)
         except RequestError as error:  # the scorer sees no difference between the subject and the superclass
             say(f"the concept cannot be judged: {error}")
         else:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from perfusion.judging.probes import Shown
-from perfusion.judging.verdict import Evidence, gather, pass_verdict
+from perfusion.judging.verdict import Evidence, compare, gather, pass_verdict
 
 GOOD = Evidence(pictures=24, nearer=1.0, scene=1.0, noun=0.9, place=1.0, plain_noun=1.0, plain_place=1.0)
 
@@ -56,8 +56,8 @@ def test_evidence_compares_each_picture_with_that_of_the_same_seed() -> None:
         bright = np.array([picture.getpixel((0, 0)) < 200 for picture in part])
         return Shown(scene=np.ones(len(part), bool), noun=bright, place=np.ones(len(part), bool))
 
-    evidence = gather(
-        pictures(90, 120, 10, 220), pictures(40, 40, 40, 40), pictures(255), ["a cat"] * 4, "cat", Greys(), probes
-    )  # fmt: skip
+    own, plain, prompts = pictures(90, 120, 10, 220), pictures(40, 40, 40, 40), ["a cat"] * 4
+    measures = compare(own, plain, pictures(255), prompts, Greys())
+    evidence = gather(own, plain, prompts, "cat", measures, probes)
     assert (evidence.pictures, evidence.nearer) == (4, 0.75)
     assert (evidence.noun, evidence.plain_noun) == (0.75, 1.0)
