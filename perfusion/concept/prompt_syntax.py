@@ -43,6 +43,7 @@ _MOST_DEEP = 100  # pairs within one another
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 _TAG = r"<lora:(?P<name>[^<>:]+)(?P<numbers>(?::[^<>:]*)*)>"
 _ANY = re.compile(r"[()\[\]]|BREAK|<lora:")
+_COMMA = re.compile(r":\s*\d*,\d+\s*\)")  # a weight as many languages write it, which A1111 reads as text
 _BREAK = WeightedText(" ", (), (0,))
 
 
@@ -84,6 +85,10 @@ def parse_prompt(prompt: str, tokens: Collection[str], syntax: str = DEFAULT_SYN
     ]
     remarks = [
         f"the prompt has a {bracket!r} without its partner, so it is read as text" for bracket in alone
+    ]
+    remarks += [
+        f"the prompt has {match.group()!r}, which is text and no weight; a weight has a point, as in (cat:1.2)"
+        for match in _COMMA.finditer(prompt)
     ]
     remarks += [
         f"{tag.text} is more than all of a concept, so its strength is 1" for tag in tags if tag.strength > 1

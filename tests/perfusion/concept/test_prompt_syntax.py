@@ -40,6 +40,7 @@ def parsed(prompt, tokens=TOKENS):
         (r"(cat\)s:1.2)", [("cat)s", 1.2)]),
         ("(cat:dog)", [("cat:dog", 1.1)]),
         ("(cat:1.2.3)", [("cat:1.2.3", 1.1)]),
+        ("(cat:1,2)", [("cat:1,2", 1.1)]),
         ("(<cat>:1.2) and [V] or ([V])", [("<cat>", 1.2), ("and [V] or", 1), ("[V]", 1.1)]),
         ("un(believ)able", [("un", 1), ("believ", 1.1), ("able", 1)]),
         ("[(cat)] (dog:1)", [("cat dog", 1)]),
@@ -62,6 +63,11 @@ def test_a_bracket_without_its_partner_is_text_and_told_of(prompt):
 def test_a_prompt_without_syntax_is_its_text(prompt):
     assert parsed(prompt).text == WeightedText(prompt)
     assert not parsed(prompt).remarks
+
+
+def test_a_weight_with_a_comma_is_text_and_told_of():
+    assert ["no weight" in remark for remark in parsed("(a cat:1,2) on (grass, 2)").remarks] == [True]
+    assert not parsed("(a cat:1.2), (b:2)").remarks
 
 
 def test_plain_syntax_reads_nothing():
