@@ -118,6 +118,15 @@ def _add_drawing(add: Callable[..., object]) -> None:
         "--training-model", type=Path, metavar="DIR",
         help="the base model of --bundle, to teach concepts with (default: the embedded model's)",
     )  # fmt: skip
+    add(
+        "--training-queue", type=at_least_one, default=8, metavar="N",
+        help="trainings that may wait or run (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--training-quota", type=float, default=2.0, metavar="GB",
+        help="of disk for the pictures and results of trainings; the oldest that are over go first (default: "
+        "%(default)s)",
+    )  # fmt: skip
     add("--no-training", action="store_true", help="teach nothing over HTTP")
 
 
@@ -174,7 +183,7 @@ def _lessons(args: argparse.Namespace, folder: Path, library: "Library") -> "Les
     """What teaches, or why this server does not."""
     from importlib.util import find_spec
 
-    from perfusion.serving.lessons import Lessons
+    from perfusion.serving.lessons import LessonBounds, Lessons
 
     if args.no_training:
         return "Teaching is switched off on this server."
@@ -182,7 +191,8 @@ def _lessons(args: argparse.Namespace, folder: Path, library: "Library") -> "Les
         return 'Teaching needs torch on this server. Install it there: pip install "perfusion-edge[train]".'
     if args.bundle is not None and args.training_model is None:
         return "Teaching needs the model that this server's bundle was made of. Start it with --training-model DIR."
-    return Lessons(folder, library, model=args.training_model)
+    bounds = LessonBounds(open=args.training_queue, size=int(args.training_quota * 1e9))
+    return Lessons(folder, library, model=args.training_model, bounds=bounds)
 
 
 @contextmanager

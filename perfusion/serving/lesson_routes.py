@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
@@ -20,9 +20,13 @@ from perfusion.serving.event_stream import event, event_stream
 from perfusion.serving.gate import client_of
 from perfusion.serving.lessons import MOST_PHOTOS, Lesson, Lessons, LessonSpec
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 __all__ = ["lesson_routes"]
 
 _EVENT_SECONDS = 0.5
+_MOST_SIDE = 2048  # pixels of a photo: twice what the largest base models learn from
 
 
 def lesson_routes(lessons: Lessons | str) -> list[Route]:
@@ -87,7 +91,7 @@ async def _spec_of(form: FormData, uploads: list[UploadFile]) -> LessonSpec:
         raise StatusError(
             400, f"There are {len(uploads)} photos, expected 1 to {MOST_PHOTOS}.", field="pictures"
         )
-    photos = [await asyncio.to_thread(picture_of, await upload.read(), "picture") for upload in uploads]
+    photos = [await asyncio.to_thread(_photo_of, await upload.read()) for upload in uploads]
     try:
         options = json.loads(str(form.get("options") or "{}"))
     except (ValueError, RecursionError):
@@ -98,6 +102,13 @@ async def _spec_of(form: FormData, uploads: list[UploadFile]) -> LessonSpec:
         name=str(form.get("name") or ""), superclass=str(form.get("superclass") or ""), photos=tuple(photos),
         steps=whole_of(options, "steps"),
     )  # fmt: skip
+
+
+def _photo_of(data: bytes) -> Image:
+    """A photo, no larger than is learned from: ten large ones together would fill the memory."""
+    photo = picture_of(data, "picture")
+    photo.thumbnail((_MOST_SIDE, _MOST_SIDE))
+    return photo
 
 
 def _facts(lessons: Lessons, lesson: Lesson) -> dict[str, Any]:

@@ -28,14 +28,21 @@ from perfusion.serving.library import Library, check_name
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MOST_PHOTOS", "Lesson", "LessonSpec", "Lessons"]
+__all__ = ["MOST_PHOTOS", "Lesson", "LessonBounds", "LessonSpec", "Lessons"]
 
 MOST_PHOTOS = 10
-_MOST_OPEN = 8  # lessons of all clients that wait or run
 _MOST_KEPT = 50  # that are over
 _NICE = 10
 _CONCEPT, _SHEET, _FACTS, _PHOTOS = "concept.safetensors", "concept.sheet.png", "lesson.json", "photos"
 _PROGRESS = re.compile(r"^training .* (\d+)/(\d+), \S+ elapsed(?:, ([\d:]+) left)?(?:, loss ([\d.]+))?$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LessonBounds:
+    """How much of all clients is taken on."""
+
+    open: int = 8  # lessons that wait or run
+    size: int = 2 << 30  # bytes of their folders, those that are over too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +98,13 @@ class Lesson:
 class Lessons:
     """The lessons of one server, in the order they were asked for."""
 
-    def __init__(self, folder: Path, library: Library, *, model: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, library: Library, *, model: Path | None = None, bounds: LessonBounds | None = None
+    ) -> None:
         """`folder`: where they are kept. `model`: the base model's folder; None: the embedded model."""
         self._folder, self._library, self._model = folder, library, model
+        self._bounds = bounds or LessonBounds()
+        self._entrance = threading.Lock()  # one lesson comes in after another
         self._lock = threading.Lock()  # of all that follows
         self._lessons = {lesson.id: lesson for lesson in _kept(folder)}
         self._process: subprocess.Popen[str] | None = None
@@ -103,36 +114,70 @@ class Lessons:
         self._wake()
 
     def submit(self, client: str, spec: LessonSpec) -> Lesson:
-        """Put a lesson behind the others.
+        """Put a lesson behind the others. Where its pictures have no room, the oldest that are over go.
 
         Raises:
-            StatusError: its name is taken, or too many wait.
+            StatusError: its name is taken, too many wait, or there is no room.
         """
+        with self._entrance:
+            self._check(spec)
+            lesson = Lesson(
+                id=secrets.token_hex(12), client=client, name=spec.name, superclass=spec.superclass.strip(),
+                steps=spec.steps, created=time.time(),
+            )  # fmt: skip
+            try:
+                self._keep_photos(lesson, spec.photos)
+                self._make_room(lesson)
+                self._write(lesson)
+            except BaseException:
+                shutil.rmtree(self._place(lesson), ignore_errors=True)
+                raise
+            with self._lock:
+                self._lessons[lesson.id] = lesson
+        self._wake()
+        return lesson
+
+    def _check(self, spec: LessonSpec) -> None:
         with self._lock:
             lessons = [lesson for lesson in self._lessons.values() if not lesson.is_over]
-            names = [known.name for known in self._library.concepts] + [lesson.name for lesson in lessons]
+        names = [known.name for known in self._library.concepts] + [lesson.name for lesson in lessons]
         if spec.name.casefold() in (name.casefold() for name in names):
             raise StatusError(
                 409, f"There is a concept {spec.name!r} already. Choose another name.", field="name"
             )
-        if len(lessons) >= _MOST_OPEN:
+        if len(lessons) >= self._bounds.open:
             raise StatusError(
-                429, f"{_MOST_OPEN} trainings wait, and no more may. Try again later.", retry_after=60
+                429, f"{self._bounds.open} trainings wait, and no more may. Try again later.", retry_after=60
             )
-        lesson = Lesson(
-            id=secrets.token_hex(12), client=client, name=spec.name, superclass=spec.superclass.strip(),
-            steps=spec.steps, created=time.time(),
-        )  # fmt: skip
-        photos = self._place(lesson) / _PHOTOS
-        photos.mkdir(parents=True)
-        for number, photo in enumerate(spec.photos, start=1):
-            photo.save(photos / f"{number}.png")
-        self._write(lesson)
+
+    def _keep_photos(self, lesson: Lesson, photos: tuple[Image, ...]) -> None:
+        folder = self._place(lesson) / _PHOTOS
+        folder.mkdir(parents=True)
+        for number, photo in enumerate(photos, start=1):
+            photo.save(folder / f"{number}.png")
+
+    def _make_room(self, newest: Lesson) -> None:
+        """Throw the oldest away that are over, until they are few enough and all have room.
+
+        Raises:
+            StatusError: those that are not over fill it; then none is thrown away.
+        """
         with self._lock:
-            self._lessons[lesson.id] = lesson
-        self._forget_oldest()
-        self._wake()
-        return lesson
+            lessons = sorted(self._lessons.values(), key=lambda lesson: lesson.created)
+        sizes = {lesson.id: _bytes_in(self._place(lesson)) for lesson in (*lessons, newest)}
+        over = [lesson for lesson in lessons if lesson.is_over]
+        total = sum(sizes.values())
+        if total - sum(sizes[lesson.id] for lesson in over) > self._bounds.size:
+            raise StatusError(
+                507,
+                f"The trainings of this server have {self._bounds.size / 1e9:.3g} GB, and these pictures have no room. "
+                "Send fewer or smaller ones, or wait until a training is done.",
+                field="pictures",
+            )
+        while over and (len(over) > _MOST_KEPT or total > self._bounds.size):
+            oldest = over.pop(0)
+            total -= sizes[oldest.id]
+            self.remove(oldest)
 
     def of(self, client: str) -> list[Lesson]:
         """A client's own, the newest first."""
@@ -201,10 +246,10 @@ class Lessons:
 
     def _teach(self, lesson: Lesson) -> None:
         """Run one lesson to its end, and put its concept into the library."""
-        lesson.state = "training"
         with self._lock:
             if self._closed or lesson.is_over:
                 return
+            lesson.state = "training"
             process = subprocess.Popen(
                 self._command(lesson), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                 encoding="utf-8", errors="replace", env={**os.environ, "PYTHONIOENCODING": "utf-8"},
@@ -240,15 +285,6 @@ class Lessons:
         with suppress(PerfusionError), writing(self._place(lesson) / _FACTS, "w") as file:
             json.dump(asdict(lesson), file)
 
-    def _forget_oldest(self) -> None:
-        """Keep a bounded number of those that are over."""
-        with self._lock:
-            over = sorted(
-                (each for each in self._lessons.values() if each.is_over), key=lambda each: each.created
-            )
-        for lesson in over[:-_MOST_KEPT]:
-            self.remove(lesson)
-
     def _place(self, lesson: Lesson) -> Path:
         return self._folder / lesson.id
 
@@ -269,6 +305,15 @@ def _followed(lesson: Lesson, process: subprocess.Popen[str]) -> str:
             lesson.seconds_left = _seconds(left) if left else None
     process.wait()
     return reason
+
+
+def _bytes_in(folder: Path) -> int:
+    """What the files below a folder take; one that goes meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.lstat().st_size
+    return total
 
 
 def _seconds(clock: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from perfusion.runtime import Runtime
-from perfusion.serving.lessons import Lessons
+from perfusion.serving.lessons import LessonBounds, Lessons
 from perfusion.serving.library import Library
 
 PATH = "/api/trainings"
@@ -27,7 +27,7 @@ def make_lessons(library, toy_concept, tmp_path, monkeypatch):
     """Lessons whose process runs some lines of Python; `output` is where the concept goes."""
     opened = []
 
-    def make(code):
+    def make(code, **bounds):
         def command(lessons, lesson):
             output = lessons._place(lesson) / "concept.safetensors"
             toy_concept().save(output)
@@ -38,7 +38,7 @@ def make_lessons(library, toy_concept, tmp_path, monkeypatch):
             ]
 
         monkeypatch.setattr(Lessons, "_command", command)
-        opened.append(Lessons(tmp_path / "trainings", library))
+        opened.append(Lessons(tmp_path / "trainings", library, bounds=LessonBounds(**bounds)))
         return opened[-1]
 
     yield make
@@ -46,10 +46,10 @@ def make_lessons(library, toy_concept, tmp_path, monkeypatch):
         lessons.close()
 
 
-def form(name="cat", count=2, superclass="cat", **fields):
+def form(name="cat", count=2, superclass="cat", picture=None, **fields):
     """What a page sends."""
     stream = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(stream, "PNG")
+    (picture or Image.new("RGB", (16, 16))).save(stream, "PNG")
     files = [("pictures", (f"{number}.png", stream.getvalue())) for number in range(count)]
     return {"data": {"name": name, "superclass": superclass, **fields}, "files": files}
 
@@ -131,6 +131,37 @@ def test_what_cannot_be_learned_is_refused_and_nothing_is_written(make_lessons, 
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].endswith(".")
     assert not list((tmp_path / "trainings").glob("*"))
+
+
+def test_only_so_many_trainings_wait(make_lessons, client):
+    with client(make_lessons("time.sleep(60)", open=2)) as http:
+        assert [http.post(PATH, **form(name)).status_code for name in "ab"] == [202, 202]
+        refused = http.post(PATH, **form("c"))
+    assert refused.status_code == 429 and refused.headers["Retry-After"] == "60"
+
+
+def test_trainings_have_a_quota_of_disk_and_the_oldest_that_are_over_go(make_lessons, client, tmp_path):
+    noise = Image.effect_noise((300, 300), 100).convert("RGB")
+    stream = io.BytesIO()
+    noise.save(stream, "PNG")
+    with client(make_lessons("pass", size=round(2.5 * len(stream.getvalue())))) as http:
+        first, second = (
+            http.post(PATH, **form(name, 1, picture=noise)).json()["id"] for name in ("one", "two")
+        )
+        assert [ended(http, each)["state"] for each in (first, second)] == ["done", "done"]
+        refused = http.post(PATH, **form("three", 3, picture=noise))
+        assert refused.status_code == 507 and "no room" in refused.json()["error"]["message"]
+        assert {path.name for path in (tmp_path / "trainings").iterdir()} == {first, second}
+        third = http.post(PATH, **form("three", 1, picture=noise)).json()["id"]
+        assert [each["id"] for each in http.get(PATH).json()] == [third, second]
+    assert {path.name for path in (tmp_path / "trainings").iterdir()} == {second, third}
+
+
+def test_photos_are_kept_no_larger_than_is_learned_from(make_lessons, client, tmp_path):
+    with client(make_lessons("pass")) as http:
+        http.post(PATH, **form(count=1, picture=Image.new("RGB", (3000, 300))))
+    with Image.open(next((tmp_path / "trainings").glob("*/photos/1.png"))) as photo:
+        assert photo.size == (2048, 205)
 
 
 def test_a_server_that_does_not_teach_says_why(client):
