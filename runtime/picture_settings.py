@@ -38,6 +38,7 @@ __all__ = [
     "read_settings",
     "save",
     "settings_of",
+    "settings_of_request",
     "write",
 ]
 
@@ -74,10 +75,15 @@ def settings_of(
     Raises:
         RequestError: a prompt, seed or option that cannot be served.
     """
+    request = make_request(runtime.bundle, prompt, seed, **options)
+    return settings_of_request(runtime, request, exact=exact)
+
+
+def settings_of_request(runtime: Runtime, request: Request, *, exact: bool = True) -> dict[str, Any]:
+    """`settings_of` the one picture of a request that was checked before, such as `Job.request`."""
     from perfusion.devices.system import cores
 
-    request = make_request(runtime.bundle, prompt, seed, **options)
-    provider = runtime.provider
+    prompt, provider = request.prompts[0], runtime.provider
     library = provider.partition(":")[0]  # before the name of a device
     facts: dict[str, Any] = {
         "format": _FORMAT,

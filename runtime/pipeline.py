@@ -351,6 +351,14 @@ class Runtime:
             steps = self._start(prompt, seed, count, options, stop)
         return self._turns(steps, stop)
 
+    def count_tokens(self, prompt: str, *, prompt_syntax: str = DEFAULT_SYNTAX) -> int:
+        """How many tokens of a prompt the text encoder reads, without start, end and padding. Nothing is computed.
+
+        Raises:
+            RequestError: a prompt that cannot be served.
+        """
+        return self._prompts.length(prompt, prompt_syntax)
+
     def cancel(self) -> None:
         """Stop what is being drawn, within one step; its caller gets `CancelledError`. For any thread.
 

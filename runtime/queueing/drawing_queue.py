@@ -79,7 +79,7 @@ class DrawingQueue:
             BusyError: as many jobs wait as may.
             RequestError: the runtime is closed.
         """
-        job = Job(stop, self._position, deadline)
+        job = Job(draft.request, stop, self._position, deadline)
         picture = Picture(job=job, draft=draft, exact=exact, callback=callback)
         with self._lock:
             if self._closed:

@@ -15,6 +15,8 @@ from perfusion.runtime.stopping import Stop
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from perfusion.runtime.request import Request
+
 __all__ = ["Job"]
 
 
@@ -25,11 +27,14 @@ class Job:
         job.result()                                          # in a thread: waits for the picture
         await job                                             # in asyncio: the same
 
-    `progress` and `step` say how far it is.
+    `progress` and `step` say how far it is, `request` what was asked for.
     """
 
-    def __init__(self, stop: Stop, position: Callable[[Job], int | None], deadline: float | None) -> None:
+    def __init__(
+        self, request: Request, stop: Stop, position: Callable[[Job], int | None], deadline: float | None
+    ) -> None:
         """`deadline`: seconds from now after which nobody wants the picture any more."""
+        self.request = request  # what was asked for, checked, with the bundle's defaults
         self._stop = stop
         self._position = position
         self._deadline = deadline

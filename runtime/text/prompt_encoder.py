@@ -111,6 +111,15 @@ class PromptEncoder:
         """Whether `word` is a token of the base model's own."""
         return self._encoders.tokenizer.knows(word)
 
+    def length(self, prompt: str, syntax: str) -> int:
+        """How many tokens of a prompt are read, without start, end and padding.
+
+        Raises:
+            RequestError: a prompt that cannot be served.
+        """
+        text = parse_prompt(prompt, self._bank.concepts, syntax).text
+        return sum(part[0].length - 2 for part in self.texts(text, self._bank))
+
     def forget(self) -> None:
         """Give the memory of all that is kept back."""
         self._encoders.forget()
