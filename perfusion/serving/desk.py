@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from starlette.requests import Request
 from perfusion.concept.prompt_syntax import with_words
 from perfusion.errors import CancelledError, RequestError
 from perfusion.runtime import Job, Runtime, Step
-from perfusion.runtime.picture_settings import settings_of
+from perfusion.runtime.picture_settings import settings_of_request
 from perfusion.serving.answers import StatusError
 from perfusion.serving.gate import client_of
 from perfusion.serving.history import History
@@ -29,12 +28,10 @@ from perfusion.serving.picture_encoding import as_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Desk", "MOST_PICTURES"]
+__all__ = ["Desk"]
 
 _log = logging.getLogger(__name__)
 
-MOST_PICTURES = 16  # of a request
-_SEEDS = 2**32
 _POLL_SECONDS = 0.25  # between two looks at whether the client is still there
 _RETRY_SECONDS = 5
 _END_SECONDS = 10.0  # for the step to end in which a job is cancelled
@@ -110,8 +107,9 @@ class Desk:
         """
         if self._is_stopping:
             raise _stopping()
-        if not 1 <= spec.count <= MOST_PICTURES:
-            raise RequestError(f"There are {spec.count} pictures to draw, expected 1 to {MOST_PICTURES}.")
+        most = min(spec.most, self._client_queue)
+        if not 1 <= spec.count <= most:
+            raise RequestError(f"There are {spec.count} pictures to draw, expected 1 to {most}.")
         if sum(order.spec.count for order in self.under_way(client)) + spec.count > self._client_queue:
             raise StatusError(
                 429, f"{self._client_queue} of your pictures wait or are drawn, and no more may. Wait for some.",
@@ -156,29 +154,33 @@ class Desk:
         return order.settings[number] if self._has_settings else None
 
     def _submit(self, order: Order) -> None:
-        spec, library = order.spec, self.library
-        seed = spec.seed
-        first = secrets.randbelow(_SEEDS - MOST_PICTURES) if seed is None or seed < 0 else seed
-        with library.lock:  # the concepts that the settings name are those that are drawn
-            prompt = library.words(spec.prompt)
-            options = dict(spec.options)
-            if spec.names_by_tags and options.get("prompt_syntax") != "plain":
-                prompt, added = with_words(prompt, self.runtime.concepts)
-                for word in added:
-                    _log.warning(
-                        "the prompt has the tag of %s and not the word, which is put before the tag", word
-                    )
-            if changes := options.get("concept_settings"):
-                options["concept_settings"] = _renamed(changes, library.word)
-            for number, each in enumerate(range(first, first + spec.count)):
+        spec = order.spec
+        with self.library.lock:  # the concepts that the settings name are those that are drawn
+            for number, (prompt, seed, options) in enumerate(spec.drawings(order.seed)):
+                prompt, options = self._in_words(spec, prompt, options)
                 job = self.runtime.submit(
-                    prompt, seed=each, exact=spec.exact, client=order.client,
+                    prompt, seed=seed, exact=spec.exact, client=order.client,
                     callback=partial(self._step, order, number), **options,
                 )  # fmt: skip
                 order.jobs.append(job)
-                order.settings.append(settings_of(self.runtime, prompt, each, exact=spec.exact, **options))
+                order.settings.append(settings_of_request(self.runtime, job.request, exact=spec.exact))
         if order.is_stored:
             self.history.begin(order.id, order.client, order.created, order.settings[0])
+
+    def _in_words(
+        self, spec: PictureSpec, prompt: str, options: dict[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """A prompt and options with the concepts' own words in them."""
+        prompt, options = self.library.words(prompt), dict(options)
+        if spec.names_by_tags and options.get("prompt_syntax") != "plain":
+            prompt, added = with_words(prompt, self.runtime.concepts)
+            for word in added:
+                _log.warning(
+                    "the prompt has the tag of %s and not the word, which is put before the tag", word
+                )
+        if changes := options.get("concept_settings"):
+            options["concept_settings"] = _renamed(changes, self.library.word)
+        return prompt, options
 
     def _step(self, order: Order, number: int, step: Step) -> None:
         """In the thread that draws: tell whoever watches."""
@@ -198,7 +200,7 @@ class Desk:
         """Put a picture into the history; in a thread of its own."""
         if job.state == "done":
             settings = order.settings[number]
-            data = as_file(job.result(), "png", settings if self._has_settings else None)
+            data = as_file(order.spec.finished(job.result()), "png", settings if self._has_settings else None)
             order.pictures[number] = self.history.add(order.id, order.client, number, data, settings)
         order.settle()
         order.touch()

@@ -10,7 +10,7 @@ from typing import Any
 from perfusion.runtime import SCHEDULERS
 from perfusion.runtime.picture_settings import SAMPLERS
 
-__all__ = ["WEBUI_SAMPLERS", "parameters_of", "settings_like", "webui_scheduler"]
+__all__ = ["WEBUI_SAMPLERS", "fields_like", "parameters_of", "settings_like", "webui_scheduler"]
 
 WEBUI_SAMPLERS = {
     SAMPLERS[name.removesuffix("_karras")] + " Karras" * name.endswith("_karras"): name for name in SCHEDULERS
@@ -18,6 +18,11 @@ WEBUI_SAMPLERS = {
 """Our schedulers by A1111's names."""
 
 _FIELD = re.compile(r'\s*(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_FIELDS = {
+    "prompt": "Prompt", "negative_prompt": "Negative prompt", "steps": "Steps", "cfg_scale": "CFG scale",
+    "seed": "Seed", "sampler_name": "Sampler", "scheduler": "Schedule type", "denoising_strength": "Denoising strength",
+}  # fmt: skip
+"""A1111's names of a field in its API and in its text."""
 _NEGATIVE = "Negative prompt:"
 _LEAST_FIELDS = 3  # in the last line, as the web UI itself asks
 
@@ -52,6 +57,14 @@ def settings_like(text: str) -> dict[str, Any]:
         {"sampler_name": fields.get("Sampler"), "scheduler": fields.get("Schedule type")}
     )
     return settings | ({"scheduler": scheduler} if scheduler in SCHEDULERS else {})
+
+
+def fields_like(text: str) -> dict[str, Any]:
+    """What of such a text A1111's txt2img reads, by the names of its fields."""
+    fields = parameters_of(text)
+    width, _, height = fields.get("Size", "").partition("x")
+    values = {name: fields.get(label) for name, label in _FIELDS.items()} | {"width": width, "height": height}
+    return {name: value for name, value in values.items() if value}
 
 
 def webui_scheduler(fields: Mapping[str, Any]) -> str | None:

@@ -82,7 +82,7 @@ async def _answer(desk: Desk, request: Request, terms: ImageRequest, kind: str) 
             "created": int(time.time()),
             "data": [{key: start + text} for text in texts],
             **_facts(terms, order),
-            "usage": _NO_USAGE,
+            "usage": _usage(desk, order, len(pictures)),
             **({"safety_identifier": terms.safety_identifier} if terms.safety_identifier else {}),
         }
     )
@@ -99,7 +99,7 @@ async def _events(desk: Desk, order: Order, terms: ImageRequest, kind: str) -> A
                 yield event({"type": name, "b64_json": text, "partial_image_index": index, **facts}, name)
             text = await _text(desk, order, terms, number, await job)
             name = f"{kind}.completed"
-            yield event({"type": name, "b64_json": text, "usage": _NO_USAGE, **facts}, name)
+            yield event({"type": name, "b64_json": text, "usage": _usage(desk, order, 1), **facts}, name)
         yield event("[DONE]")
     except PerfusionError as error:
         yield event(error_object(500, str(error)))
@@ -134,8 +134,19 @@ def _facts(terms: ImageRequest, order: Order) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_NO_USAGE = {
-    "input_tokens": 0, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}, "output_tokens": 0,
-    "total_tokens": 0,
-}  # fmt: skip
-"""Nobody pays for tokens here; clients expect the fields."""
+def _usage(desk: Desk, order: Order, pictures: int) -> dict[str, Any]:
+    """What was read and drawn: a text in tokens of the text encoder, a picture in places of its latents. Nobody pays
+    for them here; clients expect the fields.
+    """
+    runtime, spec, settings = desk.runtime, order.spec, order.settings[0]
+    places = (settings["width"] // runtime.bundle.decoder.downscale) * (
+        settings["height"] // runtime.bundle.decoder.downscale
+    )
+    syntax = settings["prompt_syntax"]
+    texts = [settings["prompt"], settings["negative_prompt"]]
+    text = sum(runtime.count_tokens(each, prompt_syntax=syntax) for each in texts if each)
+    image = places if spec.options.get("image") else 0
+    return {
+        "input_tokens": text + image, "input_tokens_details": {"image_tokens": image, "text_tokens": text},
+        "output_tokens": places * pictures, "total_tokens": text + image + places * pictures,
+    }  # fmt: skip

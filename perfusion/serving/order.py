@@ -5,21 +5,33 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from perfusion.runtime import Job, Step
+from perfusion.serving.answers import StatusError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Order", "PictureSpec"]
+__all__ = ["Drawing", "Finish", "Order", "PictureSpec"]
+
+_SEEDS = 2**32
+
+Drawing = tuple[str, int, dict[str, Any]]
+"""A prompt, a seed, and options of `Runtime.submit`."""
+
+Finish = Callable[["Image"], "Image"]
+"""What is done with a picture after it is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSpec:
     """What is to be drawn: `count` pictures of a prompt, whose seeds rise from `seed` on (None: one by chance)."""
+
+    most: ClassVar[int] = 16  # pictures of one request
 
     prompt: str
     seed: int | None = None
@@ -28,6 +40,15 @@ class PictureSpec:
     names_by_tags: bool = False  # a concept's <lora:name:strength> names it, without its word in the prompt
     partials: int = 0  # pictures on the way that are decoded, evenly spread over its steps
     options: dict[str, Any] = field(default_factory=dict)  # of `Runtime.submit`
+    finish: Finish | None = None
+
+    def drawings(self, first: int) -> Iterator[Drawing]:
+        """What each of its pictures is drawn from; `first` is the seed where none is said."""
+        return ((self.prompt, seed, self.options) for seed in range(first, first + self.count))
+
+    def finished(self, picture: Image) -> Image:
+        """A picture as the client gets it."""
+        return picture if self.finish is None else self.finish(picture)
 
 
 class Order:
@@ -38,6 +59,7 @@ class Order:
         self.id = secrets.token_hex(12)
         self.client, self.spec, self.dialect, self.is_stored = client, spec, dialect, is_stored
         self.created = time.time()
+        self.seed = _first_seed(spec)
         self.jobs: list[Job] = []
         self.settings: list[dict[str, Any]] = []  # of each picture, as its file carries them
         self.pictures: dict[int, str] = {}  # by their number, where they lie in the history
@@ -93,6 +115,20 @@ class Order:
         """Stop what is not done of it."""
         for job in self.jobs:
             job.cancel()
+
+    def cancel_open(self) -> None:
+        """Stop it, for a client that wants to know.
+
+        Raises:
+            StatusError: it is over.
+        """
+        if self.is_over:
+            raise StatusError(409, f"This job is {self.state} already.")
+        self.cancel()
+
+    def address(self, number: int) -> str | None:
+        """Where a picture of it lies in the history; None before it is drawn."""
+        return f"/api/pictures/{self.pictures[number]}" if number in self.pictures else None
 
     def cancel_next(self) -> None:
         """Stop the first that is not done of it; the others go on."""
@@ -153,13 +189,20 @@ class Order:
         return {
             "id": self.id, "state": self.state, "position": self.position, "step": step, "total": total,
             "seconds_left": self.seconds_left, "error": self.error, "created": self.created,
-            "pictures": [f"/api/pictures/{self.pictures[number]}" for number in sorted(self.pictures)],
+            "pictures": [self.address(number) for number in sorted(self.pictures)],
             "settings": {**self.settings[0], "count": self.spec.count} if self.settings else None,
         }  # fmt: skip
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _first_seed(spec: PictureSpec) -> int:
+    """The seed of a specification, or one by chance."""
+    if spec.seed is None or spec.seed < 0:
+        return secrets.randbelow(_SEEDS - spec.most)
+    return spec.seed
 
 
 def _reason(job: Job) -> str:

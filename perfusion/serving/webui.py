@@ -11,7 +11,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from perfusion.runtime import Runtime
-from perfusion.serving.answers import StatusError
 from perfusion.serving.bodies import data_of, json_body
 from perfusion.serving.desk import Desk
 from perfusion.serving.gate import client_of
@@ -20,7 +19,7 @@ from perfusion.serving.inspection import text_in
 from perfusion.serving.library import Library
 from perfusion.serving.order import Order
 from perfusion.serving.picture_encoding import preview_of
-from perfusion.serving.webui_drawing import DIALECT, image_to_image, text_to_image
+from perfusion.serving.webui_drawing import DIALECT, check_model, image_to_image, text_to_image
 
 __all__ = ["webui_routes"]
 
@@ -161,9 +160,9 @@ class _Options:
     """What clients have set, each for himself; most of it changes nothing here."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._model = runtime.bundle.base
+        self._runtime = runtime
         self._usual = {
-            "sd_model_checkpoint": self._model, "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1,
+            "sd_model_checkpoint": runtime.bundle.base, "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1,
             "samples_format": "png",
         }  # fmt: skip
         self._changes: dict[str, dict[str, Any]] = {}
@@ -173,9 +172,7 @@ class _Options:
 
     def change(self, client: str, changes: dict[str, Any]) -> None:
         """Raises StatusError for a model that is not here."""
-        model = changes.get("sd_model_checkpoint")
-        if model and str(model) != self._model:
-            raise StatusError(400, f"There is no model {str(model)[:80]!r}; this server has {self._model}.")
+        check_model(self._runtime, changes.get("sd_model_checkpoint"))
         plain = {
             str(name)[:80]: value for name, value in changes.items()
             if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 200)

@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from perfusion.errors import CancelledError
-from perfusion.picture_input import as_rgb, mask_of
-from perfusion.runtime import SCHEDULERS, Job
+from perfusion.picture_input import as_rgb
+from perfusion.runtime import SCHEDULERS, Job, Runtime
 from perfusion.runtime.picture_settings import parameters_text
 from perfusion.serving.answers import StatusError
 from perfusion.serving.bodies import data_of, picture_of
 from perfusion.serving.body_fields import flag_of, number_of, text_of, whole_of
 from perfusion.serving.desk import Desk, cancel_when_gone
 from perfusion.serving.gate import client_of
-from perfusion.serving.infotext import WEBUI_SAMPLERS, webui_scheduler
-from perfusion.serving.order import Order, PictureSpec
+from perfusion.serving.infotext import WEBUI_SAMPLERS, fields_like, webui_scheduler
+from perfusion.serving.order import Finish, Order, PictureSpec
 from perfusion.serving.picture_encoding import as_base64
+from perfusion.serving.webui_inpainting import Inpainting, resized
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["DIALECT", "image_to_image", "text_to_image"]
+__all__ = ["DIALECT", "check_model", "image_to_image", "text_to_image"]
 
 DIALECT = "webui"
 _KINDS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
@@ -34,8 +35,15 @@ _NOT_HERE = {
     "restore_faces": "restore faces",
     "tiling": "draw tiles",
     "script_name": "run scripts",
+    "alwayson_scripts": "run scripts",
+    "styles": "add styles to the prompt",
+    "subseed_strength": "mix two seeds",
+    "refiner_checkpoint": "change the model on the way",
+    "latent_mask": "take a second mask",
+    "s_churn": "add noise at each step",
 }
-_STRENGTH = 0.75
+"""What asks for more than is done here, where it is neither absent nor empty nor 0."""
+_STRENGTH, _SIDE, _MOST_SIDE = 0.75, 512, 1 << 14
 
 
 async def text_to_image(
@@ -46,7 +54,8 @@ async def text_to_image(
     Raises:
         PerfusionError: what cannot be drawn.
     """
-    return await _drawn(desk, request, fields, settings, {})
+    fields = _with_infotext(fields)
+    return await _drawn(desk, request, fields, settings, _spec(fields, {}))
 
 
 async def image_to_image(
@@ -61,23 +70,47 @@ async def image_to_image(
     images = fields.get("init_images")
     if not isinstance(images, list) or not images:
         raise StatusError(404, "There is no init image. Send one in init_images.", field="init_images")
-    options = {"image_strength": number_of(fields, "denoising_strength", _STRENGTH)}
-    options |= await asyncio.to_thread(_pictures, images[0], fields)
+    fields = _with_infotext(fields)
+    spec = await asyncio.to_thread(_spec_over, fields, images[0])
     if not flag_of(fields, "include_init_images"):
         fields = fields | {"init_images": None, "mask": None}  # of the answer's copy
-    return await _drawn(desk, request, fields, settings, options)
+    return await _drawn(desk, request, fields, settings, spec)
+
+
+def _spec(fields: Mapping[str, Any], options: dict[str, Any], finish: Finish | None = None) -> PictureSpec:
+    count = (whole_of(fields, "batch_size", 1) or 0) * (whole_of(fields, "n_iter", 1) or 0)
+    return PictureSpec(
+        prompt=text_of(fields, "prompt"), seed=whole_of(fields, "seed", -1), count=count, names_by_tags=True,
+        options=_options(fields) | options, finish=finish,
+    )  # fmt: skip
+
+
+def _spec_over(fields: Mapping[str, Any], image: object) -> PictureSpec:
+    """What is drawn over a picture."""
+    options: dict[str, Any] = {"image_strength": number_of(fields, "denoising_strength", _STRENGTH)}
+    picture = picture_of(data_of(image, "init_images"), "init_images")
+    size = whole_of(fields, "width", _SIDE) or 0, whole_of(fields, "height", _SIDE) or 0
+    if not all(0 < side <= _MOST_SIDE for side in size):
+        raise StatusError(
+            400, f"The size is {size[0]} × {size[1]}, expected 1 to {_MOST_SIDE}.", field="width"
+        )
+    if not fields.get("mask"):
+        return _spec(fields, options | {"image": resized(fields, as_rgb(picture), size)})
+    mask = picture_of(data_of(fields["mask"], "mask"), "mask")
+    place = Inpainting.of(fields, picture, mask, size)
+    return _spec(fields, options | {"image": place.image, "mask": place.mask}, place.laid_over)
+
+
+def _with_infotext(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that are not there, from the `parameters` text in `infotext`."""
+    text = text_of(fields, "infotext")
+    return {**fields_like(text), **fields} if text else fields
 
 
 async def _drawn(
-    desk: Desk, request: Request, fields: dict[str, Any], settings: Mapping[str, Any], options: dict[str, Any]
+    desk: Desk, request: Request, fields: dict[str, Any], settings: Mapping[str, Any], spec: PictureSpec
 ) -> dict[str, Any]:
-    count = (whole_of(fields, "batch_size", 1) or 0) * (whole_of(fields, "n_iter", 1) or 0)
-    overrides = fields.get("override_settings") or {}
-    kind = _KINDS.get(str({**settings, **overrides}.get("samples_format", "png")).lower(), "png")
-    spec = PictureSpec(
-        prompt=text_of(fields, "prompt"), seed=whole_of(fields, "seed", -1), count=count, names_by_tags=True,
-        options=_options(fields) | options,
-    )  # fmt: skip
+    kind = _kind(desk, fields, settings)
     order = await desk.take(
         client_of(request), spec, dialect=DIALECT, is_stored=flag_of(fields, "save_images")
     )
@@ -97,6 +130,22 @@ async def _drawn(
     return {"images": images, "parameters": fields, "info": json.dumps(_info(desk, order, fields))}
 
 
+def _kind(desk: Desk, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """What the pictures are encoded as; `override_settings` count more than what was set before."""
+    overrides = fields.get("override_settings") or {}
+    if not isinstance(overrides, dict):
+        raise StatusError(400, "The override_settings are no object.", field="override_settings")
+    check_model(desk.runtime, overrides.get("sd_model_checkpoint"))
+    return _KINDS.get(str({**settings, **overrides}.get("samples_format", "png")).lower(), "png")
+
+
+def check_model(runtime: Runtime, model: object) -> None:
+    """Raises StatusError for a model that is not here; that of the server may be named or not."""
+    base = runtime.bundle.base
+    if model and str(model) != base:
+        raise StatusError(400, f"There is no model {str(model)[:80]!r}; this server has {base}.")
+
+
 async def _results(order: Order) -> dict[int, Image]:
     """The pictures by their number; one that was interrupted is as far as it came, and absent before its first step."""
     pictures: dict[int, Image] = {}
@@ -106,7 +155,7 @@ async def _results(order: Order) -> dict[int, Image]:
         except CancelledError:
             if picture := await asyncio.to_thread(_as_far_as, job):
                 pictures[number] = picture
-    return pictures
+    return {number: order.spec.finished(picture) for number, picture in pictures.items()}
 
 
 def _as_far_as(job: Job) -> Image | None:
@@ -131,22 +180,10 @@ def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
         "negative_prompt": text_of(fields, "negative_prompt"),
         "num_inference_steps": whole_of(fields, "steps", 50),
         "guidance_scale": number_of(fields, "cfg_scale", 7.0),
-        "width": whole_of(fields, "width", 512),
-        "height": whole_of(fields, "height", 512),
+        "width": whole_of(fields, "width", _SIDE),
+        "height": whole_of(fields, "height", _SIDE),
         "scheduler": scheduler,
     }
-
-
-def _pictures(image: object, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The picture to draw over, and its mask."""
-    from PIL import ImageChops
-
-    options: dict[str, Any] = {"image": as_rgb(picture_of(data_of(image, "init_images"), "init_images"))}
-    if fields.get("mask"):
-        mask = mask_of(picture_of(data_of(fields["mask"], "mask"), "mask"))
-        inverted = flag_of(fields, "inpainting_mask_invert")
-        options["mask"] = ImageChops.invert(mask) if inverted else mask
-    return options
 
 
 def _info(desk: Desk, order: Order, fields: Mapping[str, Any]) -> dict[str, Any]:
