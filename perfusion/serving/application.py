@@ -33,6 +33,7 @@ from perfusion.serving.rates import Limits
 from perfusion.serving.request_log import RequestLog
 from perfusion.serving.sign_in import sign_in_routes
 from perfusion.serving.studio_page import studio_routes
+from perfusion.serving.sweep_routes import sweep_routes
 from perfusion.serving.webui import webui_routes
 
 __all__ = ["ServerParts", "Service"]
@@ -93,9 +94,10 @@ class Service:
         return Starlette(
             routes=[
                 Route("/healthz", healthy), Route("/readyz", healthy), Route("/metrics", metrics),
-                *openai_routes(desk), *webui_routes(desk), *job_routes(desk), *concept_routes(parts.library),
-                *picture_routes(parts.history), *inspection_routes(parts.library), *device_routes(parts.runtime),
-                *lesson_routes(parts.lessons), *sign_in_routes(parts.access), *studio_routes(),
+                *openai_routes(desk), *webui_routes(desk), *job_routes(desk), *sweep_routes(desk),
+                *concept_routes(parts.library), *picture_routes(parts.history), *inspection_routes(parts.library),
+                *device_routes(parts.runtime), *lesson_routes(parts.lessons), *sign_in_routes(parts.access),
+                *studio_routes(),
             ],
             middleware=[
                 Middleware(RequestLog, observe=self.meters.request),

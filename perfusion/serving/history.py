@@ -182,6 +182,14 @@ class History:
         """Where a picture's file lies."""
         return self._path(picture.id)
 
+    def files(self, client: str, job: str) -> dict[int, Path]:
+        """Where the pictures of a client's job lie, by their number."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT number, id FROM pictures WHERE client = ? AND job = ?", (client, job)
+            ).fetchall()
+        return {number: self._path(picture) for number, picture in rows}
+
     def mark(self, picture: StoredPicture, is_favourite: bool) -> None:
         """Make it a favourite, or one no more."""
         with self._writing() as rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -20,7 +20,7 @@ from perfusion.serving.gate import client_of
 from perfusion.serving.order import Order, PictureSpec
 from perfusion.serving.picture_encoding import preview_of
 
-__all__ = ["job_routes", "spec_of"]
+__all__ = ["job_routes", "order_events", "spec_of"]
 
 _EVENT_SECONDS = 0.2  # between two events of one stream
 _TEXTS = ("scheduler", "lock", "gates", "prompt_syntax")
@@ -44,13 +44,11 @@ def job_routes(desk: Desk) -> list[Route]:
 
     async def events(request: Request) -> Response:
         order = _order_of(desk, request)
-        return event_stream(_events(order, text_of(request.query_params, "previews", "yes") != "no"))
+        return event_stream(order_events(order, text_of(request.query_params, "previews", "yes") != "no"))
 
     async def cancel(request: Request) -> Response:
         order = _order_of(desk, request)
-        if order.is_over:
-            raise StatusError(409, f"This job is {order.state} already.")
-        order.cancel()
+        order.cancel_open()
         return JSONResponse(order.facts())
 
     return [
@@ -88,12 +86,14 @@ def spec_of(fields: Mapping[str, Any]) -> PictureSpec:
     )  # fmt: skip
 
 
-async def _events(order: Order, has_previews: bool) -> AsyncIterator[bytes]:
+async def order_events(
+    order: Order, has_previews: bool, facts_of: Callable[[Order], dict[str, Any]] = Order.facts
+) -> AsyncIterator[bytes]:
     """States as they change, previews of what is drawn, and at last "done" with the whole state."""
     told: dict[str, Any] = {}
     shown: dict[int, int] = {}
     while not order.is_over:
-        facts = order.facts()
+        facts = facts_of(order)
         if facts != told:
             told = facts
             yield event(facts, "state")
@@ -106,11 +106,11 @@ async def _events(order: Order, has_previews: bool) -> AsyncIterator[bytes]:
             yield event(
                 {"number": number, "step": step.index + 1, "total": step.total, "picture": picture}, "preview"
             )
-        await asyncio.sleep(_EVENT_SECONDS)
-        if order.facts() == facts:
+        await asyncio.sleep(_EVENT_SECONDS if shown else 0)  # the first preview comes as soon as it can
+        if facts_of(order) == facts:
             await order.change(5)
-    yield event(order.facts(), "state")
-    yield event(order.facts(), "done")
+    yield event(facts_of(order), "state")
+    yield event(facts_of(order), "done")
 
 
 def _listed(desk: Desk, client: str) -> list[dict[str, Any]]:
