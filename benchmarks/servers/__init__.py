@@ -1,0 +1,1 @@
+"""Servers on this machine and clients of them, for measurements and soaks."""
