@@ -27,7 +27,7 @@ from typing import NoReturn, TextIO
 from perfusion import __version__
 from perfusion.errors import PerfusionError
 
-__all__ = ["Progress", "check_outputs", "parser", "run", "say"]
+__all__ = ["Progress", "check_outputs", "parser", "run", "say", "told_waits"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -229,6 +229,21 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+@contextmanager
+def told_waits(name: str, *, quiet: bool) -> Iterator[None]:
+    """Say what the library takes its time for, such as compiling a graph, as lines of command `name` on stderr."""
+    logger = logging.getLogger("perfusion.waits")
+    level, handler = logger.level, _LineHandler(lambda _, text: say(f"{name}: {text}"), logging.INFO)
+    if not quiet:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def _prepare_streams() -> None:
     """Standard streams that can be written to whatever the caller has done with them.
 
@@ -301,8 +316,8 @@ def _one_line_warnings(name: str) -> Iterator[None]:
 class _LineHandler(logging.Handler):
     """Writes a record's message as one line; for tracebacks and times, add a handler of your own."""
 
-    def __init__(self, say_line: Callable[[str, object], None]) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, say_line: Callable[[str, object], None], level: int = logging.WARNING) -> None:
+        super().__init__(level)
         self._say = say_line
 
     def emit(self, record: logging.LogRecord) -> None:

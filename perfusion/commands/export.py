@@ -15,6 +15,7 @@ from perfusion.base.model_arguments import (
     model_options,
 )
 from perfusion.commands import Progress, parser, run
+from perfusion.commands.drawing_arguments import at_least_one
 from perfusion.commands.export_report import as_json, as_lines
 from perfusion.errors import ExportError
 
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     command = parser(
         _NAME,
         "Turn a text-to-image model into a bundle that perfusion-generate draws with, without torch, and build "
-        "TensorRT engines for it.",
+        "TensorRT engines for it, or compile it for OpenVINO.",
     )
     model = command.add_argument_group("model")
     add_model_arguments(model)
@@ -46,17 +47,20 @@ def _parser() -> argparse.ArgumentParser:
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="build engines for this bundle; nothing is exported, torch not needed",
+        help="build or compile for this bundle; nothing is exported, torch not needed",
     )
     command.add_argument("--output", type=Path, metavar="BUNDLE", help="the folder of the bundle to write")
     command.add_argument(
         "--engine",
-        choices=["onnx", "trt", "trt-rtx"],
+        type=_engine,
         default="onnx",
-        help="what runs the bundle: ONNX Runtime, TensorRT or TensorRT for RTX (default: %(default)s)",
+        metavar="onnx|trt|trt-rtx|openvino",
+        help="what runs the bundle: ONNX Runtime, TensorRT, TensorRT for RTX, or OpenVINO on this machine, also as "
+        "openvino:GPU and the like (default: %(default)s)",
     )
     _add_graph_options(command)
     _add_engine_options(command.add_argument_group("engines"))
+    _add_compile_options(command.add_argument_group("openvino"))
     command.add_argument("--json", action="store_true", help="print what was written as JSON")
     return command
 
@@ -144,6 +148,27 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_compile_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--compute",
+        choices=["fp32", "bf16", "fp16"],
+        help="what pictures will be computed in: perfusion-generate's --precision (default: fp32)",
+    )
+    group.add_argument(
+        "--threads",
+        type=at_least_one,
+        metavar="N",
+        help="perfusion-generate's --threads (default: all there are)",
+    )
+
+
+_SIZES = ("batch", "readings", "tokens", "concepts")
+_ENGINES_ONLY = (
+    "target", "dynamic", "optimization_level", "workspace", "build_cores", "script", "prune",
+)  # fmt: skip
+_OPENVINO_ONLY = ("compute", "threads")
+
+
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line, options that do not go together refused."""
     command = _parser()
@@ -157,28 +182,33 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
                     f"argument --{name.replace('_', '-')}: not with --bundle, whose graphs are there"
                 )
         if args.engine == "onnx":
-            command.error("argument --bundle: needs --engine trt or trt-rtx; its graphs are there")
-    if args.engine == "onnx":
-        for name in (
-            "target",
-            "batch",
-            "readings",
-            "tokens",
-            "concepts",
-            "dynamic",
-            "optimization_level",
-            "workspace",
-            "build_cores",
-            "script",
-            "prune",
-        ):
+            command.error("argument --bundle: needs --engine trt, trt-rtx or openvino; its graphs are there")
+    library = args.engine.partition(":")[0]
+    foreign = {
+        "--engine trt or trt-rtx": () if library in ("trt", "trt-rtx") else _ENGINES_ONLY,
+        "--engine openvino": () if library == "openvino" else _OPENVINO_ONLY,
+        "--engine trt, trt-rtx or openvino": _SIZES if library == "onnx" else (),
+    }
+    for engines, names in foreign.items():
+        for name in names:
             if getattr(args, name) is not None and getattr(args, name) is not False:  # 0 is a level
-                command.error(f"argument --{name.replace('_', '-')}: only with --engine trt or trt-rtx")
+                command.error(f"argument --{name.replace('_', '-')}: only with {engines}")
+    if library == "openvino" and args.device is not None:
+        command.error("argument --device: not with --engine openvino, which compiles for this machine")
     if args.script and args.prune:
         command.error(
             "argument --prune: not with --script, which builds nothing that would take the place of engines"
         )
     return args
+
+
+def _engine(text: str) -> str:
+    name, colon, device = text.partition(":")
+    if name not in ("onnx", "trt", "trt-rtx", "openvino") or (colon and (name != "openvino" or not device)):
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r} (choose from onnx, trt, trt-rtx, openvino, openvino:DEVICE)"
+        )
+    return text
 
 
 def _precision(text: str) -> str:
@@ -205,6 +235,8 @@ def _export(args: argparse.Namespace) -> int:
         if profile is not None:
             steps.check_memory(args, exported.folder, profile)
         return _say(args, args.output, exported)
+    if args.engine.startswith("openvino"):
+        return _export_and_compile(args)
     target = steps.choose_target(args, profile)
     trt = None if args.script else steps.find_tensorrt(args.engine, target)
     exported = None
@@ -221,6 +253,21 @@ def _export(args: argparse.Namespace) -> int:
         return _say_script(args, folder, exported, write_script(folder, jobs, settings), target)
     outcomes = steps.build(args, trt, folder, jobs, settings)
     return _say(args, folder, exported, outcomes, steps.prune(folder, outcomes) if args.prune else [])
+
+
+def _export_and_compile(args: argparse.Namespace) -> int:
+    """Export a bundle where none is there, and compile it for OpenVINO on this machine."""
+    from perfusion.commands import compile_steps as steps
+
+    steps.check(args)
+    exported = None if args.bundle is not None else _export_bundle(args, args.precision or "fp32")
+    folder = args.bundle if exported is None else exported.folder
+    graphs = steps.compile_graphs(args, folder)
+    if args.json:
+        print(as_json(folder, exported, (), compiled=steps.as_dicts(graphs)))
+    else:
+        print(*([] if exported is None else as_lines(exported, (), ())), *steps.as_lines(graphs), sep="\n")
+    return 0
 
 
 def _export_bundle(args: argparse.Namespace, precision: str) -> Exported:

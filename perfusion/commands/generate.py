@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.commands import Progress, check_outputs, parser, run, say
+from perfusion.commands import Progress, check_outputs, parser, run, say, told_waits
 from perfusion.commands.drawing_arguments import (
     at_least_one,
     concept_argument,
@@ -201,13 +201,16 @@ def _generate(args: argparse.Namespace) -> int:
     from perfusion.runtime import Runtime
     from perfusion.runtime.picture_settings import save
 
-    with Runtime(
-        args.bundle,
-        provider=args.provider,
-        threads=args.threads,
-        memory=args.memory,
-        precision=args.precision,
-    ) as runtime:
+    with (
+        told_waits(_NAME, quiet=args.quiet),
+        Runtime(
+            args.bundle,
+            provider=args.provider,
+            threads=args.threads,
+            memory=args.memory,
+            precision=args.precision,
+        ) as runtime,
+    ):
         for path, settings in args.concepts:
             runtime.load_concept(path, **settings)
         if original:

@@ -208,7 +208,8 @@ def _logging(*, quiet: bool, as_json: bool) -> Iterator[None]:
     former = list(lines)
     if as_json:
         lines.clear()  # warnings are lines of JSON too
-    names = ["perfusion" if as_json else "perfusion.serving", "uvicorn"]
+    ours = ["perfusion"] if as_json else ["perfusion.serving", "perfusion.waits"]
+    names = [*ours, "uvicorn"]
     loggers = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in loggers:
         logger.addHandler(handler)

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.commands import Progress, check_outputs, parser, run, say
+from perfusion.commands import Progress, check_outputs, parser, run, say, told_waits
 from perfusion.commands.drawing_arguments import at_least_one
 from perfusion.commands.region_arguments import add_regions, check_regions, region_masks, regions_of
 from perfusion.concept.settings import FILE_SETTINGS, LOCKS, SETTINGS, ConceptSettings
@@ -102,7 +102,7 @@ def _sweep(args: argparse.Namespace) -> int:
     chosen: dict[str, Any] | None = _chosen(args.choose)
     from perfusion.runtime import Runtime
 
-    with Runtime(args.bundle, provider=args.provider) as runtime:
+    with told_waits(_NAME, quiet=args.quiet), Runtime(args.bundle, provider=args.provider) as runtime:
         concepts = [runtime.load_concept(name) for name in args.concepts]
         files = [_own_file(runtime, name) for name in args.concepts] if args.choose else []
         judges = open_judges(args.scorer, runtime) if args.images else None

@@ -42,7 +42,7 @@ class CompiledModels:
 
     def __init__(self, folder: Path | None = None, most_bytes: int = _MOST_BYTES) -> None:
         """`folder`: by default `openvino` in this program's cache folder."""
-        self._folder = cache_folder() / "openvino" if folder is None else folder
+        self.folder = cache_folder() / "openvino" if folder is None else folder
         self._most = most_bytes
 
     def load(self, key: Key) -> NDArray[np.uint8] | None:
@@ -70,11 +70,13 @@ class CompiledModels:
         with suppress(OSError):
             path.unlink()
 
+    def has(self, key: Key) -> bool:
+        """Whether there is a file of this key, whole or not."""
+        return self._path(key).is_file()
+
     def room_for(self, size: int) -> bool:
         """Whether so many bytes are worth keeping: within the bound, with as many left free on the disk."""
-        folder = next(
-            parent for parent in (self._folder, *self._folder.absolute().parents) if parent.exists()
-        )
+        folder = next(parent for parent in (self.folder, *self.folder.absolute().parents) if parent.exists())
         try:
             return size <= self._most and 2 * size <= shutil.disk_usage(folder).free
         except OSError:
@@ -98,12 +100,12 @@ class CompiledModels:
 
     def _path(self, key: Key) -> Path:
         text = json.dumps(key, sort_keys=True, separators=(",", ":"))
-        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}{_SUFFIX}"
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}{_SUFFIX}"
 
     def _prune(self) -> None:
         """Remove the files that were not used the longest until the bound holds."""
         with suppress(OSError):
-            files = [(path.stat(), path) for path in self._folder.glob(f"*{_SUFFIX}")]
+            files = [(path.stat(), path) for path in self.folder.glob(f"*{_SUFFIX}")]
             size = sum(stat.st_size for stat, _ in files)
             for stat, path in sorted(files, key=lambda item: item[0].st_mtime_ns):
                 if size <= self._most:

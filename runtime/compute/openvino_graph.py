@@ -6,6 +6,7 @@ nothing, and rows of concepts are filled up to a few numbers, so that one more o
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,11 +24,13 @@ from perfusion.runtime.compute.openvino_device import OpenVINODevice
 from perfusion.runtime.compute.residency import free_memory
 from perfusion.runtime.compute.waits import waits
 
-__all__ = ["OpenVINOGraph", "Shapes"]
+__all__ = ["OpenVINOGraph", "slots_for"]
 
 Array = NDArray[np.float32]
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """The shape of each input by its name, in the order of the names."""
+
+_log = logging.getLogger(__name__)
 
 _SLOTS = 4  # rows of concepts are filled up to a multiple of so many
 _MOST_SHAPES = 4  # that stay ready: with and without guidance, and the last, smaller part of a batch
@@ -100,6 +103,10 @@ class OpenVINOGraph:
         self._compile(sorted_shapes)
         return True
 
+    def is_stored(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether a later start finds these shapes compiled."""
+        return self._store is not None and self._store.has(self._key(tuple(sorted(shapes.items()))))
+
     def tile(self, height: int, width: int) -> int | None:
         """None: latents of any size are taken whole."""
 
@@ -153,7 +160,8 @@ class OpenVINOGraph:
             raise PerfusionError(
                 f"OpenVINO could not compile {self._path} for {self._device.name} and {sizes}: {_reason(error)}."
             ) from error
-        waits.info("compiled %s in %.1f s (%s)", self._path.name, time.perf_counter() - began, sizes)
+        waits.info("compiled %s in %.1f s", self._path.name, time.perf_counter() - began)
+        _log.debug("it is for %s", sizes)
         self._keep(shapes, compiled)
         return compiled
 
@@ -186,9 +194,13 @@ def _filled(name: str, array: NDArray[Any]) -> NDArray[Any]:
     axis = _CONCEPT_AXES.get(name)
     if axis is None:
         return array
-    count = array.shape[axis]
-    lacking = max(_SLOTS, -(-count // _SLOTS) * _SLOTS) - count
+    lacking = slots_for(array.shape[axis]) - array.shape[axis]
     return np.pad(array, [(0, lacking if side == axis else 0) for side in range(array.ndim)])
+
+
+def slots_for(rows: int) -> int:
+    """The number that so many rows of concepts are filled up to."""
+    return max(_SLOTS, -(-rows // _SLOTS) * _SLOTS)
 
 
 def _stamp(path: Path) -> list[int]:

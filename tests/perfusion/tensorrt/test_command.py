@@ -41,7 +41,7 @@ def builder(monkeypatch):
 
 WRONG = {
     "neither a bundle nor an output": ([], "--output"),
-    "a bundle for onnxruntime": (["--bundle", "b"], "needs --engine trt or trt-rtx"),
+    "a bundle for onnxruntime": (["--bundle", "b"], "needs --engine trt, trt-rtx or openvino"),
     "a bundle and a model": (
         ["--bundle", "b", "--engine", "trt", "--model", "m"],
         "--model: not with --bundle",
@@ -74,7 +74,20 @@ WRONG = {
         "invalid choice",
     ),
     "a precision there is not": (["--output", "x", "--precision", "half"], "choose from fp32, fp16, int8"),
-    "an engine there is not": (["--output", "x", "--engine", "openvino"], "invalid choice"),
+    "an engine there is not": (["--output", "x", "--engine", "tvm"], "invalid choice"),
+    "a device of no library": (["--output", "x", "--engine", "trt:GPU"], "invalid choice"),
+    "a GPU for openvino": (
+        ["--bundle", "b", "--engine", "openvino", "--target", "sm86"],
+        "--target: only with --engine trt or trt-rtx",
+    ),
+    "a profile for openvino": (
+        ["--bundle", "b", "--engine", "openvino", "--device", "orin-nano-8"],
+        "--device: not with --engine openvino",
+    ),
+    "threads for an engine": (
+        ["--bundle", "b", "--engine", "trt", "--threads", "2"],
+        "--threads: only with --engine openvino",
+    ),
 }
 
 

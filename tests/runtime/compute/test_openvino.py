@@ -228,7 +228,7 @@ def test_what_was_damaged_is_compiled_again(compiled, bundle_copy, monkeypatch, 
             compiles(bundle_copy)
     else:
         compiles(bundle_copy)
-        (path,) = CompiledModels()._folder.iterdir()
+        (path,) = CompiledModels().folder.iterdir()
         blob = bytearray(path.read_bytes())
         blob[len(blob) // 2] ^= 1
         path.write_bytes(blob)
