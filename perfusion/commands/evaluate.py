@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfusion.commands import Progress, parser, run
+from perfusion.commands import Progress, parser, run, told_waits
 from perfusion.commands.drawing_arguments import at_least_one
+from perfusion.commands.provider_arguments import add_provider
 from perfusion.errors import RequestError
 from perfusion.files import writing
 
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--count", type=at_least_one, default=2, metavar="N", help="seeds a prompt (default: %(default)s)")
     add("--steps", type=at_least_one, metavar="N", help="denoising steps (default: the bundle's own)")
     add("--no-pairs", action="store_true", help="draw no two concepts in one picture")
-    add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
+    add_provider(add)
     add("--json", action="store_true", help="print the numbers as JSON")
     add(
         "--output",
@@ -70,7 +71,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     from perfusion.runtime import Runtime
     from perfusion.sweep.evaluation import Evaluator
 
-    with Runtime(args.bundle, provider=args.provider) as runtime:
+    with (
+        told_waits(_NAME, quiet=args.quiet),
+        Runtime(args.bundle, provider=args.provider, precision=args.precision) as runtime,
+    ):
         scorer, probes = open_judges(args.scorer, runtime)
         options = {} if args.steps is None else {"num_inference_steps": args.steps}
         evaluator = Evaluator(runtime, scorer, probes, seeds=range(args.count), options=options)

@@ -23,6 +23,7 @@ from perfusion.commands.drawing_arguments import (
 )
 from perfusion.commands.like import add_like, follow, tell_differences
 from perfusion.commands.picture_files import check_replaceable, numbered
+from perfusion.commands.provider_arguments import add_provider
 from perfusion.commands.region_arguments import add_regions, check_regions, region_masks, regions_of
 from perfusion.concept.settings import DEFAULT_GATES, GATES, LOCKS
 from perfusion.errors import RequestError
@@ -47,8 +48,6 @@ _SCHEDULERS = (  # the runtime's; asking it would import numpy before --help is 
     "ddim", "plms", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "heun", "heun_karras",
     "lcm",
 )  # fmt: skip
-_PRECISIONS = ("fp32", "bf16", "fp16")
-_PROVIDERS = ("auto", "cpu", "cuda", "trt", "trt-rtx", "openvino")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,19 +141,7 @@ def _add_drawing(add: "Callable[..., object]") -> None:
 
 def _add_machine(add: "Callable[..., object]") -> None:
     """What to draw it on."""
-    add(
-        "--provider",
-        type=_provider,
-        default="auto",
-        metavar="PROVIDER",
-        help=f"{', '.join(_PROVIDERS)}, or openvino:GPU and the like (default: %(default)s)",
-    )
-    add(
-        "--precision",
-        choices=_PRECISIONS,
-        default=_PRECISIONS[0],
-        help="with openvino: what to compute in, where the device has it (default: %(default)s)",
-    )
+    add_provider(add)
     add(
         "--memory",
         type=memory_argument,
@@ -180,13 +167,6 @@ def _add_output(add: "Callable[..., object]") -> None:
         help="a .png, .jpg or .webp file; several are numbered, OUT-0001, OUT-0002, ..., behind those that are there",
     )  # fmt: skip
     add("--force", action="store_true", help="replace a file that is no drawing of this command, too")
-
-
-def _provider(text: str) -> str:
-    name, colon, device = text.partition(":")
-    if name not in _PROVIDERS or (colon and (name != "openvino" or not device)):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(_PROVIDERS)}, openvino:DEVICE")
-    return text
 
 
 def _generate(args: argparse.Namespace) -> int:

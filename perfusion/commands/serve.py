@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from perfusion.commands import parser, run, say
 from perfusion.commands.drawing_arguments import at_least_one, memory_argument
+from perfusion.commands.provider_arguments import add_provider
 from perfusion.errors import DeviceError, RequestError
 
 if TYPE_CHECKING:
@@ -93,11 +94,7 @@ def _add_access(add: Callable[..., object]) -> None:
 
 def _add_drawing(add: Callable[..., object]) -> None:
     """How it draws and teaches."""
-    add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
-    add(
-        "--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
-        help="with openvino: what to compute in, where the device has it (default: %(default)s)",
-    )  # fmt: skip
+    add_provider(add)
     add("--threads", type=at_least_one, metavar="N", help="CPU threads (default: all there are)")
     add(
         "--memory", type=memory_argument, default="auto", metavar="auto|low|GB",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, check_outputs, parser, run, say, told_waits
 from perfusion.commands.drawing_arguments import at_least_one
+from perfusion.commands.provider_arguments import add_provider
 from perfusion.commands.region_arguments import add_regions, check_regions, region_masks, regions_of
 from perfusion.concept.settings import FILE_SETTINGS, LOCKS, SETTINGS, ConceptSettings
 from perfusion.errors import ModelError, RequestError
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "--work", type=Path, metavar="DIR",
         help="keep the pictures there for sweeps to come (default: in the cache, until the sweep is done)",
     )  # fmt: skip
-    add("--provider", default="auto", help="auto, cpu, cuda, trt, trt-rtx or openvino (default: %(default)s)")
+    add_provider(add)
     add("--batch-size", type=at_least_one, default=8, metavar="N", help="pictures kept at once (default: 8)")
     return command
 
@@ -102,7 +103,10 @@ def _sweep(args: argparse.Namespace) -> int:
     chosen: dict[str, Any] | None = _chosen(args.choose)
     from perfusion.runtime import Runtime
 
-    with told_waits(_NAME, quiet=args.quiet), Runtime(args.bundle, provider=args.provider) as runtime:
+    with (
+        told_waits(_NAME, quiet=args.quiet),
+        Runtime(args.bundle, provider=args.provider, precision=args.precision) as runtime,
+    ):
         concepts = [runtime.load_concept(name) for name in args.concepts]
         files = [_own_file(runtime, name) for name in args.concepts] if args.choose else []
         judges = open_judges(args.scorer, runtime) if args.images else None

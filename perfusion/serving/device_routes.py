@@ -34,8 +34,8 @@ def device_routes(runtime: Runtime) -> list[Route]:
         return JSONResponse(
             {
                 "device": await asyncio.to_thread(_title), "provider": runtime.provider,
-                "provider_reason": runtime.provider_reason, "bundle": _bundle_facts(runtime), "findings": present,
-                "version": __version__,
+                "provider_reason": runtime.provider_reason, "precision": runtime.precision,
+                "bundle": _bundle_facts(runtime), "findings": present, "version": __version__,
             }
         )  # fmt: skip
 

@@ -141,12 +141,12 @@ class Drawings:
 
 
 def identity(runtime: Runtime, options: Mapping[str, Any]) -> str:
-    """A digest of the bundle, the concepts and the options: pictures of equal prompt, seed and setting are equal."""
+    """A digest of the bundle, the concepts, what computes and the options: pictures of equal prompt, seed and setting
+    are equal."""
     bundle = (runtime.bundle.folder / "bundle.json").read_bytes()  # holds the checksums of all files
     concepts = [_digest_of(concept) for _, concept in sorted(runtime.concepts.items())]
-    text = json.dumps(
-        [_digest(bundle), concepts, runtime.provider, dict(options)], sort_keys=True, default=_text_of
-    )
+    computed = [runtime.provider, runtime.precision]
+    text = json.dumps([_digest(bundle), concepts, computed, dict(options)], sort_keys=True, default=_text_of)
     return _digest(text.encode())
 
 

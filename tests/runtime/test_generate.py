@@ -14,9 +14,10 @@ from PIL import Image
 
 from perfusion import __version__
 from perfusion.commands import generate as command
+from perfusion.commands import provider_arguments
 from perfusion.commands.generate import main
 from perfusion.runtime import SCHEDULERS, Region, Runtime
-from perfusion.runtime.compute.backend import PRECISIONS
+from perfusion.runtime.compute.backend import PRECISIONS, PROVIDERS
 
 
 @pytest.fixture
@@ -76,8 +77,9 @@ def test_the_kind_of_gates_reaches_the_picture(generate, runtime, make_concept):
     assert not np.array_equal(by_similarity, by_coordinates)
 
 
-def test_the_precisions_offered_are_those_there_are(generate, capsys):
-    assert command._PRECISIONS == PRECISIONS
+def test_the_providers_and_precisions_offered_are_those_there_are(generate, capsys):
+    assert ("auto", *PROVIDERS) == provider_arguments.PROVIDERS
+    assert provider_arguments.PRECISIONS == PRECISIONS
     assert generate("--provider", "cpu", "--precision", "bf16") == 1
     assert "Use the provider 'openvino'" in capsys.readouterr().err
 
