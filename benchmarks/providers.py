@@ -1,10 +1,14 @@
-"""python benchmarks/providers.py: OpenVINO against ONNX Runtime and torch on the same cores, in turns.
+"""python benchmarks/providers.py: OpenVINO against ONNX Runtime, torch and stable-diffusion.cpp, on the same cores.
 
-The embedded model end to end, and one step of a UNet of Stable Diffusion 1.5's size with random weights, with one and
-with four concepts; what swapping a concept costs; the first picture of a fresh process, with and without what an
-earlier one compiled, and the memory. Where the processor has bf16 or fp16, OpenVINO also computes in them; how far that
-is from float32 is measured too. The step needs some 14 GB of memory and 8 GB of disk. --short takes a narrow UNet, two
-turns and writes no record.
+The embedded model end to end, with all cores and with one, and what swapping a concept costs; the first result of a
+fresh process, with and without what an earlier one compiled, and its memory; and one step of a UNet of Stable Diffusion
+1.5's size with random weights, with one and with four concepts, all libraries in turns. Where the processor has bf16 or
+fp16, OpenVINO also computes in them; how far that is from float32 is measured too. stable-diffusion.cpp takes part
+where the package stable-diffusion-cpp-python is installed.
+
+The parts may run one by one (`prepare`, `pocket`, `starts`, `step`, `cpp`, then `record`), as each but the first and
+the last needs a quiet machine for some minutes. They need some 16 GB of memory and 20 GB of disk in build/providers.
+--short takes a narrow UNet, two turns and writes no record.
 """
 
 import argparse
@@ -13,12 +17,12 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,81 +31,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
-from benchmarks.record import ROOT, write_record
-from benchmarks.step import CONFIG, SHORT, build_unet, export, feeds
-from perfusion.bundle.graph_io import GraphIO
+from benchmarks import provider_processes as processes
+from benchmarks.provider_graphs import FOLDER, SIDE, libraries, open_graph, precisions, prepare, with_concepts
+from benchmarks.record import write_record
 from perfusion.devices.system import cpu_flags
-from perfusion.errors import DeviceError
 from perfusion.runtime import Runtime
-from perfusion.runtime.compute.onnx_graph import OnnxGraph
-from perfusion.runtime.compute.openvino_device import OpenVINODevice
-from perfusion.runtime.compute.openvino_graph import OpenVINOGraph
 
-FOLDER = ROOT / "build" / "providers"
-PROMPT, STEPS = "a photo of a {} on a beach", 20
+PROMPT, STEPS = "a photo of a <school-bus> on a beach", 20
 FLAGS = (
-    "avx2",
-    "avx_vnni",
-    "avx512f",
-    "avx512_bf16",
-    "avx512_fp16",
-    "avx512_vnni",
-    "amx_bf16",
-    "asimd",
-    "i8mm",
-    "bf16",
-)
+    "avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "asimd", "i8mm", "bf16",
+)  # fmt: skip
 TARGETS = {"openvino": 1.15, "openvino bf16": 1.9}  # of ONNX Runtime's step, on a processor with avx512_bf16
+MOST_SWAP_MS = 1.0
+CPP_STEPS = 6
+Rows = list[dict[str, Any]]
 Turn = Callable[[], Any]
-
-FIRST_PICTURE = """
-import json, resource, sys, time
-began = time.perf_counter()
-from perfusion.runtime import Runtime
-runtime = Runtime(provider=sys.argv[1], threads=int(sys.argv[2]))
-runtime.load_concept("school-bus")
-runtime.generate("a photo of a <school-bus> on a beach", seed=0)
-"""
-FIRST_STEP = """
-import json, resource, sys, time
-began = time.perf_counter()
-from pathlib import Path
-import numpy as np
-from benchmarks.providers import open_graph
-arrays = dict(np.load(Path(sys.argv[3]) / "feeds.npz"))
-open_graph(sys.argv[1], Path(sys.argv[3]) / "unet.onnx", tuple(arrays), int(sys.argv[2]), cached=True).run(**arrays)
-"""
-TELL = """
-usage = resource.getrusage(resource.RUSAGE_SELF)
-facts = {"seconds": round(time.perf_counter() - began, 2), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2)}
-peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]  # ru_maxrss begins with the parent's
-print(json.dumps(facts | {"peak_memory_mb": round(int(peak) / 1024)}))
-"""
-
-
-def open_graph(
-    library: str, path: Path, inputs: tuple[str, ...], threads: int, *, cached: bool = False
-) -> Any:
-    """A graph by one of the libraries: "onnxruntime", "openvino", "openvino bf16"."""
-    if library == "onnxruntime":
-        return OnnxGraph(path, inputs, "out_sample", "cpu", threads)
-    from perfusion.runtime.compute.compiled_models import CompiledModels
-
-    device = OpenVINODevice("CPU", threads, library.partition(" ")[2] or "fp32")
-    ends = GraphIO(file=path, inputs=inputs, outputs=("out_sample",))
-    return OpenVINOGraph(device, ends, path.name, CompiledModels() if cached else None)
-
-
-def precisions() -> list[str]:
-    """What OpenVINO computes in here."""
-    known = []
-    for precision in ("fp32", "bf16", "fp16"):
-        try:
-            OpenVINODevice(precision=precision)
-        except DeviceError:
-            continue
-        known.append(precision)
-    return known
 
 
 def in_turns(turns: Mapping[str, Turn], count: int) -> dict[str, dict[str, float]]:
@@ -127,27 +71,29 @@ def decibels(picture: Any, reference: Any) -> float:
     return round(float(10 * np.log10(255**2 / max(float(np.mean(difference**2)), 1e-9))), 1)
 
 
-def embedded_rows(threads: int, turns: int) -> list[dict[str, Any]]:
+def pocket_rows(threads: int, turns: int) -> Rows:
     """The embedded model end to end: time, distance from ONNX Runtime's picture, and the swap of a concept."""
-    kinds = {"onnxruntime": ("cpu", "fp32")}
-    for precision in precisions():
-        kinds["openvino" if precision == "fp32" else f"openvino {precision}"] = ("openvino", precision)
-    runtimes = {
-        name: Runtime(provider=provider, threads=threads, precision=precision)
-        for name, (provider, precision) in kinds.items()
-    }
-    pictures = {}
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["PERFUSION_CACHE"] = cache
+        return [row for count in sorted({1, threads}) for row in _pocket_rows(count, turns)]
+
+
+def _pocket_rows(threads: int, turns: int) -> Rows:
+    runtimes = {}
+    for name in libraries():
+        library, _, precision = name.partition(" ")
+        provider = "cpu" if library == "onnxruntime" else library
+        runtimes[name] = Runtime(provider=provider, threads=threads, precision=precision or "fp32")
+    draw: dict[str, Turn] = {}
     for name, runtime in runtimes.items():
         runtime.load_concept("school-bus")
-        pictures[name] = runtime.generate(PROMPT.format("<school-bus>"), seed=0, num_inference_steps=STEPS)
-
-    def draw(runtime: Runtime) -> Turn:
-        return lambda: runtime.generate(PROMPT.format("<school-bus>"), seed=0, num_inference_steps=STEPS)
-
-    times = in_turns({name: draw(runtime) for name, runtime in runtimes.items()}, turns)
+        draw[name] = partial(runtime.generate, PROMPT, seed=0, num_inference_steps=STEPS)
+    pictures = {name: turn() for name, turn in draw.items()}  # the first pays for what is set up once
+    times = in_turns(draw, turns)
     return [
         {"what": "picture", "model": "pocket", "library": name, "steps": STEPS, "threads": threads, **times[name],
-         "psnr_db": decibels(pictures[name], pictures["onnxruntime"]), "swap_ms": swap_ms(runtime)}
+         "psnr_db": decibels(pictures[name], pictures["onnxruntime"]), "swap_ms": swap_ms(runtime),
+         "onnxruntime_over_it": round(times["onnxruntime"]["seconds"] / times[name]["seconds"], 3)}
         for name, runtime in runtimes.items()
     ]  # fmt: skip
 
@@ -165,46 +111,39 @@ def swap_ms(runtime: Runtime) -> float:
     return round(statistics.median(times), 3)
 
 
-def start_rows(
-    script: str, threads: int, model: str, arguments: tuple[str, ...] = ()
-) -> list[dict[str, Any]]:
-    """The first result of a fresh process, OpenVINO's without and with what an earlier one compiled."""
-    library = "cpu" if script is FIRST_PICTURE else "onnxruntime"
-    rows = []
-    with tempfile.TemporaryDirectory() as cache:
-        for name, start in ((library, "only"), ("openvino", "cold"), ("openvino", "warm")):
-            process = subprocess.run(
-                [sys.executable, "-c", script + TELL, name, str(threads), *arguments],
-                cwd=ROOT, env={**os.environ, "PERFUSION_CACHE": cache}, stdout=subprocess.PIPE, check=True,
-            )  # fmt: skip
-            facts = json.loads(process.stdout.splitlines()[-1])
-            rows.append({"what": "first result", "model": model, "library": name, "start": start, **facts})
-            print(rows[-1])
-        size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
-        rows[-1]["cache_mb"] = round(size / 1e6)
-    return rows
+def start_rows(threads: int, model: str) -> Rows:
+    """The first result of fresh processes, OpenVINO's without and with what an earlier one compiled."""
+    scripts = [("pocket", "cpu", "openvino", processes.FIRST_PICTURE, ())]
+    scripts.append((model, "onnxruntime", "openvino", processes.FIRST_STEP, (FOLDER,)))
+    rows: Rows = []
+    for name, first, second, script, arguments in scripts:
+        with tempfile.TemporaryDirectory(dir=FOLDER) as cache:
+            for library, start in ((first, "only"), (second, "cold"), (second, "warm")):
+                facts = processes.run_alone(script, (library, threads, *arguments), Path(cache))
+                library = library.replace("cpu", "onnxruntime")
+                rows.append(
+                    {"what": "first result", "model": name, "library": library, "start": start, **facts}
+                )
+            size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
+            rows[-1]["cache_mb"] = round(size / 1e6)
+    facts = processes.run_alone(processes.FIRST_TORCH_STEP, ("torch", threads, FOLDER), FOLDER)
+    return [*rows, {"what": "first result", "model": model, "library": "torch", "start": "only", **facts}]
 
 
-def step_rows(threads: int, turns: int, *, short: bool) -> list[dict[str, Any]]:
+def step_rows(threads: int, turns: int, model: str) -> Rows:
     """One step of a UNet, with one and with four concepts."""
-    unet = build_unet(json.loads(CONFIG.read_text())["unet"] | (SHORT if short else {}))
-    model = "narrow" if short else "sd15"
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
-    names, fed = export(unet, FOLDER / "unet.onnx"), feeds(unet, 32)
-    arguments: Any = fed
-    np.savez(FOLDER / "feeds.npz", **arguments)
-    rows = start_rows("import sys; sys.path.insert(0, '.')" + FIRST_STEP, threads, model, (str(FOLDER),))
-    libraries = ["onnxruntime", *("openvino" if one == "fp32" else f"openvino {one}" for one in precisions())]
-    graphs = {name: open_graph(name, FOLDER / "unet.onnx", names, threads) for name in libraries}
-    sample, timestep, states = (
-        torch.from_numpy(fed[name]) for name in ("sample", "timestep", "encoder_hidden_states")
-    )
+    from diffusers import UNet2DConditionModel
+
+    fed = dict(np.load(FOLDER / "feeds.npz"))
+    graphs = {name: open_graph(name, FOLDER / "unet.onnx", tuple(fed), threads) for name in libraries()}
+    unet = UNet2DConditionModel.from_pretrained(FOLDER / "diffusers" / "unet").eval()
+    tensors = [torch.from_numpy(fed[name]) for name in ("sample", "timestep", "encoder_hidden_states")]
 
     @torch.inference_mode()
     def by_torch() -> Any:
-        return unet(sample, timestep, states, return_dict=False)[0].numpy()
+        return unet(*tensors, return_dict=False)[0].numpy()
 
+    rows: Rows = []
     for concepts in (1, 4):
         arrays = with_concepts(fed, concepts)
         calls: dict[str, Turn] = {name: partial(_out_sample, graph, arrays) for name, graph in graphs.items()}
@@ -215,12 +154,10 @@ def step_rows(threads: int, turns: int, *, short: bool) -> list[dict[str, Any]]:
         for name, spent in times.items():
             distance = np.linalg.norm(results[name] - reference) / np.linalg.norm(reference)
             rows.append(
-                {"what": "step", "model": model, "library": name, "concepts": concepts, "latents": 32, "rows": 2,
+                {"what": "step", "model": model, "library": name, "concepts": concepts, "latents": SIDE, "rows": 2,
                  "threads": threads, "turns": turns, **spent, "relative_l2": float(f"{distance:.2g}"),
                  "onnxruntime_over_it": round(times["onnxruntime"]["seconds"] / spent["seconds"], 3)}
             )  # fmt: skip
-            print(rows[-1])
-    shutil.rmtree(FOLDER)
     return rows
 
 
@@ -228,48 +165,86 @@ def _out_sample(graph: Any, arrays: Mapping[str, Any]) -> Any:
     return graph.run(**arrays)["out_sample"]
 
 
-def with_concepts(fed: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The inputs with so many rows of concepts, whose gates stay closed so that torch computes the same."""
-    axes = {"key_gate": 2, "value_gate": 2, "concept_keys": 0, "concept_values": 0}
+def cpp_rows(threads: int, model: str) -> Rows:
+    """stable-diffusion.cpp's own steps of two rows, in half precision and in float32."""
+    if importlib.util.find_spec("stable_diffusion_cpp") is None:
+        return []
+    release = version("stable-diffusion-cpp-python")
+    return [
+        {"what": "step", "model": model, "library": f"stable-diffusion.cpp {precision}", "concepts": 0, "latents": SIDE,
+         "rows": 2, "threads": threads, "package": f"stable-diffusion-cpp-python {release}",
+         **processes.run_alone(
+             processes.STABLE_DIFFUSION_CPP, (precision, threads, FOLDER / "diffusers", CPP_STEPS), FOLDER
+         )}
+        for precision in ("f16", "f32")
+    ]  # fmt: skip
+
+
+def processor_row() -> dict[str, Any]:
+    """The instructions that decide, and what OpenVINO computes in with them."""
+    flags = cpu_flags(Path("/"))
     return {
-        name: np.repeat(array, count, axes[name]) if name in axes else array for name, array in fed.items()
+        "what": "processor",
+        "flags": [flag for flag in FLAGS if flag in flags],
+        "precisions": precisions(),
     }
+
+
+def record() -> int:
+    """Write what the parts measured as one record; 1 where a target is missed on a processor that it is for."""
+    rows = [processor_row()]
+    for part in ("pocket", "starts", "step", "cpp"):
+        rows += json.loads((FOLDER / f"{part}.json").read_text())
+    print(write_record("providers", rows))
+    late = [
+        row["library"] for row in rows
+        if row["what"] == "step" and row.get("onnxruntime_over_it", 9) < TARGETS.get(row["library"], 0)
+    ]  # fmt: skip
+    slow = [row["library"] for row in rows if row.get("swap_ms", 0) > MOST_SWAP_MS]
+    problems = (late if "avx512_bf16" in rows[0]["flags"] else []) + slow
+    if problems:
+        print(f"below the target: {', '.join(problems)}", file=sys.stderr)
+    return int(bool(problems))
 
 
 def main() -> int:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true", help="a narrow UNet, two turns, and no record")
-    parser.add_argument(
-        "--no-step", action="store_true", help="leave the large UNet out, and write no record"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", help="prepare, pocket, starts, step, cpp, record (default: all)")
+    parser.add_argument("--short", action="store_true", help="a narrow UNet, two turns, and no record")
     args = parser.parse_args()
     if importlib.util.find_spec("openvino") is None:
         print('OpenVINO is not installed: pip install "perfusion-edge[openvino]"')
         return 0
-    threads, turns = torch.get_num_threads(), 2 if args.short else 7
-    flags = cpu_flags(Path("/"))
-    rows: list[dict[str, Any]] = [
-        {"what": "processor", "flags": [flag for flag in FLAGS if flag in flags], "precisions": precisions()}
-    ]
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["PERFUSION_CACHE"] = cache
-        rows += embedded_rows(threads, turns)
-    print(*rows, sep="\n")
-    rows += start_rows(FIRST_PICTURE, threads, "pocket")
-    if not args.no_step:
-        rows += step_rows(threads, turns, short=args.short)
-    if args.short or args.no_step:
+    threads, turns, model = (
+        torch.get_num_threads(),
+        2 if args.short else 7,
+        "narrow" if args.short else "sd15",
+    )
+    measured: dict[str, Callable[[], Rows]] = {
+        "pocket": partial(pocket_rows, threads, turns), "starts": partial(start_rows, threads, model),
+        "step": partial(step_rows, threads, turns, model),
+    }  # fmt: skip
+    if not args.short:
+        measured["cpp"] = partial(cpp_rows, threads, model)
+    unknown = set(args.parts) - {"prepare", *measured, "record"}
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    if not args.parts or "prepare" in args.parts:
+        prepare(short=args.short)
+    for part in [name for name in measured if not args.parts or name in args.parts]:
+        rows = measured[part]()
+        print(*rows, sep="\n", flush=True)
+        (FOLDER / f"{part}.json").write_text(json.dumps(rows))
+    if not args.parts and args.short:
+        shutil.rmtree(FOLDER)
+    if args.short or not ("record" in args.parts or not args.parts):
         return 0
-    print(write_record("providers", rows))
-    late = [
-        row["library"] for row in rows
-        if row["what"] == "step" and row["onnxruntime_over_it"] < TARGETS.get(row["library"], 0)
-    ]  # fmt: skip
-    if late and "avx512_bf16" in flags:
-        print(f"below the target: {', '.join(late)}", file=sys.stderr)
-        return 1
-    return 0
+    status = record()
+    shutil.rmtree(FOLDER)
+    return status
 
 
 if __name__ == "__main__":

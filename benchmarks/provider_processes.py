@@ -1,0 +1,87 @@
+"""The first result of a fresh process by each library, and the memory that it takes: code for `python -c`.
+
+Each begins its clock before the library is imported, and prints one line of JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FIRST_PICTURE", "FIRST_STEP", "FIRST_TORCH_STEP", "STABLE_DIFFUSION_CPP", "run_alone"]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_BEGIN = """
+import json, resource, sys, time
+sys.path.insert(0, ".")
+began = time.perf_counter()
+facts = {}
+"""
+
+FIRST_PICTURE = """
+from perfusion.runtime import Runtime
+runtime = Runtime(provider=sys.argv[1], threads=int(sys.argv[2]))
+runtime.load_concept("school-bus")
+runtime.generate("a photo of a <school-bus> on a beach", seed=0)
+"""
+
+FIRST_STEP = """
+from pathlib import Path
+import numpy as np
+from benchmarks.provider_graphs import open_graph
+arrays = dict(np.load(Path(sys.argv[3]) / "feeds.npz"))
+open_graph(sys.argv[1], Path(sys.argv[3]) / "unet.onnx", tuple(arrays), int(sys.argv[2]), cached=True).run(**arrays)
+"""
+
+FIRST_TORCH_STEP = """
+from pathlib import Path
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+torch.set_num_threads(int(sys.argv[2]))
+unet = UNet2DConditionModel.from_pretrained(Path(sys.argv[3]) / "diffusers" / "unet").eval()
+arrays = np.load(Path(sys.argv[3]) / "feeds.npz")
+with torch.inference_mode():
+    unet(*(torch.from_numpy(arrays[name]) for name in ("sample", "timestep", "encoder_hidden_states")))
+"""
+
+# stable-diffusion.cpp draws whole pictures only, and calls back after each step. It computes the two rows of guidance
+# one after the other. The first step pays for what is set up once.
+STABLE_DIFFUSION_CPP = """
+import statistics
+from stable_diffusion_cpp import StableDiffusion
+marks, count = [], int(sys.argv[4])
+def note(step, steps, seconds):
+    if steps == count:  # else it counts tensors
+        marks.append(time.perf_counter())
+model = StableDiffusion(
+    model_path=sys.argv[3], wtype=sys.argv[1], n_threads=int(sys.argv[2]), vae_decode_only=True, verbose=False,
+)
+model.generate_image(
+    prompt="a cat on a beach", width=256, height=256, sample_steps=count, cfg_scale=7.0, seed=0,
+    sample_method="euler", progress_callback=note,
+)
+steps = [after - before for before, after in zip(marks, marks[1:])][1:]
+facts = {"step_seconds": round(statistics.median(steps), 4), "steps": len(steps)}
+"""
+
+_TELL = """
+usage = resource.getrusage(resource.RUSAGE_SELF)
+facts |= {"seconds": round(time.perf_counter() - began, 2), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2)}
+peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]  # ru_maxrss begins with the parent's
+print(json.dumps(facts | {"peak_memory_mb": round(int(peak) / 1024)}))
+"""
+
+
+def run_alone(script: str, arguments: Sequence[object], cache: Path) -> dict[str, Any]:
+    """What a script's fresh process tells, with what it compiles in a cache of its own."""
+    process = subprocess.run(
+        [sys.executable, "-c", _BEGIN + script + _TELL, *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, "PERFUSION_CACHE": str(cache)}, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    facts: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return facts
