@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 
 from perfusion.errors import PerfusionError
 from perfusion.files import cache_folder, writing
+from perfusion.locking import HeldError, NoLocksError, lock
+from perfusion.runtime.compute.waits import waits
 
 __all__ = ["CompiledModels", "Key"]
 
@@ -32,6 +35,8 @@ _log = logging.getLogger(__name__)
 _MOST_BYTES = 16 << 30  # of all files; the UNet of Stable Diffusion 1.5 takes 3.4 GB for each set of shapes
 _HEADER = 4096  # bytes; a page, so that the rest can be mapped
 _SUFFIX = ".compiled"
+_POLL_SECONDS = 0.2
+_DEAD_SECONDS = 3600.0  # what was written to last so long ago, nobody is writing any more
 
 
 class CompiledModels:
@@ -98,13 +103,38 @@ class CompiledModels:
             return
         self._prune()
 
+    @contextmanager
+    def turn(self, key: Key) -> Iterator[None]:
+        """Let one process at a time compile for a key: whoever comes meanwhile waits, and finds what it stored."""
+        path, told = self._path(key).with_suffix(".lock"), False
+        with ExitStack() as stack:
+            while True:
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(lock(path, strict=True))
+                except HeldError as error:
+                    if not told:
+                        waits.info(
+                            "waiting for process %s, which compiles the same graph", error.pid or "unknown"
+                        )
+                    told = True
+                    time.sleep(_POLL_SECONDS)
+                    continue
+                except (NoLocksError, OSError):  # then each compiles for itself
+                    pass
+                break
+            yield
+
     def _path(self, key: Key) -> Path:
         text = json.dumps(key, sort_keys=True, separators=(",", ":"))
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}{_SUFFIX}"
 
     def _prune(self) -> None:
-        """Remove the files that were not used the longest until the bound holds."""
+        """Remove the files that were not used the longest until the bound holds, and what killed processes left."""
         with suppress(OSError):
+            for path in self.folder.glob(".*.partial"):
+                if path.stat().st_mtime < time.time() - _DEAD_SECONDS:
+                    path.unlink()
             files = [(path.stat(), path) for path in self.folder.glob(f"*{_SUFFIX}")]
             size = sum(stat.st_size for stat, _ in files)
             for stat, path in sorted(files, key=lambda item: item[0].st_mtime_ns):

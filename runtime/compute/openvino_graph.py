@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from perfusion.bundle.graph_io import GraphIO
 from perfusion.errors import BundleError, PerfusionError
+from perfusion.runtime.compute.call_pieces import call_pieces, joined
 from perfusion.runtime.compute.compiled_models import CompiledModels
 from perfusion.runtime.compute.graph_ends import check_ends, check_shape
 from perfusion.runtime.compute.openvino_device import OpenVINODevice
@@ -33,7 +34,11 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 _log = logging.getLogger(__name__)
 
 _SLOTS = 4  # rows of concepts are filled up to a multiple of so many
-_MOST_SHAPES = 4  # that stay ready: with and without guidance, and the last, smaller part of a batch
+_MOST_SHAPES = 4  # that stay ready: with and without guidance, of two sizes
+_MOST_ROWS = 16  # computed at once
+_HEAVY = (
+    256 << 20
+)  # bytes of weights from which on a processor takes as long for two pictures as for each alone
 _CONCEPT_AXES = {
     "key_gate": 2, "value_gate": 2, "concept_keys": 0, "concept_values": 0, "concept_embeddings": 0,
 }  # fmt: skip
@@ -67,6 +72,8 @@ class OpenVINOGraph:
         check_ends(self._path, takes, gives, graph_io.inputs, self._outputs)
         self._inputs = {port.any_name: port for port in self._model.inputs}
         self._identity = [identity, *_stamp(self._path)]
+        self._rows_in = graph_io.inputs[0]
+        self._most_rows = 2 if device.name == "CPU" and _size(self._path) >= _HEAVY else _MOST_ROWS
         self._requests: OrderedDict[Shapes, Any] = OrderedDict()
 
     def run(self, **feeds: NDArray[Any]) -> dict[str, Array]:
@@ -78,18 +85,8 @@ class OpenVINOGraph:
         """
         for name, array in feeds.items():
             self._check(name, array)
-        tensors = {
-            name: np.ascontiguousarray(_filled(name, array), self._inputs[name].element_type.to_dtype())
-            for name, array in feeds.items()
-        }
-        shapes = tuple(sorted((name, array.shape) for name, array in tensors.items()))
-        try:
-            answers = self._request(shapes).infer(tensors)
-        except PerfusionError:
-            raise
-        except Exception as error:  # OpenVINO's errors have no other base
-            raise PerfusionError(f"{self._path} could not be run: {_reason(error)}.") from error
-        return {name: np.array(answers[name], np.float32) for name in self._outputs}
+        pieces = call_pieces(feeds, len(feeds[self._rows_in]), self._most_rows)
+        return joined([self._infer(piece) for piece in pieces])
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Compile for these shapes, or find that it has been done; whether it was done now.
@@ -100,8 +97,7 @@ class OpenVINOGraph:
         sorted_shapes: Shapes = tuple(sorted(shapes.items()))
         if sorted_shapes in self._requests or self._from_disk(sorted_shapes) is not None:
             return False
-        self._compile(sorted_shapes)
-        return True
+        return self._compile_in_turn(sorted_shapes)[1]
 
     def is_stored(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether a later start finds these shapes compiled."""
@@ -116,12 +112,27 @@ class OpenVINOGraph:
         self._inputs = {}
         self._model = None
 
+    def _infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+        """The answers to feeds of one of the few sizes that are compiled."""
+        tensors = {
+            name: np.ascontiguousarray(_filled(name, array), self._inputs[name].element_type.to_dtype())
+            for name, array in feeds.items()
+        }
+        shapes = tuple(sorted((name, array.shape) for name, array in tensors.items()))
+        try:
+            answers = self._request(shapes).infer(tensors)
+        except PerfusionError:
+            raise
+        except Exception as error:  # OpenVINO's errors have no other base
+            raise PerfusionError(f"{self._path} could not be run: {_reason(error)}.") from error
+        return {name: np.array(answers[name], np.float32) for name in self._outputs}
+
     def _request(self, shapes: Shapes) -> Any:
         """An inference request for these shapes, made where none of the last few has them."""
         if shapes not in self._requests:
             compiled = self._from_disk(shapes)
             if compiled is None:
-                compiled = self._compile(shapes)
+                compiled, _ = self._compile_in_turn(shapes)
             self._requests[shapes] = compiled.create_infer_request()
         self._requests.move_to_end(shapes)
         while len(self._requests) > _MOST_SHAPES:
@@ -146,6 +157,14 @@ class OpenVINOGraph:
         except Exception as error:  # OpenVINO's errors have no other base
             self._store.discard(key, _reason(error))
             return None
+
+    def _compile_in_turn(self, shapes: Shapes) -> tuple[Any, bool]:
+        """Compile, unless another process is at it, whose result is then waited for; whether it was done here."""
+        if self._store is None:
+            return self._compile(shapes), True
+        with self._store.turn(self._key(shapes)):
+            compiled = self._from_disk(shapes)
+            return (self._compile(shapes), True) if compiled is None else (compiled, False)
 
     def _compile(self, shapes: Shapes) -> Any:
         """Compile for these shapes, and keep the result on the disk."""

@@ -1,14 +1,21 @@
 """Compiled graphs on the disk: whole or not at all, no more than the bound, and never in the way of a picture."""
 
 import json
+import logging
 import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from perfusion.runtime.compute.compiled_models import CompiledModels
 
+ROOT = Path(__file__).parents[3]
 KEY = {"graph": ["abc", 5, 7], "shapes": {"sample": [2, 4, 8, 8]}, "openvino": "1"}
 BLOB = bytes(range(256)) * 40
 
@@ -119,3 +126,57 @@ def test_it_lies_in_the_cache_folder_of_this_program(tmp_path, monkeypatch):
     (path,) = (tmp_path / "openvino").iterdir()
     assert json.loads(path.read_bytes()[:4096])["key"] == KEY
     np.testing.assert_array_equal(CompiledModels().load(KEY), np.frombuffer(BLOB, np.uint8))
+
+
+WRITER = """
+import os, sys, time
+from pathlib import Path
+from perfusion.runtime.compute.compiled_models import CompiledModels
+store = CompiledModels(Path(sys.argv[1]))
+os.fsync = lambda descriptor: (print("half", flush=True), time.sleep(60))
+with store.turn(%r):
+    store.store(%r, bytes(1 << 20))
+"""
+
+
+def test_what_a_killed_process_was_writing_is_not_taken_and_goes(store, folder):
+    writer = [sys.executable, "-c", WRITER % (KEY, KEY), str(folder)]
+    with subprocess.Popen(writer, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        process.kill()
+    (partial,) = folder.glob(".*.partial")
+    assert store.load(KEY) is None
+    with store.turn(KEY):  # a dead process's lock holds nobody up
+        store.store(KEY, BLOB)
+    assert bytes(store.load(KEY)) == BLOB
+    assert partial.exists()  # somebody may be writing it, for all that is known
+    os.utime(partial, (1, 1))
+    store.store({**KEY, "openvino": "2"}, BLOB)
+    assert {path.suffix for path in folder.iterdir()} == {".compiled"}
+
+
+def test_who_comes_while_another_compiles_waits_is_told_and_finds_the_result(store, caplog):
+    caplog.set_level(logging.INFO, "perfusion.waits")
+    results = []
+
+    def wait():
+        with store.turn(KEY):
+            results.append(store.load(KEY))
+
+    with store.turn(KEY):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.5)
+        assert results == []
+        with store.turn({**KEY, "openvino": "2"}):  # another graph waits for nobody
+            store.store(KEY, BLOB)
+    thread.join(10)
+    assert [bytes(blob) for blob in results] == [BLOB]
+    assert caplog.text.count(f"waiting for process {os.getpid()}, which compiles the same graph") == 1
+
+
+def test_without_a_folder_for_a_lock_each_compiles_for_itself(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with CompiledModels(tmp_path / "file").turn(KEY):
+        pass

@@ -3,7 +3,9 @@
 import importlib.util
 import logging
 import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from perfusion.runtime.compute.openvino_backend import OpenVINOBackend
 from perfusion.runtime.compute.openvino_device import OpenVINODevice
 from perfusion.runtime.picture_settings import settings_of
 
+ROOT = Path(__file__).parents[3]
 PROMPT = "a photo of a cat"
 
 
@@ -47,7 +50,7 @@ def compiled(openvino, caplog, tmp_path, monkeypatch):
 
 
 def draw(folder, concepts=(), **options):
-    with Runtime(folder, provider="openvino", **{"threads": 1, **options}) as runtime:
+    with Runtime(folder, **{"provider": "openvino", "threads": 1, **options}) as runtime:
         for concept in concepts:
             runtime.load_concept(concept)
         words = " ".join(concept.token for concept in concepts)
@@ -180,6 +183,63 @@ def test_one_to_four_rows_of_concepts_share_what_was_compiled(bundle_copy, make_
         assert compiled() == []
     draw(bundle_copy, concepts)
     assert compiled() == ["text_encoder.onnx", "unet.onnx"]
+
+
+def test_pictures_of_any_number_share_what_was_compiled(bundle_copy, compiled):
+    with Runtime(bundle_copy, provider="openvino", threads=1, batch_size=8) as runtime:
+        for count in (1, 2, 4):
+            runtime.generate(PROMPT, count=count, num_inference_steps=1)
+        assert compiled().count("unet.onnx") == 3  # 2, 4 and 8 rows
+        seven = runtime.generate(PROMPT, count=7, num_inference_steps=1)
+        assert "unet.onnx" not in compiled()
+        alone = [runtime.generate(PROMPT, seed=seed, num_inference_steps=1) for seed in range(7)]
+    assert min(decibels(picture, other) for picture, other in zip(seven, alone, strict=True)) >= 60
+
+
+def test_of_a_large_graph_two_rows_are_computed_at_once(bundle_copy, compiled, monkeypatch):
+    monkeypatch.setattr("perfusion.runtime.compute.openvino_graph._HEAVY", 1)
+    with Runtime(bundle_copy, provider="openvino", threads=1, batch_size=8) as runtime:
+        runtime.generate(PROMPT, count=3, num_inference_steps=1)
+    assert compiled() == ["text_encoder.onnx", "unet.onnx", "vae_decoder.onnx", "vae_decoder.onnx"]
+
+
+def test_a_changed_bundle_is_not_served_from_what_was_compiled(bundle_copy, compiled):
+    """The same names, sizes and shapes, and other weights; the oracle is the other provider."""
+    first = draw(bundle_copy)
+    path = bundle_copy / "unet.onnx"
+    data, stat = bytearray(path.read_bytes()), path.stat()
+    middle = len(data) // 2
+    data[middle : middle + 200 : 2] = bytes(100)  # of float16 weights the lower half
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    compiled()
+    changed = draw(bundle_copy, verify=False)
+    assert compiled() == ["unet.onnx"]
+    assert decibels(changed, draw(bundle_copy, verify=False, provider="cpu")) >= 60
+    assert not np.array_equal(changed, first)
+
+
+PICTURE = """
+import hashlib, logging, sys
+from perfusion.runtime import Runtime
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+runtime = Runtime(sys.argv[1], provider="openvino", threads=1)
+print(hashlib.sha256(runtime.generate("a cat", num_inference_steps=1).tobytes()).hexdigest())
+"""
+
+
+def test_two_processes_at_once_compile_each_graph_once_between_them(
+    openvino, toy_bundle, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path))
+    command = [sys.executable, "-c", PICTURE, str(toy_bundle)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[0][-1] == outputs[1][-1]
+    done = [line.split()[1] for lines in outputs for line in lines if line.startswith("compiled ")]
+    assert sorted(done) == ["text_encoder.onnx", "unet.onnx", "vae_decoder.onnx"]
+    assert [path.suffix for path in (tmp_path / "openvino").iterdir()] == [".compiled"] * 3
 
 
 def _with_capabilities(*names):
