@@ -187,20 +187,19 @@ def test_one_to_four_rows_of_concepts_share_what_was_compiled(bundle_copy, make_
 
 def test_pictures_of_any_number_share_what_was_compiled(bundle_copy, compiled):
     with Runtime(bundle_copy, provider="openvino", threads=1, batch_size=8) as runtime:
-        for count in (1, 2, 4):
-            runtime.generate(PROMPT, count=count, num_inference_steps=1)
-        assert compiled().count("unet.onnx") == 3  # 2, 4 and 8 rows
-        seven = runtime.generate(PROMPT, count=7, num_inference_steps=1)
+        alone = [runtime.generate(PROMPT, seed=seed, num_inference_steps=1) for seed in range(3)]
+        runtime.generate(PROMPT, count=2, num_inference_steps=1)
+        assert compiled().count("unet.onnx") == 2  # two rows and four
+        three = runtime.generate(PROMPT, count=3, num_inference_steps=1)
         assert "unet.onnx" not in compiled()
-        alone = [runtime.generate(PROMPT, seed=seed, num_inference_steps=1) for seed in range(7)]
-    assert min(decibels(picture, other) for picture, other in zip(seven, alone, strict=True)) >= 60
+    assert min(decibels(picture, other) for picture, other in zip(three, alone, strict=True)) >= 60
 
 
 def test_of_a_large_graph_two_rows_are_computed_at_once(bundle_copy, compiled, monkeypatch):
     monkeypatch.setattr("perfusion.runtime.compute.openvino_graph._HEAVY", 1)
     with Runtime(bundle_copy, provider="openvino", threads=1, batch_size=8) as runtime:
         runtime.generate(PROMPT, count=3, num_inference_steps=1)
-    assert compiled() == ["text_encoder.onnx", "unet.onnx", "vae_decoder.onnx", "vae_decoder.onnx"]
+    assert compiled() == ["text_encoder.onnx", "unet.onnx", "vae_decoder.onnx"]
 
 
 def test_a_changed_bundle_is_not_served_from_what_was_compiled(bundle_copy, compiled):
