@@ -40,8 +40,8 @@ ROOMS = (
     *(
         "contact_sheet",
         "embedded",
-        "files",
         "hub",
+        "files",
         "locking",
         "onnx_runtime",
         "picture_input",
