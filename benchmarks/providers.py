@@ -31,8 +31,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
-from benchmarks import provider_processes as processes
-from benchmarks.provider_graphs import FOLDER, SIDE, libraries, open_graph, precisions, prepare, with_concepts
+from benchmarks.libraries import library_processes as processes
+from benchmarks.libraries.library_graphs import (
+    FOLDER,
+    SIDE,
+    libraries,
+    open_graph,
+    precisions,
+    prepare,
+    with_concepts,
+)
 from benchmarks.record import write_record
 from perfusion.devices.system import cpu_flags
 from perfusion.runtime import Runtime

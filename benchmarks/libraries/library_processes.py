@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FIRST_PICTURE", "FIRST_STEP", "FIRST_TORCH_STEP", "STABLE_DIFFUSION_CPP", "run_alone"]
+from benchmarks.record import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+__all__ = ["FIRST_PICTURE", "FIRST_STEP", "FIRST_TORCH_STEP", "STABLE_DIFFUSION_CPP", "run_alone"]
 
 _BEGIN = """
 import json, resource, sys, time
@@ -32,7 +32,7 @@ runtime.generate("a photo of a <school-bus> on a beach", seed=0)
 FIRST_STEP = """
 from pathlib import Path
 import numpy as np
-from benchmarks.provider_graphs import open_graph
+from benchmarks.libraries.library_graphs import open_graph
 arrays = dict(np.load(Path(sys.argv[3]) / "feeds.npz"))
 open_graph(sys.argv[1], Path(sys.argv[3]) / "unet.onnx", tuple(arrays), int(sys.argv[2]), cached=True).run(**arrays)
 """
