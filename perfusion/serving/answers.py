@@ -6,11 +6,13 @@ import logging
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from perfusion.errors import BusyError, CancelledError, PerfusionError, RequestError
+from perfusion.errors import BusyError, CancelledError, ConceptError, PerfusionError, RequestError
 
-__all__ = ["StatusError", "error_answer", "error_object", "failure"]
+__all__ = ["StatusError", "error_answer", "error_object", "failure", "is_our_fault", "refused_routes"]
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 5
@@ -38,13 +40,22 @@ def failure(path: str, error: Exception) -> Response:
         return error_answer(path, 429, str(error), headers={"Retry-After": str(_RETRY_SECONDS)})
     if isinstance(error, CancelledError):
         return error_answer(path, 499, str(error))
-    if isinstance(error, PerfusionError) and not _is_ours(error):
+    if not is_our_fault(error):
         return error_answer(path, 400, str(error))
     _log.error("a request for %s failed", path, exc_info=error)
     message = (
         str(error) if isinstance(error, PerfusionError) else "This server has failed; its log says more."
     )
     return error_answer(path, 500, message, headers={"x-should-retry": "false"})
+
+
+def refused_routes(status: int, reason: str, *paths: str) -> list[Route]:
+    """Routes that this server has not, answered with the reason."""
+
+    async def refuse(request: Request) -> Response:
+        raise StatusError(status, reason)
+
+    return [Route(path, refuse, methods=["GET", "POST", "PATCH", "DELETE"]) for path in paths]
 
 
 def error_answer(
@@ -73,8 +84,6 @@ def _kind(status: int) -> str:
     return {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
 
 
-def _is_ours(error: PerfusionError) -> bool:
-    """Whether an error is the server's own fault: anything but a request or a concept that cannot be used."""
-    from perfusion.errors import ConceptError
-
-    return not isinstance(error, RequestError | ConceptError)
+def is_our_fault(error: BaseException) -> bool:
+    """Whether an error is the server's own: anything but a request or a concept that cannot be used."""
+    return not isinstance(error, RequestError | ConceptError | BusyError | CancelledError)

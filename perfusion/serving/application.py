@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from perfusion.errors import PerfusionError
 from perfusion.runtime import Runtime
 from perfusion.serving.access import Access
-from perfusion.serving.answers import failure
+from perfusion.serving.answers import failure, refused_routes
 from perfusion.serving.concept_routes import concept_routes
 from perfusion.serving.desk import Desk
 from perfusion.serving.device_routes import device_routes
@@ -25,18 +26,18 @@ from perfusion.serving.inspection import inspection_routes
 from perfusion.serving.job_routes import job_routes
 from perfusion.serving.lesson_routes import lesson_routes
 from perfusion.serving.lessons import Lessons
-from perfusion.serving.library import Library
+from perfusion.serving.library import Library, WordLibrary
 from perfusion.serving.meters import Meters
 from perfusion.serving.openai_images import openai_routes
 from perfusion.serving.picture_routes import picture_routes
 from perfusion.serving.rates import Limits
-from perfusion.serving.request_log import RequestLog
+from perfusion.serving.request_log import RequestLog, RequestRecord
 from perfusion.serving.sign_in import sign_in_routes
 from perfusion.serving.studio_page import studio_routes
 from perfusion.serving.sweep_routes import sweep_routes
 from perfusion.serving.webui import webui_routes
 
-__all__ = ["ServerParts", "Service"]
+__all__ = ["ServerParts", "Service", "guards"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,13 @@ class ServerParts:
     """What a server is made of."""
 
     runtime: Runtime
-    library: Library
-    history: History
+    library: WordLibrary  # a `Library` can be changed over HTTP too
+    history: History | None  # None: nothing is kept of clients beyond their requests
     access: Access
     limits: Limits = field(default_factory=Limits)
     settings: bool = True  # whether pictures' files say how they were drawn
     client_queue: int = 64  # pictures of one client that may wait or be drawn
+    riders: int = 256  # concepts that came with requests and stay loaded for the next
     lessons: Lessons | str = "This server does not teach."  # or why it does not
 
 
@@ -61,7 +63,7 @@ class Service:
         self.meters = Meters(parts.runtime)
         self.desk = Desk(
             parts.runtime, parts.library, parts.history, self.meters, settings=parts.settings,
-            client_queue=parts.client_queue,
+            client_queue=parts.client_queue, riders=parts.riders,
         )  # fmt: skip
         self.application = self._application()
 
@@ -77,7 +79,8 @@ class Service:
             self._parts.lessons.close()
         self.desk.close()
         self._parts.runtime.close()
-        self._parts.history.close()
+        if self._parts.history is not None:
+            self._parts.history.close()
 
     def _application(self) -> Starlette:
         parts, desk = self._parts, self.desk
@@ -94,18 +97,48 @@ class Service:
         return Starlette(
             routes=[
                 Route("/healthz", healthy), Route("/readyz", healthy), Route("/metrics", metrics),
-                *openai_routes(desk), *webui_routes(desk), *job_routes(desk), *sweep_routes(desk),
-                *concept_routes(parts.library), *picture_routes(parts.history), *inspection_routes(parts.library),
-                *device_routes(parts.runtime), *lesson_routes(parts.lessons), *sign_in_routes(parts.access),
-                *studio_routes(),
+                *openai_routes(desk), *webui_routes(desk), *self._keeping_routes(),
+                *inspection_routes(parts.library), *device_routes(parts.runtime),
+                *lesson_routes(parts.lessons), *sign_in_routes(parts.access), *studio_routes(),
             ],
-            middleware=[
-                Middleware(RequestLog, observe=self.meters.request),
-                *_cors(parts.access),
-                Middleware(Gate, access=parts.access, limits=parts.limits),
-            ],
+            middleware=guards(parts.access, parts.limits, self.meters.request),
             exception_handlers={PerfusionError: failed, HTTPException: failed, Exception: failed},
         )  # fmt: skip
+
+    def _keeping_routes(self) -> list[Route]:
+        """The routes of what stays between requests: pictures, the jobs that draw them, and concepts."""
+        history, library = self._parts.history, self._parts.library
+        pictures = (
+            [*job_routes(self.desk, history), *picture_routes(history)]
+            if history is not None
+            else refused_routes(501, _NO_HISTORY, "/api/jobs", "/api/jobs/{rest:path}", "/api/pictures",
+                                "/api/pictures/{rest:path}")
+        )  # fmt: skip
+        concepts = (
+            concept_routes(library)
+            if isinstance(library, Library)
+            else refused_routes(501, _NO_LIBRARY, "/api/concepts", "/api/concepts/{rest:path}")
+        )
+        return [*pictures, *concepts]
+
+
+_NO_HISTORY = (
+    "This server keeps no jobs and no pictures. Ask /v1/images/generations, which answers with the picture, or with "
+    "its steps and the picture where stream is true."
+)
+_NO_LIBRARY = (
+    "This server's concepts are files in a store, which are changed there. Name them in prompts, or send your own in "
+    "the field concept_files."
+)
+
+
+def guards(access: Access, limits: Limits, observe: Callable[[RequestRecord], object]) -> list[Middleware]:
+    """What every request passes before its route: the log, which `observe` is told of too, and the gate."""
+    return [
+        Middleware(RequestLog, observe=observe),
+        *_cors(access),
+        Middleware(Gate, access=access, limits=limits),
+    ]
 
 
 def _cors(access: Access) -> list[Middleware]:

@@ -1,4 +1,4 @@
-"""The bodies of requests: JSON objects, forms with files, and pictures, each bounded before anything is decoded."""
+"""The bodies of requests: JSON objects, forms, pictures and concept files, each bounded before it is decoded."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import base64
 import binascii
 import io
 import json
+import re
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ from perfusion.serving.answers import StatusError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MOST_PIXELS", "data_of", "file_of", "form_body", "json_body", "picture_of", "upload_of"]
+__all__ = [
+    "MOST_PIXELS", "concept_files_of", "data_of", "file_of", "form_body", "json_body", "picture_of", "upload_of",
+]  # fmt: skip
 
 MOST_PIXELS = 1 << 25
 """Of an uploaded picture: 33 million, 100 MB decoded. A file of a few kilobytes can claim any number."""
@@ -30,6 +33,7 @@ MOST_PIXELS = 1 << 25
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MOST_FILES, _MOST_FIELDS, _MOST_FIELD = 64, 64, 1 << 20
 _DATA_URL = "data:"
+_WORD = re.compile(r"<[^<>\s:]{1,62}>")
 
 
 async def json_body(request: Request) -> dict[str, Any]:
@@ -103,6 +107,21 @@ def data_of(text: object, field: str) -> bytes:
     raise StatusError(
         400, f"The field {field} is no base64 and no data URL. This server fetches no addresses.", field=field
     )
+
+
+def concept_files_of(fields: Mapping[str, Any]) -> dict[str, bytes]:
+    """The concept files that a request brings in its field `concept_files`, by the words that its prompt has for them.
+
+    Raises:
+        StatusError: no object of words and base64.
+    """
+    files = fields.get("concept_files") or {}
+    if not isinstance(files, dict) or not all(_WORD.fullmatch(word) for word in files):
+        raise StatusError(
+            400, 'The concept files are no object of words, expected such as {"<cat>": "base64 of its file"}.',
+            field="concept_files",
+        )  # fmt: skip
+    return {word: data_of(text, "concept_files") for word, text in files.items()}
 
 
 def picture_of(data: bytes, field: str = "image") -> Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -17,13 +17,14 @@ from perfusion.concept.prompt_syntax import with_words
 from perfusion.errors import CancelledError, RequestError
 from perfusion.runtime import Job, Runtime, Step
 from perfusion.runtime.picture_settings import settings_of_request
-from perfusion.serving.answers import StatusError
+from perfusion.serving.answers import StatusError, is_our_fault
 from perfusion.serving.gate import client_of
 from perfusion.serving.history import History
-from perfusion.serving.library import Library
+from perfusion.serving.library import WordLibrary
 from perfusion.serving.meters import Meters
 from perfusion.serving.order import Order, PictureSpec
 from perfusion.serving.picture_encoding import as_file
+from perfusion.serving.shelf import Riders, renamed_prompt, renamed_regions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,14 +43,17 @@ class Desk:
     """Takes orders of all dialects."""
 
     def __init__(
-        self, runtime: Runtime, library: Library, history: History, meters: Meters, *, settings: bool = True,
-        client_queue: int = 64,
+        self, runtime: Runtime, library: WordLibrary, history: History | None, meters: Meters, *,
+        settings: bool = True, client_queue: int = 64, riders: int = 256,
     ) -> None:  # fmt: skip
-        """`settings`: whether pictures' files say how they were drawn. `client_queue`: pictures of one client that may
-        wait or be drawn."""
+        """`history`: None where nothing is kept of clients beyond their requests. `settings`: whether pictures' files
+        say how they were drawn. `client_queue`: pictures of one client that may wait or be drawn. `riders`: concepts
+        that came with requests and stay loaded for the next."""
         self.runtime, self.library, self.history = runtime, library, history
+        self._riders = Riders(runtime, riders)
         self._meters, self._has_settings, self._client_queue = meters, settings, client_queue
         self._is_stopping = False
+        self.faults = 0  # pictures in a row that failed by a fault of this server's own
         self._orders: dict[str, Order] = {}
         self._files = ThreadPoolExecutor(1, thread_name_prefix="perfusion-history")
 
@@ -107,6 +111,8 @@ class Desk:
         """
         if self._is_stopping:
             raise _stopping()
+        if is_stored and self.history is None:
+            raise StatusError(501, "This server keeps no pictures. Ask for the picture itself.")
         most = min(spec.most, self._client_queue)
         if not 1 <= spec.count <= most:
             raise RequestError(f"There are {spec.count} pictures to draw, expected 1 to {most}.")
@@ -156,22 +162,25 @@ class Desk:
     def _submit(self, order: Order) -> None:
         spec = order.spec
         with self.library.lock:  # the concepts that the settings name are those that are drawn
+            riders = self._riders.words(spec.files)
             for number, (prompt, seed, options) in enumerate(spec.drawings(order.seed)):
-                prompt, options = self._in_words(spec, prompt, options)
+                prompt, options = self._in_words(spec, prompt, options, riders)
                 job = self.runtime.submit(
                     prompt, seed=seed, exact=spec.exact, client=order.client,
                     callback=partial(self._step, order, number), **options,
                 )  # fmt: skip
                 order.jobs.append(job)
                 order.settings.append(settings_of_request(self.runtime, job.request, exact=spec.exact))
-        if order.is_stored:
+        if order.is_stored and self.history is not None:
             self.history.begin(order.id, order.client, order.created, order.settings[0])
 
     def _in_words(
-        self, spec: PictureSpec, prompt: str, options: dict[str, Any]
+        self, spec: PictureSpec, prompt: str, options: dict[str, Any], riders: Mapping[str, str]
     ) -> tuple[str, dict[str, Any]]:
-        """A prompt and options with the concepts' own words in them."""
-        prompt, options = self.library.words(prompt), dict(options)
+        """A prompt and options with the concepts' own words in them. `riders`: those of concepts that came along."""
+        prompt, options = self.library.words(renamed_prompt(prompt, riders)), dict(options)
+        if riders and "regions" in options:
+            options["regions"] = renamed_regions(options["regions"], riders)
         if spec.names_by_tags and options.get("prompt_syntax") != "plain":
             prompt, added = with_words(prompt, self.runtime.concepts)
             for word in added:
@@ -179,7 +188,7 @@ class Desk:
                     "the prompt has the tag of %s and not the word, which is put before the tag", word
                 )
         if changes := options.get("concept_settings"):
-            options["concept_settings"] = _renamed(changes, self.library.word)
+            options["concept_settings"] = _renamed(changes, lambda token: riders.get(token) or self.library.word(token))
         return prompt, options
 
     def _step(self, order: Order, number: int, step: Step) -> None:
@@ -191,6 +200,7 @@ class Desk:
     def _when_done(self, order: Order, number: int, job: Job) -> None:
         """In the thread that draws: hand the picture on."""
         self._meters.picture(order.dialect, job.state)
+        self.faults = self.faults + 1 if _is_faulty(job) else 0 if job.state == "done" else self.faults
         if not order.is_stored:
             order.settle()
             return
@@ -198,6 +208,7 @@ class Desk:
 
     def _store(self, order: Order, number: int, job: Job) -> None:
         """Put a picture into the history; in a thread of its own."""
+        assert self.history is not None  # or `take` had refused
         if job.state == "done":
             settings = order.settings[number]
             data = as_file(order.spec.finished(job.result()), "png", settings if self._has_settings else None)
@@ -225,6 +236,15 @@ def _wait_for_end(job: Job) -> None:
     """Wait for a job, whatever comes of it."""
     with suppress(Exception):
         job.result(_END_SECONDS)
+
+
+def _is_faulty(job: Job) -> bool:
+    """Whether a job that is over failed, and not for what was asked."""
+    try:
+        job.result(0)
+    except Exception as error:
+        return is_our_fault(error)
+    return False
 
 
 def _stopping() -> StatusError:

@@ -18,7 +18,7 @@ from perfusion.runtime.picture_settings import concept_hash, parameters_text, re
 from perfusion.serving.answers import StatusError
 from perfusion.serving.bodies import file_of, form_body
 from perfusion.serving.infotext import settings_like
-from perfusion.serving.library import Library
+from perfusion.serving.library import WordLibrary
 
 __all__ = ["inspected", "inspection_routes", "text_in"]
 
@@ -26,7 +26,7 @@ _MOST_TEXT = 1 << 16  # characters of another program's text
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286  # Exif tags
 
 
-def inspection_routes(library: Library) -> list[Route]:
+def inspection_routes(library: WordLibrary) -> list[Route]:
     """The route that looks into files."""
 
     async def inspect(request: Request) -> Response:
@@ -37,7 +37,7 @@ def inspection_routes(library: Library) -> list[Route]:
     return [Route("/api/inspect", inspect, methods=["POST"])]
 
 
-def inspected(data: bytes, library: Library) -> dict[str, Any]:
+def inspected(data: bytes, library: WordLibrary) -> dict[str, Any]:
     """The kind of a file ("picture", "concept", "card"), and what it carries.
 
     A picture's `missing` are the concepts that it was drawn with and that are not in the library; of another program's
@@ -58,7 +58,7 @@ def inspected(data: bytes, library: Library) -> dict[str, Any]:
     return {"kind": "card" if is_card(data) else "concept", "concept": facts}
 
 
-def _picture_facts(data: bytes, library: Library) -> dict[str, Any]:
+def _picture_facts(data: bytes, library: WordLibrary) -> dict[str, Any]:
     try:
         settings = read_settings(io.BytesIO(data))
     except PictureError as error:

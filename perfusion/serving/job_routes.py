@@ -12,11 +12,12 @@ from starlette.routing import Route
 
 from perfusion.runtime import Region
 from perfusion.serving.answers import StatusError
-from perfusion.serving.bodies import data_of, json_body, picture_of
+from perfusion.serving.bodies import concept_files_of, data_of, json_body, picture_of
 from perfusion.serving.body_fields import flag_of, number_of, text_of, whole_of
 from perfusion.serving.desk import Desk
 from perfusion.serving.event_stream import event, event_stream
 from perfusion.serving.gate import client_of
+from perfusion.serving.history import History
 from perfusion.serving.order import Order, PictureSpec
 from perfusion.serving.picture_encoding import preview_of
 
@@ -28,8 +29,8 @@ _WHOLES = ("width", "height", "num_inference_steps")
 _NUMBERS = ("guidance_scale", "guidance_rescale", "image_strength", "whole")
 
 
-def job_routes(desk: Desk) -> list[Route]:
-    """The routes of jobs."""
+def job_routes(desk: Desk, history: History) -> list[Route]:
+    """The routes of jobs, whose pictures go into a history."""
 
     async def submit(request: Request) -> Response:
         spec = await asyncio.to_thread(spec_of, await json_body(request))
@@ -37,7 +38,7 @@ def job_routes(desk: Desk) -> list[Route]:
         return JSONResponse(order.facts(), 202, headers={"Location": f"/api/jobs/{order.id}"})
 
     async def jobs(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(_listed, desk, client_of(request)))
+        return JSONResponse(await asyncio.to_thread(_listed, desk, history, client_of(request)))
 
     async def state(request: Request) -> Response:
         return JSONResponse(_order_of(desk, request).facts())
@@ -82,7 +83,7 @@ def spec_of(fields: Mapping[str, Any]) -> PictureSpec:
         options["regions"] = _regions(fields["regions"])
     return PictureSpec(
         prompt=prompt, seed=whole_of(fields, "seed"), count=whole_of(fields, "count", 1) or 0,
-        exact=flag_of(fields, "exact"), options=options,
+        exact=flag_of(fields, "exact"), files=concept_files_of(fields), options=options,
     )  # fmt: skip
 
 
@@ -113,10 +114,10 @@ async def order_events(
     yield event(facts_of(order), "done")
 
 
-def _listed(desk: Desk, client: str) -> list[dict[str, Any]]:
+def _listed(desk: Desk, history: History, client: str) -> list[dict[str, Any]]:
     """A client's jobs: those under way and those of the history, the newest first."""
     orders = {order.id: order.facts() for order in desk.orders(client) if order.is_stored}
-    jobs = desk.history.jobs(client)
+    jobs = history.jobs(client)
     for job in jobs:
         job["pictures"] = [f"/api/pictures/{picture}" for picture in job["pictures"]]
         job |= {"position": None, "seconds_left": None, "step": None, "total": None}

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from perfusion.serving.answers import StatusError
+from perfusion.serving.answers import StatusError, refused_routes
 from perfusion.serving.bodies import form_body, picture_of
 from perfusion.serving.body_fields import whole_of
 from perfusion.serving.event_stream import event, event_stream
@@ -32,7 +32,7 @@ _MOST_SIDE = 2048  # pixels of a photo: twice what the largest base models learn
 def lesson_routes(lessons: Lessons | str) -> list[Route]:
     """The routes of trainings. A text in place of the lessons is why this server does not train."""
     if isinstance(lessons, str):
-        return _closed_routes(lessons)
+        return refused_routes(404, lessons, "/api/trainings")
 
     async def submit(request: Request) -> Response:
         async with form_body(request) as form:
@@ -72,13 +72,6 @@ def lesson_routes(lessons: Lessons | str) -> list[Route]:
         Route("/api/trainings/{id}/events", events),
         Route("/api/trainings/{id}/sheet", sheet),
     ]
-
-
-def _closed_routes(reason: str) -> list[Route]:
-    async def refuse(request: Request) -> Response:
-        raise StatusError(404, reason)
-
-    return [Route("/api/trainings", refuse, methods=["GET", "POST"])]
 
 
 async def _spec_of(form: FormData, uploads: list[UploadFile]) -> LessonSpec:

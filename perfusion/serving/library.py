@@ -11,10 +11,11 @@ import re
 import secrets
 import threading
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.settings import ConceptSettings
@@ -27,7 +28,7 @@ from perfusion.serving.answers import StatusError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Library", "LibraryConcept", "check_name"]
+__all__ = ["Library", "LibraryConcept", "WordLibrary", "check_name"]
 
 _KINDS = (".safetensors", ".png")
 _NAME = re.compile(r"\w[\w.-]{0,60}")
@@ -53,6 +54,27 @@ class LibraryConcept:
     def word(self) -> str:
         """Its word in prompts."""
         return f"<{self.name}>"
+
+
+class WordLibrary(Protocol):
+    """What prompts are read with: concepts and their words, wherever they come from."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while a prompt is read and its pictures are ordered, so that its concepts stay."""
+
+    @property
+    def concepts(self) -> Sequence[LibraryConcept]:
+        """Those that clients are told of."""
+
+    def refresh(self) -> None:
+        """See what has changed."""
+
+    def words(self, prompt: str) -> str:
+        """A prompt with the words under which its concepts are loaded."""
+
+    def word(self, token: str) -> str:
+        """The word under which a token's concept is loaded; the token itself where it is none."""
 
 
 class Library:

@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from perfusion.bundle.description import Bundle
 from perfusion.serving.answers import StatusError
-from perfusion.serving.bodies import data_of, picture_of
+from perfusion.serving.bodies import concept_files_of, data_of, picture_of
 from perfusion.serving.body_fields import flag_of, number_of, text_of, whole_of
 from perfusion.serving.order import PictureSpec
 
@@ -71,7 +71,7 @@ def image_request(
     return ImageRequest(
         spec=PictureSpec(
             prompt=prompt, seed=whole_of(fields, "seed"), count=_within(fields, "n", 1, 1, _MOST_PICTURES),
-            exact=flag_of(fields, "exact"),
+            exact=flag_of(fields, "exact"), files=concept_files_of(fields),
             partials=_within(fields, "partial_images", 0, 0, _MOST_PARTIALS) if flag_of(fields, "stream") else 0,
             options=options,
         ),

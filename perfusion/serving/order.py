@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,6 +39,9 @@ class PictureSpec:
     exact: bool = False
     names_by_tags: bool = False  # a concept's <lora:name:strength> names it, without its word in the prompt
     partials: int = 0  # pictures on the way that are decoded, evenly spread over its steps
+    files: Mapping[str, bytes] = field(
+        default_factory=dict
+    )  # concepts that come with the request, by their words
     options: dict[str, Any] = field(default_factory=dict)  # of `Runtime.submit`
     finish: Finish | None = None
 

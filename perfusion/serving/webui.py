@@ -16,7 +16,7 @@ from perfusion.serving.desk import Desk
 from perfusion.serving.gate import client_of
 from perfusion.serving.infotext import WEBUI_SAMPLERS, parameters_of
 from perfusion.serving.inspection import text_in
-from perfusion.serving.library import Library
+from perfusion.serving.library import WordLibrary
 from perfusion.serving.order import Order
 from perfusion.serving.picture_encoding import preview_of
 from perfusion.serving.webui_drawing import DIALECT, check_model, image_to_image, text_to_image
@@ -29,7 +29,7 @@ _MOST_OPTIONS, _MOST_CLIENTS = 64, 1000
 
 def webui_routes(desk: Desk) -> list[Route]:
     """The routes of this dialect."""
-    options = _Options(desk.runtime)
+    options = _Options(desk.runtime, is_kept=desk.history is not None)
     return [
         *_listing_routes(desk),
         *_option_routes(options),
@@ -147,7 +147,7 @@ def _lists(desk: Desk) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _loras(library: Library) -> list[dict[str, Any]]:
+def _loras(library: WordLibrary) -> list[dict[str, Any]]:
     """The concepts, as these clients know adapters."""
     return [
         {"name": known.name, "alias": known.name, "path": known.path.name,
@@ -159,8 +159,9 @@ def _loras(library: Library) -> list[dict[str, Any]]:
 class _Options:
     """What clients have set, each for himself; most of it changes nothing here."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, *, is_kept: bool) -> None:
+        """`is_kept`: otherwise a client's next request finds the usual options again."""
+        self._runtime, self._is_kept = runtime, is_kept
         self._usual = {
             "sd_model_checkpoint": runtime.bundle.base, "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1,
             "samples_format": "png",
@@ -173,6 +174,8 @@ class _Options:
     def change(self, client: str, changes: dict[str, Any]) -> None:
         """Raises StatusError for a model that is not here."""
         check_model(self._runtime, changes.get("sd_model_checkpoint"))
+        if not self._is_kept:
+            return
         plain = {
             str(name)[:80]: value for name, value in changes.items()
             if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 200)

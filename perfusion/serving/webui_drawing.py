@@ -14,7 +14,7 @@ from perfusion.picture_input import as_rgb
 from perfusion.runtime import SCHEDULERS, Job, Runtime
 from perfusion.runtime.picture_settings import parameters_text
 from perfusion.serving.answers import StatusError
-from perfusion.serving.bodies import data_of, picture_of
+from perfusion.serving.bodies import concept_files_of, data_of, picture_of
 from perfusion.serving.body_fields import flag_of, number_of, text_of, whole_of
 from perfusion.serving.desk import Desk, cancel_when_gone
 from perfusion.serving.gate import client_of
@@ -81,7 +81,7 @@ def _spec(fields: Mapping[str, Any], options: dict[str, Any], finish: Finish | N
     count = (whole_of(fields, "batch_size", 1) or 0) * (whole_of(fields, "n_iter", 1) or 0)
     return PictureSpec(
         prompt=text_of(fields, "prompt"), seed=whole_of(fields, "seed", -1), count=count, names_by_tags=True,
-        options=_options(fields) | options, finish=finish,
+        files=concept_files_of(fields), options=_options(fields) | options, finish=finish,
     )  # fmt: skip
 
 
