@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from perfusion.serving.lessons import Lessons
     from perfusion.serving.library import Library
 
-__all__ = ["main", "serve", "serve_parser"]
+__all__ = ["add_access", "add_drawing", "keys_in", "logging_as", "main", "serve", "serve_parser"]
 
 _NAME = "perfusion-serve"
 _KEY = "PERFUSION_KEY"
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
     """The command line of a command that serves."""
     command = parser(name, description)
-    for part in (_add_kept, _add_access, _add_drawing):
+    for part in (_add_kept, add_access, _add_tls, add_drawing, _add_process):
         part(command.add_argument)
     return command
 
@@ -59,10 +59,9 @@ def _add_kept(add: Callable[..., object]) -> None:
         metavar="N",
         help="that they are kept (default: %(default)s)",
     )
-    add("--no-settings", action="store_true", help="write no prompt and no settings into the pictures' files")
 
 
-def _add_access(add: Callable[..., object]) -> None:
+def add_access(add: Callable[..., object]) -> None:
     """Where the server listens, and who may ask."""
     add(
         "--host",
@@ -88,14 +87,17 @@ def _add_access(add: Callable[..., object]) -> None:
         metavar="ORIGIN",
         help="another site whose pages may ask, such as http://localhost:3000 (default: none)",
     )
+
+
+def _add_tls(add: Callable[..., object]) -> None:
+    """How it answers by https."""
     add("--tls-cert", type=Path, metavar="FILE", help="a certificate in PEM: answer by https")
     add("--tls-key", type=Path, metavar="FILE", help="the certificate's private key")
 
 
-def _add_drawing(add: Callable[..., object]) -> None:
-    """How it draws and teaches."""
+def add_drawing(add: Callable[..., object]) -> None:
+    """How it draws."""
     add_provider(add)
-    add("--threads", type=at_least_one, metavar="N", help="CPU threads (default: all there are)")
     add(
         "--memory", type=memory_argument, default="auto", metavar="auto|low|GB",
         help="how much may be used (default: %(default)s)",
@@ -106,6 +108,12 @@ def _add_drawing(add: Callable[..., object]) -> None:
         "--client-queue", type=int, default=64, metavar="N",
         help="pictures of one client that may wait or be drawn (default: %(default)s)",
     )  # fmt: skip
+    add("--no-settings", action="store_true", help="write no prompt and no settings into the pictures' files")
+
+
+def _add_process(add: Callable[..., object]) -> None:
+    """What else concerns the one process that draws and teaches."""
+    add("--threads", type=at_least_one, metavar="N", help="CPU threads (default: all there are)")
     add(
         "--grace", type=float, default=30.0, metavar="SECONDS",
         help="for what is being drawn to be finished when the server is stopped (default: %(default)s)",
@@ -142,7 +150,7 @@ def serve(args: argparse.Namespace, name: str) -> int:
 
     if (args.tls_cert is None) != (args.tls_key is None):
         raise RequestError("TLS needs a certificate and its key. Give both --tls-cert and --tls-key.")
-    access = Access.of(args.host, _keys(args.key_file), args.allowed_host, args.cors_origin)
+    access = Access.of(args.host, keys_in(args.key_file), args.allowed_host, args.cors_origin)
     data = args.data or data_folder()
 
     def make() -> Service:
@@ -171,7 +179,7 @@ def serve(args: argparse.Namespace, name: str) -> int:
         certificate_key=args.tls_key,
         grace=args.grace,
     )
-    with _logging(quiet=args.quiet, as_json=args.log_json):
+    with logging_as(quiet=args.quiet, as_json=args.log_json):
         run_service(make, listening)
     return 0
 
@@ -193,7 +201,7 @@ def _lessons(args: argparse.Namespace, folder: Path, library: "Library") -> "Les
 
 
 @contextmanager
-def _logging(*, quiet: bool, as_json: bool) -> Iterator[None]:
+def logging_as(*, quiet: bool, as_json: bool) -> Iterator[None]:
     """A line on stderr for each request, unless quiet, and for each error with its trace."""
     from perfusion.serving.request_log import JsonLines
 
@@ -222,7 +230,7 @@ def _logging(*, quiet: bool, as_json: bool) -> Iterator[None]:
         lines[:] = former
 
 
-def _keys(path: Path | None) -> list[str]:
+def keys_in(path: Path | None) -> list[str]:
     """The keys that clients must send: a line each."""
     text = os.environ.get(_KEY, "") if path is None else path.read_text(encoding="utf-8")
     keys = [line.strip() for line in text.splitlines() if line.strip()]
