@@ -1,0 +1,1 @@
+"""Fleets by simulation: replicas, queues and concepts in simulated time, at costs that were measured."""
