@@ -1,4 +1,4 @@
-"""perfusion-fleet: thousands of trainings, on the processes, cards and machines of a Ray cluster."""
+"""perfusion-fleet: thousands of trainings, and pictures of what they taught, on the machines of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfusion.commands import Progress, parser, run, say
 from perfusion.commands.drawing_arguments import at_least_one
+from perfusion.commands.fleet_serve import add_serve_options, serve_fleet
 from perfusion.training.training_options import add_training_options
 
 if TYPE_CHECKING:
@@ -23,9 +24,17 @@ NAME = "perfusion-fleet"
 REPORT = "report.json"
 
 
-def _parser() -> argparse.ArgumentParser:
-    command = parser(NAME, "Many trainings at once, on the processes, cards and machines of a Ray cluster.")
-    train = command.add_subparsers(dest="action", required=True).add_parser(
+def fleet_parser() -> argparse.ArgumentParser:
+    """The command line of perfusion-fleet."""
+    command = parser(NAME, "Trains and draws on the processes, cards and machines of a Ray cluster.")
+    actions = command.add_subparsers(dest="action", required=True)
+    serve = actions.add_parser(
+        "serve", help="draw over HTTP, with as many replicas as there is room for", allow_abbrev=False,
+        description="Draw over HTTP as perfusion-serve does, with several replicas of a bundle. Requests name concepts "
+        "of a library, or bring them along. Needs perfusion-edge[fleet].",
+    )  # fmt: skip
+    add_serve_options(serve)
+    train = actions.add_parser(
         "train", help="train a list of concepts", allow_abbrev=False,
         description="Train a list of concepts, wherever there is room. What is done is skipped, and the same command "
         "goes on after whatever interrupted it.",
@@ -73,7 +82,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run(NAME, lambda: _train(_parser().parse_args(argv)))
+    return run(NAME, lambda: _act(fleet_parser().parse_args(argv)))
+
+
+def _act(args: argparse.Namespace) -> int:
+    return serve_fleet(args, NAME) if args.action == "serve" else _train(args)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -87,6 +100,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.output is None:
         raise TrainingError("There is no --output, which is the folder or the URL for the concepts.")
     store = ResultStore(_url(args.output))
+    store.refuse_private()
     done, left = split_done(read_jobs(args.jobs, list_defaults(args)), store)
     began, outcomes = time.monotonic(), list[Any]()
     try:

@@ -15,6 +15,9 @@ __all__ = ["cluster"]
 START_SECONDS = "120"
 """Ray's own limit for its processes to come up is 30, which a busy machine or a small board exceeds."""
 
+STORE_BYTES = 256 << 20
+"""Of memory that processes share: requests, answers and jobs are small. Ray would take a third of the machine."""
+
 
 @contextmanager
 def cluster(address: str | None, *, cpus: int | None = None) -> Iterator[Any]:
@@ -39,7 +42,9 @@ def cluster(address: str | None, *, cpus: int | None = None) -> Iterator[Any]:
         raise DeviceError('Ray is not installed. pip install "perfusion-edge[fleet]".') from error
     address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = (
-        {"address": address} if address else {"num_cpus": cpus, "dashboard_host": "127.0.0.1"}
+        {"address": address}
+        if address
+        else {"num_cpus": cpus, "dashboard_host": "127.0.0.1", "object_store_memory": STORE_BYTES}
     )
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)

@@ -44,6 +44,8 @@ class FleetOptions:
         for name in ("workers", "cpus", "tries"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"The fleet is to have {getattr(self, name)} {name}, expected 1 or more.")
+        if self.max_failures is not None and self.max_failures < 0:
+            raise TrainingError(f"--max-failures is {self.max_failures}, expected 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)

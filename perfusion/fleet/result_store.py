@@ -62,8 +62,24 @@ class ResultStore:
     @property
     def is_local(self) -> bool:
         """Whether it is a folder of this machine's file system, shared or not."""
+        return "file" in self._protocols
+
+    @property
+    def _protocols(self) -> tuple[str, ...]:
         protocol = self._files.protocol
-        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+    def refuse_private(self) -> None:
+        """Refuse a place that other processes do not see.
+
+        Raises:
+            TrainingError: it is this process's own memory.
+        """
+        if "memory" in self._protocols:
+            raise TrainingError(
+                f"{self.url} is the memory of one process, which the workers do not see. Give a folder or a URL that "
+                "all of them see."
+            )
 
     def workplace(self, name: str, job_id: str) -> Path:
         """Where a worker writes a result before it is published, and keeps the state of an unfinished one: in the
@@ -97,6 +113,27 @@ class ResultStore:
                 f"{self.url}/{name}{SUFFIX} is no manifest of a training: {error}. Delete it to train again."
             ) from error
         return manifest if found else None
+
+    def version(self, name: str) -> str | None:
+        """What changes whenever a file does; None where there is no such file."""
+        path = self._path(name)
+        self._files.invalidate_cache(path)
+        try:
+            return str(self._files.ukey(path))
+        except FileNotFoundError:
+            return None
+
+    def concept(self, name: str) -> bytes | None:
+        """A concept's file; None where it is not published: no manifest yet, or one of another file."""
+        manifest = self.manifest(name)
+        if manifest is None and self.claimant(name):
+            return None
+        try:
+            data = bytes(self._files.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+        is_other = manifest is not None and manifest.sha256 != hashlib.sha256(data).hexdigest()
+        return None if is_other else data
 
     def refuse_foreign(self, name: str) -> None:
         """Refuse to replace a concept that no fleet made.

@@ -106,20 +106,24 @@ class Service:
         )  # fmt: skip
 
     def _keeping_routes(self) -> list[Route]:
-        """The routes of what stays between requests: pictures, the jobs that draw them, and concepts."""
-        history, library = self._parts.history, self._parts.library
-        pictures = (
-            [*job_routes(self.desk, history), *picture_routes(history)]
-            if history is not None
-            else refused_routes(501, _NO_HISTORY, "/api/jobs", "/api/jobs/{rest:path}", "/api/pictures",
-                                "/api/pictures/{rest:path}")
-        )  # fmt: skip
-        concepts = (
-            concept_routes(library)
-            if isinstance(library, Library)
-            else refused_routes(501, _NO_LIBRARY, "/api/concepts", "/api/concepts/{rest:path}")
-        )
-        return [*pictures, *concepts]
+        """The routes of what stays between requests: pictures, what draws them later, and concepts."""
+        history, library, routes = self._parts.history, self._parts.library, list[Route]()
+        if history is None:
+            routes += refused_routes(501, _NO_HISTORY, *_below("/api/jobs", "/api/sweeps", "/api/pictures"))
+        else:
+            routes += [*job_routes(self.desk, history), *picture_routes(history)]
+        if not isinstance(library, Library):
+            routes += refused_routes(501, _NO_LIBRARY, *_below("/api/concepts", "/api/sweeps"))
+        else:
+            routes += concept_routes(library)
+        if history is not None and isinstance(library, Library):
+            routes += sweep_routes(self.desk, library, history)
+        return routes
+
+
+def _below(*paths: str) -> list[str]:
+    """Some paths and all that begin with them."""
+    return [path for start in paths for path in (start, f"{start}/{{rest:path}}")]
 
 
 _NO_HISTORY = (

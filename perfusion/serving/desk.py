@@ -188,7 +188,9 @@ class Desk:
                     "the prompt has the tag of %s and not the word, which is put before the tag", word
                 )
         if changes := options.get("concept_settings"):
-            options["concept_settings"] = _renamed(changes, lambda token: riders.get(token) or self.library.word(token))
+            options["concept_settings"] = _renamed(
+                changes, lambda token: riders.get(token) or self.library.word(token)
+            )
         return prompt, options
 
     def _step(self, order: Order, number: int, step: Step) -> None:

@@ -20,6 +20,7 @@ from perfusion.serving.body_fields import text_of, whole_of
 from perfusion.serving.desk import Desk
 from perfusion.serving.event_stream import event_stream
 from perfusion.serving.gate import client_of
+from perfusion.serving.history import History
 from perfusion.serving.job_routes import order_events, spec_of
 from perfusion.serving.library import Library
 from perfusion.serving.order import Order
@@ -30,11 +31,11 @@ __all__ = ["sweep_routes"]
 _MOST_PROMPTS = 8
 
 
-def sweep_routes(desk: Desk) -> list[Route]:
-    """The routes of sweeps."""
+def sweep_routes(desk: Desk, library: Library, history: History) -> list[Route]:
+    """The routes of sweeps, whose pictures go into a history."""
 
     async def submit(request: Request) -> Response:
-        spec = await asyncio.to_thread(_spec_of, desk.library, await json_body(request))
+        spec = await asyncio.to_thread(_spec_of, library, await json_body(request))
         order = await desk.take(client_of(request), spec, is_stored=True)
         return JSONResponse(_facts(order), 202, headers={"Location": f"/api/sweeps/{order.id}"})
 
@@ -52,7 +53,7 @@ def sweep_routes(desk: Desk) -> list[Route]:
 
     async def sheet(request: Request) -> Response:
         order = _own(desk, request)
-        paths = await asyncio.to_thread(desk.history.files, order.client, order.id)
+        paths = await asyncio.to_thread(history.files, order.client, order.id)
         if not paths:
             raise StatusError(404, "This sweep has no pictures yet.")
         return Response(await asyncio.to_thread(_sheet, order, paths), media_type="image/png")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perfusion.commands.fleet import _parser
+from perfusion.commands.fleet import fleet_parser
 from perfusion.fleet.fleet_job import FleetJob, read_jobs
 from perfusion.training.job_list import list_defaults
 
@@ -20,7 +20,7 @@ SHORT = ("--steps", "2", "--batch-size", "2", "--masks", "none", "--no-sheet", "
 
 def options_of(*arguments: str) -> Namespace:
     """What perfusion-fleet takes for its rows' defaults."""
-    return list_defaults(_parser().parse_args(["train", "jobs.csv", *SHORT, *arguments]))
+    return list_defaults(fleet_parser().parse_args(["train", "jobs.csv", *SHORT, *arguments]))
 
 
 @pytest.fixture

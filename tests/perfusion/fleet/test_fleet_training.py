@@ -96,10 +96,31 @@ def test_more_failures_than_may_be_end_it_and_the_workers(ray, make_jobs):
     assert len(ray.killed) == 1
 
 
-@pytest.mark.parametrize("numbers", [{"workers": 0}, {"cpus": 0}, {"tries": 0}])
+@pytest.mark.parametrize("numbers", [{"workers": 0}, {"cpus": 0}, {"tries": 0}, {"max_failures": -1}])
 def test_numbers_that_no_fleet_has_are_refused(numbers):
-    with pytest.raises(TrainingError, match="expected 1 or more"):
+    with pytest.raises(TrainingError, match=r"expected \d or more"):
         FleetOptions(**numbers)
+
+
+def test_a_store_that_is_no_folder_gets_whole_results_and_nothing_else(make_jobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERFUSION_CACHE", str(tmp_path / "cache"))
+    (job,) = make_jobs("pug")
+    url = f"memory://{tmp_path.name}"
+    answer = FleetWorker(url).train(job)
+    store = ResultStore(url)
+    assert answer.manifest is not None and store.manifest(job.name) == answer.manifest
+    assert store.concept(job.name) is not None
+    FleetWorker(str(tmp_path / "out")).train(job)
+    assert (tmp_path / "out" / job.name).read_bytes() == store.concept(job.name)
+    assert not list((tmp_path / "cache" / "fleet").rglob("*.safetensors"))
+    assert {"loss", "seconds"} <= answer.manifest.facts.keys()
+
+
+def test_the_memory_of_one_process_is_refused_before_anything_starts(tmp_path, capsys):
+    from perfusion.commands.fleet import main
+
+    assert main(["train", str(tmp_path / "jobs.csv"), "--output", "memory://here"]) == 1
+    assert "which the workers do not see" in capsys.readouterr().err
 
 
 def test_a_worker_publishes_and_a_result_that_is_there_is_not_trained_again(make_jobs, tmp_path):
