@@ -1,7 +1,7 @@
-"""python benchmarks/fleet.py train|serve: jobs an hour, and pictures a second, with one worker and with two.
+"""python benchmarks/fleet.py [train|serve]: jobs an hour, and pictures a second, with one worker and with two.
 
 Real Ray on this machine, one core a worker, the embedded model. `serve` also measures what a replica's work costs, from
-which benchmarks/fleet_simulation.py predicts. --short takes little and writes no record.
+which benchmarks/fleet_simulation.py predicts. --short takes little and writes no record. Without Ray nothing is measured.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,18 @@ JOBS_A_WORKER = 2
 def main() -> int:
     """Measure, print and record."""
     command = argparse.ArgumentParser(description=__doc__)
-    command.add_argument("part", choices=["train", "serve"])
+    command.add_argument("part", nargs="?", choices=["train", "serve"], help="(default: both)")
     command.add_argument("--short", action="store_true", help="a few steps, and no record")
     args = command.parse_args()
-    rows = list(_trained(args.short) if args.part == "train" else _served(args.short))
-    print(json.dumps(rows, indent=1))
-    if not args.short:
-        print(write_record(f"fleet-{args.part}", rows))
+    if find_spec("ray") is None:
+        print('Ray is not installed, so no fleet is measured. pip install "perfusion-edge[fleet]".')
+        return 0
+    for name, measured in (("train", _trained), ("serve", _served)):
+        if args.part in (None, name):
+            rows = list(measured(args.short))
+            print(json.dumps(rows, indent=1))
+            if not args.short:
+                print(write_record(f"fleet-{name}", rows))
     return 0
 
 
