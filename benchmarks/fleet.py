@@ -1,7 +1,7 @@
 """python benchmarks/fleet.py [train|serve]: jobs an hour, and pictures a second, with one worker and with two.
 
 Real Ray on this machine, one core a worker, the embedded model. `serve` also measures what a replica's work costs, from
-which benchmarks/fleet_simulation.py predicts. --short takes little and writes no record. Without Ray nothing is measured.
+which benchmarks/fleet_simulation.py predicts. --short takes little and writes no record. Without Ray it does nothing.
 """
 
 import argparse
