@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
         help="with --jobs: train on all of these at once, such as cuda:0,cuda:1 (default: on --device)",
     )
     many("--skip-existing", action="store_true", help="with --jobs: leave out rows whose output is there")
+    command.add_argument(
+        "--write-masks", type=Path, metavar="DIR",
+        help="train nothing: write the masks that would be found, to look at, to paint over and to give to --masks",
+    )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print what was done as JSON")
     return command
 
@@ -53,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
 def _train(argv: list[str] | None) -> int:
     command = _parser()
     args = command.parse_args(argv)
-    needed = ("output",) if args.jobs else ("images", "superclass", "output")
+    needed = ("images", "superclass")
+    if args.write_masks is None:
+        needed = ("output",) if args.jobs else (*needed, "output")
     missing = [f"--{name}" for name in needed if getattr(args, name) is None]
     if missing:
         command.error(f"the following arguments are required: {', '.join(missing)}")
@@ -61,6 +67,10 @@ def _train(argv: list[str] | None) -> int:
         command.error("--resume and --start-over exclude each other")
     if not args.jobs and (args.devices or args.skip_existing):
         command.error("--devices and --skip-existing go with --jobs")
+    if args.write_masks is not None:
+        if args.jobs or args.resume or args.start_over:
+            command.error("--write-masks trains nothing; leave --jobs, --resume and --start-over out")
+        return _write_masks(args)
     if args.jobs:
         from perfusion.commands.train_list import train_list
 
@@ -70,6 +80,29 @@ def _train(argv: list[str] | None) -> int:
             )
         return train_list(args)
     return _train_alone(args)
+
+
+def _write_masks(args: argparse.Namespace) -> int:
+    import json
+
+    from perfusion.base.model_arguments import model_options
+    from perfusion.training.mask_files import write_masks
+    from perfusion.training.training_options import config_of
+
+    covers = write_masks(
+        args.images, args.write_masks, config_of(args), model=args.model, model_config=args.config,
+        model_options=model_options(args),
+    )  # fmt: skip
+    if args.json:
+        print(
+            json.dumps(
+                {"masks": str(args.write_masks), "covers": {name: round(c, 4) for name, c in covers.items()}}
+            )
+        )
+        return 0
+    for name, cover in covers.items():
+        print(f"{args.write_masks / Path(name).stem}.png: {cover:.0%} of {name}")
+    return 0
 
 
 def _train_alone(args: argparse.Namespace) -> int:
