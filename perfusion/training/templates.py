@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -79,11 +78,10 @@ def check_superclass(base: BaseModel, superclass: str) -> tuple[list[int], ...]:
     check_visible("superclass", superclass)
     tokenizer: Any = base.tokenizer
     if base.family == "pocket":
-        from perfusion.pocket.vocabulary import KIN, NOUNS
+        from perfusion.pocket.vocabulary import NOUNS, near_nouns
 
         if superclass.lower() not in NOUNS:
-            kin = dict.fromkeys(KIN[word] for word in superclass.lower().split() if word in KIN)
-            near = list(kin) or difflib.get_close_matches(superclass.lower(), NOUNS, n=3, cutoff=0.5)
+            near = near_nouns(superclass)
             hint = f"did you mean {' or '.join(near)}? It" if near else "it"
             raise TrainingError(
                 f"The embedded model has never seen {superclass!r}; {hint} knows: {', '.join(NOUNS)}."

@@ -42,6 +42,7 @@ class TrainingJob:
     storage: str = "float16"
     keys: bool = True
     keep_snapshots: bool = False
+    keep_state: bool = False
     sheet: bool = True
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class TrainingJob:
         return cls(
             images=args.images, output=args.output, config=config_of(args), model=args.model, model_config=args.config,
             model_options=model_options(args), storage=args.storage, keys=not args.no_keys,
-            keep_snapshots=args.keep_snapshots, sheet=args.sheet,
+            keep_snapshots=args.keep_snapshots, keep_state=args.keep_state, sheet=args.sheet,
         )  # fmt: skip
 
     @property
@@ -167,7 +168,7 @@ def finish(job: TrainingJob, result: TrainingResult, work: WorkFolder, seconds: 
     if job.sheet_path is not None and result.trial is not None:
         with writing(job.sheet_path) as file:
             result.trial.sheet.save(file, "PNG", optimize=True)
-    work.finish(keep=job.keep_snapshots)
+    work.finish(keep=job.keep_snapshots, keep_state=job.keep_state)
     return _report(job, result, seconds)
 
 

@@ -126,6 +126,11 @@ def _add_kept(group: Any) -> None:
     )
     add("--keep-snapshots", action="store_true", help="keep the snapshots, in FILE.work/")
     add(
+        "--keep-state",
+        action="store_true",
+        help="keep the last state too, in FILE.work/: --resume with more --steps goes on from it",
+    )
+    add(
         "--sheet",
         action=argparse.BooleanOptionalAction,
         default=True,

@@ -160,14 +160,17 @@ class WorkFolder:
             say(f"{self.path}: the snapshots of an earlier training are dropped")
         self._remove()
 
-    def finish(self, keep: bool) -> None:
+    def finish(self, keep: bool, keep_state: bool = False) -> None:
         """Clear up after the concept was written to the output.
 
         Args:
             keep: keep the concepts of the steps; only the state goes, so that nothing is resumed by mistake.
+            keep_state: keep all, so that the training can go on to more steps.
         """
         if not self.output.is_file():
             raise TrainingError(f"{self.output} was not written, so {self.path} is left as it is.")
+        if keep_state:
+            return
         if keep:
             with suppress(FileNotFoundError):
                 self.state_path.unlink()
