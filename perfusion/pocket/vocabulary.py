@@ -4,6 +4,8 @@ Plain data. Every word below becomes one token of the embedded model's tokenizer
 of a noun in the openly licensed sets that `sprites.py` draws from.
 """
 
+import difflib
+
 NOUNS: dict[str, str] = {
     "cat": "🐈", "dog": "🐕", "rabbit": "🐇", "elephant": "🐘", "turtle": "🐢", "owl": "🦉",
     "penguin": "🐧", "fish": "🐟", "teddy bear": "🧸", "robot": "🤖", "car": "🚗", "bus": "🚌",
@@ -86,6 +88,16 @@ def article(words: str) -> str:
     ('an owl', 'a blue cat', 'an umbrella')
     """
     return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def near_nouns(word: str) -> tuple[str, ...]:
+    """The nouns that come nearest to a word that is none of them: of its kind, or else of its letters.
+
+    >>> near_nouns("kitten"), near_nouns("boot")
+    (('cat',), ('boat', 'robot'))
+    """
+    kin = dict.fromkeys(KIN[part] for part in word.lower().split() if part in KIN)
+    return tuple(kin) or tuple(difflib.get_close_matches(word.lower(), NOUNS, n=3, cutoff=0.5))
 
 
 def place_phrases(place: str) -> tuple[str, ...]:
