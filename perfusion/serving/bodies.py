@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "MOST_PIXELS", "concept_files_of", "data_of", "file_of", "form_body", "json_body", "picture_of", "upload_of",
+    "MOST_PIXELS", "PHONE_FORMATS", "concept_files_of", "data_of", "file_of", "form_body", "json_body", "picture_of",
+    "upload_of",
 ]  # fmt: skip
 
 MOST_PIXELS = 1 << 25
 """Of an uploaded picture: 33 million, 100 MB decoded. A file of a few kilobytes can claim any number."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP")
+_FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP")
+PHONE_FORMATS = (*_FORMATS, "HEIF", "AVIF", "MPO")
+"""What phones take; of these Pillow reads HEIF with pillow-heif alone."""
 _MOST_FILES, _MOST_FIELDS, _MOST_FIELD = 64, 64, 1 << 20
 _DATA_URL = "data:"
 _WORD = re.compile(r"<[^<>\s:]{1,62}>")
@@ -124,8 +127,8 @@ def concept_files_of(fields: Mapping[str, Any]) -> dict[str, bytes]:
     return {word: data_of(text, "concept_files") for word, text in files.items()}
 
 
-def picture_of(data: bytes, field: str = "image") -> Image:
-    """A picture from the bytes of a PNG, JPEG or WebP file, upright, in 8 bits a channel; of several frames the first.
+def picture_of(data: bytes, field: str = "image", formats: tuple[str, ...] = _FORMATS) -> Image:
+    """A picture from the bytes of a file of some formats, upright, in 8 bits a channel; of several frames the first.
 
     Its size is looked at before it is decoded, and Pillow bounds what text it inflates.
 
@@ -137,7 +140,7 @@ def picture_of(data: bytes, field: str = "image") -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+            picture = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
         raise _too_large(field) from None
     except Exception as error:  # whatever a decoder raises for damaged bytes

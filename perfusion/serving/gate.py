@@ -31,7 +31,7 @@ HEADERS: Mapping[str, str] = {
 
 _WRONG_KEY = 15.0  # requests that one with a wrong key counts for
 _RETRY_SECONDS = 2
-_TRAININGS = "/api/trainings"
+_PICTURES = ("/api/trainings", "/api/masks", "/api/fronts")  # what takes several photos in one body
 
 
 class Gate:
@@ -71,7 +71,7 @@ class Gate:
 
     def _bounded(self, path: str, headers: Headers, receive: Receive) -> Receive:
         """`receive`, which gives up a body that is too large or too slow; what was said beforehand counts too."""
-        most = self._limits.pictures_bytes if path.startswith(_TRAININGS) else self._limits.body_bytes
+        most = self._limits.pictures_bytes if path.startswith(_PICTURES) else self._limits.body_bytes
         said = headers.get("content-length", "")
         total = int(said) if said.isdecimal() else 0
         ends = asyncio.get_running_loop().time() + self._limits.body_seconds

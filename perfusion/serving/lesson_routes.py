@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from perfusion.serving.answers import StatusError, refused_routes
-from perfusion.serving.bodies import form_body, picture_of
+from perfusion.serving.bodies import form_body, json_body, picture_of
 from perfusion.serving.body_fields import whole_of
 from perfusion.serving.event_stream import event, event_stream
 from perfusion.serving.gate import client_of
@@ -54,11 +54,11 @@ def lesson_routes(lessons: Lessons | str) -> list[Route]:
     async def events(request: Request) -> Response:
         return event_stream(_events(lessons, own(request)))
 
-    async def sheet(request: Request) -> Response:
-        path = lessons.sheet(own(request))
-        if path is None:
-            raise StatusError(404, "This training has no sheet yet.")
-        return Response(await asyncio.to_thread(path.read_bytes), media_type="image/png")
+    async def go_on(request: Request) -> Response:
+        lesson = own(request)
+        fields = await json_body(request)
+        await asyncio.to_thread(lessons.go_on, lesson, whole_of(fields, "steps"))
+        return JSONResponse(_facts(lessons, lesson), 202)
 
     async def remove(request: Request) -> Response:
         await asyncio.to_thread(lessons.remove, own(request))
@@ -70,7 +70,30 @@ def lesson_routes(lessons: Lessons | str) -> list[Route]:
         Route("/api/trainings/{id}", state, methods=["GET"]),
         Route("/api/trainings/{id}", remove, methods=["DELETE"]),
         Route("/api/trainings/{id}/events", events),
+        *_picture_routes(lessons, own),
+        Route("/api/trainings/{id}/continue", go_on, methods=["POST"]),
+    ]
+
+
+def _picture_routes(lessons: Lessons, own: Callable[[Request], Lesson]) -> list[Route]:
+    """The routes of what a training draws; `own` finds the client's."""
+
+    async def sheet(request: Request) -> Response:
+        path = lessons.sheet(own(request))
+        if path is None:
+            raise StatusError(404, "This training has no sheet yet.")
+        return Response(await asyncio.to_thread(path.read_bytes), media_type="image/png")
+
+    async def sample(request: Request) -> Response:
+        step = int(request.path_params["step"])
+        path = lessons.samples(own(request)).path(step)
+        if not path.is_file():
+            raise StatusError(404, f"There is no picture of step {step}.")
+        return Response(await asyncio.to_thread(path.read_bytes), media_type="image/png")
+
+    return [
         Route("/api/trainings/{id}/sheet", sheet),
+        Route("/api/trainings/{id}/samples/{step:int}", sample),
     ]
 
 
@@ -85,6 +108,11 @@ async def _spec_of(form: FormData, uploads: list[UploadFile]) -> LessonSpec:
             400, f"There are {len(uploads)} photos, expected 1 to {MOST_PHOTOS}.", field="pictures"
         )
     photos = [await asyncio.to_thread(_photo_of, await upload.read()) for upload in uploads]
+    masks = [
+        await asyncio.to_thread(_photo_of, await each.read(), "masks")
+        for each in form.getlist("masks")
+        if isinstance(each, UploadFile)
+    ]
     try:
         options = json.loads(str(form.get("options") or "{}"))
     except (ValueError, RecursionError):
@@ -93,13 +121,13 @@ async def _spec_of(form: FormData, uploads: list[UploadFile]) -> LessonSpec:
         raise StatusError(400, 'The options are no JSON object, such as {"steps": 200}.', field="options")
     return LessonSpec(
         name=str(form.get("name") or ""), superclass=str(form.get("superclass") or ""), photos=tuple(photos),
-        steps=whole_of(options, "steps"),
+        steps=whole_of(options, "steps"), masks=tuple(masks),
     )  # fmt: skip
 
 
-def _photo_of(data: bytes) -> Image:
-    """A photo, no larger than is learned from: ten large ones together would fill the memory."""
-    photo = picture_of(data, "picture")
+def _photo_of(data: bytes, field: str = "pictures") -> Image:
+    """A photo or its mask, no larger than is learned from: ten large ones together would fill the memory."""
+    photo = picture_of(data, field)
     photo.thumbnail((_MOST_SIDE, _MOST_SIDE))
     return photo
 
@@ -108,7 +136,12 @@ def _facts(lessons: Lessons, lesson: Lesson) -> dict[str, Any]:
     """What clients are told of a training."""
     facts = {name: value for name, value in asdict(lesson).items() if name != "client"}
     sheet = f"/api/trainings/{lesson.id}/sheet" if lessons.sheet(lesson) else None
-    return {**facts, "concept": lesson.name if lesson.state == "done" else None, "sheet": sheet}
+    samples = [
+        {"step": step, "url": f"/api/trainings/{lesson.id}/samples/{step}"}
+        for step in lessons.samples(lesson).steps
+    ]
+    concept = lesson.name if lesson.state == "done" else None
+    return {**facts, "concept": concept, "sheet": sheet, "samples": samples}
 
 
 async def _events(lessons: Lessons, lesson: Lesson) -> AsyncIterator[bytes]:

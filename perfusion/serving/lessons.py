@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING, Any
 from perfusion.errors import PerfusionError
 from perfusion.files import writing
 from perfusion.serving.answers import StatusError
+from perfusion.serving.lesson_process import follow, read_report
+from perfusion.serving.lesson_samples import LessonSamples
 from perfusion.serving.library import Library, check_name
+from perfusion.serving.mask_search import MaskSearch, PhotoMask
+from perfusion.serving.portraits import Portraits
+from perfusion.serving.superclass_routes import check_superclass
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,10 +36,12 @@ if TYPE_CHECKING:
 __all__ = ["MOST_PHOTOS", "Lesson", "LessonBounds", "LessonSpec", "Lessons"]
 
 MOST_PHOTOS = 10
+MOST_STEPS = 10_000
 _MOST_KEPT = 50  # that are over
 _NICE = 10
-_CONCEPT, _SHEET, _FACTS, _PHOTOS = "concept.safetensors", "concept.sheet.png", "lesson.json", "photos"
-_PROGRESS = re.compile(r"^training .* (\d+)/(\d+), \S+ elapsed(?:, ([\d:]+) left)?(?:, loss ([\d.]+))?$")
+_CONCEPT, _SHEET, _FACTS, _REPORT = "concept.safetensors", "concept.sheet.png", "lesson.json", "report.json"
+_PHOTOS, _MASKS = "photos", "masks"
+_MORE = 1.5  # times the steps, where nobody says how many a lesson that goes on is to have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,8 @@ class LessonSpec:
     superclass: str
     photos: tuple[Image, ...]
     steps: int | None = None
+    masks: tuple[Image, ...] = ()
+    """One a photo, of its size and light where the thing is; none: the training finds them."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -62,14 +71,15 @@ class LessonSpec:
                 f"There are {len(self.photos)} photos, expected 1 to {MOST_PHOTOS}.",
                 field="pictures",
             )
-        if not re.fullmatch(r"[\w' -]{1,60}", self.superclass) or not self.superclass.strip():
+        check_superclass(self.superclass)
+        if self.masks and [mask.size for mask in self.masks] != [photo.size for photo in self.photos]:
             raise StatusError(
                 400,
-                f"The superclass is {self.superclass[:60]!r}, expected a plain word such as cat.",
-                field="superclass",
-            )
-        if self.steps is not None and not 1 <= self.steps <= 10_000:
-            raise StatusError(400, f"The steps are {self.steps}, expected 1 to 10000.", field="steps")
+                f"There are {len(self.masks)} masks for {len(self.photos)} photos, expected one for each, of its size.",
+                field="masks",
+            )  # fmt: skip
+        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
+            raise StatusError(400, f"The steps are {self.steps}, expected 1 to {MOST_STEPS}.", field="steps")
 
 
 @dataclass(kw_only=True)
@@ -88,6 +98,10 @@ class Lesson:
     loss: float | None = None
     seconds_left: int | None = None
     error: str | None = None
+    grade: str | None = None
+    """How well it was learned, in a word: "learned", "colours only", …"""
+    verdict: str | None = None
+    """The same in a sentence."""
 
     @property
     def is_over(self) -> bool:
@@ -103,6 +117,7 @@ class Lessons:
     ) -> None:
         """`folder`: where they are kept. `model`: the base model's folder; None: the embedded model."""
         self._folder, self._library, self._model = folder, library, model
+        self._search, self._portraits = MaskSearch(model), Portraits(library.runtime)
         self._bounds = bounds or LessonBounds()
         self._entrance = threading.Lock()  # one lesson comes in after another
         self._lock = threading.Lock()  # of all that follows
@@ -126,7 +141,7 @@ class Lessons:
                 steps=spec.steps, created=time.time(),
             )  # fmt: skip
             try:
-                self._keep_photos(lesson, spec.photos)
+                self._keep_photos(lesson, spec)
                 self._make_room(lesson)
                 self._write(lesson)
             except BaseException:
@@ -150,11 +165,14 @@ class Lessons:
                 429, f"{self._bounds.open} trainings wait, and no more may. Try again later.", retry_after=60
             )
 
-    def _keep_photos(self, lesson: Lesson, photos: tuple[Image, ...]) -> None:
-        folder = self._place(lesson) / _PHOTOS
-        folder.mkdir(parents=True)
-        for number, photo in enumerate(photos, start=1):
-            photo.save(folder / f"{number}.png")
+    def _keep_photos(self, lesson: Lesson, spec: LessonSpec) -> None:
+        photos, masks = self._place(lesson) / _PHOTOS, self._place(lesson) / _MASKS
+        photos.mkdir(parents=True)
+        for number, photo in enumerate(spec.photos, start=1):
+            photo.save(photos / f"{number}.png")
+        for number, mask in enumerate(spec.masks, start=1):
+            masks.mkdir(exist_ok=True)
+            mask.convert("L").save(masks / f"{number}.png")
 
     def _make_room(self, newest: Lesson) -> None:
         """Throw the oldest away that are over, until they are few enough and all have room.
@@ -202,8 +220,48 @@ class Lessons:
         path = self._place(lesson) / _SHEET
         return path if path.is_file() else None
 
+    def samples(self, lesson: Lesson) -> LessonSamples:
+        """What was drawn with it while it was learned."""
+        work = self._place(lesson) / f"{_CONCEPT}.work"
+        return LessonSamples(self._portraits, work, self._place(lesson))
+
+    def subject(self, lesson: Lesson) -> list[Image]:
+        """The photos that it learned from, cut to the thing where its masks say where that is."""
+        from perfusion.judging.selection import cut_to_mask
+        from perfusion.picture_input import as_rgb, open_picture
+
+        place = self._place(lesson)
+        pictures = []
+        for path in sorted((place / _PHOTOS).glob("*.png")):
+            mask = place / _MASKS / path.name
+            pictures.append(
+                cut_to_mask(as_rgb(open_picture(path)), open_picture(mask) if mask.is_file() else None)
+            )
+        return pictures
+
+    def go_on(self, lesson: Lesson, steps: int | None = None) -> None:
+        """Let one that is over wait again: what was stopped or failed from where it was, what is done for more steps.
+
+        Raises:
+            StatusError: it is not over, or there are no more steps than were done.
+        """
+        if not lesson.is_over:
+            raise StatusError(409, f"This training is {lesson.state}. Wait for its end, or stop it.")
+        done = lesson.step if lesson.state == "done" else 0
+        if lesson.state == "done" and steps is None:
+            steps = round(_MORE * done)
+        if steps is not None and not done < steps <= MOST_STEPS:
+            raise StatusError(
+                400, f"The steps are {steps}, expected more than the {done} that were done, at most {MOST_STEPS}.",
+                field="steps",
+            )  # fmt: skip
+        lesson.steps = steps or lesson.steps
+        lesson.grade = lesson.verdict = None
+        self._end(lesson, "waiting")
+        self._wake()
+
     def remove(self, lesson: Lesson) -> None:
-        """Stop one that is under way, and throw away one that is over. Its concept stays in the library."""
+        """Stop one that is under way, or throw away one that is over. Its concept stays in the library."""
         if lesson.is_over:
             with self._lock:
                 self._lessons.pop(lesson.id, None)
@@ -214,8 +272,24 @@ class Lessons:
             if self._running == lesson.id and self._process is not None:
                 self._process.terminate()
 
+    def find_masks(
+        self, photos: Sequence[Image], superclass: str, given_up: threading.Event
+    ) -> list[PhotoMask]:
+        """Where the thing is in some photos; see `MaskSearch.find`.
+
+        Raises:
+            StatusError: not found; or a lesson is under way that needs the device for a large model.
+        """
+        if self._running is not None and self._model is not None:
+            raise StatusError(
+                409, "A lesson is under way and needs the device. Look at the masks when it is over, or teach without.",
+                retry_after=30,
+            )  # fmt: skip
+        return self._search.find(photos, superclass, given_up)
+
     def close(self) -> None:
         """Stop working; what is under way goes on after the next start."""
+        self._search.close()
         with self._lock:
             self._closed = True
             if self._process is not None:
@@ -250,21 +324,24 @@ class Lessons:
             if self._closed or lesson.is_over:
                 return
             lesson.state = "training"
-            process = subprocess.Popen(
-                self._command(lesson), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                encoding="utf-8", errors="replace", env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-            )  # fmt: skip
+            with (self._place(lesson) / _REPORT).open("wb") as report:
+                process = subprocess.Popen(
+                    self._command(lesson), stdout=report, stderr=subprocess.PIPE, text=True,
+                    encoding="utf-8", errors="replace", env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+                )  # fmt: skip
             self._process, self._running = process, lesson.id
         if sys.platform != "win32":
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
-        reason = _followed(lesson, process)
+        reason = follow(lesson, process, self.samples(lesson).look)
         with self._lock:
             self._process = self._running = None
             if self._closed or lesson.is_over:
                 return
         if process.returncode == 0:
-            self._library.add((self._place(lesson) / _CONCEPT).read_bytes(), lesson.name)
+            self._library.put((self._place(lesson) / _CONCEPT).read_bytes(), lesson.name)
+            verdict = read_report(self._place(lesson) / _REPORT).get("verdict") or {}
+            lesson.grade, lesson.verdict = verdict.get("grade"), verdict.get("sentence")
             self._end(lesson, "done")
         else:
             self._end(lesson, "failed", reason or f"The training ended with {process.returncode}.")
@@ -273,7 +350,8 @@ class Lessons:
         place = self._place(lesson)
         command = [sys.executable, "-m", "perfusion.commands.train", f"--images={place / _PHOTOS}"]
         command += [f"--superclass={lesson.superclass}", f"--token=<{lesson.name}>"]
-        command += [f"--output={place / _CONCEPT}", "--resume"]
+        command += [f"--output={place / _CONCEPT}", "--resume", "--keep-state", "--json"]
+        command += [f"--masks={place / _MASKS}"] if (place / _MASKS).is_dir() else []
         command += [f"--steps={lesson.steps}"] if lesson.steps else []
         return command + ([f"--model={self._model}"] if self._model else [])
 
@@ -289,38 +367,12 @@ class Lessons:
         return self._folder / lesson.id
 
 
-def _followed(lesson: Lesson, process: subprocess.Popen[str]) -> str:
-    """Read a training's progress until it ends; its last line that is none."""
-    reason = ""
-    assert process.stderr is not None
-    with process.stderr:
-        for line in process.stderr:
-            match = _PROGRESS.match(line.strip())
-            if match is None:
-                reason = line.strip().removeprefix("perfusion-train: ") or reason
-                continue
-            step, total, left, loss = match.groups()
-            lesson.step, lesson.total = int(step), int(total)
-            lesson.loss = float(loss) if loss else None
-            lesson.seconds_left = _seconds(left) if left else None
-    process.wait()
-    return reason
-
-
 def _bytes_in(folder: Path) -> int:
     """What the files below a folder take; one that goes meanwhile counts nothing."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
             total += path.lstat().st_size
-    return total
-
-
-def _seconds(clock: str) -> int:
-    """1:02 or 1:02:03 in seconds."""
-    total = 0
-    for part in clock.split(":"):
-        total = total * 60 + int(part)
     return total
 
 

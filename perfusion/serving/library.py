@@ -88,6 +88,11 @@ class Library:
         self.refresh()
 
     @property
+    def runtime(self) -> Runtime:
+        """What draws with them."""
+        return self._runtime
+
+    @property
     def concepts(self) -> list[LibraryConcept]:
         """All, by name."""
         with self.lock:
@@ -162,6 +167,17 @@ class Library:
             with writing(path) as file:
                 file.write(data)
             return self._take(name, path)
+
+    def put(self, data: bytes, name: str) -> LibraryConcept:
+        """Put a concept file into the library, in place of the one that has its name: that goes into the bin.
+
+        Raises:
+            ConceptError, StatusError: as `add`.
+        """
+        with self.lock:
+            if name in self._concepts:
+                self.remove(name)
+            return self.add(data, name)
 
     def change(self, name: str, settings: Mapping[str, Any] | None, new_name: str | None) -> LibraryConcept:
         """Give a concept other settings, which stay, or another name.

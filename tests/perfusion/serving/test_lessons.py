@@ -6,6 +6,7 @@ import textwrap
 import time
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -31,6 +32,7 @@ def make_lessons(library, toy_concept, tmp_path, monkeypatch):
         def command(lessons, lesson):
             output = lessons._place(lesson) / "concept.safetensors"
             toy_concept().save(output)
+            output.with_name(f"{output.name}.work").mkdir(exist_ok=True)
             return [
                 sys.executable,
                 "-c",
@@ -94,6 +96,73 @@ def test_a_training_tells_its_progress_and_its_concept_lands_in_the_library(make
         assert http.delete(f"{PATH}/{lesson['id']}").status_code == 204
         assert http.get(PATH).json() == []
     assert [known.word for known in library.concepts] == ["<cat>"]
+
+
+def test_it_is_drawn_with_while_it_is_learned_and_its_verdict_is_told(
+    make_lessons, client, toy_concept, library
+):
+    lessons = make_lessons("""
+        import pathlib, json
+        work = pathlib.Path(output + ".work")
+        for step in (4, 8):
+            (work / f"step-{step:06}.safetensors").write_bytes(pathlib.Path(output).read_bytes())
+            print(f"training <cat> {step}/8, 0:02 elapsed, loss 0.1250", file=sys.stderr, flush=True)
+        print(json.dumps({"verdict": {"grade": "learned", "sentence": "learned: as it should be."}}))
+    """)
+    with client(lessons) as http:
+        number = http.post(PATH, **form()).json()["id"]
+        facts = ended(http, number)
+        assert (facts["grade"], facts["verdict"]) == ("learned", "learned: as it should be.")
+        assert [each["step"] for each in facts["samples"]] == [4, 8]
+        picture = Image.open(io.BytesIO(http.get(facts["samples"][1]["url"]).content))
+        assert http.get(f"{PATH}/{number}/samples/5").status_code == 404
+    expected = library.runtime.generate("a photo of a <cat>", seed=0)
+    assert np.abs(np.asarray(picture, int) - np.asarray(expected, int)).max() <= 1
+    assert list(library.runtime.concepts) == ["<cat>"]
+
+
+def test_what_is_over_goes_on_and_its_concept_takes_the_place_of_the_one_before(
+    make_lessons, client, library
+):
+    lessons = make_lessons("""
+        print("training <cat> 8/8, 0:02 elapsed, loss 0.1250", file=sys.stderr, flush=True)
+    """)
+    with client(lessons) as http:
+        number = http.post(PATH, **form()).json()["id"]
+        assert ended(http, number)["steps"] is None
+        for steps in (8, 10_001, 0):
+            assert http.post(f"{PATH}/{number}/continue", json={"steps": steps}).status_code == 400
+        assert http.post(f"{PATH}/{number}/continue", json={}).status_code == 202
+        facts = ended(http, number)
+        assert (facts["state"], facts["steps"]) == ("done", 12)
+        assert [known.word for known in library.concepts] == ["<cat>"]
+
+
+def test_one_that_was_stopped_goes_on_where_it_was(make_lessons, client):
+    with client(make_lessons("time.sleep(60)")) as http:
+        number = http.post(PATH, **form()).json()["id"]
+        assert http.post(f"{PATH}/{number}/continue", json={}).status_code == 409
+        http.delete(f"{PATH}/{number}")
+        assert ended(http, number)["state"] == "cancelled"
+        assert http.post(f"{PATH}/{number}/continue", json={}).json()["state"] in ("waiting", "training")
+        http.delete(f"{PATH}/{number}")
+
+
+def test_masks_lie_beside_the_photos_and_must_fit_them(make_lessons, client, tmp_path):
+    def mask(side):
+        stream = io.BytesIO()
+        Image.new("L", (side, side), 200).save(stream, "PNG")
+        return stream.getvalue()
+
+    with client(make_lessons("pass")) as http:
+        fields = form()
+        for sides in ((16,), (16, 17), (16, 16, 16)):
+            files = [*fields["files"], *(("masks", ("m.png", mask(side))) for side in sides)]
+            answer = http.post(PATH, data=fields["data"], files=files)
+            assert (answer.status_code, answer.json()["error"]["field"]) == (400, "masks")
+        files = [*fields["files"], *(("masks", ("m.png", mask(16))) for _ in range(2))]
+        assert http.post(PATH, data=fields["data"], files=files).status_code == 202
+    assert [path.name for path in sorted((tmp_path / "trainings").glob("*/masks/*"))] == ["1.png", "2.png"]
 
 
 def test_what_went_wrong_is_said_in_the_training_s_own_words(make_lessons, client, library):

@@ -1,0 +1,59 @@
+"""What a training's process says: its progress on stderr, and at its end a report on stdout."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["Progress", "follow", "read_report"]
+
+_PROGRESS = re.compile(r"^training .* (\d+)/(\d+), \S+ elapsed(?:, ([\d:]+) left)?(?:, loss ([\d.]+))?$")
+
+
+class Progress(Protocol):
+    """How far a training is."""
+
+    step: int
+    total: int | None
+    loss: float | None
+    seconds_left: int | None
+
+
+def follow(progress: Progress, process: subprocess.Popen[str], look: Callable[[], None]) -> str:
+    """Read a training's progress until it ends, and `look` after each line; its last line that is none."""
+    reason = ""
+    assert process.stderr is not None
+    with process.stderr:
+        for line in process.stderr:
+            match = _PROGRESS.match(line.strip())
+            if match is None:
+                reason = line.strip().removeprefix("perfusion-train: ") or reason
+            else:
+                step, total, left, loss = match.groups()
+                progress.step, progress.total = int(step), int(total)
+                progress.loss = float(loss) if loss else None
+                progress.seconds_left = _seconds(left) if left else None
+            look()
+    process.wait()
+    return reason
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """What a training printed at its end; empty where it printed nothing."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _seconds(clock: str) -> int:
+    """1:02 or 1:02:03 in seconds."""
+    total = 0
+    for part in clock.split(":"):
+        total = total * 60 + int(part)
+    return total
