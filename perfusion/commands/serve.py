@@ -133,6 +133,10 @@ def _add_process(add: Callable[..., object]) -> None:
         "%(default)s)",
     )  # fmt: skip
     add("--no-training", action="store_true", help="teach nothing over HTTP")
+    add(
+        "--scorer", type=Path, metavar="DIR",
+        help="ONNX graphs that measure pictures, for the front of settings (default: the embedded model's own)",
+    )  # fmt: skip
 
 
 def serve(args: argparse.Namespace, name: str) -> int:
@@ -164,6 +168,7 @@ def serve(args: argparse.Namespace, name: str) -> int:
         parts = ServerParts(
             runtime=runtime, library=library, history=history, access=access, settings=not args.no_settings,
             client_queue=args.client_queue, lessons=_lessons(args, data / "trainings", library),
+            scorer=args.scorer,
         )  # fmt: skip
         if not args.quiet:
             scheme = "http" if args.tls_cert is None else "https"

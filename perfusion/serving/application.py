@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,6 +21,7 @@ from perfusion.serving.answers import failure, refused_routes
 from perfusion.serving.concept_routes import concept_routes
 from perfusion.serving.desk import Desk
 from perfusion.serving.device_routes import device_routes
+from perfusion.serving.front_routes import Judge, front_routes
 from perfusion.serving.gate import Gate
 from perfusion.serving.history import History
 from perfusion.serving.inspection import inspection_routes
@@ -27,13 +29,16 @@ from perfusion.serving.job_routes import job_routes
 from perfusion.serving.lesson_routes import lesson_routes
 from perfusion.serving.lessons import Lessons
 from perfusion.serving.library import Library, WordLibrary
+from perfusion.serving.mask_routes import mask_routes
 from perfusion.serving.meters import Meters
 from perfusion.serving.openai_images import openai_routes
 from perfusion.serving.picture_routes import picture_routes
+from perfusion.serving.portraits import Portraits
 from perfusion.serving.rates import Limits
 from perfusion.serving.request_log import RequestLog, RequestRecord
 from perfusion.serving.sign_in import sign_in_routes
 from perfusion.serving.studio_page import studio_routes
+from perfusion.serving.superclass_routes import superclass_routes
 from perfusion.serving.sweep_routes import sweep_routes
 from perfusion.serving.webui import webui_routes
 
@@ -53,6 +58,7 @@ class ServerParts:
     client_queue: int = 64  # pictures of one client that may wait or be drawn
     riders: int = 256  # concepts that came with requests and stay loaded for the next
     lessons: Lessons | str = "This server does not teach."  # or why it does not
+    scorer: Path | None = None  # a folder of what judges pictures; None: the embedded model's own
 
 
 class Service:
@@ -99,7 +105,8 @@ class Service:
                 Route("/healthz", healthy), Route("/readyz", healthy), Route("/metrics", metrics),
                 *openai_routes(desk), *webui_routes(desk), *self._keeping_routes(),
                 *inspection_routes(parts.library), *device_routes(parts.runtime),
-                *lesson_routes(parts.lessons), *sign_in_routes(parts.access), *studio_routes(),
+                *lesson_routes(parts.lessons), *mask_routes(parts.lessons), *superclass_routes(parts.runtime),
+                *sign_in_routes(parts.access), *studio_routes(),
             ],
             middleware=guards(parts.access, parts.limits, self.meters.request),
             exception_handlers={PerfusionError: failed, HTTPException: failed, Exception: failed},
@@ -113,11 +120,13 @@ class Service:
         else:
             routes += [*job_routes(self.desk, history), *picture_routes(history)]
         if not isinstance(library, Library):
-            routes += refused_routes(501, _NO_LIBRARY, *_below("/api/concepts", "/api/sweeps"))
+            routes += refused_routes(501, _NO_LIBRARY, *_below("/api/concepts", "/api/sweeps", "/api/fronts"))
         else:
-            routes += concept_routes(library)
+            routes += concept_routes(library, Portraits(self._parts.runtime))
         if history is not None and isinstance(library, Library):
+            judge = Judge(library, self._parts.scorer)
             routes += sweep_routes(self.desk, library, history)
+            routes += front_routes(library, history, self._parts.lessons, judge)
         return routes
 
 

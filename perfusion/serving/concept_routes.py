@@ -16,16 +16,18 @@ from perfusion.serving.answers import StatusError
 from perfusion.serving.bodies import file_of, form_body, json_body, picture_of, upload_of
 from perfusion.serving.body_fields import text_of
 from perfusion.serving.library import Library, LibraryConcept
+from perfusion.serving.portraits import Portraits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["concept_facts", "concept_routes"]
 
-_CARD_SIDE, _THUMBNAIL_SIDE = 1024, 256  # pixels
+_CARD_SIDE, _THUMBNAIL_SIDE = 1024, 256  # pixels at most
+_LEAST_CARD_SIDE = 256
 
 
-def concept_routes(library: Library) -> list[Route]:
+def concept_routes(library: Library, portraits: Portraits) -> list[Route]:
     """The routes of the library."""
 
     async def concepts(request: Request) -> Response:
@@ -65,13 +67,15 @@ def concept_routes(library: Library) -> list[Route]:
 
     async def concept_card(request: Request) -> Response:
         known = library.get(request.path_params["name"])
-        return _to_keep(await asyncio.to_thread(_card_of, known), "image/png", known, "png")
+        portrait = None if _is_card(known) else await portraits.of(known)
+        return _to_keep(await asyncio.to_thread(_card_of, known, portrait), "image/png", known, "png")
 
     async def picture(request: Request) -> Response:
         known = library.get(request.path_params["name"])
-        if known.path.suffix != ".png":
-            raise StatusError(404, f"{known.word} came without a picture.")
-        return Response(await asyncio.to_thread(_thumbnail, known), media_type="image/png")
+        headers = {"Cache-Control": "private, max-age=86400"}
+        portrait = None if _is_card(known) else await portraits.of(known)
+        data = await asyncio.to_thread(_thumbnail, known, portrait)
+        return Response(data, media_type="image/png", headers=headers)
 
     return [
         Route("/api/concepts", concepts, methods=["GET"]),
@@ -93,7 +97,7 @@ def concept_facts(known: LibraryConcept) -> dict[str, Any]:
         "superclass": concept and concept.superclass, "base": concept and concept.base, "bytes": known.size,
         "settings": {**known.settings, "lock": concept.lock if concept else None},
         "fits": known.why_not is None, "why_not": known.why_not, "sha256": known.sha256 or None,
-        "sample": known.is_sample, "picture": known.path.suffix == ".png",
+        "sample": known.is_sample, "picture": _is_card(known) or known.why_not is None,
     }  # fmt: skip
 
 
@@ -109,20 +113,43 @@ def _concept_file(known: LibraryConcept) -> bytes:
     return card.extract(data) if card.is_card(data) else data
 
 
-def _card_of(known: LibraryConcept) -> bytes:
+def _is_card(known: LibraryConcept) -> bool:
+    return known.path.suffix == ".png"
+
+
+def _card_of(known: LibraryConcept, portrait: Image | None) -> bytes:
     data = known.path.read_bytes()
     if card.is_card(data):
         return card.embed(_small(picture_of(data, "file"), _CARD_SIDE), card.extract(data))
     if known.concept is None:
         raise StatusError(409, known.why_not or "The file cannot be read.")
     concept = known.concept
-    return card.embed(card.plain(known.word, concept.superclass, concept.base), data)
+    if portrait is None:
+        return card.embed(card.plain(known.word, concept.superclass, concept.base), data)
+    return card.embed(_large(portrait), data)
 
 
-def _thumbnail(known: LibraryConcept) -> bytes:
+def _thumbnail(known: LibraryConcept, portrait: Image | None) -> bytes:
+    """The picture of a card, or else a drawing of the concept.
+
+    Raises:
+        StatusError: it is no card, and cannot be drawn here.
+    """
+    picture = picture_of(known.path.read_bytes(), "file") if _is_card(known) else portrait
+    if picture is None:
+        raise StatusError(404, f"{known.word} came without a picture, and cannot be drawn here.")
     stream = io.BytesIO()
-    _small(picture_of(known.path.read_bytes(), "file"), _THUMBNAIL_SIDE).save(stream, "PNG")
+    _small(picture, _THUMBNAIL_SIDE).save(stream, "PNG")
     return stream.getvalue()
+
+
+def _large(portrait: Image) -> Image:
+    """A portrait that is large enough to be sent around as a picture."""
+    from PIL.Image import Resampling
+
+    factor = max(1, -(-_LEAST_CARD_SIDE // min(portrait.size)))
+    size = portrait.width * factor, portrait.height * factor
+    return portrait if factor == 1 else portrait.resize(size, Resampling.LANCZOS)
 
 
 def _small(picture: Image, side: int) -> Image:

@@ -169,7 +169,14 @@ def test_a_card_is_kept_with_a_picture_made_anew(client, toy_concept, tmp_path):
     assert answer.status_code == 201 and answer.json()["picture"]
     thumbnail = Image.open(io.BytesIO(client.get("/api/concepts/bird/picture").content))
     assert thumbnail.size == (256, 171)
-    assert client.get("/api/concepts/cat/picture").status_code == 404
+
+
+def test_a_concept_without_a_picture_is_drawn_for_its_face_and_its_card(client, server):
+    drawn = Image.open(io.BytesIO(client.get("/api/concepts/cat/picture").content))
+    expected = server.runtime.generate("a photo of a <cat>", seed=0)
+    assert np.abs(np.asarray(drawn, int) - np.asarray(expected, int)).max() <= 1
+    carried = Image.open(io.BytesIO(client.get("/api/concepts/cat/card").content))
+    assert min(carried.size) >= 256
     facts = client.post("/api/inspect", files={"file": client.get("/api/concepts/bird/card").content}).json()
     assert facts["kind"] == "card" and facts["concept"]["token"] == "<bird>"
     client.delete("/api/concepts/bird")
