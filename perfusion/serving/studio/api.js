@@ -16,8 +16,8 @@ export const connection = new EventTarget();
 let reachable = true;
 let waiting = null;
 
-/** Ask the server; the answer's JSON, or null where it has none. */
-export async function ask(method, path, { json, form, signal } = {}) {
+/** Ask the server; the answer's JSON, with `blob` its bytes, or null where it has none. */
+export async function ask(method, path, { json, form, signal, blob = false } = {}) {
   const options = { method, signal, credentials: "same-origin", headers: {} };
   if (json !== undefined) {
     options.headers["Content-Type"] = "application/json";
@@ -32,6 +32,7 @@ export async function ask(method, path, { json, form, signal } = {}) {
   });
   find();
   if (response.status === 204) return null;
+  if (blob && response.ok) return response.blob();
   const body = await response.json().catch(() => null);
   if (response.ok) return body;
   if (response.status === 401 && path !== "/api/login") connection.dispatchEvent(new Event("locked"));

@@ -1,5 +1,5 @@
 // Concepts: the library as cards. Files and picture cards are added by dropping them; what is deleted can come back.
-import { get, patch, post, remove, upload } from "/studio/api.js";
+import { patch, post, remove, upload } from "/studio/api.js";
 import { button, dialog, dropZone, emptyState, failure, field, h, icon, notify } from "/studio/dom.js";
 import { pictureOf } from "/studio/parts/prompt_field.js";
 import { SETTINGS } from "/studio/parts/sliders.js";
@@ -102,12 +102,11 @@ function link(href, words, help) {
   return h("a", { class: "button text", href, download: "", title: help, "aria-label": `${words}: ${help}` }, icon("download"), h("span", { text: words }));
 }
 
-/** The concept's own picture, or the newest that was drawn with it, or its first letter. */
+/** The concept's own picture, or its first letter. */
 function faceOf(concept) {
   const letter = h("span", { class: "letter", "aria-hidden": "true", text: concept.name[0] });
   const face = paint(h("div", { class: "concept-face concept-colour" }, letter), concept.word);
   const show = (source) => face.replaceChildren(h("img", { src: source, alt: "", loading: "lazy", on: { error: () => face.replaceChildren(letter) } }));
   if (concept.picture) show(pictureOf(concept));
-  else get(`/api/pictures?limit=1&search=${encodeURIComponent(concept.word)}`).then(([newest]) => { if (newest) show(newest.url); }, () => {});
   return face;
 }

@@ -2,13 +2,13 @@
 import { get, patch, post, remove } from "/studio/api.js";
 import { button, dialog, emptyState, failure, field, h, notify } from "/studio/dom.js";
 import { isOpen, jobs } from "/studio/parts/jobs.js";
+import { Front } from "/studio/parts/front.js";
 import { wordsOf } from "/studio/parts/prompt_field.js";
+import { Axis, named } from "/studio/parts/sweep_axis.js";
 import { changed, conceptOf, news, store } from "/studio/store.js";
 import { t } from "/studio/texts.js";
 
-const RANGES = { bias: [0.5, 0.9], start: [0, 0.4], strength: [0.4, 1], temperature: [0.05, 0.3] };
 const AT_ONCE = 8;
-const MOST_CELLS = 9;
 const ASK_MS = 700;
 const SEEDS = 2 ** 32;
 
@@ -19,17 +19,18 @@ export function open(room, { go }) {
   const seed = h("input", { type: "number", min: 0, max: SEEDS - 1, placeholder: t("form.seed.chance") });
   const across = new Axis(t("explore.across"), "bias", 5);
   const down = new Axis(t("explore.down"), "start", 3);
+  const front = new Front(() => concept.value);
   const wrong = h("div", {});
   const start = button(t("explore.go"), { sign: "explore", kind: "primary large", on: () => draw() });
   const stop = button(t("explore.stop"), { sign: "close", hidden: true, on: () => halt() });
   const status = h("p", { class: "muted", role: "status" });
   const grids = h("div", { class: "grids" }, emptyState("explore", t("explore.none"), t("explore.none.words")));
   const form = h("form", { class: "card explore-form", on: { submit: (event) => { event.preventDefault(); draw(); } } },
-    field(t("explore.concept"), concept), field(t("explore.prompt"), prompt), field(t("explore.second"), second), across.element, down.element, field(t("explore.seed"), seed), wrong, start, h("div", { class: "row" }, stop, status));
+    field(t("explore.concept"), concept), field(t("explore.prompt"), prompt), field(t("explore.second"), second), across.element, down.element, field(t("explore.seed"), seed), front.element, wrong, start, h("div", { class: "row" }, stop, status));
   let run = null;
   room.append(h("div", { class: "room-head" }, h("div", {}, h("h1", { text: t("room.explore") }), h("p", { text: t("explore.words") }))), h("div", { class: "explore" }, form, grids));
   news.addEventListener("concepts", show);
-  concept.addEventListener("change", () => suggest());
+  concept.addEventListener("change", () => { suggest(); front.show(); });
   show();
 
   function show() {
@@ -40,6 +41,7 @@ export function open(room, { go }) {
     start.disabled = !words.length;
     wrong.replaceChildren(...(words.length || !store.device ? [] : [h("p", { class: "muted", text: t("explore.empty") }), button(t("concepts.teach"), { sign: "teach", on: () => go("teach") })]));
     suggest();
+    front.show();
   }
 
   /** A prompt for the concept, unless there is one that names it. */
@@ -61,10 +63,27 @@ export function open(room, { go }) {
     }
     const chosen = seed.value === "" ? Math.floor(Math.random() * SEEDS) : Number(seed.value);
     const cells = prompts.flatMap((text) => down.values.flatMap((y) => across.values.map((x) => ({ prompt: text, settings: { ...x, ...y } }))));
-    run = { word, seed: chosen, prompts, cells, sent: 0, ended: false };
+    const plain = front.subject ? prompts.map((text) => ({ prompt: text, settings: { strength: 0 }, plain: true })) : [];
+    run = { word, seed: chosen, count: front.count, subject: front.subject, prompts, cells, orders: [...cells, ...plain], ended: false };
     grids.replaceChildren(...prompts.map((text, place) => grid(run, text, place)));
     stop.hidden = false;
     await work(run);
+    if (run?.subject && !run.ended) await measure(run);
+  }
+
+  /** Ask how alike and how faithful the pictures are, and mark the front and what is recommended. */
+  async function measure(mine) {
+    status.textContent = t("front.measuring");
+    try {
+      const points = await front.measure(mine);
+      if (run !== mine) return;
+      grids.append(front.plot(points, mine.cells, (cell) => choose(mine, cell)));
+      for (const cell of mine.cells) if (cell.picture) mark(mine, cell);
+      status.textContent = front.sentence(points);
+    } catch (error) {
+      status.textContent = "";
+      wrong.replaceChildren(failure(error.message));
+    }
   }
 
   /** Send the cells' orders, a few at once, and take their pictures until all are there. */
@@ -79,29 +98,30 @@ export function open(room, { go }) {
           return;
         }
       }
-      const done = mine.cells.filter(({ picture, lost }) => picture || lost).length;
-      status.textContent = t("explore.drawing", { done, total: mine.cells.length });
-      if (done === mine.cells.length) break;
+      const done = mine.orders.filter(({ picture, lost }) => picture || lost).length;
+      status.textContent = t("explore.drawing", { done, total: mine.orders.length });
+      if (done === mine.orders.length) break;
       await new Promise((resolve) => { setTimeout(resolve, ASK_MS); });
     }
     if (run === mine) stop.hidden = true;
   }
 
   async function step(mine) {
-    const open = mine.cells.filter(({ id, picture, lost }) => id && !picture && !lost);
-    for (const cell of mine.cells.filter(({ id }) => !id).slice(0, AT_ONCE - open.length)) {
+    const open = mine.orders.filter(({ id, picture, lost }) => id && !picture && !lost);
+    for (const cell of mine.orders.filter(({ id }) => !id).slice(0, AT_ONCE - open.length)) {
       if (mine.ended) return;
-      const job = await post("/api/jobs", { prompt: cell.prompt, seed: mine.seed, concept_settings: { [mine.word]: cell.settings } });
+      const job = await post("/api/jobs", { prompt: cell.prompt, seed: mine.seed, count: mine.count, concept_settings: { [mine.word]: cell.settings } });
       cell.id = job.id;
       jobs.hidden.add(job.id);
     }
     const states = new Map((await get("/api/jobs")).map((job) => [job.id, job]));
-    for (const cell of mine.cells.filter(({ id, picture, lost }) => id && !picture && !lost)) {
+    for (const cell of mine.orders.filter(({ id, picture, lost }) => id && !picture && !lost)) {
       const job = states.get(cell.id);
       if (job && isOpen(job)) continue;
-      cell.picture = job?.pictures[0];
+      cell.pictures = (job?.pictures ?? []).filter(Boolean);
+      cell.picture = cell.pictures[0];
       cell.lost = !cell.picture;
-      if (cell.picture) fill(mine, cell);
+      if (cell.picture && !cell.plain) fill(mine, cell);
     }
   }
 
@@ -109,7 +129,7 @@ export function open(room, { go }) {
     if (!run) return;
     run.ended = true;
     stop.hidden = true;
-    for (const { id, picture, lost } of run.cells) if (id && !picture && !lost) remove(`/api/jobs/${id}`).catch(() => {});
+    for (const { id, picture, lost } of run.orders) if (id && !picture && !lost) remove(`/api/jobs/${id}`).catch(() => {});
   }
 
   function grid(mine, text, place) {
@@ -125,11 +145,15 @@ export function open(room, { go }) {
   function fill(mine, cell) {
     cell.button.replaceChildren(h("img", { src: cell.picture, alt: "" }));
     cell.button.disabled = false;
-    cell.button.setAttribute("aria-label", t("explore.cell", { settings: named(cell.settings) }));
     mark(mine, cell);
   }
 
   function mark(mine, cell) {
+    const { on_front: onFront = false, recommended = false } = cell.point ?? {};
+    const notes = [onFront ? t("front.on") : "", recommended ? t("front.recommended") : ""].filter(Boolean);
+    cell.button.setAttribute("aria-label", [t("explore.cell", { settings: named(cell.settings) }), ...notes].join(", "));
+    cell.button.classList.toggle("on-front", onFront);
+    cell.button.classList.toggle("recommended", recommended);
     const usual = conceptOf(mine.word)?.settings ?? {};
     cell.button.classList.toggle("usual", Object.entries(cell.settings).every(([name, value]) => Math.abs(usual[name] - value) < 1e-6));
   }
@@ -153,43 +177,12 @@ export function open(room, { go }) {
   }
 
   return {
+    enter: () => front.refresh(),
     /** The concept that another room hands over. */
     take(word) {
       concept.value = word;
       prompt.value = t("explore.example", { word });
+      front.show();
     },
   };
-}
-
-const named = (settings) => Object.entries(settings).map(([name, value]) => `${t(`setting.${name}`)} ${value.toFixed(2)}`).join(", ");
-
-/** One side of the grid: a setting and the values that it takes. */
-class Axis {
-  constructor(words, name, cells) {
-    this.setting = h("select", {}, ["", ...Object.keys(RANGES)].map((value) => h("option", { value, text: value ? t(`setting.${value}`) : t("explore.nothing") })));
-    this.from = h("input", { type: "number", min: 0, max: 1, step: "0.05" });
-    this.to = h("input", { type: "number", min: 0, max: 1, step: "0.05" });
-    this.cells = h("input", { type: "number", min: 1, max: MOST_CELLS, value: cells });
-    this.setting.value = name;
-    this.setting.addEventListener("change", () => this.fit());
-    this.fit();
-    this.element = h("fieldset", {}, h("legend", { class: "legend", text: words }),
-      h("div", { class: "range-row" }, field(t("explore.setting"), this.setting), field(t("explore.from"), this.from), field(t("explore.to"), this.to), field(t("explore.cells"), this.cells)));
-  }
-
-  get name() { return this.setting.value; }
-
-  fit() {
-    const [from, to] = RANGES[this.name] ?? [0, 0];
-    [this.from.value, this.to.value] = [from, to];
-    for (const input of [this.from, this.to, this.cells]) input.disabled = !this.name;
-  }
-
-  /** The settings of each line, such as [{bias: 0.5}, {bias: 0.7}]; without a setting one that changes nothing. */
-  get values() {
-    if (!this.name) return [{}];
-    const count = Math.min(MOST_CELLS, Math.max(1, Math.round(Number(this.cells.value))));
-    const [from, to] = [Number(this.from.value), Number(this.to.value)];
-    return Array.from({ length: count }, (_, place) => ({ [this.name]: Number((from + (to - from) * (count === 1 ? 0 : place / (count - 1))).toFixed(4)) }));
-  }
 }

@@ -1,15 +1,17 @@
 // Teach: photos in, the part of each that is learned, a name; then the lesson's progress until it is a word.
-import { connection, get, remove, upload } from "/studio/api.js";
+import { connection, get, post, remove, upload } from "/studio/api.js";
 import { button, dropZone, failure, field, h, icon, notify } from "/studio/dom.js";
 import { canvasOf } from "/studio/parts/over_picture.js";
+import { MaskFinder } from "/studio/parts/mask_finder.js";
+import { Lesson, isOpen } from "/studio/parts/lesson.js";
 import { PhotoCrop } from "/studio/parts/photo_crop.js";
+import { SuperclassField } from "/studio/parts/superclass_field.js";
 import { changed } from "/studio/store.js";
-import { duration, t } from "/studio/texts.js";
+import { t } from "/studio/texts.js";
 
 const MOST = 10;
 const ASK_MS = 1500;
 const NAME = /^[\p{L}\p{N}][\p{L}\p{N}._-]{0,59}$/u;
-const OPEN = new Set(["waiting", "training"]);
 
 export function open(room, { go }) {
   const input = h("input", { type: "file", accept: "image/*,.heic,.heif", multiple: true, class: "unseen", tabindex: "-1", "aria-hidden": "true", on: { change: () => add([...input.files]) } });
@@ -18,12 +20,13 @@ export function open(room, { go }) {
   const note = h("p", { class: "help" });
   const wrong = h("div", {});
   const name = h("input", { type: "text", autocomplete: "off", autocapitalize: "none", spellcheck: "false", placeholder: t("teach.name.example"), required: true, maxlength: 60 });
-  const kind = h("input", { type: "text", autocomplete: "off", autocapitalize: "none", placeholder: t("teach.superclass.example"), required: true, maxlength: 60 });
+  const kind = new SuperclassField(() => look());
+  const finding = new MaskFinder(() => crops, () => (kind.known ? kind.value : ""));
   const steps = h("input", { type: "number", min: 10, max: 5000, step: 10 });
   const start = button(t("teach.go"), { sign: "teach", kind: "primary large", type: "submit" });
   const nameField = field(t("teach.name"), name, t("teach.name.help", { name: t("teach.name.example") }));
   const form = h("form", { class: "card teach-form", novalidate: true, on: { submit: (event) => { event.preventDefault(); teach(); } } },
-    nameField, field(t("teach.superclass"), kind, t("teach.superclass.help")),
+    nameField, kind.element,
     h("details", { class: "more" }, h("summary", { text: t("teach.options") }), h("div", {}, field(t("teach.steps"), steps, t("teach.steps.help")))), wrong, start);
   const list = h("ul", { class: "lessons" });
   const lessons = new Map();
@@ -31,13 +34,15 @@ export function open(room, { go }) {
   let timer = null;
   room.append(
     h("div", { class: "room-head" }, h("div", {}, h("h1", { text: t("room.teach") }), h("p", { text: t("teach.words") }))),
-    h("div", { class: "teach" }, h("div", { class: "stack" }, photos, note, input), h("div", { class: "stack" }, form, h("section", { class: "stack", "aria-label": t("teach.list") }, list))),
+    h("div", { class: "teach" }, h("div", { class: "stack" }, photos, note, finding.element, input), h("div", { class: "stack" }, form, h("section", { class: "stack", "aria-label": t("teach.list") }, list))),
   );
   dropZone(room, add);
   name.addEventListener("input", () => { nameField.querySelector(".help").textContent = t("teach.name.help", { name: name.value.trim() || t("teach.name.example") }); });
   connection.addEventListener("online", ask);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
   showPhotos();
+
+  const look = () => finding.later();
 
   function showPhotos() {
     photos.classList.toggle("empty-photos", !crops.length);
@@ -53,18 +58,20 @@ export function open(room, { go }) {
         break;
       }
       try {
-        crops.push(new PhotoCrop(await canvasOf(file), crops.length + 1, leave));
+        crops.push(new PhotoCrop(await canvasOf(file), crops.length + 1, { leave, changed: look }));
       } catch (error) {
         wrong.append(failure(error.message));
       }
       showPhotos();
     }
     input.value = "";
+    look();
   }
 
   function leave(crop) {
     crops.splice(crops.indexOf(crop), 1);
     showPhotos();
+    look();
     adder.focus();
   }
 
@@ -72,13 +79,14 @@ export function open(room, { go }) {
   function fault() {
     if (!crops.length) return [t("teach.few"), adder];
     if (!NAME.test(name.value.trim())) return [t("teach.unnamed"), name];
-    if (!kind.value.trim()) return [t("teach.unclassed"), kind];
+    if (!kind.value) return [t("teach.unclassed"), kind.input];
     return null;
   }
 
   async function teach() {
     wrong.replaceChildren();
-    const missing = fault();
+    const unknown = kind.value ? await kind.ask() : "";
+    const missing = fault() ?? (unknown ? [unknown, kind.input] : null);
     if (missing) {
       wrong.replaceChildren(failure(missing[0]));
       missing[1].focus();
@@ -88,9 +96,11 @@ export function open(room, { go }) {
     try {
       const pictures = await Promise.all(crops.map((crop, place) => crop.file(`${place + 1}.png`)));
       const word = name.value.trim();
-      await upload("/api/trainings", { pictures, superclass: kind.value.trim(), name: word, token: `<${word}>`, options: steps.value ? JSON.stringify({ steps: Number(steps.value) }) : undefined });
+      const masks = await finding.files();
+      await upload("/api/trainings", { pictures, masks, superclass: kind.value, name: word, token: `<${word}>`, options: steps.value ? JSON.stringify({ steps: Number(steps.value) }) : undefined });
       crops.length = 0;
       showPhotos();
+      look();
       name.value = "";
       await ask();
       list.scrollIntoView({ block: "nearest", behavior: "smooth" });
@@ -115,66 +125,39 @@ export function open(room, { go }) {
     for (const [id, lesson] of lessons) if (!ids.has(id)) { lesson.element.remove(); lessons.delete(id); }
     if (!states.length) list.replaceChildren(h("li", { class: "muted", text: t("teach.none") }));
     else list.replaceChildren(...states.map(({ id }) => lessons.get(id).element));
-    if (!document.hidden && states.some(({ state }) => OPEN.has(state))) timer = setTimeout(ask, ASK_MS);
+    if (!document.hidden && states.some(isOpen)) timer = setTimeout(ask, ASK_MS);
   }
 
   function show(state) {
     let lesson = lessons.get(state.id);
-    if (!lesson) lessons.set(state.id, lesson = new Lesson(go, (id) => stop(id)));
-    const ended = lesson.state && OPEN.has(lesson.state) && !OPEN.has(state.state);
+    if (!lesson) lessons.set(state.id, lesson = new Lesson({ draw: (word) => go("draw", { action: "insert", word }), stop, goOn, away }));
+    const ended = lesson.facts && isOpen(lesson.facts) && !isOpen(state);
     lesson.show(state);
     if (ended && state.state === "done") changed("concepts").then(() => notify(t("concepts.added", { word: lesson.word })), () => {});
   }
 
-  async function stop(id) {
+  /** Do something to a lesson, say what went wrong, and look at all of them again. */
+  async function act(deed) {
     try {
-      await remove(`/api/trainings/${id}`);
+      await deed();
     } catch (error) {
       notify(error.message, { bad: true });
     }
     await ask();
   }
 
+  const stop = ({ id }) => act(() => remove(`/api/trainings/${id}`));
+
+  const goOn = ({ id }) => act(() => post(`/api/trainings/${id}/continue`, {}));
+
+  /** The lesson goes, and its concept with it; the concept can come back. */
+  const away = ({ id, concept, name: called }) => act(async () => {
+    await remove(`/api/trainings/${id}`);
+    if (!concept) return;
+    const { undo } = await remove(`/api/concepts/${encodeURIComponent(concept)}`);
+    await changed("concepts");
+    notify(t("concepts.deleted", { word: `<${called}>` }), { action: { words: t("undo"), on: () => act(async () => { await post(`/api/concepts/undo/${undo}`); await changed("concepts"); }) } });
+  });
+
   return { enter: ask };
-}
-
-/** One training, from its photos to its word. */
-class Lesson {
-  constructor(go, stop) {
-    this.go = go;
-    this.stop = stop;
-    this.title = h("h2", {});
-    this.words = h("p", { class: "muted" });
-    this.bar = h("div", {});
-    this.progress = h("div", { class: "progress", role: "progressbar", "aria-label": t("job.progress"), "aria-valuemin": 0, "aria-valuemax": 100 }, this.bar);
-    this.sheet = h("div", { class: "sheet" });
-    this.foot = h("div", { class: "row" });
-    this.element = h("li", { class: "card lesson" }, h("div", {}, this.title, this.words), this.progress, this.sheet, this.foot);
-  }
-
-  show(training) {
-    const { id, state, step, total, loss, seconds_left: left, error, superclass } = training;
-    const open = OPEN.has(state);
-    this.word = `<${training.concept ?? training.name}>`;
-    this.title.textContent = superclass ? `${this.word} · ${superclass}` : this.word;
-    const parts = [t(`teach.state.${state}`)];
-    if (open && step) parts.push(t("teach.step", { step, total }), left ? t("job.left", { time: duration(left) }) : null, Number.isFinite(loss) ? t("teach.loss", { loss: loss.toFixed(4) }) : null);
-    this.words.textContent = error && !open ? `${parts[0]}. ${error}` : parts.filter(Boolean).join(" · ");
-    this.words.classList.toggle("failure", state === "failed");
-    this.progress.hidden = !open;
-    const share = total ? step / total : 0;
-    this.bar.style.transform = `scaleX(${share})`;
-    this.progress.setAttribute("aria-valuenow", Math.round(share * 100));
-    this.showSheet(training.sheet);
-    if (state !== this.state) {
-      this.foot.replaceChildren(state === "done" ? button(t("teach.draw", { word: this.word }), { sign: "draw", kind: "primary", on: () => this.go("draw", { action: "insert", word: this.word }) }) : "",
-        open ? button(t("teach.stop"), { sign: "close", on: () => this.stop(id) }) : button(t("teach.away"), { sign: "bin", kind: "text", on: () => this.stop(id) }));
-    }
-    this.state = state;
-  }
-
-  /** The sheet that the training draws at its end. */
-  showSheet(sheet) {
-    if (sheet && !this.sheet.children.length) this.sheet.append(h("a", { href: sheet, target: "_blank", rel: "noopener" }, h("img", { src: sheet, alt: t("teach.sheet", { word: this.word }), loading: "lazy" })));
-  }
 }
