@@ -5,6 +5,7 @@ keeps a picture of each, as docs/studio.md shows them. It needs Chromium or a ki
 """
 
 import argparse
+import io
 import statistics
 import sys
 import tempfile
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
@@ -29,7 +32,9 @@ PROMPTS = (
     "a photo of a <pink-cake> in a forest", "a photo of a <pink-cake> on a beach",
 )  # fmt: skip
 PAINTS = 5
-PHOTOS = Path(__file__).parents[1] / "examples" / "subjects" / "tuxedo-cat"
+SUBJECTS = Path(__file__).parents[1] / "examples" / "subjects"
+PHOTOS, LESSON = SUBJECTS / "tuxedo-cat", SUBJECTS / "pink-mushroom"
+QUALITY = 72  # of the pictures that are kept, WebP
 PATIENCE = 300_000  # milliseconds
 
 
@@ -37,13 +42,16 @@ def main() -> int:
     """Measure, print and record."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--pictures", type=Path, metavar="DIR", help="keep a picture of every room here")
+    given.add_argument(
+        "--steps", type=int, default=400, help="of the lesson that is shown (default: %(default)s)"
+    )
     given.add_argument("--short", action="store_true", help="no record")
     args = given.parse_args()
     if browser_path() is None:
         print("skipped: there is no browser on this machine")
         return 0
     with opened() as (browser, server):
-        fill(browser, server)
+        fill(browser, server, args.steps)
         row = {"what": "page", **loading(browser, server)}
         rows = [row, *(looked_at(browser, server, look, args.pictures) for look in LOOKS)]
     print(*rows, sep="\n")
@@ -76,8 +84,8 @@ def new_page(browser: Any, **options: Any) -> Any:
     return page
 
 
-def fill(browser: Any, server: Server) -> None:
-    """Draw what the rooms show."""
+def fill(browser: Any, server: Server, steps: int) -> None:
+    """Draw and teach what the rooms show."""
     page = new_page(browser)
     page.goto(f"{server.address}/#draw")
     for number, prompt in enumerate(PROMPTS):
@@ -85,6 +93,14 @@ def fill(browser: Any, server: Server) -> None:
         page.get_by_label("Seed", exact=True).fill(str(3 + number))
         page.get_by_role("button", name="Draw", exact=True).click()
         page.locator(".filmstrip li.done").nth(number).wait_for()
+    page.goto(f"{server.address}/#teach")
+    page.locator(".teach input[type=file]").first.set_input_files(sorted(LESSON.glob("*.png"))[:5])
+    page.get_by_label("Name").fill("my-mushroom")
+    page.get_by_label("What kind of thing it is").fill("mushroom")
+    page.get_by_text("Options", exact=True).click()
+    page.get_by_label("Steps").fill(str(steps))
+    page.get_by_role("button", name="Teach", exact=True).click()
+    page.get_by_role("button", name="Draw with <my-mushroom>").wait_for()
     page.close()
 
 
@@ -120,8 +136,7 @@ def looked_at(browser: Any, server: Server, look: str, pictures: Path | None) ->
         prepare(page, room, look)
         page.wait_for_load_state("networkidle")
         if pictures is not None:
-            pictures.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=pictures / f"{room}-{look}.png")
+            keep(page, pictures / f"studio-{room}-{look}.webp")
         violations += len(Axe().run(page).response["violations"])
         if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
             wide.append(room)
@@ -129,22 +144,39 @@ def looked_at(browser: Any, server: Server, look: str, pictures: Path | None) ->
     return {"what": look, "rooms": len(ROOMS), "violations": violations, "too_wide": wide}
 
 
+def keep(page: Any, path: Path) -> None:
+    """A picture of the page, small enough for a repository."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        picture.convert("RGB").save(path, "WEBP", quality=QUALITY, method=6)
+
+
 def prepare(page: Any, room: str, look: str) -> None:
-    """Put something into a room that is empty at first; a grid is drawn in one look alone, since it takes a while."""
+    """Put something into a room that is empty at first."""
     if room == "draw":
         page.get_by_label("What is to be drawn").fill(PROMPTS[-1])
         page.locator(".stage-large[data-state=done]").wait_for()
-        page.locator(".concept-panel summary").first.click()
+        if look == "light":
+            page.locator(".concept-panel summary").first.click()
     elif room == "teach":
-        page.locator("input[type=file]").set_input_files(sorted(PHOTOS.glob("*.png"))[:5])
+        page.locator(".teach input[type=file]").first.set_input_files(sorted(PHOTOS.glob("*.png"))[:5])
         page.locator(".photo").nth(4).wait_for()
         page.get_by_label("Name").fill("my-cat")
         page.get_by_label("What kind of thing it is").fill("cat")
-    elif room == "explore" and look == "light":
-        page.get_by_label("Concept", exact=True).select_option("<pink-cake>")
-        page.get_by_label("Seed").fill("6")
+        page.get_by_text("The bright part was found").wait_for()
+        page.locator(".sheet img").wait_for()
+    elif room == "explore":
+        page.get_by_label("Concept", exact=True).select_option("<my-mushroom>")
+        page.get_by_label("Seed", exact=True).fill("6")
+        if look != "light":
+            page.get_by_role("group", name="Down").get_by_label("Setting").select_option("")
+        page.get_by_text("Compare with the photos").wait_for(state="attached")
         page.get_by_role("button", name="Draw the grid").click()
-        page.get_by_text("15 of 15 drawn").wait_for()
+        page.get_by_role("heading", name="Likeness and faith").wait_for()
+        if look == "phone":
+            page.locator(".grids").scroll_into_view_if_needed()
+    elif room == "concepts":
+        page.locator(".concept-face img").nth(3).wait_for()
 
 
 if __name__ == "__main__":

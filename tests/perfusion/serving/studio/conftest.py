@@ -177,6 +177,21 @@ def draw():
     return draw
 
 
+@pytest.fixture
+def check_axe():
+    """Fails where axe finds a fault in the page as it is now, or where it is wider than the screen."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def check_axe(page, state):
+        page.evaluate("Promise.all(document.getAnimations().map(({ finished }) => finished.catch(() => {})))")
+        violations = axe.run(page).response["violations"]
+        faults = [(each["id"], [node["html"] for node in each["nodes"]]) for each in violations]
+        assert faults == [], state
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), state
+
+    return check_axe
+
+
 def drawn_after(page, job: str) -> str:
     """The address of the first picture of the job that follows another one on the stage."""
     picture = page.locator(f".stage-large[data-state=done]:not([data-job='{job}']) .tile img").first

@@ -165,7 +165,7 @@ def test_only_the_painted_part_of_a_picture_is_drawn_anew(page, draw):
     mask = page.get_by_label("The part that is drawn anew; paint it with the pointer")
     mask.scroll_into_view_if_needed()
     area = mask.bounding_box()
-    page.get_by_label("Brush").fill("0.3")
+    page.get_by_label("Brush", exact=True).fill("0.3")
     page.mouse.move(area["x"] + area["width"] * 0.85, area["y"] + 2)
     page.mouse.down()
     page.mouse.move(area["x"] + area["width"] * 0.85, area["y"] + area["height"] - 2, steps=5)
@@ -174,6 +174,31 @@ def test_only_the_painted_part_of_a_picture_is_drawn_anew(page, draw):
     second = np.asarray(Image.open(io.BytesIO(fetch(page, draw(page, "a green tree at night", Seed=8)))), int)
     difference = np.abs(second - first).mean(axis=(0, 2))
     assert 3 * difference[:64].mean() < difference[-32:].mean()
+
+
+def test_a_mask_is_painted_taken_back_and_turned_round_by_keyboard(page, draw):
+    draw(page, "a red mug", Seed=4)
+    page.locator(".stage").get_by_role("button", name="Draw over it").click()
+    mask = page.get_by_label("The part that is drawn anew")
+    painted = """(canvas) => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      let count = 0;
+      for (let place = 3; place < data.length; place += 4) count += data[place] > 127;
+      return count / canvas.width / canvas.height;
+    }"""
+    mask.press("Space")
+    once = mask.evaluate(painted)
+    assert 0.005 < once < 0.03
+    for _ in range(6):
+        mask.press("ArrowRight")
+    mask.press("Space")
+    assert mask.evaluate(painted) == pytest.approx(2 * once, rel=0.1)
+    mask.press("Control+z")
+    assert mask.evaluate(painted) == once
+    page.get_by_role("button", name="Other way round").click()
+    assert mask.evaluate(painted) == pytest.approx(1 - once, abs=0.01)
+    page.get_by_role("button", name="Nothing painted").click()
+    assert mask.evaluate(painted) == 0
 
 
 def test_an_empty_prompt_and_a_size_that_cannot_be_are_said_where_they_happen(page):

@@ -7,11 +7,12 @@ from PIL import Image
 
 from perfusion.concept.concept_file import Concept
 from perfusion.embedded import bundle_path
-from tests.perfusion.serving.studio.conftest import drawn_after
+from tests.perfusion.serving.studio.conftest import ROOT, drawn_after
 
 expect = pytest.importorskip("playwright.sync_api").expect
 pytestmark = pytest.mark.browser
 
+CAKES = sorted((ROOT / "examples" / "subjects" / "pink-cake").glob("*.png"))
 SAMPLES = bundle_path() / "concepts"
 
 
@@ -138,3 +139,29 @@ def test_a_cell_of_the_grid_becomes_the_concept_s_usual_setting(open_page, start
     expect(page.locator(".cell.usual")).to_have_count(1)
     page.goto(f"{server.address}/#concepts")
     expect(card(page, "<gold-hat>")).to_contain_text("Bias 0.50")
+
+
+def test_settings_are_measured_against_photos_and_the_recommended_one_is_marked(
+    open_page, start_server, drop, check_axe
+):
+    page = open_page(start_server(), "explore")
+    page.get_by_label("Concept", exact=True).select_option("<pink-cake>")
+    across, down = page.get_by_role("group", name="Across"), page.get_by_role("group", name="Down")
+    across.get_by_label("Cells").fill("3")
+    down.get_by_label("Setting").select_option("")
+    page.get_by_label("Seed", exact=True).fill("6")
+    page.get_by_text("Which settings are best?").click()
+    drop(page.locator(".explore details"), *CAKES[:3])
+    expect(page.locator(".thumbs li")).to_have_count(3)
+    page.get_by_role("button", name="Leave photo 3 out").click()
+    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_role("heading", name="Likeness and faith").wait_for()
+    expect(page.locator(".plot-dot")).to_have_count(3)
+    assert page.locator(".cell.on-front").count() >= 1
+    check_axe(page, "a front")
+    sentence = page.locator(".front-plot .muted").inner_text()
+    if page.locator(".cell.recommended").count():
+        bias = page.locator(".cell.recommended").get_attribute("aria-label").partition(",")[0]
+        assert sentence == f"Recommended: {bias}."
+    else:
+        assert sentence.startswith("None is recommended")
