@@ -38,6 +38,9 @@ class DevicePlan:
     shapes: Mapping[str, tuple[ShapeRange, ...]]  # an engine's shape ranges by graph; empty without engines
     resolution: int | None  # width and height to build engines for; None: the bundle's own
     memory: MemoryPlan
+    tokens: (
+        tuple[int, ...] | None
+    )  # of one reading, to build engines for; None: those of a prompt of one part
     latency: Latency | None  # None where the device's speed is not known
     built_here: bool = False  # whether the machine that asks is such a device
 
@@ -56,6 +59,8 @@ class DevicePlan:
         size = f" --resolution {side}" if side is not None else ""
         counts = _engine_readings(memory.size)
         readings = f" --readings {','.join(map(str, counts))}" if counts != (1, 2) else ""
+        if self.tokens is not None:
+            readings += f" --tokens {','.join(map(str, self.tokens))}"
         script = " --script" if self.engine == "trt" and not self.built_here else ""
         return (
             f"perfusion-export {source} --engine {self.engine} --device {self.profile.name}{size} "
@@ -102,6 +107,7 @@ def plan_device(
         shapes={} if engine == "onnx" else _shapes(bundle, resolution, memory),
         resolution=resolution,
         memory=memory,
+        tokens=_engine_tokens(bundle, size),
         latency=latency,
         built_here=here,
     )
@@ -142,6 +148,7 @@ def _shapes(bundle: Bundle, resolution: int | None, memory: MemoryPlan) -> dict[
         concepts=size.concepts,
         resolution=resolution,
         readings=_engine_readings(size),
+        tokens=_engine_tokens(bundle, size),
         tile=memory.tile,
     )
     return {name: shape_ranges_of(name, bundle, options) for name in graph_facts(bundle)}
@@ -150,3 +157,9 @@ def _shapes(bundle: Bundle, resolution: int | None, memory: MemoryPlan) -> dict[
 def _engine_readings(size: CallSize) -> tuple[int, ...]:
     """For how many readings engines are built: for the usual one and two, and for all up to what is planned."""
     return tuple(range(1, max(2, size.readings) + 1))
+
+
+def _engine_tokens(bundle: Bundle, size: CallSize) -> tuple[int, ...] | None:
+    """For how many tokens of one reading: for all parts up to what is planned."""
+    part, tokens = bundle.text_encoder.context_length, size.tokens // size.readings
+    return tuple(range(part, tokens + 1, part)) if tokens > part else None

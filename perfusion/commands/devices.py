@@ -43,7 +43,10 @@ def _parser() -> argparse.ArgumentParser:
         subcommands[name].add_argument("--json", action="store_true", help="print JSON")
     for name in ("doctor", "plan", "service"):
         subcommands[name].add_argument(
-            "--bundle", type=Path, metavar="BUNDLE", help="a bundle's folder; by default the embedded model's"
+            "--bundle",
+            type=Path,
+            metavar="BUNDLE",
+            help="a bundle's folder, or its name on the hub; by default the embedded model's",
         )
     for name in ("plan", "service"):
         _add_size(subcommands[name])
@@ -73,6 +76,10 @@ def _add_size(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--readings", type=int, default=1, metavar="N",
         help="things of a prompt with regions of their own, each of which reads it once (1)",
+    )  # fmt: skip
+    action.add_argument(
+        "--tokens", type=int, metavar="N",
+        help="of one reading: 77 for a prompt of one part, 154 for one of two (one part)",
     )  # fmt: skip
     action.add_argument("--image", action="store_true", help="count a picture to draw over")
 
@@ -196,7 +203,8 @@ def _planned(args: argparse.Namespace) -> DevicePlan:
         raise DeviceError("No profile describes this machine. Name one with --device; `list` has them all.")
     bundle = read_bundle(_bundle_folder(args.bundle), verify=False)
     usual = bundle.usual_call
-    text = {"readings": args.readings, "tokens": args.readings * usual.tokens}
+    tokens = usual.tokens if args.tokens is None else args.tokens
+    text = {"readings": args.readings, "tokens": args.readings * tokens}
     size = replace(usual, batch=args.batch, concepts=args.concepts, image=args.image, **text)
     if args.resolution is not None:
         size = replace(size, width=args.resolution, height=args.resolution)
@@ -223,11 +231,10 @@ def _plan_rows(plan: DevicePlan) -> list[tuple[str, str]]:
 
 
 def _bundle_folder(folder: Path | None) -> Path:
-    if folder is not None:
-        return folder
     from perfusion.embedded import bundle_path
+    from perfusion.hub import local_bundle
 
-    return bundle_path()
+    return bundle_path() if folder is None else local_bundle(folder)
 
 
 def _profile_facts(profile: DeviceProfile) -> dict[str, Any]:

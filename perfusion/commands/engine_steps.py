@@ -188,6 +188,7 @@ def _planned(
     from perfusion.devices.planning.device_plan import fitting_batches
 
     size = _call_size(bundle, shapes.resolution, shapes.concepts)
+    size = replace(size, tokens=max((size.tokens, *(shapes.tokens or ()))))
     batches, memory = fitting_batches(bundle, profile, size, shapes.batches)
     if not memory.fits:
         _log.warning("%s: %s", profile.title, memory.explain())

@@ -19,6 +19,7 @@ from perfusion.bundle.graph_io import graph_io_of
 from perfusion.errors import DeviceError, RequestError
 from perfusion.runtime.compute.binding import CHANGING
 from perfusion.runtime.compute.residency import free_memory
+from perfusion.shell import quoted
 from perfusion.tensorrt.cuda import Cuda
 from perfusion.tensorrt.deserialise import make_runtime
 from perfusion.tensorrt.driver import query_driver
@@ -64,6 +65,7 @@ class TensorRTBackend:
         self._graph_io = graph_io_of(bundle)
         self._downscale, self._tokens = bundle.decoder.downscale, bundle.text_encoder.context_length
         self._has_regions = bundle.has_regions
+        self._build = f"perfusion-export --bundle {quoted(bundle.folder)} --engine {flavour}"
         self._engines = _engines(bundle, flavour, self._trt)
         self._whole = {engines[0].file for engines in self._engines.values()}  # whose checksums were compared
         self._runtime, self._logger = make_runtime(self._trt)
@@ -88,8 +90,8 @@ class TensorRTBackend:
         if _choose(unets, latents) is None or not _decodes(self._engines["vae_decoder"], latents):
             raise RequestError(
                 f"A picture of {size.width} × {size.height} pixels was asked for, and the engines of this bundle draw "
-                f"{self._drawn()}. Choose such a size, build engines for this one with perfusion-export --engine "
-                f"{self.provider} --resolution {max(size.width, size.height)}, or use the provider 'cuda' or 'cpu'."
+                f"{self._drawn()}. Choose such a size, build engines for this one with {self._build} --resolution "
+                f"{max(size.width, size.height)}, or use the provider 'cuda' or 'cpu'."
             )
         if _choose(unets, {**latents, **text, "concepts": concepts}) is None:
             slots = max(
@@ -98,14 +100,14 @@ class TensorRTBackend:
             )
             raise RequestError(
                 f"{concepts} rows of concepts are used at once, and the engines have slots for {slots}. Use fewer "
-                f"concepts at once, build engines with perfusion-export --concepts {concepts}, or use the provider "
-                "'cuda' or 'cpu'."
+                f"concepts at once, build engines with {self._build} --concepts {concepts}, or use the provider 'cuda' "
+                "or 'cpu'."
             )
 
     def _no_text(self, size: CallSize) -> str:
         """Why no engine takes a prompt of so many readings and tokens, and what to do."""
         tokens = size.tokens // size.readings
-        build = f"perfusion-export --engine {self.provider} --readings {size.readings} --tokens {tokens}"
+        build = f"{self._build} --readings {size.readings} --tokens {tokens}"
         what = f"read in {tokens // self._tokens} parts, together {tokens} tokens"
         if size.readings == 1:
             shorter = f"Shorten it to {self._tokens - 2} tokens"

@@ -123,6 +123,16 @@ def test_plan_counts_the_readings_of_a_prompt(capsys):
     assert "with 3 readings of each prompt" in three["explanation"]
 
 
+def test_plan_counts_the_parts_of_a_long_prompt(capsys):
+    short, long = (
+        answer(capsys, "plan", "--device", "rtx-3060", *words) for words in ((), ("--tokens", "154"))
+    )
+    assert "--tokens" not in short["export"]
+    assert "--tokens 77,154" in long["export"]
+    assert [profile["tokens"][0] for profile in long["profiles"]["unet"]] == [77, 154, 154, 308]
+    assert long["peak"] > short["peak"]
+
+
 @pytest.mark.parametrize("readings", ["0", "-1"])
 def test_plan_refuses_readings_that_no_prompt_has(capsys, readings):
     assert main(["plan", "--readings", readings]) == 1

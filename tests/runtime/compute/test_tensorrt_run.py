@@ -650,14 +650,23 @@ def store(
     names=("text_encoder", "unet", "vae_decoder"),
     side=8,
     slots=4,
+    texts=((1, 77),),
 ):
-    """Engines of the pretended TensorRT where real ones would lie, for latents of `side` by `side`."""
+    """Engines of the pretended TensorRT where real ones would lie, for latents of `side` by `side`.
+
+    `texts`: pairs of readings, and tokens of all of them, that the UNet's engine takes.
+    """
     facts = graph_facts(read_bundle(folder, verify=False))
     sizes = {**SIZES, "height": (side,) * 3, "width": (side,) * 3, "concepts": (slots,) * 3}
     picture = {"picture_height": (4 * side,) * 3, "picture_width": (4 * side,) * 3}
     for name in names:
         shape_ranges = {
-            "text_encoder": [{**sizes, **batch(1)}], "unet": [{**sizes, **batch(2)}, {**sizes, **batch(4)}],
+            "text_encoder": [{**sizes, **batch(1)}],
+            "unet": [
+                {**sizes, **batch(rows), "regions": (readings,) * 3, "tokens": (tokens,) * 3}
+                for readings, tokens in texts
+                for rows in (2, 4)
+            ],
         }.get(name, [{**sizes, **batch(1), **picture}])  # fmt: skip
         plan = json.dumps({"onnx": str(folder / facts[name].file), "shape_ranges": shape_ranges}).encode()
         key = EngineKey(
@@ -704,6 +713,38 @@ def test_a_decoder_built_for_tiles_decodes_larger_pictures_in_them(equipped):
     engines.close()
 
 
+LONG = "a red cat on a beach with a blue dog " * 9
+"""More than 75 tokens, fewer than 150."""
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [[((1, 77), (1, 154), (2, 308))], [((1, 77),), ((1, 154),), ((2, 308),)]],
+    ids=["one engine", "an engine for each"],
+)
+def test_long_prompts_are_drawn_by_engines_that_were_built_for_them(equipped, make_concept, stored):
+    """Short and long ones in a batch, long negative prompts, a concept in the second part, regions of two parts."""
+    folder, driver = equipped
+    for texts in stored:
+        store(folder, texts=texts)
+    pictures = {}
+    for provider in ("cpu", "trt"):
+        with DrawingRuntime(folder, provider=provider, threads=1, batch_size=2) as runtime:
+            runtime.load_concept(make_concept())
+            call = {"num_inference_steps": 2, "guidance_scale": 4.0}
+            pictures[provider] = [
+                *runtime.generate(["a cat", LONG, f"{LONG} and a <cat>"], seed=[0, 1, 2], **call),
+                runtime.generate("a cat", negative_prompt=LONG, **call),
+                runtime.generate(LONG, negative_prompt="a cat", **call),
+                runtime.generate(f"a {{cat}} and a {{dog}} and {LONG}", **call),
+            ]
+    short, long, *_ = pictures["cpu"]
+    assert np.abs(pixels(short) - pixels(long)).max() > 8, "prompts that hardly show would prove nothing"
+    for ours, theirs in zip(pictures["trt"], pictures["cpu"], strict=True):
+        assert np.abs(pixels(ours) - pixels(theirs)).max() <= 1
+    assert not driver.live
+
+
 @pytest.mark.parametrize("order", [(8, 12), (12, 8)])
 def test_each_picture_is_drawn_by_the_engines_of_its_size(equipped, order):
     """With engines for two sizes in one bundle, whichever was built first and whichever is open."""
@@ -736,12 +777,12 @@ def test_what_no_engine_takes_is_refused_before_anything_is_computed(equipped, m
             (
                 "a cat",
                 40,
-                r"40 × 40 pixels.*draw 32 × 32 or 48 × 48\. Choose.*--engine trt --resolution 40.*'cpu'",
+                r"40 × 40 pixels.*draw 32 × 32 or 48 × 48\. Choose.*--bundle \S+ --engine trt --resolution 40.*'cpu'",
             ),
             (
                 "a cat " * 60,
                 32,
-                r"read in 2 parts, together 154 tokens, and no engine.*Shorten it to 75 .*--readings 1 --tokens 154",
+                r"read in 2 parts.*Shorten it to 75 .*--bundle \S+ --engine trt --readings 1 --tokens 154",
             ),
             (
                 "a {cat} and a {dog}",
