@@ -16,11 +16,11 @@ from PIL import Image
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.prompt_syntax import DEFAULT_SYNTAX, ParsedPrompt, parse_prompt
 from perfusion.concept.regions import Region
-from perfusion.concept.settings import OFF
+from perfusion.concept.settings import OFF, SETTINGS
 from perfusion.concept.things import read_marks
 from perfusion.errors import RequestError
-from perfusion.files import writing
 from perfusion.picture_input import mask_of, open_picture
+from perfusion.runtime.picture_settings import save, settings_of
 from perfusion.sweep.ranges import Setting
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Job:
 
 
 class Drawings:
-    """Pictures in a folder, found again by all that decides how they look.
+    """Pictures in a folder, found again by all that decides how they look. Each file says how it was drawn.
 
     Args:
         folder: made when the first picture is kept.
@@ -129,8 +129,12 @@ class Drawings:
 
     def _keep(self, job: Job, picture: Image.Image) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with writing(self._path(job)) as file:
-            picture.save(file, "PNG")
+        numbers = {name: getattr(job.setting or OFF, name) for name in SETTINGS}
+        settings = settings_of(
+            self._runtime, job.prompt, job.seed, exact=False, lock=job.setting and job.setting.lock,
+            concept_settings=dict.fromkeys(self._runtime.concepts, numbers), **self._options,
+        )  # fmt: skip
+        save(picture, self._path(job), settings)
 
     def _path(self, job: Job) -> Path:
         facts = {

@@ -33,6 +33,12 @@ class NotingRuntime:
         return [Image.new("RGB", (16, 16), (n & 255, n >> 8 & 255, n >> 16 & 255)) for n in shades]
 
 
+@pytest.fixture(autouse=True)
+def untold(monkeypatch):
+    """Pictures without their settings, which such a runtime cannot tell."""
+    monkeypatch.setattr("perfusion.sweep.drawing.settings_of", lambda *_, **__: None)
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "bundle.json").write_text("{}")
