@@ -141,19 +141,20 @@ def test_a_lora_is_added_to_the_weights_whatever_its_layout(plain, tmp_path, lay
     assert fused.fingerprint != plain.fingerprint
 
 
-def test_diffusers_with_peft_fuses_to_the_same_unet(tiny_base, tmp_path):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_diffusers_with_peft_fuses_to_the_same_unet(plain, tmp_path, layout):
     """Its reading of kohya's text encoders loses the attention with newer transformers, so only UNets are compared."""
     pytest.importorskip("peft")
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
-    factors = {key: pair for key, pair in random_factors(tiny_base).items() if key[0] == "unet"}
+    factors = {key: pair for key, pair in random_factors(plain).items() if key[0] == "unet"}
     path = tmp_path / "style.safetensors"
-    safetensors.torch.save_file(kohya(factors, tiny_base), path)
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base.folder, safety_checker=None)
+    safetensors.torch.save_file(LAYOUTS[layout](factors, plain), path)
+    pipeline = DiffusionPipeline.from_pretrained(plain.folder)
     pipeline.load_lora_weights(safetensors.torch.load_file(path))
     pipeline.fuse_lora(lora_scale=0.7)
     pipeline.unload_lora_weights()
-    fused = load_base(tiny_base.folder, options=ModelOptions(loras=(LoRAFile(path=path, scale=0.7),)))
+    fused = load_base(plain.folder, options=ModelOptions(loras=(LoRAFile(path=path, scale=0.7),)))
     for name, weight in fused.unet.state_dict().items():
         assert torch.allclose(weight, pipeline.unet.state_dict()[name], atol=1e-6), name
 
