@@ -10,14 +10,26 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from perfusion.errors import HubError
 from perfusion.files import cache_folder
 
-__all__ = ["HubName", "hub_name", "local_bundle", "local_concept", "local_model", "origin_of"]
+__all__ = [
+    "HubName",
+    "hub_name",
+    "local_bundle",
+    "local_concept",
+    "local_lora",
+    "local_model",
+    "local_settings",
+    "local_shared",
+    "local_vae",
+    "origin_of",
+    "parse_name",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +39,10 @@ _NAME = re.compile(
 )
 _FILES = (".safetensors", ".png", ".json", ".onnx", ".ckpt", ".pt", ".bin")
 _BUNDLE = ("bundle.json", "*.json", "*.onnx", "*.onnx.data", "*.safetensors", "concepts/*")
-_MODEL = ("model_index.json", "perfusion.json", "captions.txt", "*/*.json", "*/*.txt", "*/*.safetensors")
+_INDEX = "model_index.json"
+_SETTINGS = (_INDEX, "perfusion.json", "captions.txt", "*/*.json", "*/*.txt")
+_MODEL = (*_SETTINGS, "*/*.safetensors")
+_VAE = ("config.json", "vae/config.json", "diffusion_pytorch_model*.safetensors", "vae/*.safetensors")
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _VARIANT = re.compile(r"\.(fp16|bf16|fp32)(?=[.-])|(?<=index)\.(fp16|bf16|fp32)(?=\.json)")
 _SPARE = 256 << 20
@@ -54,7 +69,11 @@ def hub_name(name: str | Path) -> HubName | None:
     """
     if Path(name).exists():
         return None
-    text = name.as_posix() if isinstance(name, Path) else name
+    return parse_name(name.as_posix() if isinstance(name, Path) else name)
+
+
+def parse_name(text: str) -> HubName | None:
+    """The same without a look at the disk."""
     match = _NAME.fullmatch(text)
     if match is None or (not match["mark"] and (match["file"] or text.endswith(_FILES))):
         return None
@@ -70,7 +89,29 @@ def local_model(path: str | Path) -> Path:
     name = hub_name(path)
     if name is None:
         return Path(path)
-    return _fetch_file(name) if name.file else _fetch(name, _MODEL)
+    if name.file or not _names(name, [_INDEX]):
+        return _fetch_file(_with_file(name, "models"))
+    return _fetch(name, _MODEL)
+
+
+def local_settings(path: str | Path) -> Path:
+    """The folder of a base model's settings and tokenizers, without its weights."""
+    name = hub_name(path)
+    return Path(path) if name is None else _fetch(name, _SETTINGS)
+
+
+def local_vae(path: str | Path) -> Path:
+    """A VAE's file or folder, or the folder of a model with one."""
+    name = hub_name(path)
+    if name is None:
+        return Path(path)
+    return _fetch_file(name) if name.file else _fetch(name, _VAE)
+
+
+def local_lora(path: str | Path) -> Path:
+    """A LoRA's file: the one that is named, or the only one at the top of its repository."""
+    name = hub_name(path)
+    return Path(path) if name is None else _fetch_file(_with_file(name, "LoRAs"))
 
 
 def local_bundle(path: str | Path) -> Path:
@@ -87,19 +128,29 @@ def local_bundle(path: str | Path) -> Path:
 def local_concept(path: str | Path) -> Path:
     """A concept's file: the one that is named, or the only one at the top of its repository."""
     name = hub_name(path)
-    if name is None:
-        return Path(path)
+    return Path(path) if name is None else _fetch_file(_with_file(name, "concepts", "*.png"))
+
+
+def local_shared(path: str | Path) -> Path:
+    """A bundle's folder or a concept's file, whichever a repository holds."""
+    name = hub_name(path)
+    if name is not None and not name.file and _names(name, _BUNDLE[:1]):
+        return local_bundle(path)
+    return local_concept(path)
+
+
+def _with_file(name: HubName, kind: str, *further: str) -> HubName:
+    """The name with its file: the only .safetensors at the top of the repository, or else of `further` patterns."""
     if name.file:
-        return _fetch_file(name)
-    names = _names(name, ["*.safetensors", "*.png"])
-    concepts = [file for file in names if "/" not in file]
-    files = [file for file in concepts if file.endswith(".safetensors")] or concepts
+        return name
+    names = [file for file in _names(name, ["*.safetensors", *further]) if "/" not in file]
+    files = [file for file in names if file.endswith(".safetensors")] or names
     if len(files) != 1:
         there = ", ".join(files) or "none"
         raise HubError(
-            f"{name} holds {len(files)} files that may be concepts ({there}). Name one: hf://{name}/FILE."
+            f"{name} holds {len(files)} files that may be {kind} ({there}). Name one: hf://{name}/FILE."
         )
-    return _fetch_file(HubName(repo=name.repo, revision=name.revision, file=files[0]))
+    return replace(name, file=files[0])
 
 
 def _fetch_file(name: HubName) -> Path:
@@ -131,9 +182,12 @@ def _fetch(name: HubName, patterns: Sequence[str], place: Path | None = None) ->
     missing = [file for file in files if file.will_download]
     if missing:
         size = sum(file.file_size for file in missing)
-        _check_room(name, size, place)
+        free = _check_room(name, size, place)
         count = f"{len(missing)} file{'s' if len(missing) > 1 else ''}"
-        logger.warning("%s is no path here; fetching %s, %.1f MB, from the hub", name, count, size / 1e6)
+        logger.warning(
+            "%s is no path here; fetching %s, %.1f MB, from the hub; %.0f GB are free",
+            name, count, size / 1e6, free / 1e9,
+        )  # fmt: skip
     names = [file.filename for file in files]
     return Path(_ask(name, allow_patterns=names, local_dir=place))
 
@@ -166,7 +220,7 @@ def _needed(files: Iterable[Any]) -> list[Any]:
 
     def needed(file: str) -> bool:
         part, slash, _ = file.partition("/")
-        if slash and f"{part}/" != "concepts/" and part not in _PARTS and "model_index.json" in names:
+        if slash and f"{part}/" != "concepts/" and part not in _PARTS and _INDEX in names:
             return False
         plain = _VARIANT.sub("", file)
         return plain == file or plain not in names
@@ -174,7 +228,8 @@ def _needed(files: Iterable[Any]) -> list[Any]:
     return [file for file in listed if needed(file.filename)]
 
 
-def _check_room(name: HubName, size: int, place: Path | None) -> None:
+def _check_room(name: HubName, size: int, place: Path | None) -> int:
+    """The bytes that are free where it will lie. Raises `HubError` where they are too few."""
     from huggingface_hub import constants
 
     folder = (place or Path(constants.HF_HUB_CACHE)).absolute()
@@ -185,6 +240,7 @@ def _check_room(name: HubName, size: int, place: Path | None) -> None:
             f"{name}: {size / 1e9:.1f} GB are to be fetched, and {disk} has {free / 1e9:.1f} GB free. Make room, or "
             "set HF_HOME to a larger disk."
         )
+    return free
 
 
 class _UnreachableError(HubError):

@@ -39,7 +39,7 @@ from perfusion.base.single_file import load_single_file
 from perfusion.base.usual_drawing import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, read_own, usual_drawing
 from perfusion.base.vae_file import load_vae
 from perfusion.errors import ModelError
-from perfusion.hub import local_model
+from perfusion.hub import local_lora, local_model, local_settings, local_vae
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -273,8 +273,8 @@ def _distilled(base: BaseModel, distillation: Distillation) -> BaseModel:
 
 def _local(options: ModelOptions) -> ModelOptions:
     """The same with every id on the hub replaced by a path."""
-    loras = tuple(replace(lora, path=local_model(lora.path)) for lora in options.loras)
-    return replace(options, vae=options.vae and local_model(options.vae), loras=loras)
+    loras = tuple(replace(lora, path=local_lora(lora.path)) for lora in options.loras)
+    return replace(options, vae=options.vae and local_vae(options.vae), loras=loras)
 
 
 def _settings_of(
@@ -283,7 +283,11 @@ def _settings_of(
     """The folder of a model's settings: its own, or for a single file the caller's or its family's."""
     if facts is None:
         return folder
-    return config or family_settings(folder, facts.kind, options.prediction or facts.prediction)
+    return (
+        local_settings(config)
+        if config
+        else family_settings(folder, facts.kind, options.prediction or facts.prediction)
+    )
 
 
 def _with_noise(

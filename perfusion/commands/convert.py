@@ -85,8 +85,10 @@ _INVERSION, _CHECKPOINT = ("captions", "gated"), ("position",)
 
 def _convert(args: argparse.Namespace) -> int:
     from perfusion.concept.concept_file import storage_of
+    from perfusion.hub import local_concept
 
     sources = {"--textual-inversion": args.textual_inversion, "--checkpoint": args.checkpoint}
+    args.concept = args.concept and local_concept(args.concept)
     # a concept or a picture may become the card it was, and nothing else what it is made of
     check_outputs([("--output", args.output)], [*sources.items(), ("--captions", args.captions)])
     settings = {name: getattr(args, name) for name in FILE_SETTINGS}

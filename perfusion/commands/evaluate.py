@@ -43,7 +43,12 @@ def _parser() -> argparse.ArgumentParser:
         "--concepts", type=Path, metavar="DIR",
         help="their concept files, named like the folders: red-mug.safetensors for red-mug/ (default: --subjects)",
     )  # fmt: skip
-    add("--bundle", type=Path, metavar="DIR", help="an exported model (default: the embedded pocket model)")
+    add(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="a folder of perfusion-export, or a name on the hub (default: the embedded model)",
+    )
     add(
         "--scorer",
         type=Path,

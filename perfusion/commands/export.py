@@ -18,6 +18,7 @@ from perfusion.commands import Progress, parser, run
 from perfusion.commands.drawing_arguments import at_least_one
 from perfusion.commands.export_report import as_json, as_lines
 from perfusion.errors import ExportError
+from perfusion.hub import local_bundle
 
 if TYPE_CHECKING:
     from perfusion.export import Exported
@@ -240,7 +241,7 @@ def _export(args: argparse.Namespace) -> int:
     target = steps.choose_target(args, profile)
     trt = None if args.script else steps.find_tensorrt(args.engine, target)
     exported = None
-    folder = args.bundle
+    folder = args.bundle and local_bundle(args.bundle)
     if folder is None:
         precision = args.precision or "fp16"
         steps.check_request(args, target, precision)

@@ -78,7 +78,12 @@ def _add_content(add: "Callable[..., object]") -> None:
         help="brackets, BREAK and <lora:name:strength> in prompts are text; without it (word:1.3), ((word)) and [word] "
         "are weights, BREAK begins a new part, and the tag is the strength of a concept",
     )  # fmt: skip
-    add("--bundle", type=Path, metavar="DIR", help="an exported model (default: the embedded pocket model)")
+    add(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="a folder of perfusion-export, or a name on the hub (default: the embedded model)",
+    )
     add(
         "--concept",
         type=concept_argument,

@@ -51,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    path: Path = args.path
+    from perfusion.hub import local_bundle, local_shared
+
+    path: Path = local_shared(args.path)
+    args.bundle = args.bundle and local_bundle(args.bundle)
     if path.name == _MANIFEST and path.is_file():
         path = path.parent
     path = _sample(path, args.bundle)

@@ -116,10 +116,11 @@ def _candidates(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     from perfusion.bundle.reader import read_bundle
     from perfusion.concept.concept_file import Concept
     from perfusion.embedded import bundle_path
+    from perfusion.hub import local_bundle, local_concept
     from perfusion.runtime.picture_settings import concept_hash
 
-    bundle = read_bundle(args.bundle or bundle_path(), verify=False)
-    paths = [bundle.find_concept(path) for path, _ in args.concepts]
+    bundle = read_bundle(local_bundle(args.bundle or bundle_path()), verify=False)
+    paths = [bundle.find_concept(local_concept(path)) for path, _ in args.concepts]
     if args.library is not None:
         if not args.library.is_dir():
             raise RequestError(f"The library {args.library} is no folder, expected one with concept files.")

@@ -41,7 +41,12 @@ def serve_parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def _add_kept(add: Callable[..., object]) -> None:
     """What is drawn with, and what is kept of it."""
-    add("--bundle", type=Path, metavar="DIR", help="an exported bundle (default: the embedded model)")
+    add(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="a folder of perfusion-export, or a name on the hub (default: the embedded model)",
+    )
     add(
         "--library", type=Path, metavar="DIR",
         help="a folder of concept files, where uploads go too; cat.safetensors is the word <cat> "

@@ -18,6 +18,7 @@ from perfusion.commands.region_arguments import add_regions, check_regions, regi
 from perfusion.concept.settings import FILE_SETTINGS, LOCKS, SETTINGS, ConceptSettings
 from perfusion.errors import ModelError, RequestError
 from perfusion.files import cache_folder, writing
+from perfusion.hub import hub_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--prompt", action="append", required=True, dest="prompts", metavar="TEXT", help="(can be repeated)")
     add("--plain-prompts", action="store_true", help="brackets and BREAK in prompts are text, no weights")
-    add("--bundle", type=Path, metavar="DIR", help="an exported model (default: the embedded pocket model)")
+    add(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="a folder of perfusion-export, or a name on the hub (default: the embedded model)",
+    )
     add(
         "--bias", type=_values, metavar="A:B:N",
         help="a number, some (0.5,0.7) or a range of N (default: 0.4:1:7)",
@@ -160,6 +166,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _own_file(runtime: "Runtime", name: str) -> Path:
     """A concept's file, into which something is to be written; not a bundle's sample, which is everybody's."""
+    if hub_name(name):
+        raise RequestError(
+            f"{name} lies on the hub. Fetch its file, and give --choose with that; then share it again."
+        )
     path = runtime.bundle.find_concept(name)
     if path.resolve().is_relative_to(runtime.bundle.folder.resolve()):
         raise RequestError(

@@ -34,6 +34,7 @@ from perfusion.diffusers.parts import base_of, check_processors, check_same_part
 from perfusion.diffusers.prompts import PromptReader
 from perfusion.diffusers.rows import PromptRows
 from perfusion.errors import ConceptError, ModelError
+from perfusion.hub import local_concept
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -145,7 +146,7 @@ class AppliedConcepts:
         token: str | None = None,
         **settings: Unpack[SettingChanges],
     ) -> Concept:
-        """One concept more; `token` gives it another word, `settings` are as in `set`.
+        """One concept more, also by its name on the hub; `token` gives it another word, `settings` are as in `set`.
 
         Raises:
             ConceptError: a broken file, a concept of another base model, a token that is taken.
@@ -153,7 +154,7 @@ class AppliedConcepts:
             ModelError: the concepts have been removed.
         """
         self._check_applied()
-        loaded = concept if isinstance(concept, Concept) else Concept.load(concept)
+        loaded = concept if isinstance(concept, Concept) else Concept.load(local_concept(concept))
         if token is not None:
             loaded = replace(loaded, token=token)
         if any(reader.knows(loaded.token) for reader in self._readers):

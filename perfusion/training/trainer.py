@@ -20,6 +20,7 @@ from perfusion.base.base_model import BaseModel
 from perfusion.base.model_options import ModelOptions
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
+from perfusion.hub import origin_of
 from perfusion.judging.scorer import Scorer
 from perfusion.judging.selection import Selection
 from perfusion.training.config import TrainingConfig
@@ -282,6 +283,8 @@ class _Keeper:
             "steps": str(steps), "seed": str(self.config.seed), "pictures": str(self.pictures),
             "batch_size": str(self.config.batch_size),
         }  # fmt: skip
+        origin = origin_of(self.base.folder)
+        facts |= {} if origin is None else {"base_model": origin}
         return as_concept(self.base, run.edit, self.super_encoding, self.config, facts)
 
 

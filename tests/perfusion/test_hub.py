@@ -1,9 +1,5 @@
 """Names on the hub, asked of a hub on loopback by huggingface_hub itself, in processes of their own."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +8,7 @@ import pytest
 from perfusion.errors import ConceptError, HubError
 from perfusion.hub import HubName, hub_name, origin_of
 from perfusion.runtime import Runtime
-from tests.perfusion.hub_endpoint import COMMIT, serving
-
-ROOT = Path(__file__).parents[2]
+from tests.perfusion.hub_endpoint import COMMIT, run_beside, serving
 
 
 @pytest.mark.parametrize(
@@ -81,26 +75,17 @@ REPOSITORIES = {
         "tokenizer/merges.txt": b"m", "big.safetensors": b"all",
     },
     "me/secret": {"cat.safetensors": b"hidden"},
+    "me/vae": {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"v", "diffusion_pytorch_model.bin": b"p"},
+    "me/lora": {"README.md": b"", "pytorch_lora_weights.safetensors": b"lora", "image.png": b"picture"},
+    "me/file": {"all-in-one.safetensors": b"checkpoint"},
 }  # fmt: skip
 
 
 def ask(endpoint: str, home: Path, *names: tuple[str, str], **env: str) -> tuple[list[str], str]:
     """What the names are here, and what was said on stderr."""
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(names)],
-        cwd=home,
-        env=os.environ
-        | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "hf"), "PERFUSION_CACHE": str(home / "cache")}
-        | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT)}
-        | env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    answers: list[str] = json.loads(done.stdout)
-    return answers, done.stderr
+    answers: list[str]
+    answers, said = run_beside(endpoint, home, CODE, names, **env)
+    return answers, said
 
 
 def files_below(folder: str) -> dict[str, bytes]:
@@ -116,6 +101,8 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     names = [
         ("bundle", "me/bundle"), ("concept", "me/cat@main"), ("model", "me/model"), ("concept", "me/two"),
         ("model", "hf://me/model/big.safetensors"), ("concept", "me/secret"), ("model", "me/nothing"),
+        ("vae", "me/vae"), ("lora", "me/lora"), ("model", "me/file"), ("settings", "me/model@v1"), ("model", "me/two"),
+        ("shared", "me/bundle"), ("shared", "me/cat"),
     ]  # fmt: skip
     with serving(REPOSITORIES, private={"me/secret"}) as (endpoint, requests):
         answers, said = ask(endpoint, home, *names)
@@ -151,6 +138,29 @@ def test_of_a_model_only_what_is_needed_is_fetched(fetched):
     }  # fmt: skip
     assert origin_of(Path(folder)) == f"me/model@{COMMIT}"
     assert Path(fetched["answers"][4]).read_bytes() == b"all"
+
+
+def test_a_vae_a_lora_and_a_model_of_one_file_are_found_in_repositories_of_their_own(fetched):
+    vae, lora, file, settings, two = fetched["answers"][7:12]
+    assert files_below(vae) == {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"v"}
+    assert Path(lora).read_bytes() == b"lora"
+    assert Path(file).read_bytes() == b"checkpoint"
+    assert origin_of(Path(file)) == f"me/file@{COMMIT}"
+    assert {name for name in files_below(settings) if name.endswith((".json", ".txt"))} == {
+        "model_index.json", "unet/config.json", "tokenizer/merges.txt"
+    }  # fmt: skip
+    assert "me/two holds 2 files that may be models" in two
+
+
+def test_of_settings_alone_no_weights_are_fetched(tmp_path):
+    with serving(REPOSITORIES, private=set()) as (endpoint, _):
+        (folder,), _ = ask(endpoint, tmp_path, ("settings", "me/model"))
+    assert set(files_below(folder)) == {"model_index.json", "unet/config.json", "tokenizer/merges.txt"}
+
+
+def test_what_is_shared_under_a_name_is_a_bundle_or_a_concept(fetched):
+    assert fetched["answers"][12] == fetched["answers"][0]
+    assert Path(fetched["answers"][13]).read_bytes() == b"concept"
 
 
 def test_it_is_said_first_how_much_will_be_fetched(fetched):
