@@ -9,7 +9,7 @@
     ├── DeviceError     a device or an execution provider that was asked for and is not there
     ├── RequestError    a prompt, seed, size or other request that cannot be served
     │   └── PictureError    a picture or a mask that cannot be read
-    ├── HubError        something named on the hub that cannot be fetched
+    ├── HubError        something named on the hub that cannot be fetched or published
     ├── BusyError       a queue that is full: the same request may be served later
     └── CancelledError  a drawing that was stopped because its caller asked for it
 
@@ -70,7 +70,7 @@ class PictureError(RequestError):
 
 
 class HubError(PerfusionError):
-    """Something named on the hub that cannot be fetched."""
+    """Something named on the hub that cannot be fetched or published."""
 
 
 class BusyError(PerfusionError):

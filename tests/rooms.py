@@ -27,6 +27,7 @@ ROOMS = (
         "commands",
         "fleet",
         "serving",
+        "sharing",
         "sweep",
         "training",
         "export",
