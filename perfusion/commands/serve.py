@@ -198,6 +198,7 @@ def _lessons(args: argparse.Namespace, folder: Path, library: "Library") -> "Les
     """What teaches, or why this server does not."""
     from importlib.util import find_spec
 
+    from perfusion.hub import local_model
     from perfusion.serving.lessons import LessonBounds, Lessons
 
     if args.no_training:
@@ -207,7 +208,9 @@ def _lessons(args: argparse.Namespace, folder: Path, library: "Library") -> "Les
     if args.bundle is not None and args.training_model is None:
         return "Teaching needs the model that this server's bundle was made of. Start it with --training-model DIR."
     bounds = LessonBounds(open=args.training_queue, size=int(args.training_quota * 1e9))
-    return Lessons(folder, library, model=args.training_model, bounds=bounds)
+    # fetched when the server starts, and not when somebody teaches
+    model = args.training_model and local_model(args.training_model)
+    return Lessons(folder, library, model=model, bounds=bounds)
 
 
 @contextmanager

@@ -30,13 +30,15 @@ from perfusion.serving import lifecycle
 services = []
 lifecycle.run_service = lambda make, listening: services.append(make())
 bundle, texts = json.loads(sys.argv[1])
-assert serve.main(["--bundle", bundle, "--data", "data", "--quiet", "--provider", "cpu"]) == 0
+words = ["--bundle", bundle, "--training-model", "me/base", "--data", "data", "--quiet", "--provider", "cpu"]
+assert serve.main(words) == 0
 client = TestClient(services[0].application, base_url="http://127.0.0.1:8188")
 replies = []
 for text in texts:
     body = {"prompt": text, "num_inference_steps": 1, "concept_settings": {text: {"bias": 0.6}}}
     for path in ("/api/jobs", "/v1/images/generations", "/sdapi/v1/txt2img"):
         replies.append(client.post(path, json=body).status_code)
+services[0].close()
 print(json.dumps([str(services[0]._parts.runtime.bundle.folder), replies]))
 """
 
@@ -69,6 +71,7 @@ def repositories(toy_bundle, bundle, make_concept) -> Repositories:
     return {
         "me/toy": files_of(toy_bundle) | {"README.md": b"no", "engines/x.engine": b"no"},
         "me/cat": {"cat.safetensors": concept.to_bytes(), "README.md": b"no"},
+        "me/base": {"model_index.json": b"{}"},
     }
 
 
@@ -179,10 +182,12 @@ def test_offline_all_is_drawn_from_what_was_fetched(said):
     assert code == 0, err
 
 
-def test_a_server_fetches_its_bundle_and_nothing_that_a_request_names(said):
+def test_a_server_fetches_its_models_when_it_starts_and_nothing_that_a_request_names(said):
+    assert any("/me/base/resolve/" in request for request in said["since"])
     folder, statuses = said["served"]
     assert folder.endswith("me--toy/main")
     assert len(statuses) == 9
+    assert all(status < 500 for status in statuses)
     assert not any("other" in request for request in said["since"])
 
 
