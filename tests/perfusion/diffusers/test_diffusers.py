@@ -20,7 +20,7 @@ from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import edited_projection, locked_keys
 from perfusion.concept.regions import Region
 from perfusion.embedded import model_path
-from perfusion.errors import ConceptError, ModelError, PerfusionError, RequestError
+from perfusion.errors import ConceptError, HubError, ModelError, PerfusionError, RequestError
 from perfusion.runtime import Runtime
 from perfusion.runtime.sampling.noise import initial_noise
 from recipes.pocket.architecture import build_pipeline
@@ -502,6 +502,12 @@ def predictions(pipeline):
         yield seen
     finally:
         hook.remove()
+
+
+def test_a_concept_that_is_no_file_is_asked_of_the_hub(pipeline):
+    """Which is switched off here."""
+    with pytest.raises(HubError, match="me/cat: No such folder is here, and the hub cannot be reached"):
+        perfusion.diffusers.apply(pipeline, "me/cat")
 
 
 def test_each_row_of_a_batch_is_the_picture_that_its_prompt_gives_alone(pipeline, applied):
