@@ -147,6 +147,8 @@ def test_diffusers_with_peft_fuses_to_the_same_unet(plain, tmp_path, layout):
     pytest.importorskip("peft")
     from diffusers import DiffusionPipeline
 
+    if layout == "a1111" and len(plain.text_encoders) == 1:
+        pytest.skip("diffusers knows the original names of the UNet's blocks in LoRAs of SDXL alone")
     factors = {key: pair for key, pair in random_factors(plain).items() if key[0] == "unet"}
     path = tmp_path / "style.safetensors"
     safetensors.torch.save_file(LAYOUTS[layout](factors, plain), path)
