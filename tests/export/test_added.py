@@ -18,7 +18,10 @@ from tests.perfusion.base.test_lora import Factors, kohya, random_factors
 from tests.perfusion.base.test_single_file import to_original
 from tests.runtime.test_bases import decibels, theirs
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,  # a whole export; tests/perfusion/base/test_lora.py compares the weights of every layout
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 
 def strong_factors(base: BaseModel) -> Factors:
