@@ -71,7 +71,6 @@ def publish(repository: Repository, *, private: bool = False, message: str | Non
 def _asking(name: str) -> Iterator[Any]:
     """The hub's client, its errors as one sentence that does not hold the token."""
     try:
-        from httpx import HTTPError  # what huggingface_hub asks by
         from huggingface_hub import HfApi, errors, get_token
     except ModuleNotFoundError as error:
         raise HubError("Sharing needs the package huggingface_hub. Install perfusion-edge[hub].") from error
@@ -90,6 +89,6 @@ def _asking(name: str) -> Iterator[Any]:
             403: "Your token may not write there. Choose a name of your own, or a token with the right to write",
         }.get(status, f"The hub answers {status}: {reply.replace(token, '…')}")
         raise HubError(f"{name}: {what}.") from None  # the error's own text may hold the request
-    except (HTTPError, OSError, ValueError) as error:  # of the transport, or of the page's facts
+    except Exception as error:  # of whatever it transports by, or of the page's facts
         reply = " ".join(str(error).split()).rstrip(".").replace(token, "…")
         raise HubError(f"{name}: The hub cannot be reached or refuses it: {reply}.") from None

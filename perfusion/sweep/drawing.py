@@ -129,7 +129,7 @@ class Drawings:
 
     def _keep(self, job: Job, picture: Image.Image) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        numbers = {name: getattr(job.setting or OFF, name) for name in SETTINGS}
+        numbers = OFF if job.setting is None else {name: getattr(job.setting, name) for name in SETTINGS}
         settings = settings_of(
             self._runtime, job.prompt, job.seed, exact=False, lock=job.setting and job.setting.lock,
             concept_settings=dict.fromkeys(self._runtime.concepts, numbers), **self._options,

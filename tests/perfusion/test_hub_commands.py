@@ -35,7 +35,7 @@ assert serve.main(words) == 0
 client = TestClient(services[0].application, base_url="http://127.0.0.1:8188")
 replies = []
 for text in texts:
-    body = {"prompt": text, "num_inference_steps": 1, "concept_settings": {text: {"bias": 0.6}}}
+    body = {"prompt": text, "num_inference_steps": 1, "steps": 1, "width": 32, "height": 32, "size": "32x32"}
     for path in ("/api/jobs", "/v1/images/generations", "/sdapi/v1/txt2img"):
         replies.append(client.post(path, json=body).status_code)
 services[0].close()

@@ -86,7 +86,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, photo: Path) -> Hub:
         "no licence": (to("me/no", "--yes", licence=None), ""),
         "empty licence": (to("me/no", "--yes", licence=None), "\n"),
         "asked twice": (to("me/asked", "--private", licence=None), "openrail\nyes\n"),
-        "again": (to("me/cake", "--yes", "--message", "Better"), ""),
+        "again": (to("me/cake", "--yes", "--message", "Better", "--picture", photo), ""),
         "unknown licence": (to("me/odd", "--yes", licence="mine-alone"), ""),
         "of others": (to("you/cake", "--yes"), ""),
         "beside others": (to("me/many"), "n\n"),
