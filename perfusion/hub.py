@@ -177,7 +177,8 @@ def _fetch(name: HubName, patterns: Sequence[str], place: Path | None = None) ->
         files = _needed(_listed(name, patterns, place))
     except _UnreachableError:
         return _cached(name, patterns, place)
-    if not files:
+    names = [file.filename for file in files]
+    if not names or (patterns is _BUNDLE and _BUNDLE[0] not in names):
         raise HubError(f"{name} has no file like {', '.join(patterns[:3])}. Is it what was meant?")
     missing = [file for file in files if file.will_download]
     if missing:
@@ -188,7 +189,6 @@ def _fetch(name: HubName, patterns: Sequence[str], place: Path | None = None) ->
             "%s is no path here; fetching %s, %.1f MB, from the hub; %.0f GB are free",
             name, count, size / 1e6, free / 1e9,
         )  # fmt: skip
-    names = [file.filename for file in files]
     return Path(_ask(name, allow_patterns=names, local_dir=place))
 
 
