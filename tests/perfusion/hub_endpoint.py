@@ -216,7 +216,7 @@ def run_beside(endpoint: str, home: Path, code: str, content: Any, **env: str) -
         env={name: value for name, value in os.environ.items() if not name.startswith("HF_")} | own | env,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -191,6 +191,7 @@ def test_a_server_fetches_its_models_when_it_starts_and_nothing_that_a_request_n
     assert not any("other" in request for request in said["since"])
 
 
+@pytest.mark.slow
 def test_a_model_a_vae_and_a_lora_of_the_hub_are_trained_on_and_told(tiny_model, tiny_base, tmp_path):
     import safetensors.torch
 
@@ -218,7 +219,7 @@ def test_a_model_a_vae_and_a_lora_of_the_hub_are_trained_on_and_told(tiny_model,
         "1",
     ]
     with serving(repositories, private=set()) as (endpoint, _):
-        content = [*words, "--output", "cat.safetensors", "--quiet"]
+        content = [*words, "--select", "last", "--output", "cat.safetensors", "--quiet"]
         (code, made_from, same), _ = run_beside(endpoint, tmp_path, TRAINING, content)
     assert code == 0
     assert made_from["model"] == f"me/tiny@{COMMIT}"
