@@ -19,7 +19,7 @@ class NotingRuntime:
     def __init__(self, folder, concept, fails_at=None):
         self.bundle = SimpleNamespace(folder=folder)
         self.concepts = {"<cat>": concept}
-        self.provider = "cpu"
+        self.provider, self.precision = "cpu", "fp32"
         self.calls, self.fails_at = [], fails_at
 
     def generate(self, prompts, *, seed, concept_settings=None, lock=None, **options):
