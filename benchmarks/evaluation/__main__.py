@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(
             parsed.stages or STAGES, work=parsed.work, small=parsed.small, processes=parsed.processes,
-            subjects=_names(parsed.subjects), methods=_names(parsed.methods),
+            subjects=_names(parsed.subjects), methods=_names(parsed.methods), variants=_names(parsed.variants),
             estimate=parsed.estimate,
         )  # fmt: skip
     except PerfusionError as error:
@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--subjects", metavar="A,B", help="some of the subjects")
     parser.add_argument("--methods", metavar="A,B", help="some of the methods")
+    parser.add_argument(
+        "--variants",
+        metavar="A,B",
+        help="of the stage regions; rivals, such as lora-4-regions, only if named",
+    )
     parser.add_argument(
         "--small", action="store_true", help="a rehearsal of minutes; its numbers mean nothing"
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -29,8 +29,9 @@ from perfusion.training.trainer import as_concept
 from perfusion.training.training_loop import Run, optimise
 from recipes.pocket.subjects import Subject
 
-__all__ = ["EDITS", "edited", "train_variant"]
+__all__ = ["EDITS", "as_kind", "edited", "train_variant"]
 
+Kind = TypeVar("Kind", bound=RankOneEdit)
 Save = Callable[[Path], None]
 
 
@@ -107,7 +108,7 @@ def train_variant(
         samples = replace(samples, masks=torch.ones_like(samples.masks))
     edit, encoding = initial_edit(base, check_superclass(base, config.superclass), config, lambda line: None)
     if variant in EDITS:
-        edit = _as_kind(edit, EDITS[variant])
+        edit = as_kind(edit, EDITS[variant])
     run = Run.begin(edit.train(), config, Placement.pick("cpu"))
     if isinstance(edit, TrainedKeys):
         run.optimiser.add_param_group({"params": [edit.target_keys], "lr": config.lr_values})
@@ -124,7 +125,7 @@ def _saving(concept: Concept) -> Save:
     return lambda folder: concept.save(folder / "concept.safetensors")
 
 
-def _as_kind(edit: RankOneEdit, kind: type[RankOneEdit]) -> RankOneEdit:
+def as_kind(edit: RankOneEdit, kind: type[Kind]) -> Kind:
     """The same edit as another class of it."""
     return kind(
         embeddings=list(edit.embeddings), direction=edit.direction, target_keys=edit.target_keys,

@@ -29,7 +29,16 @@ from perfusion.runtime.sampling.noise import initial_noise
 from perfusion.training.templates import as_tensors, input_ids
 from recipes.pocket.subjects import Subject
 
-__all__ = ["Artist", "Job", "PipelineArtist", "RuntimeArtist", "artist_for"]
+__all__ = [
+    "Artist",
+    "Job",
+    "PipelineArtist",
+    "RuntimeArtist",
+    "Trained",
+    "artist_for",
+    "in_groups",
+    "loaded_pipeline",
+]
 
 BATCH = 8
 Trained = Mapping[Subject, Path]
@@ -66,8 +75,7 @@ def artist_for(method: Method | None, weights: Trained, settings: Sequence[Setti
     if method.fixed_gate:
         ((subject, folder),) = weights.items()
         return GateArtist(method.name, subject, folder, steps)
-    with _quietly():
-        pipeline = _loaded(method, weights)
+    pipeline = loaded_pipeline(method, weights)
     if not method.starts:
         return PipelineArtist(pipeline, steps)
     plain = {f"{IDENTIFIER} ": ""} if method.scales else {one.token: one.noun for one in weights}
@@ -92,7 +100,7 @@ class RuntimeArtist:
                 self.tokens.append(token)
 
     def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
-        return _in_groups(jobs, lambda job: job.setting.lock, self._drawn)
+        return in_groups(jobs, lambda job: job.setting.lock, self._drawn)
 
     def _drawn(self, jobs: Sequence[Job]) -> list[Image.Image]:
         return self.runtime.generate(
@@ -143,7 +151,7 @@ class TurningArtist(PipelineArtist):
         self.names = list(getattr(pipeline.unet, "peft_config", ()))
 
     def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
-        return _in_groups(jobs, lambda job: job.setting, self._drawn)
+        return in_groups(jobs, lambda job: job.setting, self._drawn)
 
     def _drawn(self, jobs: Sequence[Job]) -> list[Image.Image]:
         self.setting = jobs[0].setting
@@ -226,7 +234,7 @@ class GateArtist(PipelineArtist):
         return states[0], gate[0]
 
 
-def _in_groups(
+def in_groups(
     jobs: Sequence[Job], key: Callable[[Job], Any], draw: Callable[[Sequence[Job]], list[Image.Image]]
 ) -> list[Image.Image]:
     """What is drawn of jobs of one key at a time, in the jobs' own order."""
@@ -244,8 +252,17 @@ def noise_of(seeds: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.concatenate([initial_noise(seed, shape) for seed in seeds]))
 
 
+def loaded_pipeline(method: Method, weights: Trained) -> Any:
+    """A pipeline with a baseline's weights, by diffusers' own loaders where there are some.
+
+    Raises:
+        RequestError: two subjects of a method that cannot put them into one picture.
+    """
+    with _quietly():
+        return _loaded(method, weights)
+
+
 def _loaded(method: Method, weights: Trained) -> Any:
-    """A pipeline with a baseline's weights, by diffusers' own loaders where there are some."""
     base = base_model()
     if len(weights) > 1 and not method.combines:
         raise RequestError(f"{method.name} cannot put two separately trained subjects into one picture")

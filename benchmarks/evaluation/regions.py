@@ -8,13 +8,14 @@ subjects. The concepts are those of the row `unselected`; where one has not been
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluation.artists import Artist, Job, PipelineArtist, loaded_pipeline
 from benchmarks.evaluation.drawing import FIRST_SEEDS, drawing_units, read_drawings, write_drawings
 from benchmarks.evaluation.figures import interval
 from benchmarks.evaluation.measuring import (
@@ -24,7 +25,7 @@ from benchmarks.evaluation.measuring import (
     read_measures,
     write_measures,
 )
-from benchmarks.evaluation.methods import DEFAULT_BIAS
+from benchmarks.evaluation.methods import DEFAULT_BIAS, Setting, method_named
 from benchmarks.evaluation.models import drawing_runtime, text_scorer
 from benchmarks.evaluation.plan import Plan, subject_named
 from benchmarks.evaluation.prompts import Prompt, plain_text
@@ -36,11 +37,28 @@ from benchmarks.evaluation.subject_probe import (
     questions_of,
     second_thing_question,
 )
+from benchmarks.evaluation.training import trained_folder
+from benchmarks.evaluation.twins import TwinArtist
 from benchmarks.evaluation.units import Context, Unit
 from perfusion.embedded import model_path
 from perfusion.errors import RequestError
+from recipes.pocket.subjects import Subject
 
-__all__ = ["VARIANTS", "Variant", "answer_shares", "region_results", "region_units", "text_of"]
+__all__ = [
+    "PROBE",
+    "RIVALS",
+    "VARIANTS",
+    "Variant",
+    "answer_shares",
+    "chosen_variants",
+    "jobs_of",
+    "measure_variant",
+    "region_results",
+    "region_units",
+    "teach_probe",
+    "text_of",
+    "variant_path",
+]
 
 SCENES = 2
 """So many prompts of one thing are drawn beside those of two, for likeness and text."""
@@ -56,6 +74,8 @@ class Variant:
     name: str
     title: str
     learned: bool = True
+    method: str = ""
+    """Whose weights diffusers draws with; empty: the product's."""
     bias: float = DEFAULT_BIAS
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -76,6 +96,24 @@ VARIANTS = (
 )
 
 
+RIVALS = tuple(
+    Variant(name=method + suffix, title=method_named(method).title + words, method=method, options=options)
+    for method in ("textual-inversion", "lora-values-1", "lora-4")
+    for suffix, words, options in (("", "", ()), ("-regions", ", in regions", _AUTO))
+)  # fmt: skip
+"""Drawn when they are asked for: they need weights of their own, from the stage train."""
+
+
+def chosen_variants(names: Iterable[str] | None) -> tuple[Variant, ...]:
+    """The product's and the base model's, or those of these names, rivals too. Raises `RequestError` for others."""
+    if names is None:
+        return VARIANTS
+    known, wanted = {variant.name: variant for variant in (*VARIANTS, *RIVALS)}, list(names)
+    if unknown := [name for name in wanted if name not in known]:
+        raise RequestError(f"There is no variant {unknown[0]!r}; choose among {', '.join(known)}.")
+    return tuple(variant for name, variant in known.items() if name in wanted)
+
+
 def region_units(
     context: Context, subjects: Sequence[str], variants: Sequence[Variant] = VARIANTS
 ) -> list[tuple[str, list[Unit]]]:
@@ -85,14 +123,15 @@ def region_units(
         RequestError: a subject has neither been trained nor does its concept ship.
     """
     plan = context.plan
-    for name in subjects:
-        concept_path(context.work, name)
+    for variant in variants:
+        for name in subjects if variant.learned else ():
+            weights_of(context.work, variant, name)
     whom = [(name,) for name in subjects] + [tuple(pair) for pair in plan.pairs_among(subjects)]
     drawing, measuring = list[Unit](), list[Unit]()
     for variant in variants:
         for names in whom:
             cost = SECONDS * plan.seeds * len(_prompts(plan, names))
-            paths = [_path(stage, variant, names) for stage in ("draw", "measure")]
+            paths = [variant_path(stage, variant, names) for stage in ("draw", "measure")]
             drawing.append(Unit(path=paths[0], cost=cost, call=draw_variant, arguments=(variant, names)))
             measuring.append(
                 Unit(path=paths[1], cost=cost / 4, call=measure_variant, arguments=(variant, names))
@@ -115,6 +154,20 @@ def concept_path(work: Path, subject: str) -> Path:
     raise RequestError(f"{own_file} is not there yet; run the stage train with --methods unselected first.")
 
 
+def weights_of(work: Path, variant: Variant, subject: str) -> Path:
+    """What the variant knows a subject by: the file of its concept, or the folder of a rival's weights.
+
+    Raises:
+        RequestError: it has not been trained.
+    """
+    if not variant.method:
+        return concept_path(work, subject)
+    folder = work / trained_folder(method_named(variant.method), subject)
+    if not any(folder.glob("*.safetensors")):
+        raise RequestError(f"{folder} is empty; run the stage train with --methods {variant.method} first.")
+    return folder
+
+
 def text_of(variant: Variant, prompt: Prompt, names: Sequence[str]) -> str:
     """A prompt in the variant's words: concepts or plain nouns, with plain things in braces where it has regions."""
     subjects = [subject_named(name) for name in names]
@@ -122,7 +175,9 @@ def text_of(variant: Variant, prompt: Prompt, names: Sequence[str]) -> str:
     text = plain_text(prompt, *nouns)
     plain = [*nouns, prompt.other]
     if variant.learned:
-        text, plain = prompt.text.format(*(subject.token for subject in subjects)), [prompt.other]
+        words = [_word(variant, subject) for subject in subjects]
+        unmarked = [word for word in words if not word.startswith("<")]
+        text, plain = prompt.text.format(*words), [*unmarked, prompt.other]
     if variant.marks and len([*names, *filter(None, [prompt.other])]) > 1:
         for word in filter(None, plain):
             text = re.sub(rf"\b{word}\b", f"{{{word}}}", text, count=1)
@@ -135,35 +190,67 @@ def teach_probe(context: Context) -> None:
     SubjectProbe.taught([*seconds, *pairs], context.plan.probe_scenes).save(context.work / PROBE)
 
 
-def draw_variant(context: Context, variant: Variant, names: tuple[str, ...]) -> None:
-    """A subject's or a pair's pictures."""
-    plan, runtime = context.plan, drawing_runtime()
+def jobs_of(variant: Variant, plan: Plan, names: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What the rows of `Drawings` say of a subject's or a pair's pictures, with the evaluation's seeds, and their
+    prompts."""
     first = FIRST_SEEDS["pairs" if len(names) > 1 else "prompts"]
     rows, texts = list[dict[str, Any]](), list[str]()
     for number, prompt in _prompts(plan, names).items():
         for seed in range(plan.seeds):
             rows.append({"prompt": number, "seed": first + 100 * number + seed})
             texts.append(text_of(variant, prompt, names))
+    return rows, texts
+
+
+def draw_variant(context: Context, variant: Variant, names: tuple[str, ...]) -> None:
+    """A subject's or a pair's pictures."""
+    rows, texts = jobs_of(variant, context.plan, names)
+    draw = _drawn_by_rival if variant.method else _drawn
+    pictures = draw(context, variant, names, texts, [row["seed"] for row in rows])
+    write_drawings(context.work / variant_path("draw", variant, names), pictures, rows)
+
+
+def _drawn(
+    context: Context, variant: Variant, names: Sequence[str], texts: Sequence[str], seeds: Sequence[int]
+) -> list[Any]:
+    runtime = drawing_runtime()
     tokens = [subject_named(name).token for name in names] if variant.learned else []
     for token, name in zip(tokens, names, strict=False):
         runtime.load_concept(concept_path(context.work, name), token=token, bias=variant.bias)
     try:
-        pictures = runtime.generate(
-            texts, seed=[row["seed"] for row in rows], num_inference_steps=plan.num_inference_steps,
+        return runtime.generate(
+            list(texts), seed=list(seeds), num_inference_steps=context.plan.num_inference_steps,
             lock="local" if variant.learned else None, **dict(variant.options),
         )  # fmt: skip
     finally:
         for token in tokens:
             runtime.unload_concept(token)
-    write_drawings(context.work / _path("draw", variant, names), pictures, rows)
+
+
+def _drawn_by_rival(
+    context: Context, variant: Variant, names: Sequence[str], texts: Sequence[str], seeds: Sequence[int]
+) -> list[Any]:
+    """By diffusers' pipeline, with twin readings where the variant has regions."""
+    weights = {subject_named(name): weights_of(context.work, variant, name) for name in names}
+    method = method_named(variant.method)
+    artist: Artist = (
+        TwinArtist(method, weights, context.plan)
+        if variant.marks
+        else PipelineArtist(loaded_pipeline(method, weights), context.plan.num_inference_steps)
+    )
+    try:
+        jobs = zip(texts, seeds, strict=True)
+        return artist.draw([Job(text=text, seed=seed, setting=Setting()) for text, seed in jobs])
+    finally:
+        artist.close()
 
 
 def measure_variant(context: Context, variant: Variant, names: tuple[str, ...]) -> None:
     """What the scorer sees in them."""
-    drawings = read_drawings(context.work / _path("draw", variant, names))
+    drawings = read_drawings(context.work / variant_path("draw", variant, names))
     nouns = [subject_named(name).noun for name in names]
     write_measures(
-        context.work / _path("measure", variant, names),
+        context.work / variant_path("measure", variant, names),
         measure_pictures(drawings.pictures, drawings.rows, nouns),
     )
 
@@ -210,9 +297,12 @@ def answer_shares(question: Question, answers: Sequence[tuple[str, str]]) -> Fig
 def _of_subject(
     context: Context, variant: Variant, name: str, anchor: Anchors, probe: SubjectProbe
 ) -> Figures:
-    """Likeness, text, place and nouns over all prompts; second things over those that ask for one."""
+    """Likeness, text, place and nouns over all prompts, `alone` likeness where the subject is alone; second things over
+    the prompts that ask for one."""
     plan, (pictures, measures) = context.plan, _read(context, variant, (name,))
     figures = figures_of(measures, range(len(measures.rows)), anchor, plan)
+    alone = [at for at, row in enumerate(measures.rows) if not plan.prompts[row["prompt"]].other]
+    figures["alone"] = figures_of(measures, alone, anchor, plan)["image"]
     answers, seconds = list[Figures](), list[bool]()
     for number, prompt in _prompts(plan, (name,)).items():
         if prompt.other:
@@ -236,8 +326,8 @@ def _of_pair(
 
 
 def _read(context: Context, variant: Variant, names: tuple[str, ...]) -> tuple[Any, Measures]:
-    drawings = read_drawings(context.work / _path("draw", variant, names))
-    return drawings.pictures, read_measures(context.work / _path("measure", variant, names))[0]
+    drawings = read_drawings(context.work / variant_path("draw", variant, names))
+    return drawings.pictures, read_measures(context.work / variant_path("measure", variant, names))[0]
 
 
 def _prompts(plan: Plan, names: Sequence[str]) -> dict[int, Prompt]:
@@ -250,8 +340,14 @@ def _prompts(plan: Plan, names: Sequence[str]) -> dict[int, Prompt]:
     return {number: prompt for number, prompt in numbered if prompt.other or number in scenes}
 
 
-def _path(stage: str, variant: Variant, names: Sequence[str]) -> Path:
+def variant_path(stage: str, variant: Variant, names: Sequence[str]) -> Path:
+    """Of a variant's drawings (`draw`) or measures (`measure`), relative to the work folder."""
     return Path(stage) / f"regions-{variant.name}" / f"{'+'.join(names)}.npz"
+
+
+def _word(variant: Variant, subject: Subject) -> str:
+    """What stands for a subject in a prompt."""
+    return method_named(variant.method).word(subject, Setting()) if variant.method else subject.token
 
 
 def _means(figures: Sequence[Mapping[str, float]]) -> Figures:

@@ -14,7 +14,7 @@ from benchmarks.evaluation.measuring import measuring_units
 from benchmarks.evaluation.methods import DEFAULT_BIAS, METHODS, Method, Setting
 from benchmarks.evaluation.models import text_scorer
 from benchmarks.evaluation.plot import Mark, scatter
-from benchmarks.evaluation.regions import region_results
+from benchmarks.evaluation.regions import Variant, region_results
 from benchmarks.evaluation.results import Point, Results, collect
 from benchmarks.evaluation.sheets import method_sheet, overview_sheet, save_sheet
 from benchmarks.evaluation.tables import filled, regions_table, tables
@@ -70,9 +70,11 @@ def report(context: Context, methods: Sequence[Method], subjects: Sequence[str],
         file.write(text)
 
 
-def report_regions(context: Context, subjects: Sequence[str], *, publish: bool) -> None:
+def report_regions(
+    context: Context, subjects: Sequence[str], variants: Sequence[Variant], *, publish: bool
+) -> None:
     """Write and print the table of regions, with `publish` the record, too."""
-    rows = region_results(context, subjects)
+    rows = region_results(context, subjects, variants)
     table = regions_table(rows)
     print(table)
     with writing(context.work / "docs" / "regions.md", "w") as file:

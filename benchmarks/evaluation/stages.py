@@ -11,7 +11,7 @@ from benchmarks.evaluation.measuring import measuring_units
 from benchmarks.evaluation.methods import Method, chosen_methods, trainings
 from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, open_work, subject_named
 from benchmarks.evaluation.prior import prior_units
-from benchmarks.evaluation.regions import region_units
+from benchmarks.evaluation.regions import VARIANTS, Variant, chosen_variants, region_units
 from benchmarks.evaluation.report import finished_methods, report, report_regions
 from benchmarks.evaluation.training import training_units
 from benchmarks.evaluation.tuning import choose, tuning_units, unmasking_units, widening_units
@@ -23,9 +23,9 @@ __all__ = ["run", "units_of"]
 
 def run(
     stages: Sequence[str], *, work: Path | None, small: bool, processes: int, subjects: tuple[str, ...] | None,
-    methods: tuple[str, ...] | None, estimate: bool = False,
+    methods: tuple[str, ...] | None, variants: tuple[str, ...] | None = None, estimate: bool = False,
 ) -> None:  # fmt: skip
-    """Do some stages for some subjects and methods; None: all of them.
+    """Do some stages for some subjects and methods; None: all of them. `variants` are those of the stage regions.
 
     Raises:
         RequestError: a name that is nobody's, or a work folder of another plan.
@@ -35,6 +35,7 @@ def run(
     folder = work or ROOT / "build" / ("evaluation-small" if small else "evaluation")
     context = Context(plan=plan, work=folder)
     named_subjects, named_methods = subjects or plan.subjects, chosen_methods(methods)
+    named_variants = chosen_variants(variants)
     for name in named_subjects:
         subject_named(name)
     open_work(folder, plan)
@@ -45,10 +46,11 @@ def run(
                 finished = finished_methods(context, named_methods, named_subjects)
                 report(context, finished, named_subjects, publish=finished == named_methods and not partial)
             continue
-        for title, units in units_of(stage, named_methods, named_subjects, context):
+        for title, units in units_of(stage, named_methods, named_subjects, context, named_variants):
             _do(title, units, context, processes, estimate)
         if stage == "regions" and not estimate:
-            report_regions(context, named_subjects, publish=not (small or subjects))
+            whole = set(VARIANTS) <= set(named_variants) and not (small or subjects)
+            report_regions(context, named_subjects, named_variants, publish=whole)
         if stage == "tune" and not estimate:
             while units := widening_units(named_methods, context):
                 _do("tuning beyond the grid", units, context, processes, estimate)
@@ -66,12 +68,13 @@ def _do(title: str, units: Sequence[Unit], context: Context, processes: int, est
 
 
 def units_of(
-    stage: str, methods: Sequence[Method], subjects: Sequence[str], context: Context
-) -> list[tuple[str, list[Unit]]]:
+    stage: str, methods: Sequence[Method], subjects: Sequence[str], context: Context,
+    variants: Sequence[Variant] = VARIANTS,
+) -> list[tuple[str, list[Unit]]]:  # fmt: skip
     """The units of a stage in groups, each of which needs the ones before."""
     plan = context.plan
     if stage == "regions":
-        return region_units(context, subjects)
+        return region_units(context, subjects, variants)
     if stage == "tune":
         return [
             ("prior pictures for tuning", prior_units({subject.noun for subject in TUNING_SUBJECTS}, plan)),

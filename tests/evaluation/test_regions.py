@@ -13,6 +13,7 @@ from benchmarks.evaluation.prompts import PAIR_PROMPTS, PROMPTS
 from benchmarks.evaluation.regions import (
     VARIANTS,
     answer_shares,
+    chosen_variants,
     concept_path,
     region_results,
     region_units,
@@ -24,6 +25,9 @@ from benchmarks.evaluation.units import Context, run_units
 from perfusion.errors import RequestError
 
 NOUNS, NOUNS_IN_REGIONS, CONCEPTS, CONCEPTS_IN_REGIONS = VARIANTS[:4]
+WORD_IN_REGIONS, LORA, LORA_IN_REGIONS = chosen_variants(
+    ["textual-inversion-regions", "lora-4", "lora-4-regions"]
+)
 BEACH, TABLE, STREET = PROMPTS[0], PROMPTS[6], PROMPTS[10]
 
 
@@ -39,6 +43,10 @@ BEACH, TABLE, STREET = PROMPTS[0], PROMPTS[6], PROMPTS[10]
         (NOUNS_IN_REGIONS, BEACH, ["pug"], "a photo of a dog on a beach"),
         (CONCEPTS_IN_REGIONS, PAIR_PROMPTS[1], ["pug", "gold-hat"], "a <pug> and a <gold-hat> on a beach"),
         (NOUNS_IN_REGIONS, PAIR_PROMPTS[1], ["pug", "gold-hat"], "a {dog} and a {hat} on a beach"),
+        (WORD_IN_REGIONS, TABLE, ["purple-owl"], "a <purple-owl> and a {teapot} on a wooden table"),
+        (LORA, TABLE, ["purple-owl"], "a sks owl and a teapot on a wooden table"),
+        (LORA_IN_REGIONS, TABLE, ["purple-owl"], "a {sks owl} and a {teapot} on a wooden table"),
+        (LORA_IN_REGIONS, PAIR_PROMPTS[1], ["pug", "pink-cake"], "a {sks dog} and a {sks cake} on a beach"),
     ],
 )
 def test_plain_words_are_marked_as_things_where_there_are_regions_and_two_of_them(
@@ -101,6 +109,20 @@ def test_a_concept_is_the_trained_one_or_the_one_that_ships_or_asked_for(tmp_pat
     assert concept_path(tmp_path, "gold-hat") == trained
     with pytest.raises(RequestError, match="run the stage train with --methods unselected first"):
         region_units(Context(plan=FULL, work=tmp_path), FULL.subjects)
+
+
+def test_rivals_are_drawn_when_they_are_named_and_have_been_trained(tmp_path):
+    assert chosen_variants(None) == VARIANTS and not any(variant.method for variant in VARIANTS)
+    with pytest.raises(RequestError, match="There is no variant 'lora'; choose among nouns, "):
+        chosen_variants(["nouns", "lora"])
+    with pytest.raises(RequestError, match="run the stage train with --methods lora-4 first"):
+        region_units(Context(plan=SMALL, work=tmp_path), SMALL.subjects, [LORA])
+    for name in SMALL.subjects:
+        folder = tmp_path / "train" / "lora-4" / name
+        folder.mkdir(parents=True)
+        (folder / "pytorch_lora_weights.safetensors").touch()
+    groups = dict(region_units(Context(plan=SMALL, work=tmp_path), SMALL.subjects, [LORA]))
+    assert [unit.path.parts[1] for unit in groups["drawing"]] == ["regions-lora-4"] * 3
 
 
 @pytest.mark.slow
