@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.focus", description=__doc__)
     parser.add_argument("--work", type=Path, help="where everything is kept (build/focus)")
     parser.add_argument("--trials", help="some of the trials by their names, with commas between")
+    parser.add_argument("--subjects", help="some of the subjects")
     parser.add_argument("--processes", type=int, default=1, help="of one core each (1)")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal; its numbers mean nothing")
     arguments = parser.parse_args()
@@ -38,17 +39,18 @@ def main() -> None:
     work = arguments.work or ROOT / "build" / ("focus-tiny" if arguments.tiny else "focus")
     open_work(work, plan)
     context, trials = Context(plan=plan, work=work), chosen(arguments.trials)
-    for title, units in trial_units(context, trials):
+    subjects = plan.subjects if arguments.subjects is None else tuple(arguments.subjects.split(","))
+    for title, units in trial_units(context, trials, subjects):
         waiting = [unit for unit in units if not (work / unit.path).exists()]
         cost = sum(unit.cost for unit in waiting) / arguments.processes
         print(f"{title}: {len(waiting)} of {len(units)} to do, about {duration(cost)}", flush=True)
         run_units(units, context, arguments.processes, lambda line: print(line, flush=True))
-    rows = region_results(context, plan.subjects, [one for trial in trials for one in variants_of(trial)])
+    rows = region_results(context, subjects, [one for trial in trials for one in variants_of(trial)])
     table = table_of(rows)
     print(table)
     with writing(work / "focus.md", "w") as file:
         file.write(table + "\n")
-    if trials == TRIALS and not arguments.tiny:
+    if trials == TRIALS and subjects == plan.subjects and not arguments.tiny:
         print(write_record("focus", rows))
 
 

@@ -90,16 +90,18 @@ def variants_of(trial: Trial) -> tuple[Variant, Variant]:
     )  # fmt: skip
 
 
-def trial_units(context: Context, trials: Sequence[Trial] = TRIALS) -> list[tuple[str, list[Unit]]]:
-    """In groups, each of which needs the ones before; every trial's measures stand behind its drawings."""
+def trial_units(
+    context: Context, trials: Sequence[Trial], subjects: Sequence[str]
+) -> list[tuple[str, list[Unit]]]:
+    """In groups, each of which needs the ones before."""
     plan = context.plan
     training, drawing, measuring = list[Unit](), list[Unit](), list[Unit]()
-    whom = [(name,) for name in plan.subjects] + list(plan.pairs)
+    whom = [*((name,) for name in subjects), *plan.pairs_among(subjects)]
     for trial in trials:
         if not trial.training:
             training += [
                 Unit(path=concept_path(trial, name), cost=plan.steps / 2, call=train_trial, arguments=(trial, name))
-                for name in plan.subjects
+                for name in subjects
             ]  # fmt: skip
         for variant in variants_of(trial):
             for names in whom:
@@ -112,8 +114,8 @@ def trial_units(context: Context, trials: Sequence[Trial] = TRIALS) -> list[tupl
                     Unit(path=paths[1], cost=cost / 4, call=measure_variant, arguments=(variant, names))
                 )
     return [
-        ("the base model's pictures", drawing_units((), plan.subjects, plan)),
-        ("their measures", measuring_units((), plan.subjects, plan)),
+        ("the base model's pictures", drawing_units((), subjects, plan)),
+        ("their measures", measuring_units((), subjects, plan)),
         ("the probe that knows the subjects", [Unit(path=PROBE, cost=60, call=teach)]),
         ("training", training),
         ("drawing", drawing),
