@@ -29,7 +29,7 @@ def edit_of(kind):
     edit, encoding = initial_edit_of(BY_KIND[kind], TINY, "pink-cake")
     with torch.no_grad():
         noise = torch.randn(edit.embeddings[0].shape, generator=torch.Generator().manual_seed(1))
-        edit.embeddings[0] += 0.3 * noise
+        edit.embeddings[0] += 0.02 * noise
     return edit.eval(), encoding
 
 
