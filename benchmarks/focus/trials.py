@@ -35,8 +35,7 @@ SEED_OFFSET = 50
 """From the evaluation's seeds, so that nothing is chosen by its pictures."""
 SECONDS = 0.5
 
-WHOLE = replace(FULL, subjects=SUBJECTS, pairs=PAIRS, steps=200, batch_size=8)
-"""Shorter than the evaluation's trainings, every trial alike: half a minute of a core for each subject."""
+WHOLE = replace(FULL, subjects=SUBJECTS, pairs=PAIRS)
 TINY = replace(SMALL, steps=2, num_inference_steps=2)
 
 
