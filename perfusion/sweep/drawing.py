@@ -131,7 +131,7 @@ class Drawings:
         self.folder.mkdir(parents=True, exist_ok=True)
         numbers = OFF if job.setting is None else {name: getattr(job.setting, name) for name in SETTINGS}
         settings = settings_of(
-            self._runtime, job.prompt, job.seed, exact=False, lock=job.setting and job.setting.lock,
+            self._runtime, job.prompt, job.seed, exact=False, lock=None if job.setting is None else job.setting.lock,
             concept_settings=dict.fromkeys(self._runtime.concepts, numbers), **self._options,
         )  # fmt: skip
         save(picture, self._path(job), settings)

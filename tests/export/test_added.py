@@ -35,7 +35,7 @@ def files(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("files")
     pipeline = DiffusionPipeline.from_pretrained(toy_model)
     tensors = to_original(pipeline)
-    parts = {"model": {}, "vae": {}}
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "vae": {}}
     for name, tensor in tensors.items():
         parts["vae" if name.startswith("first_stage_model.") else "model"][name] = tensor
     base = load_base(toy_model)

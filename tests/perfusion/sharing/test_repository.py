@@ -51,7 +51,7 @@ def swept(concept, toy_bundle, tmp_path_factory):
 def test_a_sweeps_gallery_is_each_prompt_and_seed_at_the_concepts_own_settings(swept, concept):
     gallery = read_gallery([swept], concept)
     assert [entry.prompt for entry in gallery] == sorted(PROMPTS * 2)
-    told = [read_settings(io.BytesIO(entry.data)) for entry in gallery]
+    told = [read_settings(io.BytesIO(entry.data)) or {} for entry in gallery]
     assert [settings["concepts"]["<cat>"]["bias"] for settings in told] == [0.6] * 4
     assert [settings["seed"] for settings in told] == [0, 1, 0, 1]
 

@@ -12,6 +12,7 @@ import json
 import os
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -731,7 +732,7 @@ def test_long_prompts_are_drawn_by_engines_that_were_built_for_them(equipped, ma
     for provider in ("cpu", "trt"):
         with DrawingRuntime(folder, provider=provider, threads=1, batch_size=2) as runtime:
             runtime.load_concept(make_concept())
-            call = {"num_inference_steps": 2, "guidance_scale": 4.0}
+            call: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 4.0}
             pictures[provider] = [
                 *runtime.generate(["a cat", LONG, f"{LONG} and a <cat>"], seed=[0, 1, 2], **call),
                 runtime.generate("a cat", negative_prompt=LONG, **call),
