@@ -127,13 +127,15 @@ def concept_files_of(fields: Mapping[str, Any]) -> dict[str, bytes]:
     return {word: data_of(text, "concept_files") for word, text in files.items()}
 
 
-def picture_of(data: bytes, field: str = "image", formats: tuple[str, ...] = _FORMATS) -> Image:
+def picture_of(
+    data: bytes, field: str = "image", formats: tuple[str, ...] = _FORMATS, most: int = MOST_PIXELS
+) -> Image:
     """A picture from the bytes of a file of some formats, upright, in 8 bits a channel; of several frames the first.
 
     Its size is looked at before it is decoded, and Pillow bounds what text it inflates.
 
     Raises:
-        StatusError: no picture, or one of more than `MOST_PIXELS`.
+        StatusError: no picture, or one of more than `most` pixels.
     """
     from PIL import Image
 
@@ -142,22 +144,22 @@ def picture_of(data: bytes, field: str = "image", formats: tuple[str, ...] = _FO
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
             picture = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
-        raise _too_large(field) from None
+        raise _too_large(field, most) from None
     except Exception as error:  # whatever a decoder raises for damaged bytes
         raise StatusError(
             400, f"The {field} cannot be read, expected a PNG, JPEG or WebP picture.", field=field
         ) from error
-    if picture.width * picture.height > MOST_PIXELS:
-        raise _too_large(field)
+    if picture.width * picture.height > most:
+        raise _too_large(field, most)
     try:
         return open_picture(picture)
     except PictureError as error:
         raise StatusError(400, str(error), field=field) from error
 
 
-def _too_large(field: str) -> StatusError:
+def _too_large(field: str, most: int) -> StatusError:
     return StatusError(
         413,
-        f"The {field} has more than {MOST_PIXELS // 1_000_000} million pixels. Scale it down.",
+        f"The {field} has more than {most // 1_000_000} million pixels. Scale it down.",
         field=field,
     )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["mask_routes"]
 
 _LOOK_SECONDS = 0.25  # between two looks at whether the client is still there
+_MOST_PIXELS = 64_000_000  # of a phone's photo that is made readable, one at a time
 _MOST_SIDE = 2048  # pixels of a photo that is handed back
 _QUALITY = 92  # of its JPEG
 
@@ -56,10 +57,13 @@ def mask_routes(lessons: Lessons | str) -> list[Route]:
             ]
         )
 
+    turn = asyncio.Lock()  # of large photos, which fill the memory while they are decoded
+
     async def photo(request: Request) -> Response:
         async with form_body(request) as form:
             data = await file_of(form, "file")
-        return Response(await asyncio.to_thread(_readable, data), media_type="image/jpeg")
+        async with turn:
+            return Response(await asyncio.to_thread(_readable, data), media_type="image/jpeg")
 
     return [Route("/api/masks", masks, methods=["POST"]), Route("/api/photo", photo, methods=["POST"])]
 
@@ -91,7 +95,7 @@ def _readable(data: bytes) -> bytes:
             'pip install "perfusion-edge[heif]", or save the photo as JPEG.',
             field="file",
         )
-    picture = as_rgb(picture_of(data, "file", PHONE_FORMATS))
+    picture = as_rgb(picture_of(data, "file", PHONE_FORMATS, _MOST_PIXELS))
     picture.thumbnail((_MOST_SIDE, _MOST_SIDE))
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=_QUALITY)

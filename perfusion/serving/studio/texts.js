@@ -253,7 +253,7 @@ const texts = {
   "explore.empty": "There is no concept to explore. Add or teach one first.",
   "explore.missing": "The prompt does not name {word}. Put it in.",
 
-  "front.title": "Which settings are best? Measure",
+  "front.title": "Which settings are best?",
   "front.help": "With pictures of the thing, each setting is measured: how alike its pictures are to it, and how well they follow the prompt.",
   "front.taught": "Compare with the photos that it was taught from",
   "front.photos": "Photos to compare with",

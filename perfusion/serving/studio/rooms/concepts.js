@@ -52,7 +52,7 @@ export function open(room, { go }) {
     return h("li", { class: `card concept-card ${concept.fits ? "" : "misfit"}` }, faceOf(concept), h("div", { class: "concept-body" },
       h("div", {}, h("h2", { text: concept.word }), h("p", { class: "muted", text: t("concepts.facts", { superclass: concept.superclass ?? "", size: bytes(concept.bytes) }) })),
       h("div", { class: "row" }, kind, concept.sample ? h("span", { class: "tag", text: t("concepts.sample") }) : null),
-      concept.fits ? h("p", { class: "help", text: SETTINGS.map((name) => `${t(`setting.${name}`)} ${Number(concept.settings[name]).toFixed(2)}`).join(" · ") }) : h("p", { class: "help", text: concept.why_not ?? "" }),
+      concept.fits ? h("p", { class: "help settings-line" }, SETTINGS.map((name) => h("span", { text: `${t(`setting.${name}`)} ${Number(concept.settings[name]).toFixed(2)}` }))) : h("p", { class: "help", text: concept.why_not ?? "" }),
       actions));
   }
 
@@ -102,11 +102,12 @@ function link(href, words, help) {
   return h("a", { class: "button text", href, download: "", title: help, "aria-label": `${words}: ${help}` }, icon("download"), h("span", { text: words }));
 }
 
-/** The concept's own picture, or its first letter. */
+/** The concept's own picture, over its first letter until it is there. */
 function faceOf(concept) {
   const letter = h("span", { class: "letter", "aria-hidden": "true", text: concept.name[0] });
   const face = paint(h("div", { class: "concept-face concept-colour" }, letter), concept.word);
-  const show = (source) => face.replaceChildren(h("img", { src: source, alt: "", loading: "lazy", on: { error: () => face.replaceChildren(letter) } }));
-  if (concept.picture) show(pictureOf(concept));
+  if (!concept.picture) return face;
+  const image = h("img", { src: pictureOf(concept), alt: "", loading: "lazy", on: { load: () => letter.remove(), error: () => image.remove() } });
+  face.append(image);
   return face;
 }

@@ -14,8 +14,8 @@ const SEEDS = 2 ** 32;
 
 export function open(room, { go }) {
   const concept = h("select", {});
-  const prompt = h("input", { type: "text", autocomplete: "off" });
-  const second = h("input", { type: "text", autocomplete: "off" });
+  const line = () => h("textarea", { rows: 2, autocomplete: "off", spellcheck: "false", on: { keydown: (event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); draw(); } } } });
+  const [prompt, second] = [line(), line()];
   const seed = h("input", { type: "number", min: 0, max: SEEDS - 1, placeholder: t("form.seed.chance") });
   const across = new Axis(t("explore.across"), "bias", 5);
   const down = new Axis(t("explore.down"), "start", 3);
