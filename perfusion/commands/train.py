@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def _train(argv: list[str] | None) -> int:
     command = _parser()
     args = command.parse_args(argv)
-    needed = ("images", "superclass")
+    needed: tuple[str, ...] = ("images", "superclass")
     if args.write_masks is None:
         needed = ("output",) if args.jobs else (*needed, "output")
     missing = [f"--{name}" for name in needed if getattr(args, name) is None]

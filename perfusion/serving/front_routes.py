@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from perfusion.concept.settings import SETTINGS
 from perfusion.judging.probes import Probes, open_probes
-from perfusion.judging.scales import similarities
+from perfusion.judging.scales import Similarities, similarities
 from perfusion.judging.scorer import OnnxScorer, Scorer
 from perfusion.picture_input import as_rgb
 from perfusion.serving.answers import StatusError
@@ -165,7 +165,8 @@ def _points(
     prompts = [_spelled_out(prompt, nouns) for prompt, _ in places]
     texts, target = scorer.embed_texts(prompts), scorer.embed_pictures(subject)
     origin = scorer.embed_pictures([plain[place].picture for place in places])
-    measured, shown = {}, {}
+    measured: dict[Setting, Similarities] = {}
+    shown: dict[Setting, float] = {}
     for setting, row in by_setting.items():
         pictures = [row[place].picture for place in places]
         measured[setting] = similarities(scorer.embed_pictures(pictures), origin, target, texts)
