@@ -141,9 +141,11 @@ def _scale(args: argparse.Namespace, resources: dict[str, float]) -> FleetScale:
             f"The cluster has {cores:g} cores and {cards:g} graphics cards, too few for {least} replicas of "
             f"{args.cpus_per_replica} cores and {gpus:g} cards. Ask for fewer."
         )
+    room = min(cores // args.cpus_per_replica, cards // gpus if gpus else cores)
     return FleetScale(
-        least=least, most=most, cpus=args.cpus_per_replica, gpus=gpus, doors=args.doors, grace=args.grace
-    )
+        least=least, most=most, cpus=args.cpus_per_replica, gpus=gpus, doors=args.doors, grace=args.grace,
+        spare=max(0, int(room) - most),
+    )  # fmt: skip
 
 
 def _serve_module() -> Any:

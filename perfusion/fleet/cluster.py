@@ -44,7 +44,12 @@ def cluster(address: str | None, *, cpus: int | None = None) -> Iterator[Any]:
     options: dict[str, Any] = (
         {"address": address}
         if address
-        else {"num_cpus": cpus, "dashboard_host": "127.0.0.1", "object_store_memory": STORE_BYTES}
+        else {
+            "address": "local",
+            "num_cpus": cpus,
+            "dashboard_host": "127.0.0.1",
+            "object_store_memory": STORE_BYTES,
+        }
     )
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)

@@ -36,6 +36,8 @@ class FleetScale:
     """With more than `least` there are as many as the queues need."""
     cpus: int = 1
     gpus: float = 0.0
+    spare: int = 0
+    """Replicas that the cluster has room for besides: with some, new ones are up before old ones end."""
     doors: int = 1
     grace: float = 30.0
     """Seconds in which a replica that is to end finishes what it draws."""
@@ -75,6 +77,7 @@ def _application(serve: Any, spec: ReplicaSpec, scale: FleetScale) -> Any:
     replica = serve.deployment(ServedReplica).options(
         name=REPLICA, **_numbers(spec, scale),
         max_ongoing_requests=spec.queue + spec.batch_size + _OTHER_CALLS, max_queued_requests=spec.queue,
+        max_surge_percent=min(100, 100 * scale.spare // scale.most),
         graceful_shutdown_timeout_s=scale.grace, graceful_shutdown_wait_loop_s=1.0,
         ray_actor_options={
             "num_cpus": scale.cpus, "num_gpus": scale.gpus,
