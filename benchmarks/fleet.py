@@ -34,7 +34,7 @@ from perfusion.training.job_list import list_defaults
 
 PORT, BATCH, CLIENTS, CONCEPTS, STEPS = 8297, 8, 16, 64, 20
 SUBJECTS = Path(__file__).resolve().parents[1] / "examples" / "subjects"
-JOBS_A_WORKER = 2
+JOBS_A_WORKER = 1
 
 
 def main() -> int:
