@@ -1,16 +1,22 @@
-"""The tables of docs/fleet.md, from the records."""
+"""python -m benchmarks.fleets.tables --write: the tables of docs/fleet.md, from the records."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.record import RECORDS
+from benchmarks.record import RECORDS, ROOT
 
-__all__ = ["measured", "predicted", "simulated", "together"]
+__all__ = ["PAGE", "filled", "measured", "predicted", "simulated", "together"]
 
 Row = dict[str, Any]
+
+PAGE = ROOT / "docs" / "fleet.md"
+_PLACE = re.compile(r"(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.S)
+_NOT_YET = "*Not measured yet.*"
 
 
 def measured() -> str:
@@ -92,11 +98,31 @@ def _short(number: float) -> str:
 
 
 def _rows(name: str) -> Iterable[Row]:
-    (path,) = RECORDS.glob(f"{name}-*.json")
+    path = next(RECORDS.glob(f"{name}-*.json"), None)
+    if path is None:
+        raise FileNotFoundError(f"{name} has no record")
     rows: list[Row] = json.loads(path.read_text("utf-8"))["rows"]
     return rows
 
 
+def filled(page: str) -> str:
+    """A page with its tables as the records have them now."""
+    tables: dict[str, Callable[[], str]] = {
+        "measured": measured, "predicted": predicted, "simulated": simulated, "together": together,
+    }  # fmt: skip
+    return _PLACE.sub(lambda place: f"{place[1]}{_table(tables[place[2]])}{place[3]}", page)
+
+
+def _table(table: Callable[[], str]) -> str:
+    try:
+        return table()
+    except FileNotFoundError:
+        return _NOT_YET
+
+
 if __name__ == "__main__":
-    for table in (measured, predicted, simulated, together):
-        print(table(), end="\n\n")
+    text = filled(PAGE.read_text("utf-8"))
+    if "--write" in sys.argv:
+        PAGE.write_text(text, "utf-8")
+    else:
+        print(text)
