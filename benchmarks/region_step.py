@@ -3,8 +3,9 @@
 Steps of the embedded UNet and of one of Stable Diffusion 1.5's size, in turns, so that both of a pair meet the same
 machine: one reading against the graph of format 1, which knew no regions; two readings against one; and two readings
 with one softmax over all tokens, to which log m is added, against the softmax of each reading. Then pictures of two
-things by both forms. The graphs are exported anew into build/region_step (5 GB), which takes minutes and some 8 GB of
-memory. Ratios count on a quiet machine alone. --short takes tiny UNets and writes no record.
+things by both forms. The graphs are exported anew into build/region_step (10 GB), which takes minutes and some 8 GB of
+memory. Ratios count on a quiet machine alone, so the parts may run one by one: `prepare`, `pocket`, `sd15`, `pictures`,
+`record`. --short takes tiny UNets, and neither draws nor records.
 """
 
 import argparse
@@ -88,11 +89,14 @@ def feeds(unet: Any, side: int, readings: int) -> dict[str, np.ndarray]:
     }
 
 
-def exported(unet: Any, name: str) -> dict[str, Callable[[int], np.ndarray]]:
-    """The graph of format 1, ours and the fused one, each called with a number of readings."""
-    steps: dict[str, Callable[[int], np.ndarray]] = {}
+def prepare(name: str, unet: Any) -> None:
+    """Write the graph of format 1, ours and the fused one, and what each is fed with one reading and with two."""
     side = SIDES[name]
-    calls = {readings: feeds(unet, side, readings) for readings in (1, 2)}
+    folder = FOLDER / name
+    folder.mkdir(parents=True)
+    for readings in (1, 2):
+        arrays: Any = feeds(unet, side, readings)
+        np.savez(folder / f"{readings}.npz", **arrays)
     graph = unet_graph(unet, [])
     latents = ("batch", unet.config.in_channels, "height", "width")
     sample, *others = graph.inputs
@@ -102,22 +106,25 @@ def exported(unet: Any, name: str) -> dict[str, Callable[[int], np.ndarray]]:
         outputs=(replace(graph.outputs[0], dims=latents),),
     )
     for form in ("first", "ours", "fused"):
-        path = FOLDER / name / f"{form}.onnx"
-        path.parent.mkdir(parents=True, exist_ok=True)
         with installed(unet), fused(unet, form == "fused"):
             model: Graph = first_graph(graph) if form == "first" else graph
-            save(to_onnx(model), path)
-        ends = tuple(end.name for end in model.inputs)
-        opened = OnnxGraph(path, ends, "out_sample", "cpu", torch.get_num_threads())
+            save(to_onnx(model), folder / f"{form}.onnx")
 
-        def step(readings: int, opened: OnnxGraph = opened, ends: tuple[str, ...] = ends) -> np.ndarray:
-            fed = {end: calls[readings][end] for end in ends}
-            if "regions" not in ends:
-                fed["timestep"] = fed["timestep"][:1]
-            return np.asarray(opened(**fed))
 
-        steps[form] = step
-    return steps
+def opened(name: str, form: str) -> Callable[[int], np.ndarray]:
+    """One of the graphs, called with a number of readings."""
+    calls = {readings: dict(np.load(FOLDER / name / f"{readings}.npz")) for readings in (1, 2)}
+    ends = tuple(calls[1])
+    if form == "first":  # which knows no regions, and one timestep for all rows
+        ends = tuple(end for end in ends if end != "regions")
+        for call in calls.values():
+            call["timestep"] = call["timestep"][:1]
+    graph = OnnxGraph(FOLDER / name / f"{form}.onnx", ends, "out_sample", "cpu", torch.get_num_threads())
+
+    def step(readings: int) -> np.ndarray:
+        return np.asarray(graph(**{end: calls[readings][end] for end in ends}))
+
+    return step
 
 
 def paired(first: Callable[[], Any], second: Callable[[], Any], pairs: int) -> dict[str, float]:
@@ -136,15 +143,15 @@ def paired(first: Callable[[], Any], second: Callable[[], Any], pairs: int) -> d
     }
 
 
-def step_rows(name: str, unet: Any, pairs: int) -> list[dict[str, Any]]:
+def step_rows(name: str, pairs: int) -> list[dict[str, Any]]:
     """What steps of a UNet take against one another, and how far their predictions are apart."""
-    steps = exported(unet, name)
     rows: list[dict[str, Any]] = []
     for what, (first, second) in {
         "one reading over format 1": (("first", 1), ("ours", 1)),
         "two readings over one": (("ours", 1), ("ours", 2)),
         "two readings, fused over exact": (("ours", 2), ("fused", 2)),
     }.items():
+        steps = {form: opened(name, form) for form in {first[0], second[0]}}
         before, after = (partial(steps[form], count) for form, count in (first, second))
         row: dict[str, Any] = {
             "model": name,
@@ -200,22 +207,41 @@ def missed(row: dict[str, Any]) -> bool:
     return limit is not None and row["ratio"] > limit
 
 
+def record() -> int:
+    """Write what the parts measured as one record; 1 where something takes longer than it may."""
+    rows = [row for part in (*PAIRS, "pictures") for row in json.loads((FOLDER / f"{part}.json").read_text())]
+    print(write_record("region_step", rows))
+    return int(any(missed(row) for row in rows))
+
+
 def main() -> int:
     """Export, measure, print, record."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help="prepare, pocket, sd15, pictures, record (default: all)")
     parser.add_argument(
         "--short", action="store_true", help="tiny UNets, two pairs, no pictures and no record"
     )
     args = parser.parse_args()
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    rows: list[dict[str, Any]] = []
-    for name, unet in unets(args.short).items():
-        rows += step_rows(name, unet.eval().requires_grad_(False), 2 if args.short else PAIRS[name])
-    if not args.short:
-        rows += picture_distances()
-        print(*rows[-len(PROMPTS) :], write_record("region_step", rows), sep="\n")
-    shutil.rmtree(FOLDER)
-    return int(not args.short and any(missed(row) for row in rows))
+    parts = args.parts or ["prepare", *PAIRS, "pictures", "record"]
+    if args.short:
+        parts = ["prepare", *PAIRS]
+    if "prepare" in parts:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        for name, unet in unets(args.short).items():
+            prepare(name, unet.eval().requires_grad_(False))
+    for name in [name for name in PAIRS if name in parts]:
+        rows = step_rows(name, 2 if args.short else PAIRS[name])
+        (FOLDER / f"{name}.json").write_text(json.dumps(rows))
+    if "pictures" in parts:
+        rows = picture_distances()
+        print(*rows, sep="\n")
+        (FOLDER / "pictures.json").write_text(json.dumps(rows))
+    status = record() if "record" in parts else 0
+    if args.short or "record" in parts:
+        shutil.rmtree(FOLDER)
+    return status
 
 
 if __name__ == "__main__":
