@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -198,9 +198,25 @@ def processor_row() -> dict[str, Any]:
     }
 
 
+def install_rows() -> Rows:
+    """What each library takes on the disk, without what it depends on and without bytecode."""
+    rows: Rows = []
+    for package in ("onnxruntime", "openvino", "torch", "stable-diffusion-cpp-python"):
+        try:
+            files = distribution(package).files or []
+        except PackageNotFoundError:
+            continue
+        paths = [Path(str(file.locate())) for file in files if file.suffix != ".pyc"]
+        size = sum(path.stat().st_size for path in paths if path.is_file())
+        rows.append(
+            {"what": "install", "package": package, "release": version(package), "mb": round(size / 1e6)}
+        )
+    return rows
+
+
 def record() -> int:
     """Write what the parts measured as one record; 1 where a target is missed on a processor that it is for."""
-    rows = [processor_row()]
+    rows = [processor_row(), *install_rows()]
     for part in ("pocket", "starts", "step", "cpp"):
         rows += json.loads((FOLDER / f"{part}.json").read_text())
     print(write_record("providers", rows))
