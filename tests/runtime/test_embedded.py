@@ -16,8 +16,8 @@ SAMPLES = ("gold-hat", "pink-cake", "school-bus")
 
 
 @pytest.fixture(scope="module")
-def runtime() -> Iterator[Runtime]:
-    with Runtime(threads=1) as opened:
+def runtime(provider: str) -> Iterator[Runtime]:
+    with Runtime(provider=provider, threads=1) as opened:
         yield opened
 
 
