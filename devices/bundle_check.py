@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["examine_bundle"]
 
+_GIB = 1 << 30
+_COMPILING = 3.0  # bytes at the peak for a byte of weights in float32: see benchmarks/providers.py
+
 
 def examine_bundle(folder: Path, machine: Detected, python: Environment) -> Iterator[Finding]:
     """Findings about a bundle: whether it is whole, fits into what is free now, and has engines for this machine.
@@ -37,6 +40,7 @@ def examine_bundle(folder: Path, machine: Detected, python: Environment) -> Iter
     try:
         bundle = read_bundle(folder, verify=False)
         yield from _size(bundle, machine)
+        yield from _openvino_memory(bundle, machine, python)
         if machine.profile is not None and engine_for(bundle, machine.profile) != "onnx":
             yield from _engines(bundle, machine, python)
     except (BundleError, RequestError) as error:
@@ -75,6 +79,25 @@ def _size(bundle: Bundle, machine: Detected) -> Iterator[Finding]:
             level="note",
             text=f"A picture of two things does not fit: {several.explain()}",
             remedy="Close other programs, ask for smaller pictures, or draw with regions=None.",
+        )
+
+
+def _openvino_memory(bundle: Bundle, machine: Detected, python: Environment) -> Iterator[Finding]:
+    """Whether OpenVINO, where it is installed, has the memory to compile the largest graph."""
+    if "openvino" not in python.packages or machine.free is None:
+        return
+    from perfusion.bundle.facts import graph_facts
+
+    unet = graph_facts(bundle)["unet"]
+    stored = sum((bundle.folder / name).stat().st_size for name in unet.needs)
+    need = int(_COMPILING * stored * (1 if bundle.precision == "fp32" else 2))
+    if need > machine.free:
+        yield Finding(
+            name="openvino-memory",
+            level="note",
+            text=f"OpenVINO takes about {need / _GIB:.1f} GiB to compile {unet.file} for a size of pictures, and "
+            f"{machine.free / _GIB:.1f} GiB are free.",
+            remedy="Close other programs for the first picture of each size, or draw with --provider cpu.",
         )
 
 

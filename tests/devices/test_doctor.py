@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from perfusion.devices import detect
+from perfusion.bundle.facts import graph_facts
+from perfusion.bundle.reader import read_bundle
+from perfusion.devices import bundle_check, detect
 from perfusion.devices.bundle_check import examine_bundle
 from perfusion.devices.doctor import examine
 from perfusion.devices.fat_binary import Kernels
@@ -374,7 +376,6 @@ def test_on_a_card_the_release_of_tensorrt_for_rtx_counts_and_not_the_driver(
 
 
 def test_the_bound_is_the_runtimes_own(make_root, environment):
-    from perfusion.bundle.reader import read_bundle
     from perfusion.devices import plan_memory
     from perfusion.devices.system import AUTO_SHARE
 
@@ -398,6 +399,23 @@ def test_room_for_one_reading_and_not_for_two_is_told(make_root, environment, mo
     for free, expected in ((0.9, {"regions-too-large": "note"}), (3, {})):
         found = detect(make_root(memory=8, free=free))
         assert names(examine_bundle(bundle_path(), found, environment())) == expected
+
+
+def test_too_little_memory_to_compile_for_openvino_is_told_where_it_is_installed(
+    make_root, environment, monkeypatch
+):
+    files = graph_facts(read_bundle(bundle_path(), verify=False))["unet"].needs
+    stored = sum((bundle_path() / name).stat().st_size for name in files)
+    monkeypatch.setattr(bundle_check, "_COMPILING", 4 * GIB / stored)
+    packages = {"onnxruntime": "1.32.0", "openvino": "2026.4.1"}
+    for free, python, expected in (
+        (3.9, environment(packages=packages), {"openvino-memory": "note"}),
+        (4.1, environment(packages=packages), {}),
+        (3.9, environment(), {}),
+    ):
+        findings = list(examine_bundle(bundle_path(), detect(make_root(memory=8, free=free)), python))
+        assert names(findings) == expected
+        assert all("about 4.0 GiB to compile unet.onnx" in finding.text for finding in findings)
 
 
 def test_a_bundle_that_does_not_fit_into_what_is_free_stops_drawing(make_root, environment):
