@@ -65,7 +65,8 @@ def as_lines(graphs: Sequence[CompiledGraph]) -> list[str]:
         sizes = ", ".join(f"{name} {size}" for name, size in graph.sizes.items())
         how = f"compiled in {graph.seconds:.1f} s" if graph.compiled else "was compiled before"
         where = f"kept in {CompiledModels().folder}" if graph.stored else "too large to be kept"
-        lines.append(f"{graph.graph}: {how} for {sizes}; {where}")
+        far = "" if graph.distance is None else f"; {graph.distance:.1e} from float32"
+        lines.append(f"{graph.graph}: {how} for {sizes}; {where}{far}")
     return lines
 
 

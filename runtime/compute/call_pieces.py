@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["call_pieces", "joined", "piece_slices"]
+__all__ = ["call_pieces", "joined", "piece_shapes", "piece_slices"]
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -32,6 +32,20 @@ def call_pieces(feeds: Feeds, rows: int, most: int) -> Iterator[Feeds]:
             name: array if name in _SHARED or len(array) != rows else array[part]
             for name, array in feeds.items()
         }
+
+
+def piece_shapes(
+    shapes: Mapping[str, tuple[int, ...]], rows: int, most: int
+) -> list[dict[str, tuple[int, ...]]]:
+    """The shapes that the pieces of a call have, each once."""
+    lengths = {part.stop - part.start for part in piece_slices(rows, most)}
+    return [
+        {
+            name: shape if name in _SHARED or shape[0] != rows else (length, *shape[1:])
+            for name, shape in shapes.items()
+        }
+        for length in sorted(lengths, reverse=True)
+    ]
 
 
 def joined(answers: list[dict[str, NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:

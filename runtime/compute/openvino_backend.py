@@ -31,13 +31,13 @@ class OpenVINOBackend:
         self.precision = precision
         self.provider = "openvino" if device == "CPU" else f"openvino:{device}"
         self._graph_io = graph_io_of(bundle)
-        self._facts = graph_facts(bundle)
+        self._facts, self._folder = graph_facts(bundle), bundle.folder
         self._compiled_models = CompiledModels()
 
     def open(self, name: str) -> OpenVINOGraph:
-        return OpenVINOGraph(
-            self._device, self._graph_io[name], self._facts[name].sha256, self._compiled_models
-        )
+        facts = self._facts[name]
+        weights = [self._folder / file for file in facts.needs]
+        return OpenVINOGraph(self._device, self._graph_io[name], facts.sha256, self._compiled_models, weights)
 
     def admit(self, size: CallSize) -> None:
         """Its graphs take any size."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from perfusion.bundle.graph_io import GraphIO
 from perfusion.errors import BundleError, PerfusionError
-from perfusion.runtime.compute.call_pieces import call_pieces, joined
+from perfusion.runtime.compute.call_pieces import call_pieces, joined, piece_shapes
 from perfusion.runtime.compute.compiled_models import CompiledModels
 from perfusion.runtime.compute.graph_ends import check_ends, check_shape
 from perfusion.runtime.compute.openvino_device import OpenVINODevice
@@ -53,10 +53,12 @@ class OpenVINOGraph:
         graph_io: GraphIO,
         identity: str,
         compiled_models: CompiledModels | None = None,
+        weights: Iterable[Path] = (),
     ) -> None:
         """Read a graph that must have exactly these ends; it is compiled when it first runs.
 
         `identity`: a checksum of all its files. `compiled_models`: where what was compiled is kept, if anywhere.
+        `weights`: files that it may read beside those which begin with its own name.
 
         Raises:
             BundleError: not a graph, or one with other inputs or outputs.
@@ -71,9 +73,11 @@ class OpenVINOGraph:
         )
         check_ends(self._path, takes, gives, graph_io.inputs, self._outputs)
         self._inputs = {port.any_name: port for port in self._model.inputs}
-        self._identity = [identity, *_stamp(self._path)]
+        files = sorted({self._path, *self._path.parent.glob(f"{self._path.name}*"), *weights})
+        self._size = sum(file.stat().st_size for file in files)
+        self._identity = [identity, *_stamp(files)]
         self._rows_in = graph_io.inputs[0]
-        self._most_rows = 2 if device.name == "CPU" and _size(self._path) >= _HEAVY else _MOST_ROWS
+        self._most_rows = 2 if device.name == "CPU" and self._size >= _HEAVY else _MOST_ROWS
         self._requests: OrderedDict[Shapes, Any] = OrderedDict()
 
     def run(self, **feeds: NDArray[Any]) -> dict[str, Array]:
@@ -89,19 +93,18 @@ class OpenVINOGraph:
         return joined([self._infer(piece) for piece in pieces])
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Compile for these shapes, or find that it has been done; whether it was done now.
+        """Compile for a call of these shapes, or find that it has been done; whether anything was done now.
 
         Raises:
             PerfusionError: OpenVINO cannot compile the graph.
         """
-        sorted_shapes: Shapes = tuple(sorted(shapes.items()))
-        if sorted_shapes in self._requests or self._from_disk(sorted_shapes) is not None:
-            return False
-        return self._compile_in_turn(sorted_shapes)[1]
+        compiled = [self._prepare(piece) for piece in self._pieces(shapes)]
+        return any(compiled)
 
     def is_stored(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether a later start finds these shapes compiled."""
-        return self._store is not None and self._store.has(self._key(tuple(sorted(shapes.items()))))
+        """Whether a later start finds a call of these shapes compiled."""
+        store = self._store
+        return store is not None and all(store.has(self._key(piece)) for piece in self._pieces(shapes))
 
     def tile(self, height: int, width: int) -> int | None:
         """None: latents of any size are taken whole."""
@@ -111,6 +114,16 @@ class OpenVINOGraph:
         self._requests.clear()
         self._inputs = {}
         self._model = None
+
+    def _pieces(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Shapes]:
+        """The shapes that a call is computed in."""
+        pieces = piece_shapes(shapes, shapes[self._rows_in][0], self._most_rows)
+        return [tuple(sorted(piece.items())) for piece in pieces]
+
+    def _prepare(self, shapes: Shapes) -> bool:
+        if shapes in self._requests or self._from_disk(shapes) is not None:
+            return False
+        return self._compile_in_turn(shapes)[1]
 
     def _infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
         """The answers to feeds of one of the few sizes that are compiled."""
@@ -130,6 +143,7 @@ class OpenVINOGraph:
     def _request(self, shapes: Shapes) -> Any:
         """An inference request for these shapes, made where none of the last few has them."""
         if shapes not in self._requests:
+            self._make_room()
             compiled = self._from_disk(shapes)
             if compiled is None:
                 compiled, _ = self._compile_in_turn(shapes)
@@ -138,6 +152,12 @@ class OpenVINOGraph:
         while len(self._requests) > _MOST_SHAPES:
             self._requests.popitem(last=False)
         return self._requests[shapes]
+
+    def _make_room(self) -> None:
+        """Let go of what was not used the longest, where the memory has no room to compile another one."""
+        need = 3 * self._size  # what is read, what is computed with, and some scratch
+        while self._requests and (free := free_memory()) is not None and free < need:
+            self._requests.popitem(last=False)
 
     def _key(self, shapes: Shapes) -> dict[str, Any]:
         """All that decides what these shapes are compiled to."""
@@ -187,7 +207,7 @@ class OpenVINOGraph:
     def _keep(self, shapes: Shapes, compiled: Any) -> None:
         """Store what was compiled, where memory and disk have room for a copy of it."""
         size, free = (
-            2 * _size(self._path),
+            2 * self._size,
             free_memory(),
         )  # weights may be stored in half of what is computed with
         if self._store is None or not self._store.room_for(size) or (free is not None and 2 * size > free):
@@ -222,19 +242,10 @@ def slots_for(rows: int) -> int:
     return max(_SLOTS, -(-rows // _SLOTS) * _SLOTS)
 
 
-def _stamp(path: Path) -> list[int]:
-    """Sizes and times of a graph's files: a checksum that nobody compared may be that of another file."""
-    stats = [file.stat() for file in _files(path)]
+def _stamp(files: Iterable[Path]) -> list[int]:
+    """Sizes and times of files: a checksum that nobody compared may be that of another file."""
+    stats = [file.stat() for file in files]
     return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in _files(path))
-
-
-def _files(path: Path) -> list[Path]:
-    """A graph and its weights beside it, as the exporter names them."""
-    return sorted({path, *path.parent.glob(f"{path.name}*")})
 
 
 def _reason(error: Exception) -> str:

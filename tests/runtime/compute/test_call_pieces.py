@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perfusion.runtime.compute.call_pieces import call_pieces, joined, piece_slices
+from perfusion.runtime.compute.call_pieces import call_pieces, joined, piece_shapes, piece_slices
 
 
 @pytest.mark.parametrize("most", [1, 2, 16])
@@ -28,3 +28,12 @@ def test_each_row_meets_its_own_inputs_and_those_of_all(rows):
     pieces = [answer(piece) for piece in call_pieces(feeds, rows, 2)]
     assert len(pieces) == -(-rows // 2)
     np.testing.assert_allclose(joined(pieces)["out"], answer(feeds)["out"])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_the_shapes_of_pieces_are_those_that_the_pieces_have(rows):
+    feeds = {"sample": np.ones((rows, 4)), "timestep": np.ones(1), "concept_keys": np.ones((rows, 4))}
+    shapes = piece_shapes({name: array.shape for name, array in feeds.items()}, rows, 2)
+    pieces = [{name: array.shape for name, array in piece.items()} for piece in call_pieces(feeds, rows, 2)]
+    assert len(shapes) == len({str(shape) for shape in shapes})
+    assert {str(piece) for piece in pieces} == {str(shape) for shape in shapes}

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from perfusion.bundle.facts import graph_facts
 from perfusion.bundle.reader import read_bundle
+from perfusion.embedded import model_path
 from perfusion.errors import DeviceError, RequestError
 from perfusion.runtime import Runtime
 from perfusion.runtime.compute.backend import make_backend
@@ -218,6 +221,16 @@ def test_a_changed_bundle_is_not_served_from_what_was_compiled(bundle_copy, comp
     assert not np.array_equal(changed, first)
 
 
+@pytest.mark.parametrize("free, ready", [(1 << 40, 2), (1 << 10, 1), (None, 2)])
+def test_where_memory_is_short_one_size_stays_ready(bundle_copy, compiled, monkeypatch, free, ready):
+    monkeypatch.setattr("perfusion.runtime.compute.openvino_graph.free_memory", lambda: free)
+    graph = OpenVINOBackend(read_bundle(bundle_copy), threads=1).open("text_encoder")
+    for rows in (1, 2, 1):
+        ids, embeddings = np.zeros((rows, 77), np.int64), np.zeros((1, 16), np.float32)
+        graph.run(input_ids=ids, concept_embeddings=embeddings)
+    assert len(graph._requests) == ready
+
+
 PICTURE = """
 import hashlib, logging, sys
 from perfusion.runtime import Runtime
@@ -265,6 +278,18 @@ def test_a_graphs_files_decide_what_is_compiled(compiled, bundle_copy):
     assert not compiles(bundle_copy)
     os.utime(bundle_copy / "text_encoder.onnx", (1, 1))  # another file, if nobody compared its checksum
     assert compiles(bundle_copy)
+
+
+def test_weights_that_lie_elsewhere_decide_too(compiled, tmp_path):
+    """The embedded model's graphs read the weights that diffusers reads, one folder up."""
+    model = shutil.copytree(model_path(), tmp_path / "model")
+    bundle = read_bundle(model)
+    weights = {model / name for facts in graph_facts(bundle).values() for name in facts.needs}
+    (path,) = (path for path in weights if path.parent.name == "text_encoder")
+    backend = OpenVINOBackend(bundle, threads=1)
+    key = backend.open("text_encoder")._identity
+    os.utime(path, (1, 1))
+    assert backend.open("text_encoder")._identity != key
 
 
 @pytest.mark.parametrize("what", ["threads", "release", "processor", "cores"])

@@ -6,6 +6,7 @@ import pytest
 
 from perfusion.commands.export import main as export
 from perfusion.commands.generate import main as generate
+from perfusion.runtime.compute.onnx_graph import OnnxGraph
 
 
 @pytest.fixture
@@ -74,3 +75,31 @@ def test_what_nothing_is_compiled_for_is_refused(cache, toy_bundle, capsys, opti
     assert export([*options, "--bundle", str(toy_bundle)]) == 1
     assert sentence in capsys.readouterr().err
     assert not cache.exists()
+
+
+def test_a_shorter_precision_is_compared_with_float32(cache, toy_bundle, capsys, monkeypatch):
+    """A device without the precision computes in float32 where it is not refused, so the distance is rounding alone."""
+    import openvino
+
+    answer = openvino.Core.get_property
+    monkeypatch.setattr(
+        openvino.Core,
+        "get_property",
+        lambda core, device, name: (
+            [*answer(core, device, name), "BF16"]
+            if name == "OPTIMIZATION_CAPABILITIES"
+            else answer(core, device, name)
+        ),
+    )
+    ahead = ["--engine", "openvino", "--bundle", str(toy_bundle), "--threads", "1", "--compute", "bf16"]
+    assert export([*ahead, "--json"]) == 0
+    graphs = json.loads(capsys.readouterr().out)["compiled"]
+    assert len(graphs) == 4
+    assert all(0 < graph["distance"] < 3e-2 for graph in graphs)
+    run = OnnxGraph.run
+    monkeypatch.setattr(
+        OnnxGraph, "run", lambda *args, **feeds: {name: 2 * end for name, end in run(*args, **feeds).items()}
+    )
+    assert export([*ahead, "--json"]) == 0
+    graphs = json.loads(capsys.readouterr().out)["compiled"]
+    assert all(abs(graph["distance"] - 0.5) < 0.02 for graph in graphs)
