@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["examine_bundle"]
 
 _GIB = 1 << 30
-_COMPILING = 3.0  # bytes at the peak for a byte of weights in float32: see benchmarks/providers.py
 
 
 def examine_bundle(folder: Path, machine: Detected, python: Environment) -> Iterator[Finding]:
@@ -86,16 +85,14 @@ def _openvino_memory(bundle: Bundle, machine: Detected, python: Environment) -> 
     """Whether OpenVINO, where it is installed, has the memory to compile the largest graph."""
     if "openvino" not in python.packages or machine.free is None:
         return
-    from perfusion.bundle.facts import graph_facts
+    from perfusion.devices.planning.openvino_memory import compile_memory
 
-    unet = graph_facts(bundle)["unet"]
-    stored = sum((bundle.folder / name).stat().st_size for name in unet.needs)
-    need = int(_COMPILING * stored * (1 if bundle.precision == "fp32" else 2))
+    need = compile_memory(bundle)
     if need > machine.free:
         yield Finding(
             name="openvino-memory",
             level="note",
-            text=f"OpenVINO takes about {need / _GIB:.1f} GiB to compile {unet.file} for a size of pictures, and "
+            text=f"OpenVINO takes about {need / _GIB:.1f} GiB to compile this UNet for a size of pictures, and "
             f"{machine.free / _GIB:.1f} GiB are free.",
             remedy="Close other programs for the first picture of each size, or draw with --provider cpu.",
         )

@@ -163,10 +163,23 @@ def _plan(args: argparse.Namespace) -> int:
         print(json.dumps(_plan_facts(plan, folder) | {"export": export}, indent=2))
         return 0
     print(f"{folder.name} on {plan.profile.title}: {plan.memory.explain()}\n")
-    rows = [("bundle", _bundle_line(folder)), *_plan_rows(plan)]
+    rows = [("bundle", _bundle_line(folder)), *_plan_rows(plan), *_openvino_rows(plan, folder)]
     print(_aligned([*rows, *([("export", export)] if export else [])]))
     print("\nComputed from the graphs, not measured on the device.")
     return 0
+
+
+def _openvino_rows(plan: DevicePlan, folder: Path) -> list[tuple[str, str]]:
+    """What else a processor may draw with, and what that takes once for each size of pictures."""
+    if plan.profile.kind != "cpu":
+        return []
+    from perfusion.bundle.reader import read_bundle
+    from perfusion.devices.planning.openvino_memory import compile_memory
+    from perfusion.shell import quoted
+
+    need = compile_memory(read_bundle(folder, verify=False))
+    command = f"perfusion-export --engine openvino --bundle {quoted(folder)}"
+    return [("openvino", f"{_gib(need)} while the UNet is compiled, once for a size: {command}")]
 
 
 def _bundle_line(folder: Path) -> str:

@@ -6,11 +6,14 @@ import re
 import pytest
 
 from perfusion import devices
+from perfusion.bundle.reader import read_bundle
 from perfusion.commands.devices import main
 from perfusion.devices import PROFILES, detect
 from perfusion.devices import environment as environments
 from perfusion.devices.jetpack import MODULES
 from perfusion.devices.nvml import read_cards
+from perfusion.devices.planning import openvino_memory
+from perfusion.embedded import bundle_path
 
 
 @pytest.fixture
@@ -159,6 +162,23 @@ def test_plan_calls_its_numbers_computed_and_its_time_an_estimate(capsys):
     text = capsys.readouterr().out
     assert "Computed from the graphs, not measured on the device." in text
     assert "an estimate: no GPU has been measured" in text
+
+
+def test_plan_of_a_processor_says_what_compiling_for_openvino_takes(capsys, monkeypatch):
+    monkeypatch.setattr(openvino_memory, "compile_memory", lambda bundle: 5 << 29)
+    for device, told in (("cpu", True), ("rtx-3060", False)):
+        assert main(["plan", "--device", device]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("openvino")]
+        assert (len(lines) == 1) == told
+        assert not told or "2.50 GiB while the UNet is compiled" in lines[0]
+        assert not told or "perfusion-export --engine openvino --bundle" in lines[0]
+
+
+def test_compiling_takes_room_for_the_weights_as_they_are_computed_with(bundle):
+    """The embedded UNet has 11.2 million parameters; its files hold them in half."""
+    embedded = read_bundle(bundle_path(), verify=False)
+    assert openvino_memory.compile_memory(embedded) == pytest.approx(3 * 4 * 11.2e6, rel=0.01)
+    assert openvino_memory.compile_memory(bundle) < 1e6
 
 
 def test_plan_does_not_guess_the_speed_of_a_device_it_does_not_know(capsys):

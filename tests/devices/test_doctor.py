@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from perfusion.bundle.facts import graph_facts
-from perfusion.bundle.reader import read_bundle
-from perfusion.devices import bundle_check, detect
+from perfusion.devices import detect
 from perfusion.devices.bundle_check import examine_bundle
 from perfusion.devices.doctor import examine
 from perfusion.devices.fat_binary import Kernels
 from perfusion.devices.nvml import read_cards
-from perfusion.devices.planning import memory_plan
+from perfusion.devices.planning import memory_plan, openvino_memory
 from perfusion.embedded import bundle_path
 
 GIB = 1 << 30
@@ -376,6 +374,7 @@ def test_on_a_card_the_release_of_tensorrt_for_rtx_counts_and_not_the_driver(
 
 
 def test_the_bound_is_the_runtimes_own(make_root, environment):
+    from perfusion.bundle.reader import read_bundle
     from perfusion.devices import plan_memory
     from perfusion.devices.system import AUTO_SHARE
 
@@ -404,9 +403,7 @@ def test_room_for_one_reading_and_not_for_two_is_told(make_root, environment, mo
 def test_too_little_memory_to_compile_for_openvino_is_told_where_it_is_installed(
     make_root, environment, monkeypatch
 ):
-    files = graph_facts(read_bundle(bundle_path(), verify=False))["unet"].needs
-    stored = sum((bundle_path() / name).stat().st_size for name in files)
-    monkeypatch.setattr(bundle_check, "_COMPILING", 4 * GIB / stored)
+    monkeypatch.setattr(openvino_memory, "compile_memory", lambda bundle: 4 * GIB)
     packages = {"onnxruntime": "1.32.0", "openvino": "2026.4.1"}
     for free, python, expected in (
         (3.9, environment(packages=packages), {"openvino-memory": "note"}),
@@ -415,7 +412,7 @@ def test_too_little_memory_to_compile_for_openvino_is_told_where_it_is_installed
     ):
         findings = list(examine_bundle(bundle_path(), detect(make_root(memory=8, free=free)), python))
         assert names(findings) == expected
-        assert all("about 4.0 GiB to compile unet.onnx" in finding.text for finding in findings)
+        assert all("about 4.0 GiB to compile this UNet" in finding.text for finding in findings)
 
 
 def test_a_bundle_that_does_not_fit_into_what_is_free_stops_drawing(make_root, environment):
