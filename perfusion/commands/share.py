@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfusion.commands import parser, run
-from perfusion.errors import HubError, RequestError
+from perfusion.errors import RequestError
 
 if TYPE_CHECKING:
     from perfusion.sharing import Repository, Standing
@@ -73,7 +73,8 @@ def _share(args: argparse.Namespace) -> int:
 
     standing = standing_of(args.to)  # first, since it refuses those who are not logged in
     repository = _repository(args)
-    _tell(_plan(args, repository, standing))
+    if not (args.yes and args.quiet):
+        _tell(_plan(args, repository, standing))
     if not args.yes and _answer("Publish it? [y/N] ", "--yes").lower() not in ("y", "yes"):
         _tell(["Nothing was published."])
         return 1
@@ -147,7 +148,7 @@ def _answer(question: str, option: str) -> str:
     line = sys.stdin.readline() if sys.stdin else ""
     if not line:
         print(file=sys.stderr)
-        raise HubError(f"Nothing was published: nobody answers here. Give {option}.")
+        raise RequestError(f"Nothing was published: nobody answers here. Give {option}.")
     return line.strip()
 
 

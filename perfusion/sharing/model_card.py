@@ -5,6 +5,7 @@ https://huggingface.co/docs/hub/model-cards; `widget` and `instance_prompt` as t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perfusion.concept.concept_file import Concept
@@ -26,24 +27,20 @@ class CardFacts:
     """Bytes of the file."""
     licence: str
     base_model: str | None
-    prompts: tuple[str | None, ...]
-    """Of each picture of the gallery."""
+    pictures: Mapping[str, str | None]
+    """What the gallery shows, by its paths in the repository, with the prompts that are known."""
 
     @property
     def prompt(self) -> str:
         """What is drawn to see the concept."""
-        prompt = next((prompt for prompt in self.prompts if prompt), f"a photo of a {self.concept.token}")
+        prompt = next(filter(None, self.pictures.values()), f"a photo of a {self.concept.token}")
         return " ".join(prompt.split())
-
-    def picture(self, index: int) -> str:
-        """The path of a picture of the gallery."""
-        return f"pictures/{index + 1}.png"
 
 
 def model_card(facts: CardFacts) -> str:
     """The whole page. Raises `HubError` where huggingface_hub is missing, which writes the facts."""
     concept = facts.concept
-    gallery = ["<Gallery />", ""] if facts.prompts else []
+    gallery = ["<Gallery />", ""] if facts.pictures else []
     lines = [
         "---", _metadata(facts), "---", "",
         f"# {_code(concept.token)}, a {_plain(concept.superclass)}", "", *gallery,
@@ -62,8 +59,7 @@ def _metadata(facts: CardFacts) -> str:
         raise HubError("Sharing needs the package huggingface_hub. Install perfusion-edge[hub].") from error
     on_hub = parse_name(facts.base_model) if facts.base_model else None
     widget = [
-        {"text": prompt or facts.prompt, "output": {"url": facts.picture(index)}}
-        for index, prompt in enumerate(facts.prompts)
+        {"text": prompt or facts.prompt, "output": {"url": path}} for path, prompt in facts.pictures.items()
     ]
     return ModelCardData(
         base_model=on_hub.repo if on_hub else None,

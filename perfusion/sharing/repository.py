@@ -20,7 +20,7 @@ from perfusion.sharing.model_card import CardFacts, model_card
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Repository", "repository_of"]
+__all__ = ["Repository", "check_names", "repository_of"]
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -37,7 +37,7 @@ class Repository:
 
 
 def repository_of(
-    path: Path,
+    path: str | Path,
     name: str,
     *,
     licence: str,
@@ -60,21 +60,25 @@ def repository_of(
         HubError: names that the hub does not take.
         PictureError: `picture` is none.
     """
+    path = Path(path)
     concept, data = Concept.load(path), path.read_bytes()
     base_model = base_model or concept.training.get("base_model")
     check_names(name, licence, base_model)
     file = card.extract(data) if card.is_card(data) else data
     stem = re.sub(r"[^\w.-]+", "-", path.stem, flags=re.ASCII).strip(".-") or "concept"
+    pictured = picture is not None or card.is_card(data)
+    names = [f"pictures/{number}.png" for number in range(1, len(gallery) + 1)]
+    shown = {name: entry.prompt for name, entry in zip(names, gallery, strict=True)}
     facts = CardFacts(
         concept=concept, repository=name, file=f"{stem}.safetensors", card=f"{stem}.png", size=len(file),
-        licence=licence, base_model=base_model, prompts=tuple(entry.prompt for entry in gallery),
+        licence=licence, base_model=base_model, pictures=shown or ({f"{stem}.png": None} if pictured else {}),
     )  # fmt: skip
     files = {
         "README.md": model_card(facts).encode(),
         facts.file: file,
         facts.card: card.embed(_card_picture(path, concept, gallery, picture), file),
     }
-    files |= {facts.picture(index): entry.data for index, entry in enumerate(gallery)}
+    files |= {name: entry.data for name, entry in zip(names, gallery, strict=True)}
     return Repository(name=name, token=concept.token, files=files)
 
 

@@ -90,6 +90,8 @@ def test_a_card_is_shared_as_it_shows(concept, tmp_path):
     repository = repository_of(card, "me/my-cat", licence="cc-by-4.0")
     with Image.open(io.BytesIO(repository.files["cat.png"])) as picture:
         assert picture.size == (20, 10)
+    facts = ModelCard(repository.files["README.md"].decode()).data.to_dict()
+    assert facts["widget"] == [{"text": "a photo of a <cat>", "output": {"url": "cat.png"}}]
     assert Concept.from_bytes(repository.files["cat.safetensors"]).token == "<cat>"
 
 
