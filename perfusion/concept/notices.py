@@ -20,9 +20,9 @@ _MOST_TOLD = 3  # concepts or words of which one line tells
 _MOST_STRANGE = 1000  # words that are remembered, and after which nothing more is told
 
 _FOREIGN = re.compile(
-    r"\[[^\[\]]*[:|][^\[\]]*\]"  # [one:other:0.5], [one|other]
-    r"|\{[^{}]*\|[^{}]*\}"  # {one|other}
-    r"|\b__[^\W_][\w/-]*__"  # __wildcard__
+    r"\[[^\[\]:|]*[:|][^\[\]]*\]"  # [one:other:0.5], [one|other]
+    r"|\{[^{}|]*\|[^{}]*\}"  # {one|other}
+    r"|\b__[^\W_][\w/-]{0,60}__"  # __wildcard__
     r"|\bembedding:[\w./-]+"
     r"|<(?:hypernet|lyco):[^<>]*>"
 )

@@ -109,6 +109,8 @@ def _cleaned(data: bytes) -> bytes:
 
 
 def _concept_file(known: LibraryConcept) -> bytes:
+    if known.concept is None:  # another file than a concept's may lie in the folder
+        raise StatusError(409, known.why_not or "The file cannot be read.")
     data = known.path.read_bytes()
     return card.extract(data) if card.is_card(data) else data
 

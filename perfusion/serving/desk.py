@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25  # between two looks at whether the client is still there
 _RETRY_SECONDS = 5
+_MOST_CHARACTERS = 32_000  # of a prompt, as with OpenAI
 _END_SECONDS = 10.0  # for the step to end in which a job is cancelled
 _MOST_ORDERS = 1000  # that are over and remembered
 
@@ -177,7 +179,18 @@ class Desk:
     def _in_words(
         self, spec: PictureSpec, prompt: str, options: dict[str, Any], riders: Mapping[str, str]
     ) -> tuple[str, dict[str, Any]]:
-        """A prompt and options with the concepts' own words in them. `riders`: those of concepts that came along."""
+        """A prompt and options with the concepts' own words in them. `riders`: those of concepts that came along.
+
+        Raises:
+            StatusError: a text that is far too long.
+        """
+        for name, text in (("prompt", prompt), ("negative_prompt", options.get("negative_prompt", ""))):
+            if len(text) > _MOST_CHARACTERS:
+                raise StatusError(
+                    400,
+                    f"The {name} has {len(text)} characters, expected at most {_MOST_CHARACTERS}.",
+                    field=name,
+                )
         prompt, options = self.library.words(renamed_prompt(prompt, riders)), dict(options)
         if riders and "regions" in options:
             options["regions"] = renamed_regions(options["regions"], riders)
@@ -209,16 +222,26 @@ class Desk:
         self._files.submit(self._store, order, number, job)
 
     def _store(self, order: Order, number: int, job: Job) -> None:
-        """Put a picture into the history; in a thread of its own."""
+        """Put a picture into the history; in a thread of its own. Where that fails, so does the order."""
         assert self.history is not None  # or `take` had refused
-        if job.state == "done":
-            settings = order.settings[number]
-            data = as_file(order.spec.finished(job.result()), "png", settings if self._has_settings else None)
-            order.pictures[number] = self.history.add(order.id, order.client, number, data, settings)
-        order.settle()
+        if order.is_over:
+            return
+        try:
+            if job.state == "done":
+                settings = order.settings[number]
+                data = as_file(
+                    order.spec.finished(job.result()), "png", settings if self._has_settings else None
+                )
+                order.pictures[number] = self.history.add(order.id, order.client, number, data, settings)
+            order.settle()
+        except Exception as error:  # such as a full disk
+            _log.error("a picture could not be kept", exc_info=error)
+            order.cancel()
+            order.end("failed", "The picture could not be kept; the server's log says more.")
         order.touch()
         if order.is_over:
-            self.history.end(order.id, order.state, order.error)
+            with suppress(sqlite3.Error):  # the next start says of it that it failed
+                self.history.end(order.id, order.state, order.error)
 
     def _forget_old(self) -> None:
         over = [order.id for order in self._orders.values() if order.is_over]

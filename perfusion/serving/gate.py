@@ -32,6 +32,7 @@ HEADERS: Mapping[str, str] = {
 _WRONG_KEY = 15.0  # requests that one with a wrong key counts for
 _RETRY_SECONDS = 2
 _PICTURES = ("/api/trainings", "/api/masks", "/api/fronts")  # what takes several photos in one body
+_TWO_LENGTHS = "The request has both Content-Length and Transfer-Encoding. Send one of them."
 
 
 class Gate:
@@ -64,10 +65,25 @@ class Gate:
         if not self._rates.enter(client):
             await _busy(path)(scope, receive, send)
             return
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy before us may have read the other one of the two, and taken what follows for another request.
+            await error_answer(path, 400, _TWO_LENGTHS, headers={"Connection": "close"})(scope, receive, send)
+            self._rates.leave(client)
+            return
         try:
-            await self._app(scope, self._bounded(path, headers, receive), send)
+            await self._app(scope, self._bounded(path, headers, receive), self._charging(client, send))
         finally:
             self._rates.leave(client)
+
+    def _charging(self, client: str, send: Send) -> Send:
+        """`send`, where signing in with a wrong key costs what a wrong key costs elsewhere."""
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 401:
+                self._rates.fine(client, _WRONG_KEY)
+            await send(message)
+
+        return sent
 
     def _bounded(self, path: str, headers: Headers, receive: Receive) -> Receive:
         """`receive`, which gives up a body that is too large or too slow; what was said beforehand counts too."""

@@ -28,6 +28,7 @@ DAY = 24 * 3600.0
 _FORMAT = 1
 _DATABASE, _FOLDER, _LOCK = "history.sqlite3", "pictures", "history.lock"
 _STOPPED = "The server was stopped before this was done. Ask for it again."
+_MOST_WORDS = 32  # of a search; SQLite takes no expression of a thousand
 _SOON = 0.9  # of the size: from here on the oldest pictures are said to expire
 _TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -162,7 +163,7 @@ class History:
     ) -> list[StoredPicture]:
         """A client's pictures, the newest first: whose prompt holds all words of `search`, made before a time."""
         conditions, values = ["client = ?"], list[Any]([client])
-        for word in search.split():
+        for word in search.split()[:_MOST_WORDS]:
             conditions.append("instr(lower(prompt), lower(?))")
             values.append(word)
         if favourite is not None:

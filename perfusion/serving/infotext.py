@@ -17,19 +17,21 @@ WEBUI_SAMPLERS = {
 }
 """Our schedulers by A1111's names."""
 
-_FIELD = re.compile(r'\s*(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+# It begins with a letter, never with blanks: a line of nothing but blanks would take a time that grows with its square.
+_FIELD = re.compile(r'(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _FIELDS = {
     "prompt": "Prompt", "negative_prompt": "Negative prompt", "steps": "Steps", "cfg_scale": "CFG scale",
     "seed": "Seed", "sampler_name": "Sampler", "scheduler": "Schedule type", "denoising_strength": "Denoising strength",
 }  # fmt: skip
 """A1111's names of a field in its API and in its text."""
 _NEGATIVE = "Negative prompt:"
+_MOST_TEXT = 1 << 16  # characters
 _LEAST_FIELDS = 3  # in the last line, as the web UI itself asks
 
 
 def parameters_of(text: str) -> dict[str, str]:
     """The fields of such a text: `Prompt`, `Negative prompt`, `Steps`, `Sampler` and whatever else it has."""
-    lines = text.strip().split("\n")
+    lines = text[:_MOST_TEXT].strip().split("\n")
     fields = [(match[1], _unquoted(match[2])) for match in _FIELD.finditer(lines[-1])]
     if len(fields) < _LEAST_FIELDS:
         fields = []

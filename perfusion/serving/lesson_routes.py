@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from perfusion.serving.answers import StatusError, refused_routes
-from perfusion.serving.bodies import form_body, json_body, picture_of
+from perfusion.serving.bodies import form_body, json_body, parse_json, picture_of
 from perfusion.serving.body_fields import whole_of
 from perfusion.serving.event_stream import event, event_stream
 from perfusion.serving.gate import client_of
@@ -114,8 +113,8 @@ async def _spec_of(form: FormData, uploads: list[UploadFile]) -> LessonSpec:
         if isinstance(each, UploadFile)
     ]
     try:
-        options = json.loads(str(form.get("options") or "{}"))
-    except (ValueError, RecursionError):
+        options = parse_json(str(form.get("options") or "{}"))
+    except ValueError:
         options = None
     if not isinstance(options, dict):
         raise StatusError(400, 'The options are no JSON object, such as {"steps": 200}.', field="options")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,8 @@ _KINDS = (".safetensors", ".png")
 _NAME = re.compile(r"\w[\w.-]{0,60}")
 _WORD = re.compile(r"<[^<>\s]{1,62}>")
 _BIN = ".bin"
-_MOST_CONCEPTS = 4096
+_MOST_CONCEPTS, _MOST_BYTES = 4096, 4 << 30
+_MOST_DELETED = 64  # that lie in the bin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +164,13 @@ class Library:
         Concept.from_bytes(data)
         with self.lock:
             path = self._place(name, ".png" if data[:4] == b"\x89PNG" else ".safetensors")
-            if len(self._concepts) >= _MOST_CONCEPTS:
-                raise StatusError(409, f"The library holds {_MOST_CONCEPTS} concepts, and no more may.")
+            size = sum(known.size for known in self._concepts.values()) + len(data)
+            if len(self._concepts) >= _MOST_CONCEPTS or size > _MOST_BYTES:
+                raise StatusError(
+                    507,
+                    f"The library holds {len(self._concepts)} concepts of {size / 1e9:.2g} GB together, and no more "
+                    "may. Delete some.",
+                )
             with writing(path) as file:
                 file.write(data)
             return self._take(name, path)
@@ -191,7 +198,8 @@ class Library:
             if settings:
                 if known.why_not is not None:
                     raise StatusError(409, known.why_not)
-                chosen = asdict(self._runtime.set_concept(known.word, **settings))
+                changed = ConceptSettings(**known.settings).merged(settings)  # refuses other names
+                chosen = asdict(self._runtime.set_concept(known.word, **asdict(changed)))
                 if not known.is_sample:
                     with writing(_sidecar(known.path), "w") as file:
                         json.dump(chosen, file)
@@ -212,6 +220,7 @@ class Library:
             place.mkdir(parents=True)
             self._drop(name)
             _move(known.path, place / known.path.name)
+            _empty(place.parent, _MOST_DELETED)
             return place.name
 
     def restore(self, undo: str) -> LibraryConcept:
@@ -243,7 +252,12 @@ class Library:
             raise StatusError(
                 409, f"There is a concept {name!r} in the library. Choose another name.", field="name"
             )
-        return self._folder / f"{name}{kind}"
+        path = self._folder / f"{name}{kind}"
+        if path.exists() or path.is_symlink():  # put there since the folder was read
+            raise StatusError(
+                409, f"There is a file {path.name} in the library. Choose another name.", field="name"
+            )
+        return path
 
     def _own(self, known: LibraryConcept) -> Path:
         if known.is_sample:
@@ -301,6 +315,13 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         return asdict(ConceptSettings(**settings))
     except (OSError, ValueError, TypeError, RequestError):  # none, or another program's
         return {}
+
+
+def _empty(folder: Path, most: int) -> None:
+    """Leave the newest in the bin, so that uploading and deleting does not fill the disk."""
+    places = sorted(folder.iterdir(), key=lambda place: place.stat().st_mtime_ns)
+    for place in places[: max(0, len(places) - most)]:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from perfusion.bundle.description import Bundle
 from perfusion.serving.answers import StatusError
-from perfusion.serving.bodies import concept_files_of, data_of, picture_of
+from perfusion.serving.bodies import concept_files_of, data_of, parse_json, picture_of
 from perfusion.serving.body_fields import flag_of, number_of, text_of, whole_of
 from perfusion.serving.order import PictureSpec
 
@@ -150,7 +149,7 @@ def _options(bundle: Bundle, fields: Mapping[str, Any], image: Image | None) -> 
     concepts = fields.get("concepts")
     if isinstance(concepts, str):
         try:
-            concepts = json.loads(concepts)
+            concepts = parse_json(concepts)
         except ValueError:
             raise StatusError(400, "The concepts are no JSON object.", field="concepts") from None
     options: dict[str, Any] = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from perfusion.serving.answers import StatusError
@@ -36,7 +36,11 @@ def picture_routes(history: History) -> list[Route]:
     async def file(request: Request) -> Response:
         picture = await asyncio.to_thread(_own, history, request)
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
-        return FileResponse(history.file(picture), media_type="image/png", headers=headers)
+        try:
+            data = await asyncio.to_thread(history.file(picture).read_bytes)
+        except FileNotFoundError:  # it went meanwhile
+            raise _gone() from None
+        return Response(data, media_type="image/png", headers=headers)
 
     async def change(request: Request) -> Response:
         fields = await json_body(request)
@@ -58,8 +62,12 @@ def picture_routes(history: History) -> list[Route]:
 def _own(history: History, request: Request) -> StoredPicture:
     picture = history.picture(client_of(request), request.path_params["id"])
     if picture is None:
-        raise StatusError(404, "There is no such picture of yours; it may have expired.")
+        raise _gone()
     return picture
+
+
+def _gone() -> StatusError:
+    return StatusError(404, "There is no such picture of yours; it may have expired.")
 
 
 def _facts(picture: StoredPicture) -> dict[str, Any]:

@@ -46,12 +46,22 @@ class Rates:
 
     def charge(self, client: str, price: float) -> bool:
         """Take tokens from a client; False where it has too few, which leaves it those."""
+        tokens = self._now(client)
+        enough = tokens >= price
+        self._put(client, tokens - price if enough else tokens)
+        return enough
+
+    def fine(self, client: str, price: float) -> None:
+        """Take tokens from a client for what it has done, also where it then owes some."""
+        self._put(client, self._now(client) - price)
+
+    def _now(self, client: str) -> float:
         now = time.monotonic()
         tokens, then = self._tokens.get(client, (self._limits.burst, now))
-        tokens = min(self._limits.burst, tokens + (now - then) * self._limits.rate)
+        return min(self._limits.burst, tokens + (now - then) * self._limits.rate)
+
+    def _put(self, client: str, tokens: float) -> None:
         self._tokens.pop(client, None)
         if len(self._tokens) >= _MOST_CLIENTS:
             del self._tokens[next(iter(self._tokens))]  # the one that has not asked for the longest
-        enough = tokens >= price
-        self._tokens[client] = (tokens - price if enough else tokens, now)
-        return enough
+        self._tokens[client] = (tokens, time.monotonic())

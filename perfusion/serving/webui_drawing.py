@@ -14,7 +14,7 @@ from perfusion.picture_input import as_rgb
 from perfusion.runtime import SCHEDULERS, Job, Runtime
 from perfusion.runtime.picture_settings import parameters_text
 from perfusion.serving.answers import StatusError
-from perfusion.serving.bodies import concept_files_of, data_of, picture_of
+from perfusion.serving.bodies import MOST_PIXELS, concept_files_of, data_of, picture_of
 from perfusion.serving.body_fields import flag_of, number_of, text_of, whole_of
 from perfusion.serving.desk import Desk, cancel_when_gone
 from perfusion.serving.gate import client_of
@@ -43,7 +43,7 @@ _NOT_HERE = {
     "s_churn": "add noise at each step",
 }
 """What asks for more than is done here, where it is neither absent nor empty nor 0."""
-_STRENGTH, _SIDE, _MOST_SIDE = 0.75, 512, 1 << 14
+_STRENGTH, _SIDE = 0.75, 512
 
 
 async def text_to_image(
@@ -78,7 +78,7 @@ async def image_to_image(
 
 
 def _spec(fields: Mapping[str, Any], options: dict[str, Any], finish: Finish | None = None) -> PictureSpec:
-    count = (whole_of(fields, "batch_size", 1) or 0) * (whole_of(fields, "n_iter", 1) or 0)
+    count = max(0, whole_of(fields, "batch_size", 1) or 0) * max(0, whole_of(fields, "n_iter", 1) or 0)
     return PictureSpec(
         prompt=text_of(fields, "prompt"), seed=whole_of(fields, "seed", -1), count=count, names_by_tags=True,
         files=concept_files_of(fields), options=_options(fields) | options, finish=finish,
@@ -90,10 +90,10 @@ def _spec_over(fields: Mapping[str, Any], image: object) -> PictureSpec:
     options: dict[str, Any] = {"image_strength": number_of(fields, "denoising_strength", _STRENGTH)}
     picture = picture_of(data_of(image, "init_images"), "init_images")
     size = whole_of(fields, "width", _SIDE) or 0, whole_of(fields, "height", _SIDE) or 0
-    if not all(0 < side <= _MOST_SIDE for side in size):
+    if min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
         raise StatusError(
-            400, f"The size is {size[0]} × {size[1]}, expected 1 to {_MOST_SIDE}.", field="width"
-        )
+            400, f"The size is {size[0]} × {size[1]}, expected 1 to {MOST_PIXELS} pixels.", field="width"
+        )  # fmt: skip
     if not fields.get("mask"):
         return _spec(fields, options | {"image": resized(fields, as_rgb(picture), size)})
     mask = picture_of(data_of(fields["mask"], "mask"), "mask")
