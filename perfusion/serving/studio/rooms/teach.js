@@ -32,6 +32,7 @@ export function open(room, { go }) {
   const lessons = new Map();
   const crops = [];
   let timer = null;
+  let count = 0;
   room.append(
     h("div", { class: "room-head" }, h("div", {}, h("h1", { text: t("room.teach") }), h("p", { text: t("teach.words") }))),
     h("div", { class: "teach" }, h("div", { class: "stack" }, photos, note, finding.element, input), h("div", { class: "stack" }, form, h("section", { class: "stack", "aria-label": t("teach.list") }, list))),
@@ -58,7 +59,7 @@ export function open(room, { go }) {
         break;
       }
       try {
-        crops.push(new PhotoCrop(await canvasOf(file), crops.length + 1, { leave, changed: look }));
+        crops.push(new PhotoCrop(await canvasOf(file), count += 1, { leave, changed: look }));
       } catch (error) {
         wrong.append(failure(error.message));
       }
@@ -98,7 +99,7 @@ export function open(room, { go }) {
       const word = name.value.trim();
       const masks = await finding.files();
       await upload("/api/trainings", { pictures, masks, superclass: kind.value, name: word, token: `<${word}>`, options: steps.value ? JSON.stringify({ steps: Number(steps.value) }) : undefined });
-      crops.length = 0;
+      crops.length = count = 0;
       showPhotos();
       look();
       name.value = "";
@@ -123,8 +124,9 @@ export function open(room, { go }) {
     for (const state of states) show(state);
     const ids = new Set(states.map(({ id }) => id));
     for (const [id, lesson] of lessons) if (!ids.has(id)) { lesson.element.remove(); lessons.delete(id); }
+    const elements = states.map(({ id }) => lessons.get(id).element);
     if (!states.length) list.replaceChildren(h("li", { class: "muted", text: t("teach.none") }));
-    else list.replaceChildren(...states.map(({ id }) => lessons.get(id).element));
+    else if (elements.some((element, place) => list.children[place] !== element)) list.replaceChildren(...elements); // else the focus stays
     if (!document.hidden && states.some(isOpen)) timer = setTimeout(ask, ASK_MS);
   }
 
