@@ -35,7 +35,7 @@ PAINTS = 5
 SUBJECTS = Path(__file__).parents[1] / "examples" / "subjects"
 PHOTOS, LESSON = SUBJECTS / "tuxedo-cat", SUBJECTS / "pink-mushroom"
 QUALITY = 72  # of the pictures that are kept, WebP
-PATIENCE = 300_000  # milliseconds
+PATIENCE = 560_000  # milliseconds
 
 
 def main() -> int:
@@ -168,9 +168,12 @@ def prepare(page: Any, room: str, look: str) -> None:
     elif room == "explore":
         page.get_by_label("Concept", exact=True).select_option("<my-mushroom>")
         page.get_by_label("Seed", exact=True).fill("6")
-        if look != "light":
+        page.get_by_text("Which settings are best?").click()
+        page.get_by_text("Compare with the photos").wait_for()
+        page.get_by_label("Pictures a cell").select_option("1")
+        if look != "light":  # smaller, since it takes a while
             page.get_by_role("group", name="Down").get_by_label("Setting").select_option("")
-        page.get_by_text("Compare with the photos").wait_for(state="attached")
+            page.get_by_role("group", name="Across").get_by_label("Cells").fill("3")
         page.get_by_role("button", name="Draw the grid").click()
         page.get_by_role("heading", name="Likeness and faith").wait_for()
         if look == "phone":
