@@ -92,7 +92,7 @@ export class Brush {
     context.lineWidth = this.width;
     context.beginPath();
     context.moveTo(...from);
-    context.lineTo(...to);
+    context.lineTo(to[0] + (from[0] === to[0] && from[1] === to[1] ? 0.01 : 0), to[1]); // a line without length leaves no dot
     context.stroke();
     context.globalCompositeOperation = "source-over";
     this.painted = true;
