@@ -336,7 +336,7 @@ class Lessons:
         reason = follow(lesson, process, self.samples(lesson).look)
         with self._lock:
             self._process = self._running = None
-            if self._closed or lesson.is_over:
+            if self._closed or lesson.state != "training":  # stopped, and perhaps asked to go on meanwhile
                 return
         if process.returncode == 0:
             self._library.put((self._place(lesson) / _CONCEPT).read_bytes(), lesson.name)
