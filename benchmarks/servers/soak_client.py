@@ -88,7 +88,7 @@ class SoakClient(threading.Thread):
     def __init__(
         self, number: int, address: str, key: str, references: References, findings: Findings, is_down: threading.Event
     ) -> None:  # fmt: skip
-        super().__init__(name=f"soak-{number}")
+        super().__init__(name=f"soak-{number}", daemon=True)
         self._random = random.Random(number)
         self._number, self._references, self._findings, self._is_down = number, references, findings, is_down
         self._http = httpx.Client(
