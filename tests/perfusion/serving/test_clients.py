@@ -42,6 +42,7 @@ def test_the_openai_package_draws_what_the_runtime_draws(server, kind):
     assert answer.size == "32x32"
     places = (32 // runtime.bundle.decoder.downscale) ** 2
     words = len(runtime.explain("a <cat>").tokens) - 2
+    assert answer.usage is not None
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (words, 2 * places)
     assert answer.usage.total_tokens == words + 2 * places
 
@@ -225,6 +226,7 @@ def test_the_openai_package_edits_where_its_mask_is_transparent(server):
         concept_settings={"<cat>": {"strength": 0.5}},
     )  # fmt: skip
     (drawing,) = answer.data or []
+    assert answer.usage is not None
     assert answer.usage.input_tokens_details.image_tokens == answer.usage.output_tokens > 0
     assert difference(picture_of(drawing.b64_json), expected) <= 1
 
