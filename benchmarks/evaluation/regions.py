@@ -77,7 +77,8 @@ class Variant:
     method: str = ""
     """Whose weights diffusers draws with; empty: the product's."""
     bias: float = DEFAULT_BIAS
-    options: tuple[tuple[str, Any], ...] = ()
+    options: tuple[tuple[str, Any], ...] = (("regions", None),)
+    """Of the runtime, whose own default is regions for two concepts without any mark."""
 
     @property
     def marks(self) -> bool:
@@ -85,7 +86,7 @@ class Variant:
         return dict(self.options).get("regions") is not None
 
 
-_AUTO = (("regions", "auto"),)
+_NONE, _AUTO = (("regions", None),), (("regions", "auto"),)
 VARIANTS = (
     Variant(name="nouns", title="the base model, plain nouns", learned=False),
     Variant(name="nouns-regions", title="the base model in regions", learned=False, options=_AUTO),
@@ -99,7 +100,7 @@ VARIANTS = (
 RIVALS = tuple(
     Variant(name=method + suffix, title=method_named(method).title + words, method=method, options=options)
     for method in ("textual-inversion", "lora-values-1", "lora-4")
-    for suffix, words, options in (("", "", ()), ("-regions", ", in regions", _AUTO))
+    for suffix, words, options in (("", "", _NONE), ("-regions", ", in regions", _AUTO))
 )  # fmt: skip
 """Drawn when they are asked for: they need weights of their own, from the stage train."""
 
