@@ -20,11 +20,11 @@ FLAT = Costs(calls=(1.0,) * 8, begin=0.0, end=0.0, read=0.0, merge=3.0)
 
 @pytest.mark.parametrize("exponent", [0.8, 1.0, 1.3])
 def test_zipf_draws_each_number_as_often_as_its_law_says(exponent):
-    draws = _draws(50, exponent, 100_000)
+    draws = _draws(50, exponent, 20_000)
     total = sum(k**-exponent for k in range(1, 51))
     for k in (1, 2, 5, 20, 50):
         share = k**-exponent / total
-        assert draws[k] / 100_000 == pytest.approx(share, abs=4 * (share / 100_000) ** 0.5)
+        assert draws[k] / 20_000 == pytest.approx(share, abs=4 * (share / 20_000) ** 0.5)
 
 
 def _draws(count, exponent, times):
@@ -41,10 +41,10 @@ def test_one_picture_at_a_time_waits_as_pollaczek_and_khinchine_say():
     """Arrivals by chance, a service of fixed length s at a share ρ of the time: s + ρ s / (2 (1 − ρ)) in the mean."""
     costs = Costs(calls=(1.0,), begin=0.0, end=0.0, read=0.0, merge=0.0)
     for share in (0.3, 0.6):
-        load = Load(concept=lambda: 1, steps=1, pictures=20_000, rate=share)
+        load = Load(concept=lambda: 1, steps=1, pictures=6_000, rate=share)
         outcome = simulate(costs, load, Policy.MIXED, replicas=1, batch=1, queue=10_000)
-        assert statistics.mean(outcome.latencies) == pytest.approx(1 + share / (2 * (1 - share)), rel=0.05)
-        assert outcome.rate == pytest.approx(share, rel=0.03) and outcome.refused == 0
+        assert statistics.mean(outcome.latencies) == pytest.approx(1 + share / (2 * (1 - share)), rel=0.1)
+        assert outcome.rate == pytest.approx(share, rel=0.05) and outcome.refused == 0
 
 
 def test_clients_that_wait_fill_the_calls_they_share():
