@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,7 +82,7 @@ class ReplicaDiedError(Exception):
 class Crew(Protocol):
     """The replicas, as a door sees them."""
 
-    def answer(self, call: Call) -> AsyncIterator[Message]:
+    def answer(self, call: Call) -> AsyncGenerator[Message]:
         """The messages of the answer to a call, by the replica that has the least to do.
 
         Raises:
@@ -133,9 +134,10 @@ class _HandOut:
         for tries in range(1, TRIES + 1):
             begun = False
             try:
-                async for message in _from_body_on(self._crew.answer(call)):
-                    begun = True
-                    await send(message)
+                async with aclosing(_from_body_on(self._crew.answer(call))) as messages:
+                    async for message in messages:
+                        begun = True
+                        await send(message)
             except ReplicaDiedError:
                 _log.warning("a replica died with a request for %s, try %d", call.scope["path"], tries)
                 if begun:  # a part of the answer is out: the client must see that the rest is missing
@@ -148,14 +150,15 @@ class _HandOut:
         )  # fmt: skip
 
 
-async def _from_body_on(messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
+async def _from_body_on(messages: AsyncGenerator[Message]) -> AsyncGenerator[Message]:
     """An answer's messages, its head held back until some of its body is there: until then it can be had again."""
-    head = await anext(messages)
-    body = await anext(messages)
-    yield head
-    yield body
-    async for message in messages:
-        yield message
+    async with aclosing(messages):
+        head = await anext(messages)
+        body = await anext(messages)
+        yield head
+        yield body
+        async for message in messages:
+            yield message
 
 
 def _busiest(answers: Sequence[ReplicaAnswer]) -> Response:

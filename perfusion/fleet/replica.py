@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from starlette.types import Message
@@ -86,7 +86,7 @@ class Replica:
         )  # fmt: skip
         self._service.warm()
 
-    async def answer(self, call: Call) -> AsyncIterator[Message]:
+    async def answer(self, call: Call) -> AsyncGenerator[Message]:
         """The messages of an answer, as ASGI has them. Who no longer takes them ends the work for them."""
         messages, gone = asyncio.Queue[Message | None](), asyncio.Event()
         body: list[Message] = [{"type": "http.request", "body": call.body, "more_body": False}]

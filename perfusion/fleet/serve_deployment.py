@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +126,7 @@ class ServedCrew:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def answer(self, call: Call) -> AsyncIterator[Message]:
+    async def answer(self, call: Call) -> AsyncGenerator[Message]:
         """See `Crew`."""
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import BackPressureError
