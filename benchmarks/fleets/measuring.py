@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record import ROOT
 from perfusion.embedded import bundle_path
 from perfusion.runtime import Runtime
 from perfusion.serving.picture_encoding import as_file
@@ -78,7 +79,7 @@ def costs_together(processes: int, batch: int, rounds: int) -> dict[str, Any]:
     module = "benchmarks.fleets.measuring"
     code = f"import json, {module} as measuring; print(json.dumps(measuring.costs_alone({batch}, {rounds})))"
     running = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         for _ in range(processes)
     ]
     costs = [json.loads(process.communicate()[0]) for process in running]
