@@ -15,6 +15,9 @@ __all__ = ["cluster"]
 START_SECONDS = "120"
 """Ray's own limit for its processes to come up is 30, which a busy machine or a small board exceeds."""
 
+STARTS = 3
+"""So often Ray is started: some of its own limits are 30 seconds and cannot be set."""
+
 STORE_BYTES = 256 << 20
 """Of memory that processes share: requests, answers and jobs are small. Ray would take a third of the machine."""
 
@@ -51,12 +54,23 @@ def cluster(address: str | None, *, cpus: int | None = None) -> Iterator[Any]:
             "object_store_memory": STORE_BYTES,
         }
     )
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"the cluster at {address}" if address else "a cluster on this machine"
-        raise DeviceError(f"Ray cannot use {where}: {str(error).splitlines()[0]}") from error
+    _start(ray, options, tries=1 if address else STARTS)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, options: dict[str, Any], *, tries: int) -> None:
+    """Connect, and where Ray's processes do not come up in time, start them again."""
+    while True:
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            return
+        except Exception as error:  # Ray raises a bare one where its processes are slow
+            ray.shutdown()
+            tries -= 1
+            if not tries:
+                address = options["address"]
+                where = "a cluster on this machine" if address == "local" else f"the cluster at {address}"
+                raise DeviceError(f"Ray cannot use {where}: {str(error).splitlines()[0]}") from error
