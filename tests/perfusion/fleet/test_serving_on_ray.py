@@ -26,7 +26,7 @@ from perfusion.runtime import Runtime
 from tests.conftest import TOY_BUNDLE
 
 pytest.importorskip("ray", reason="Ray is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray warns of itself
 
 PORT, CLIENTS, SEEDS = 8391, 16, 4
 TITLE = b"ray::ServeReplica:perfusion:Replica"
