@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import shutil
 import statistics
 import subprocess
@@ -40,6 +41,7 @@ def costs_alone(batch: int, rounds: int) -> dict[str, Any]:
 
     The calls' is what further steps take. What a picture takes besides is split at its decoding.
     """
+    logging.getLogger("perfusion").setLevel(logging.ERROR)  # numbers are no words of the embedded model
     with Runtime(provider="cpu", threads=1, batch_size=batch) as runtime:
         tokens = [f"<thing-{number}>" for number in range(batch)]
         for number, token in enumerate(tokens):
