@@ -27,12 +27,13 @@ HEAD = (
 
 
 def main() -> None:
-    """The stages in their order, then the table and, of the whole, the record."""
+    """The stages in their order, then the table and, if it is asked for, the record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.focus", description=__doc__)
     parser.add_argument("--work", type=Path, help="where everything is kept (build/focus)")
     parser.add_argument("--trials", help="some of the trials by their names, with commas between")
     parser.add_argument("--subjects", help="some of the subjects")
     parser.add_argument("--processes", type=int, default=1, help="of one core each (1)")
+    parser.add_argument("--record", action="store_true", help="write the record of what was asked for")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal; its numbers mean nothing")
     arguments = parser.parse_args()
     plan = TINY if arguments.tiny else WHOLE
@@ -50,7 +51,7 @@ def main() -> None:
     print(table)
     with writing(work / "focus.md", "w") as file:
         file.write(table + "\n")
-    if trials == TRIALS and subjects == plan.subjects and not arguments.tiny:
+    if arguments.record:
         print(write_record("focus", rows))
 
 

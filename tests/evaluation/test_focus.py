@@ -1,5 +1,6 @@
 """The trials of benchmarks.focus: a prompt is read in drawing as it is in training, and hidden padding is not seen."""
 
+import json
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from benchmarks.evaluation.models import base_model
 from benchmarks.focus.__main__ import table_of
 from benchmarks.focus.edits import padding_hidden, prompts_known, reading_as
 from benchmarks.focus.trials import TINY, TRIALS, initial_edit_of, variants_of
+from benchmarks.record import ROOT
 from perfusion.base.attention import installed
 from perfusion.concept.weighted_text import WeightedText
 from perfusion.runtime import Runtime
@@ -98,3 +100,9 @@ def test_the_table_has_a_line_a_variant():
     head, rule, *lines = table_of(rows).splitlines()
     assert [line.split(" | ")[0] for line in lines] == ["| product", "| product, in regions"]
     assert len({line.count("|") for line in (head, rule, *lines)}) == 1 and "| 50 % | 0.50 |" in lines[0]
+
+
+def test_the_pages_table_is_that_of_the_record():
+    (path,) = (ROOT / "benchmarks" / "records").glob("focus-*.json")
+    rows = json.loads(path.read_text("utf-8"))["rows"]
+    assert table_of(rows) in (ROOT / "docs" / "evaluation.md").read_text("utf-8")
