@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -52,6 +53,7 @@ _KEY = "perfusion-edge"  # of the PNG chunk with the JSON
 _FORMAT = 1
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _DESCRIPTION, _SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286  # Exif tags
+_BYTE, _UNDEFINED = 1, 7  # types of Exif values
 _UTF16 = b"UNICODE\0"  # how a user comment says that UTF-16 follows
 _MOST_EXIF = 65_000  # bytes; a JPEG has 65,533 for them
 _LIBRARIES = {
@@ -237,13 +239,20 @@ def _exif(software: str, settings: Settings | None) -> bytes:
     exif[_DESCRIPTION] = _as_json(settings)
     comment = _UTF16 + parameters_text(settings).encode("utf-16-be")
     exif[_EXIF_IFD] = {_USER_COMMENT: comment}
-    encoded = bytes(exif.tobytes())
+    encoded = _undefined(bytes(exif.tobytes()), len(comment))
     if len(encoded) > _MOST_EXIF:
         _log.warning(
             "the settings are too long for this kind of picture and are left out; a PNG has room for them"
         )
         return bare
     return encoded
+
+
+def _undefined(exif: bytes, length: int) -> bytes:
+    """Exif data whose user comment is of the type UNDEFINED, as the standard has it. Pillow writes BYTE, which piexif,
+    and with it A1111's web UI and sd-prompt-reader, does not read."""
+    entries = [struct.pack(">HHL", _USER_COMMENT, kind, length) for kind in (_BYTE, _UNDEFINED)]
+    return exif.replace(*entries, 1)
 
 
 def _by_name(changes: Mapping[str, float] | SettingChanges | ConceptSettings) -> dict[str, Any]:

@@ -44,6 +44,18 @@ def test_another_program_reads_prompt_seed_and_sampler(settings, tmp_path, suffi
     assert info.samplers[0].parameters["seed"] == "7"
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_piexif_reads_the_comment_as_a1111_and_sd_prompt_reader_do(settings, tmp_path, suffix):
+    import piexif
+    import piexif.helper
+
+    path = tmp_path / f"x{suffix}"
+    save(Image.new("RGB", (16, 16)), path, settings)
+    with Image.open(path) as picture:
+        comment = piexif.load(picture.info["exif"])["Exif"][piexif.ExifIFD.UserComment]
+    assert piexif.helper.UserComment.load(comment) == parameters_text(settings)
+
+
 @pytest.mark.parametrize("changes", [{"bias": 0.4}, ConceptSettings(bias=0.4)])
 def test_settings_of_a_call_are_told_whether_named_or_as_one_object(runtime, make_concept, changes):
     runtime.load_concept(make_concept())

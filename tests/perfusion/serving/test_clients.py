@@ -181,6 +181,47 @@ def test_the_examples_of_the_page_run(server, tmp_path, line):
     assert answer.stdout
 
 
+# --- retries of the package openai
+
+
+def test_the_openai_package_draws_once_what_cannot_be_drawn(server, monkeypatch):
+    calls = []
+
+    def broken(*args, **options):
+        calls.append(args)
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(type(server.runtime), "submit", broken)
+    with (
+        openai.OpenAI(base_url=f"{server.address}/v1", api_key="none") as client,
+        pytest.raises(openai.InternalServerError, match="its log says more"),
+    ):
+        client.images.generate(prompt="a cat")
+    assert len(calls) == 1
+
+
+@pytest.mark.slow  # it waits as long as the server says
+def test_the_openai_package_asks_again_where_the_queue_was_full(serve):
+    server = serve(queue_size=1)
+    job = {"prompt": "a cat", "num_inference_steps": 1000, "count": 1}
+    jobs = [http.post(f"{server.address}/api/jobs", json=job).json()["id"]]
+    wait_for(lambda: server.runtime.queue.drawing)
+    for _ in range(20):  # as many as are drawn at once, and one that waits
+        answer = http.post(f"{server.address}/api/jobs", json=job)
+        if answer.status_code == 429:
+            break
+        jobs.append(answer.json()["id"])
+        time.sleep(0.2)
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none") as client:
+        with pytest.raises(openai.RateLimitError):
+            client.with_options(max_retries=0).images.generate(prompt="a cat")
+        threading.Timer(
+            1, lambda: [http.delete(f"{server.address}/api/jobs/{each}") for each in jobs]
+        ).start()
+        answer = client.images.generate(prompt="a cat", extra_body={"num_inference_steps": 1})
+    assert len(answer.data or []) == 1
+
+
 # --- more of both dialects
 
 
