@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from perfusion.concept.conditioning import gates_of
 from perfusion.concept.layout import Layout
+from perfusion.concept.learned_words import FIRST_ID
 from perfusion.concept.weighted_text import WeightedText
 from perfusion.runtime.concepts import Bank
 from perfusion.runtime.text.prompt_encoder import PromptEncoder
@@ -151,7 +152,7 @@ def _weights(texts: Sequence[TokenizedTexts]) -> tuple[float, ...]:
 
 def _names(prompts: PromptEncoder, bank: Bank, text: TokenizedTexts) -> list[str]:
     """What each token says; for a placeholder its concept, with the row where it has several."""
-    names = list(prompts.read_back(text))
+    names = list(prompts.read_back(text, bank))
     placeholders = _placeholders(text, bank)
     for at, token_id in enumerate(text[0].input_ids[: text[0].length]):
         names[at] = placeholders.get(int(token_id), names[at])
@@ -159,9 +160,11 @@ def _names(prompts: PromptEncoder, bank: Bank, text: TokenizedTexts) -> list[str
 
 
 def _placeholders(text: TokenizedTexts, bank: Bank) -> Mapping[int, str]:
-    """The rows of a text's concepts by their ids, which are above those of all words and follow one another."""
+    """The rows of a text's concepts by their ids, which are above those of all tokens and follow one another."""
     slots = bank.rows(text[0].concepts).slots
-    ids = sorted({int(token_id) for token_id in text[0].input_ids})[-len(slots) :] if slots else []
+    if not slots:
+        return {}
+    ids = sorted({int(token_id) for token_id in text[0].input_ids if token_id < FIRST_ID})[-len(slots) :]
     return dict(zip(ids, _columns(slots), strict=True))
 
 

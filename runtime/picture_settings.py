@@ -93,6 +93,7 @@ def settings_of_request(runtime: Runtime, request: Request, *, exact: bool = Tru
         "prompt": prompt,
         "prompt_syntax": request.prompt_syntax,
         "concepts": _concepts(runtime, prompt, request),
+        "embeddings": _embeddings(runtime, prompt, request),
         "regions": _regions(request.regions[0]),
         "base": runtime.bundle.base,
         "base_fingerprint": runtime.bundle.base_fingerprint,
@@ -150,6 +151,9 @@ def parameters_text(settings: Settings) -> str:
         values["Denoising strength"] = settings["image_strength"]
     if hashes := [f"{token}: {concept['sha256'][:12]}" for token, concept in settings["concepts"].items()]:
         values["Lora hashes"] = ", ".join(hashes)
+    # pictures of older versions name none
+    if hashes := [f"{word}: {sha256[:12]}" for word, sha256 in settings.get("embeddings", {}).items()]:
+        values["TI hashes"] = ", ".join(hashes)
     values["Version"] = f"{_PROGRAM} {settings['version']}"
     return "\n".join([*lines, ", ".join(f"{name}: {_quoted(value)}" for name, value in values.items())])
 
@@ -275,6 +279,18 @@ def _concepts(runtime: Runtime, prompt: str, request: Request) -> dict[str, Any]
         }
         for token in named(parsed.text.text, concepts)
     }
+
+
+def _embeddings(runtime: Runtime, prompt: str, request: Request) -> dict[str, str]:
+    """The SHA-256 of the files of the embeddings that prompt and negative prompt name, by their words."""
+    from perfusion.concept.prompt_syntax import parse_prompt
+
+    parsed = (
+        parse_prompt(text, runtime.concepts, request.prompt_syntax)
+        for text in (prompt, request.negative_prompts[0])
+    )
+    embeddings = [embedding for each in parsed for embedding in runtime.embeddings.named(each.text.text)]
+    return {embedding.word: embedding.sha256 for embedding in embeddings}
 
 
 def _regions(regions: Any) -> Any:

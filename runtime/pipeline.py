@@ -12,14 +12,16 @@ from perfusion.bundle.description import Bundle
 from perfusion.bundle.reader import read_bundle
 from perfusion.concept.bank import Changes
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.embedding_file import Embedding
 from perfusion.concept.layout import AUTO, Regions
+from perfusion.concept.learned_words import LearnedWords
 from perfusion.concept.prompt_syntax import DEFAULT_SYNTAX
 from perfusion.concept.settings import DEFAULT_GATES, ConceptSettings, SettingChanges
 from perfusion.errors import ConceptError, RequestError
 from perfusion.hub import local_bundle
 from perfusion.runtime.compute.backend import Backend
 from perfusion.runtime.compute.graphs import Graphs
-from perfusion.runtime.concepts import Bank, open_concept
+from perfusion.runtime.concepts import Bank, open_concept, open_embedding
 from perfusion.runtime.drawing_parts import DrawingParts
 from perfusion.runtime.explanation import Explanation, explain
 from perfusion.runtime.preparation import Preparation
@@ -184,6 +186,10 @@ class Runtime:
         loaded = open_concept(concept, self.bundle)
         if token is not None:
             loaded = replace(loaded, token=token)
+        if loaded.token in self._bank.learned:
+            raise ConceptError(
+                f"{loaded.token} is the word of an embedding. Load the concept under another token, or unload that."
+            )
         if self._prompts.knows(loaded.token):
             raise ConceptError(
                 f"{loaded.token} is a word of the base model's own. Load the concept under another token."
@@ -212,6 +218,30 @@ class Runtime:
         if concept is not None:
             self._prompts.forget_concept(concept)
         self._feeds.forget_concept(token)
+
+    @property
+    def embeddings(self) -> LearnedWords:
+        """The loaded embeddings by their word."""
+        return self._bank.learned
+
+    def load_embedding(
+        self, embedding: str | Path | bytes | BinaryIO | Embedding, *, word: str | None = None
+    ) -> Embedding:
+        """Make an embedding (a textual inversion) a word of prompts and of negative prompts, in any case.
+
+        `embedding`: a safetensors file, its bytes, or an opened file. `word`: by default the file's name, as in A1111's
+        web UI: ``EasyNegative.safetensors`` is ``EasyNegative``.
+
+        Raises:
+            ConceptError: the file is broken or a pickle, was made for another base model, or its word is taken.
+        """
+        loaded = open_embedding(embedding, word)
+        self._bank.load_embedding(loaded)
+        return loaded
+
+    def unload_embedding(self, word: str) -> None:
+        """Forget an embedding; its word is plain text again. Raises RequestError when it is not loaded."""
+        self._bank.unload_embedding(word)
 
     @overload
     def generate(

@@ -11,6 +11,7 @@ __all__ = [
     "at_least_one",
     "concept_argument",
     "count_argument",
+    "embedding_argument",
     "memory_argument",
     "picture_argument",
     "png_argument",
@@ -40,6 +41,14 @@ def concept_argument(spec: str) -> tuple[Path, dict[str, Any]]:
             )
         settings[name] = value if name == "token" else _number(name, value)
     return Path(match["path"]), settings
+
+
+def embedding_argument(spec: str) -> tuple[Path, str | None]:
+    """FILE or FILE=word as a path and the word."""
+    path, equals, word = spec.rpartition("=")
+    if not equals or Path(spec).exists():
+        return Path(spec), None
+    return Path(path), word
 
 
 def _number(name: str, value: str) -> float:

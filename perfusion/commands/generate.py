@@ -16,6 +16,7 @@ from perfusion.commands.drawing_arguments import (
     at_least_one,
     concept_argument,
     count_argument,
+    embedding_argument,
     memory_argument,
     picture_argument,
     png_argument,
@@ -94,6 +95,11 @@ def _add_content(add: "Callable[..., object]") -> None:
         help="a concept file, or the name of a sample (school-bus); its token is then a word; token=<dog> gives it "
         "another one (can be repeated)",
     )
+    add(
+        "--embedding", type=embedding_argument, action="append", default=[], dest="embeddings", metavar="FILE[=WORD]",
+        help="a textual inversion as .safetensors; the file's name, or WORD, is then a word of prompts and of the "
+        "negative prompt (can be repeated)",
+    )  # fmt: skip
     add("--negative-prompt", default="", metavar="TEXT", help="what to move away from")
     add("--image", type=Path, metavar="FILE", help="a picture to draw over, in place of noise alone")
     add(
@@ -198,6 +204,8 @@ def _generate(args: argparse.Namespace) -> int:
     ):
         for path, settings in args.concepts:
             runtime.load_concept(path, **settings)
+        for path, word in args.embeddings:
+            runtime.load_embedding(path, word=word)
         if original:
             tell_differences(original, runtime)
         began = time.perf_counter()
@@ -206,6 +214,7 @@ def _generate(args: argparse.Namespace) -> int:
         paths = _saved(args, pictures, _settings(runtime, args, jobs, options), len(jobs))
         facts: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 3)}
         facts["concepts"] = _used(runtime, args.prompts)
+        facts["embeddings"] = _used_embeddings(runtime, args)
         facts |= {"provider": runtime.provider, "provider_reason": runtime.provider_reason}
         explained = (
             runtime.explain(
@@ -243,6 +252,17 @@ def _used(runtime: "Runtime", prompts: list[str]) -> dict[str, Any]:
     return {token: asdict(runtime.set_concept(token)) for token in tokens}
 
 
+def _used_embeddings(runtime: "Runtime", args: argparse.Namespace) -> dict[str, str]:
+    """The embeddings that some prompt names, with the SHA-256 of their files."""
+    texts = [*args.prompts, args.negative_prompt]
+    present = {
+        embedding.word: embedding.sha256 for text in texts for embedding in runtime.embeddings.named(text)
+    }
+    if absent := ", ".join(word for word in runtime.embeddings if word not in present):
+        _log.warning("neither a prompt nor the negative prompt names %s, so nothing comes of it", absent)
+    return present
+
+
 def _check(args: argparse.Namespace, jobs: "Sequence[_Job]") -> None:
     """Refuse, before anything is drawn, what could not be written or shown."""
     if args.explain and len(args.prompts) > 1:
@@ -259,6 +279,7 @@ def _check(args: argparse.Namespace, jobs: "Sequence[_Job]") -> None:
     )
     outputs = [*(("--output", path) for path in names), ("--explain", args.explain)]
     sources = [("--concept", path) for path, _ in args.concepts]
+    sources += [("--embedding", path) for path, _ in args.embeddings]
     check_outputs(outputs, [*sources, ("--image", args.image), ("--mask", args.mask), *region_masks(args)])
     for _, path in outputs:
         if path is not None and not args.force:

@@ -1,6 +1,7 @@
 """perfusion-generate --like: what a picture file says of its drawing, as arguments of the command."""
 
 import argparse
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ def add_like(add: Callable[..., object]) -> None:
         "--like", type=Path, metavar="PICTURE",
         help="draw this picture again, by the settings in its file; other options take the place of its own",
     )  # fmt: skip
-    add("--library", type=Path, metavar="DIR", help="where --like looks for concepts, beside --concept")
+    add("--library", type=Path, metavar="DIR", help="where --like looks for concepts and embeddings")
     add("--no-settings", action="store_true", help="write no prompt and no settings into the picture's file")
 
 
@@ -70,6 +71,7 @@ def follow(args: argparse.Namespace) -> dict[str, Any]:
             raise RequestError(f"{args.like} was drawn with an {name} of its own. Give it with --{name}.")
     _follow_regions(args, settings["regions"])
     args.concepts = _concepts(args, settings["concepts"])
+    args.embeddings = _embeddings(args, settings.get("embeddings", {}))
     return settings
 
 
@@ -112,6 +114,40 @@ def _concepts(args: argparse.Namespace, concepts: Mapping[str, Any]) -> list[tup
     return matches
 
 
+def _embeddings(args: argparse.Namespace, hashes: Mapping[str, str]) -> list[tuple[Path, str | None]]:
+    """The embeddings of a picture, by their hashes, under their words."""
+    paths = [path for path, _ in args.embeddings]
+    paths += [path for path in _library(args) if path.suffix.lower() == ".safetensors"] if hashes else []
+    by_hash = {
+        hashlib.sha256(path.read_bytes()).hexdigest(): path for path in reversed(paths) if _is_small(path)
+    }
+    if missing := [
+        f"{word} (SHA-256 {sha256[:12]}…)" for word, sha256 in hashes.items() if sha256 not in by_hash
+    ]:
+        raise RequestError(
+            f"The picture has embeddings that are not at hand: {', '.join(missing)}. Give their files with "
+            "--embedding, or the folder that they are in with --library."
+        )
+    matches: list[tuple[Path, str | None]] = [(by_hash[sha256], word) for word, sha256 in hashes.items()]
+    return matches + [(path, word) for path, word in args.embeddings if path not in dict(matches)]
+
+
+def _is_small(path: Path) -> bool:
+    """Whether a file may be an embedding; others are not worth hashing."""
+    from perfusion.concept.embedding_file import MOST_BYTES
+
+    return path.is_file() and path.stat().st_size <= MOST_BYTES
+
+
+def _library(args: argparse.Namespace) -> list[Path]:
+    """All files in the folder of --library."""
+    if args.library is None:
+        return []
+    if not args.library.is_dir():
+        raise RequestError(f"The library {args.library} is no folder, expected one with concept files.")
+    return sorted(args.library.rglob("*"))
+
+
 def _candidates(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     from perfusion.bundle.reader import read_bundle
     from perfusion.concept.concept_file import Concept
@@ -121,10 +157,7 @@ def _candidates(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
 
     bundle = read_bundle(local_bundle(args.bundle or bundle_path()), verify=False)
     paths = [bundle.find_concept(local_concept(path)) for path, _ in args.concepts]
-    if args.library is not None:
-        if not args.library.is_dir():
-            raise RequestError(f"The library {args.library} is no folder, expected one with concept files.")
-        paths += sorted(path for path in args.library.rglob("*") if path.suffix.lower() in _CONCEPT_FILES)
+    paths += [path for path in _library(args) if path.suffix.lower() in _CONCEPT_FILES]
     for path in [*paths, *bundle.samples.values()]:
         try:
             yield concept_hash(Concept.load(path)), path

@@ -53,6 +53,11 @@ def _add_kept(add: Callable[..., object]) -> None:
         "(default: concepts in --data, and the bundle's samples)",
     )  # fmt: skip
     add(
+        "--embeddings", type=Path, metavar="DIR",
+        help="a folder of textual inversions (.safetensors); EasyNegative.safetensors is the word EasyNegative of "
+        "prompts and negative prompts (default: none)",
+    )  # fmt: skip
+    add(
         "--data", type=Path, metavar="DIR",
         help="where the pictures of the page and their history are kept (default: the user's data folder)",
     )  # fmt: skip
@@ -159,6 +164,8 @@ def serve(args: argparse.Namespace, name: str) -> int:
 
     if (args.tls_cert is None) != (args.tls_key is None):
         raise RequestError("TLS needs a certificate and its key. Give both --tls-cert and --tls-key.")
+    if args.embeddings is not None and not args.embeddings.is_dir():
+        raise RequestError(f"{args.embeddings} is no folder, expected one with embeddings.")
     access = Access.of(args.host, keys_in(args.key_file), args.allowed_host, args.cors_origin)
     data = args.data or data_folder()
 
@@ -169,7 +176,12 @@ def serve(args: argparse.Namespace, name: str) -> int:
             args.bundle, provider=args.provider, threads=args.threads, memory=args.memory,
             batch_size=args.batch_size, queue_size=args.queue, precision=args.precision,
         )  # fmt: skip
-        library = Library(runtime, args.library or data / "concepts", samples=args.library is None)
+        library = Library(
+            runtime,
+            args.library or data / "concepts",
+            samples=args.library is None,
+            embeddings=args.embeddings,
+        )
         parts = ServerParts(
             runtime=runtime, library=library, history=history, access=access, settings=not args.no_settings,
             client_queue=args.client_queue, lessons=_lessons(args, data / "trainings", library),

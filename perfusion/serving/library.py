@@ -25,6 +25,7 @@ from perfusion.files import writing
 from perfusion.runtime import Runtime
 from perfusion.runtime.picture_settings import concept_hash
 from perfusion.serving.answers import StatusError
+from perfusion.serving.embedding_folder import EmbeddingFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,8 +83,17 @@ class WordLibrary(Protocol):
 class Library:
     """The concepts that a server draws with. For several threads at once."""
 
-    def __init__(self, runtime: Runtime, folder: Path | None = None, *, samples: bool = True) -> None:
-        """`folder`: where concept files lie and come; None: nothing is kept. `samples`: those of the bundle too."""
+    def __init__(
+        self,
+        runtime: Runtime,
+        folder: Path | None = None,
+        *,
+        samples: bool = True,
+        embeddings: Path | None = None,
+    ) -> None:
+        """`folder`: where concept files lie and come; None: nothing is kept. `samples`: those of the bundle too.
+        `embeddings`: where embeddings lie."""
+        self.embeddings = EmbeddingFolder(runtime, embeddings)
         self._runtime, self._folder, self._samples = runtime, folder, samples
         self._concepts: dict[str, LibraryConcept] = {}
         self.lock = threading.RLock()  # held while prompts are read, so that their concepts stay
@@ -112,8 +122,9 @@ class Library:
             return self._concepts[name]
 
     def refresh(self) -> None:
-        """Read the folder again: what came, what went, what changed."""
+        """Read the folders again: what came, what went, what changed."""
         with self.lock:
+            self.embeddings.refresh()
             paths = dict(self._runtime.bundle.samples) if self._samples else {}
             samples = set(paths.values())
             paths |= {path.stem: path for path in self._files()}

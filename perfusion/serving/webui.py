@@ -54,8 +54,10 @@ def _listing_routes(desk: Desk) -> list[Route]:
             Route(f"{_ROOT}/{name}", listing(answer), methods=["GET"])
             for name, answer in _lists(desk).items()
         ),
-        Route(f"{_ROOT}/refresh-loras", refresh, methods=["POST"]),
-        Route(f"{_ROOT}/refresh-checkpoints", refresh, methods=["POST"]),
+        *(
+            Route(f"{_ROOT}/refresh-{name}", refresh, methods=["POST"])
+            for name in ("loras", "embeddings", "checkpoints")
+        ),
     ]
 
 
@@ -140,7 +142,7 @@ def _lists(desk: Desk) -> dict[str, Callable[[], Any]]:
         "schedulers": lambda: schedulers,
         "sd-models": lambda: [checkpoint],
         "loras": lambda: _loras(desk.library),
-        "embeddings": lambda: {"loaded": {}, "skipped": {}},
+        "embeddings": lambda: _embeddings(desk.library),
         "memory": lambda: {"ram": {}, "cuda": {}},
         "scripts": lambda: {"txt2img": [], "img2img": []},
         "cmd-flags": dict,
@@ -154,6 +156,21 @@ def _loras(library: WordLibrary) -> list[dict[str, Any]]:
          "metadata": {"trigger": known.word, "superclass": known.concept.superclass if known.concept else ""}}
         for known in library.concepts if known.why_not is None
     ]  # fmt: skip
+
+
+def _embeddings(library: Library) -> dict[str, Any]:
+    with library.lock:
+        kinds = {"loaded": library.embeddings.loaded, "skipped": library.embeddings.skipped}
+    return {
+        kind: {
+            embedding.word: {
+                "step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": sum(embedding.widths),
+                "vectors": embedding.rows,
+            }
+            for embedding in embeddings
+        }
+        for kind, embeddings in kinds.items()
+    }  # fmt: skip
 
 
 class _Options:

@@ -16,6 +16,7 @@ from perfusion.concept.concept_file import Concept
 from perfusion.concept.conditioning import PromptState, conditioned, readings_joined, reopened, weighed
 from perfusion.concept.emphasis import weighted
 from perfusion.concept.layout import AUTO, Layout, Regions, lay_out
+from perfusion.concept.learned_words import LearnedWords
 from perfusion.concept.notices import PromptNotices, unseen_words
 from perfusion.concept.prompt_syntax import ParsedPrompt, parse_prompt
 from perfusion.concept.reading import Encoding, joined, read_parts, weights_of
@@ -84,7 +85,7 @@ class _BundleText:
         return self.encoders.widths
 
     def tokenize(self, words: Mapping[str, Word]) -> TokenizedTexts:
-        return self.encoders.tokenize(self.text, words)
+        return self.encoders.tokenize(self.text, words, self.bank.learned)
 
     def encode(self, prompt: TokenizedTexts) -> Encoding:
         return self.encoders.encode(prompt, self.bank)
@@ -151,8 +152,9 @@ class PromptEncoder:
             bank, text = self.parse(prompt, changes, request.prompt_syntax, now)
             words = bank.words()
             layout = self.layout(text, regions, words, request)
-            split = self._split(layout.text, words)
-            negative = self._split(self._parsed(negative_prompt, words, request.prompt_syntax).text, words)
+            split = self._split(layout.text, words, bank.learned)
+            negative_text = self._parsed(negative_prompt, words, request.prompt_syntax).text
+            negative = self._split(negative_text, words, bank.learned)
             _refuse_concepts(negative, words)
             splits += [split, negative]
             negative_parts = negative.parts if request.guided else None
@@ -181,7 +183,7 @@ class PromptEncoder:
 
     def _parsed(self, prompt: str, tokens: Collection[str], syntax: str) -> ParsedPrompt:
         parsed = parse_prompt(prompt, tokens, syntax)
-        self._notices.syntax(prompt, parsed)
+        self._notices.syntax(self._bank.learned.plain(prompt), parsed)
         return parsed
 
     def layout(
@@ -209,8 +211,8 @@ class PromptEncoder:
     ) -> PromptSpec:  # fmt: skip
         """What a picture is drawn from on a start; `negative`: the parts of its negative prompt."""
         words = bank.words()
-        split = self._split(layout.text, words)
-        readings = [self._split(reading, words).parts for reading in layout.readings]
+        split = self._split(layout.text, words, bank.learned)
+        readings = [self._split(reading, words, bank.learned).parts for reading in layout.readings]
         # all are read side by side, and the shorter ones filled up
         length = max(map(len, (split.parts, *readings, negative or ())))
         parts, *readings = (_filled(text, length) for text in (split.parts, *readings))
@@ -242,35 +244,39 @@ class PromptEncoder:
         self, prompt: WeightedText, bank: Bank, lock: str | None, gates: str
     ) -> EncodedPrompt | None:
         """A prompt with the concepts it names, as `rows` reads it; None where it names none."""
-        split = self._split(prompt, bank.words())
+        split = self._split(prompt, bank.words(), bank.learned)
         active = bank.active(split.named)
         return self._edited(split.parts, active, bank.rows(active), bank, lock, gates) if active else None
 
     def texts(self, prompt: WeightedText, bank: Bank) -> tuple[TokenizedTexts, ...]:
         """The parts of a prompt, tokenized."""
-        words = bank.words()
-        return tuple(self._encoders.tokenize(part, words) for part in self._split(prompt, words).parts)
+        words, learned = bank.words(), bank.learned
+        parts = self._split(prompt, words, learned).parts
+        return tuple(self._encoders.tokenize(part, words, learned) for part in parts)
 
-    def read_back(self, text: TokenizedTexts) -> tuple[str, ...]:
+    def read_back(self, text: TokenizedTexts, bank: Bank) -> tuple[str, ...]:
         """What each token of a text says; see `PromptTokenizer.read_back`."""
-        return self._encoders.tokenizer.read_back(text[0])
+        return self._encoders.tokenizer.read_back(text[0], bank.learned)
 
-    def _split(self, prompt: WeightedText, words: dict[str, Word]) -> _PromptParts:
+    def _split(self, prompt: WeightedText, words: dict[str, Word], learned: LearnedWords) -> _PromptParts:
         def split() -> _PromptParts:
             """Where it is not kept from before."""
-            parts = tokenizer.split(prompt, words)
+            parts = tokenizer.split(prompt, words, learned)
+            texts = [part.text for part in parts]
             return _PromptParts(
                 parts=parts,
-                named=tuple(dict.fromkeys(token for part in parts for token in named(part.text, words))),
-                unknown=tuple(word for part in parts for word in tokenizer.unknown(part.text, words)),
-                unseen=tuple(word for part in parts for word in unseen_words(part.text, words, self.knows))
+                named=tuple(dict.fromkeys(token for text in texts for token in named(text, words))),
+                unknown=tuple(word for text in texts for word in tokenizer.unknown(text, words, learned)),
+                unseen=tuple(
+                    word for text in texts for word in unseen_words(learned.plain(text), words, self.knows)
+                )
                 if self._has_few_words
                 else (),
                 words=len(words),
             )
 
         tokenizer = self._encoders.tokenizer
-        return self._splits.get((prompt, *words.items()), split)
+        return self._splits.get((prompt, learned, *words.items()), split)
 
     def _negative(self, parts: Parts, bank: Bank) -> Row:
         """A prompt as the base model reads it; with some bases an empty one is nothing at all."""
@@ -286,10 +292,10 @@ class PromptEncoder:
             encoding = encoding.zeros() if nothing else encoding
             return Row(state=conditioned(encoding.hidden, bank.rows(())), pooled=encoding.pooled)
 
-        return self._plain_rows.get((parts, nothing), encode)
+        return self._plain_rows.get((parts, nothing, bank.learned), encode)
 
     def _weighted(self, part: WeightedText, bank: Bank) -> Encoding:
-        text = self._encoders.tokenize(part, {})
+        text = self._encoders.tokenize(part, {}, bank.learned)
         encoding = self._encoders.encode(text, bank)
         hidden = weighted(encoding.hidden, weights_of(text), self._encoders.widths)
         return Encoding(hidden=hidden, pooled=encoding.pooled)
@@ -319,7 +325,7 @@ class PromptEncoder:
         gates: str,
     ) -> EncodedPrompt:
         lock = lock or bank.common_lock(active)
-        key = (parts, bank.identity(active), rows.strength.tobytes(), lock, gates)
+        key = (parts, bank.identity(active), rows.strength.tobytes(), lock, gates, bank.learned)
         return self._encoded.get(key, partial(self._edit, parts, active, rows, bank, lock, gates))
 
     def _edit(

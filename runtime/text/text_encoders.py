@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from perfusion.bundle.description import Bundle
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.learned_words import LearnedWords
 from perfusion.concept.reading import Encoding
 from perfusion.concept.weighted_text import WeightedText
 from perfusion.runtime.cache import Cache
@@ -47,16 +48,18 @@ class TextEncoders:
         """How many of an encoding's numbers each text encoder gives."""
         return tuple(encoder.hidden_size for encoder in self._encoders)
 
-    def tokenize(self, text: str | WeightedText, words: Mapping[str, Word]) -> TokenizedTexts:
+    def tokenize(
+        self, text: str | WeightedText, words: Mapping[str, Word], learned: LearnedWords
+    ) -> TokenizedTexts:
         """A text as each text encoder has it: they split it alike and differ in their padding.
 
         Raises:
             RequestError: it is no text, or longer than the encoders read.
         """
-        return tuple(tokenizer.tokenize(text, words) for tokenizer in self._tokenizers)
+        return tuple(tokenizer.tokenize(text, words, learned) for tokenizer in self._tokenizers)
 
     def encode(self, texts: TokenizedTexts, bank: Bank) -> Encoding:
-        """Encodings of a text, in which placeholders read the learned words of the bank's concepts."""
+        """Encodings of a text, in which placeholders read the learned words of the bank's concepts and embeddings."""
         concepts = bank.identity(texts[0].concepts)
         key = (tuple(text.input_ids.tobytes() for text in texts), concepts)
         return self._encodings.get(key, lambda: self._run(texts, bank))
@@ -74,10 +77,12 @@ class TextEncoders:
         hidden: list[Array] = []
         pooled: Array | None = None
         for index, (encoder, text) in enumerate(zip(self._encoders, texts, strict=True)):
+            rows = bank.embeddings(text.concepts, index)
+            input_ids, vectors = bank.learned.placed(text.input_ids, encoder.vocab_size + len(rows), index)
             outputs = self._graphs.run(
                 encoder.name,
-                input_ids=text.input_ids[None],
-                concept_embeddings=bank.embeddings(text.concepts, index),
+                input_ids=input_ids[None],
+                concept_embeddings=rows if vectors is None else np.concatenate([rows, vectors]),
             )
             states = outputs[encoder.output]
             hidden.append(states.reshape(states.shape[1:]))

@@ -58,7 +58,7 @@ def serve(bundle, toy_concept, tmp_path_factory):
         for name, concept in (files or {}).items():
             concept.save(folder / "concepts" / name)
         history = History(folder, bounds or Bounds())
-        library = Library(runtime, folder / "concepts", samples=False)
+        library = Library(runtime, folder / "concepts", samples=False, embeddings=folder / "embeddings")
         if teaches:
             options["lessons"] = Lessons(folder / "trainings", library)
         parts = ServerParts(
