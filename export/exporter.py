@@ -19,8 +19,17 @@ import safetensors.numpy
 from perfusion.base.attention import install, key_projections
 from perfusion.base.base_model import BaseModel
 from perfusion.base.model_options import ModelOptions
-from perfusion.bundle.names import KEY_PROJECTIONS, MANIFEST, TOKENIZER
+from perfusion.bundle.names import KEY_PROJECTIONS, MANIFEST, TOKENIZER, UNET_CONTROLNET
 from perfusion.errors import ExportError
+from perfusion.export.control_parts import (
+    control_entry,
+    control_graphs,
+    is_control,
+    local_controlnets,
+    places_of,
+    room_for_control,
+    with_control,
+)
 from perfusion.export.convert import OPSET, check_opset, to_onnx
 from perfusion.export.graph_modules import Graph, graphs_of
 from perfusion.export.half import check_places, in_half, kept_places
@@ -37,6 +46,7 @@ from perfusion.export.weights import (
     forget_weights,
     link_weights,
     save,
+    share_weights,
     store_as_float16,
     stored_tensors,
 )
@@ -47,11 +57,12 @@ __all__ = ["PRECISIONS", "STAGES", "Exported", "export_bundle"]
 
 PRECISIONS = tuple(TOLERANCES)
 STAGES = ("text encoder", "unet", "vae decoder", "vae encoder", "bundle")
-"""What ``progress`` is told, in this order. Each graph is converted, written and held against torch in its stage."""
+"""What ``progress`` is told, in this order. Each graph is converted, written and held against torch in its stage; the
+graphs of ControlNets have stages of their own."""
 
 _WEIGHTS = ("text_encoder", "text_encoder_2", "unet", "vae")
-_QUANTIZED = ("text_encoder", "text_encoder_2", "unet")
-"""A VAE is convolutions, which stay as they are."""
+_QUANTIZED = ("text_encoder", "text_encoder_2", "unet", UNET_CONTROLNET)
+"""A VAE is convolutions, which stay as they are, and what a ControlNet adds is to be exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +124,7 @@ def export_bundle(
     link_weights: bool = False,
     config: Path | str | None = None,
     options: ModelOptions | None = None,
+    controlnets: Mapping[str, Path | str] | None = None,
 ) -> Exported:
     """Write a Stable Diffusion 1.x, 2.x or XL model, or one distilled from them, as a bundle for `perfusion.runtime`.
 
@@ -135,6 +147,7 @@ def export_bundle(
             safetensors files in place of holding them, so that they are stored once.
         config: for a single file, the folder of a model of the same architecture; None: its family's settings.
         options: what you know of the model better than its files.
+        controlnets: by the name that each is to have, the folder, file or name on the hub of a ControlNet.
 
     Raises:
         ModelError: ``model`` cannot be used.
@@ -148,6 +161,7 @@ def export_bundle(
     output = Path(output)
     plan = _plan(
         partial(open_model, source, settled, options),
+        local_controlnets(controlnets or {}),
         output,
         _Settings(
             precision=precision,
@@ -158,7 +172,7 @@ def export_bundle(
             link=link_weights,
         ),
     )
-    stage = _stages(progress)
+    stage = _stages(progress, len(STAGES) + sum(map(is_control, plan.graphs)))
     with _inside(output) if link_weights else writing_folder(output) as folder:
         (folder / TOKENIZER).write_text(plan.tokenizer, encoding="utf-8", newline="\n")
         paths, parity, latent_rgb = _write_graphs(plan, folder, stage)
@@ -174,9 +188,12 @@ def export_bundle(
     return Exported(folder=output, manifest=plan.manifest)
 
 
-def _plan(open_base: Callable[[], BaseModel], output: Path, settings: _Settings) -> _Plan:
+def _plan(
+    open_base: Callable[[], BaseModel], controlnets: Mapping[str, Path], output: Path, settings: _Settings
+) -> _Plan:
     """Open the model and refuse what can be refused before the minutes begin."""
     base = open_base()
+    control = control_graphs(base, controlnets)
     _check_output(base.folder, output, settings.link)
     manifest = make_manifest(
         base,
@@ -188,11 +205,13 @@ def _plan(open_base: Callable[[], BaseModel], output: Path, settings: _Settings)
         parity={},
     )
     install(base.unet)
-    graphs = list(graphs_of(base))
+    if control:
+        manifest["controlnets"] = control_entry(control, controlnets)
+    graphs = with_control(graphs_of(base), control)
     check_places(graphs, settings.keep_fp32)
     places = kept_places(base, settings.keep_fp32)
     if not settings.link:
-        check_room(base, output, settings.precision, places)
+        check_room(base, output, settings.precision, places, more=room_for_control(base, control))
     half = settings.precision == "fp16"
     return _Plan(
         settings=settings,
@@ -202,15 +221,16 @@ def _plan(open_base: Callable[[], BaseModel], output: Path, settings: _Settings)
         vocab_sizes=base.vocab_sizes,
         probe=make_probe(base, manifest["defaults"]["width"]) if half else None,
         graphs=graphs,
-        reopen=partial(_reopen, open_base),
+        reopen=partial(_reopen, open_base, controlnets),
     )
 
 
-def _reopen(open_base: Callable[[], BaseModel], name: str) -> Graph:
+def _reopen(open_base: Callable[[], BaseModel], controlnets: Mapping[str, Path], name: str) -> Graph:
     """A graph with its module once more, after both were let go."""
     base = open_base()
+    control = control_graphs(base, controlnets)
     install(base.unet)
-    return next(graph for graph in graphs_of(base) if graph.name == name)
+    return next(graph for graph in (*graphs_of(base), *control) if graph.name == name)
 
 
 def _check_settings(precision: str, opset: int, keep_fp32: Sequence[str], link: bool) -> None:
@@ -235,11 +255,11 @@ def _write_graphs(
     linkable = stored_tensors(folder, *_WEIGHTS) if plan.settings.link else None
     while plan.graphs:
         graph = plan.graphs.pop(0)
-        if not graph.name.endswith("_2"):  # two text encoders are one stage
+        if graph.name != "text_encoder_2":  # two text encoders are one stage
             stage(graph.name.replace("_", " "))
         path = paths[graph.name] = folder / f"{graph.name}.onnx"
         ends = _write_graph(graph, path, plan, linkable)
-        vocab_size = plan.vocab_sizes[-1 if graph.name.endswith("_2") else 0]
+        vocab_size = plan.vocab_sizes[-1 if graph.name == "text_encoder_2" else 0]
         trials = make_trials(graph, vocab_size=vocab_size, exported=ends)
         if graph.name == "unet":
             _write_key_projections(graph.module.unet, folder / KEY_PROJECTIONS)
@@ -260,7 +280,7 @@ def _write_graphs(
 def _write_graph(graph: Graph, path: Path, plan: _Plan, linkable: Mapping[str, Any] | None) -> Graph:
     """Convert ``graph`` to its file; gives it back with the ends it was written with, see `in_half`."""
     precision = plan.settings.precision
-    written = in_half(graph, plan.places) if precision == "fp16" else graph
+    written = in_half(graph, places_of(graph, plan.places)) if precision == "fp16" else graph
     model = to_onnx(written, opset=plan.settings.opset)
     if precision == "int8" and graph.name in _QUANTIZED:
         quantize(model)
@@ -268,6 +288,8 @@ def _write_graph(graph: Graph, path: Path, plan: _Plan, linkable: Mapping[str, A
         link_weights(model, path.parent, linkable)
     elif precision != "fp16":
         store_as_float16(model)
+    if graph.name == UNET_CONTROLNET:
+        share_weights(model, path.with_name("unet.onnx"))
     save(model, path)
     forget_weights(model)
     return written
@@ -347,12 +369,12 @@ def _inside(folder: Path) -> Iterator[Path]:
         raise ExportError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
-def _stages(progress: Callable[[str, int, int], None] | None) -> Callable[[str], None]:
+def _stages(progress: Callable[[str, int, int], None] | None, total: int) -> Callable[[str], None]:
     """Count the stages for ``progress``."""
-    done = iter(range(len(STAGES) + 1))
+    done = iter(range(total + 1))
 
     def stage(name: str) -> None:
         if progress is not None:
-            progress(name, next(done), len(STAGES))
+            progress(name, next(done), total)
 
     return stage

@@ -39,8 +39,8 @@ class End:
     trials with such would measure that."""
 
     def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """The dimensions with numbers in the place of names."""
-        return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.dims)
+        """The dimensions with numbers in the place of names; ``height_4`` is a quarter of ``height``."""
+        return tuple(dim if isinstance(dim, int) else _size_of(dim, sizes) for dim in self.dims)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +61,11 @@ class Graph:
     widens: bool = False
     """Whether every weight is read by the forward of the module that owns it, and by nothing else: then weights
     stored in 16 bits can be widened one module at a time, see `perfusion.export.proof.reference`."""
+
+
+def _size_of(dim: str, sizes: dict[str, int]) -> int:
+    side, _, factor = dim.rpartition("_")
+    return sizes[side] // int(factor) if dim not in sizes and factor.isdigit() else sizes[dim]
 
 
 class TextEncoder(nn.Module):
@@ -128,8 +133,13 @@ class UNet(nn.Module):
         concept_values: Tensor,
         regions: Tensor,
         *conditions: Tensor,
+        down: tuple[Tensor, ...] | None = None,
+        middle: Tensor | None = None,
     ) -> Tensor:
-        """The prediction, as large as ``sample``; shapes as in docs/graph.md, ``conditions`` in their own order."""
+        """The prediction, as large as ``sample``; shapes as in docs/graph.md, ``conditions`` in their own order.
+
+        ``down`` and ``middle``: a ControlNet's residuals, see `perfusion.export.control_graphs`.
+        """
         edit = {
             "key_hidden_states": key_hidden_states,
             "key_gate": key_gate,
@@ -146,6 +156,8 @@ class UNet(nn.Module):
             timestep_cond=given.pop("timestep_cond", None),
             added_cond_kwargs=given or None,
             cross_attention_kwargs=edit,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
             return_dict=False,
         )[0]
         return noise_pred

@@ -65,12 +65,14 @@ def _types_in(path: Path) -> set[str]:
         return set()
 
 
-def check_room(base: BaseModel, output: Path, precision: str, kept: Sequence[str] = ()) -> None:
-    """Raise `ExportError` where the disk has not the room for the bundle of ``base``.
+def check_room(
+    base: BaseModel, output: Path, precision: str, kept: Sequence[str] = (), *, more: int = 0
+) -> None:
+    """Raise `ExportError` where the disk has not the room for the bundle of ``base``, and ``more`` bytes.
 
     See `room_for`; a disk that does not say its size is taken as large enough.
     """
-    needed = room_for(base, precision, kept)
+    needed = room_for(base, precision, kept) + more
     place = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
     disk = shutil.disk_usage(place)
     if disk.total and disk.free < needed:  # what has no size, such as /proc, is refused when it is written

@@ -35,6 +35,7 @@ __all__ = [
     "link_weights",
     "save",
     "set_weights",
+    "share_weights",
     "store_as_float16",
     "stored_tensors",
 ]
@@ -165,6 +166,31 @@ def stored_tensors(folder: Path, *subfolders: str) -> dict[str, StoredTensor]:
                 raw = np.fromfile(path, "<f2", stored.length // 2, offset=stored.offset).reshape(stored.shape)
                 tensors.setdefault(_key(raw), stored)
     return tensors
+
+
+def share_weights(model: ir.Model, path: Path) -> int:
+    """Let ``model`` read the weights it has in common with the graph at ``path`` from that graph's file of weights.
+
+    What has the same name must have the same bytes. A graph that holds its weights itself shares none: it is small.
+
+    Returns:
+        how many are shared.
+    """
+    other = ir.load(path)
+    shared = 0
+    for name, value in model.graph.initializers.items():
+        theirs = other.graph.initializers.get(name)
+        tensor = theirs.const_value if theirs is not None else None
+        own = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor) or own is None or own.dtype != tensor.dtype:
+            continue
+        if own.tobytes() == tensor.tobytes():
+            value.const_value = ir.ExternalTensor(
+                tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=name,
+                base_dir=path.parent,
+            )  # fmt: skip
+            shared += 1
+    return shared
 
 
 def save(model: ir.Model, path: Path) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "hub_name",
     "local_bundle",
     "local_concept",
+    "local_controlnet",
     "local_lora",
     "local_model",
     "local_settings",
@@ -43,6 +44,7 @@ _INDEX = "model_index.json"
 _SETTINGS = (_INDEX, "perfusion.json", "captions.txt", "*/*.json", "*/*.txt")
 _MODEL = (*_SETTINGS, "*/*.safetensors")
 _VAE = ("config.json", "vae/config.json", "diffusion_pytorch_model*.safetensors", "vae/*.safetensors")
+_CONTROLNET = ("config.json", "*.safetensors")
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _VARIANT = re.compile(r"\.(fp16|bf16|fp32)(?=[.-])|(?<=index)\.(fp16|bf16|fp32)(?=\.json)")
 _SPARE = 256 << 20
@@ -151,6 +153,14 @@ def _with_file(name: HubName, kind: str, *further: str) -> HubName:
             f"{name} holds {len(files)} files that may be {kind} ({there}). Name one: hf://{name}/FILE."
         )
     return replace(name, file=files[0])
+
+
+def local_controlnet(path: str | Path) -> Path:
+    """The path of a ControlNet: a diffusers folder, in the hub's cache where it is named by its id, or one file."""
+    name = hub_name(path)
+    if name is None:
+        return Path(path)
+    return _fetch_file(name) if name.file else _fetch(name, _CONTROLNET)
 
 
 def _fetch_file(name: HubName) -> Path:

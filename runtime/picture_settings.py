@@ -111,9 +111,13 @@ def settings_of_request(runtime: Runtime, request: Request, *, exact: bool = Tru
     for name in ("width", "height", "num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler", "lock",
                  "gates", "whole"):  # fmt: skip
         facts[name] = getattr(request, name)
-    for name, pictures in (("image", request.images), ("mask", request.masks)):
+    pictures_of = {"image": request.images, "mask": request.masks, "control_image": request.control_images}
+    for name, pictures in pictures_of.items():
         facts[name] = _picture_hash(pictures[0]) if pictures else None
     facts["image_strength"] = request.image_strength if request.images else None
+    facts["control_scale"] = request.control_scale if request.controlled else None
+    controlnet = runtime.bundle.controlnet if request.controlled else None
+    facts["controlnet"] = controlnet and controlnet.name
     return facts
 
 
@@ -149,6 +153,8 @@ def parameters_text(settings: Settings) -> str:
     }
     if settings["image_strength"] is not None:
         values["Denoising strength"] = settings["image_strength"]
+    if settings.get("controlnet"):  # pictures of older versions say nothing of it
+        values["ControlNet 0"] = f"Model: {settings['controlnet']}, Weight: {settings['control_scale']}"
     if hashes := [f"{token}: {concept['sha256'][:12]}" for token, concept in settings["concepts"].items()]:
         values["Lora hashes"] = ", ".join(hashes)
     # pictures of older versions name none

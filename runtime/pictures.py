@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image, Resampling
 
-__all__ = ["as_mask", "as_pictures", "as_sample", "grid"]
+__all__ = ["as_levels", "as_mask", "as_pictures", "as_sample", "grid"]
 
 Array = NDArray[np.float32]
 
@@ -27,9 +27,14 @@ def as_pictures(sample: Array) -> list[Image]:
 
 def as_sample(picture: Image, width: int, height: int) -> Array:
     """An RGB picture, resized, as a VAE encodes it: (1, 3, height, width) in [-1, 1]."""
+    return as_levels(picture, width, height) * 2 - 1
+
+
+def as_levels(picture: Image, width: int, height: int) -> Array:
+    """An RGB picture, resized, as a ControlNet reads it: (1, 3, height, width) in [0, 1]."""
     resized = picture.resize((width, height), _lanczos())
     levels = np.asarray(resized, np.float32).transpose(2, 0, 1)[None]
-    return levels / np.float32(255) * 2 - 1
+    return levels / np.float32(255)
 
 
 def as_mask(mask: Image, width: int, height: int, downscale: int) -> Array:

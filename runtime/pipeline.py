@@ -77,6 +77,7 @@ class Runtime:
         cuda_graph: bool = False,
         precision: str = "fp32",
         queue_size: int = 256,
+        controlnet: str | None = None,
     ) -> None:
         """Open a bundle, by default the embedded pocket model's: a folder, or its name on the hub (`owner/name`).
 
@@ -95,6 +96,8 @@ class Runtime:
 
         `queue_size`: how many jobs of `submit` may wait; the one after them is refused.
 
+        `controlnet`: the name of the bundle's ControlNet that reads control images, where there are several.
+
         Raises:
             BundleError: the bundle is incomplete, damaged or of another format.
             DeviceError: onnxruntime or the provider is missing, or the memory is too small.
@@ -110,6 +113,8 @@ class Runtime:
         self.bundle: Bundle = read_bundle(
             _default_bundle() if bundle is None else local_bundle(bundle), verify=verify
         )
+        if controlnet is not None:
+            self.bundle = self.bundle.with_controlnet(controlnet)
         self._batch_size = batch_size
         self._threads = threads
         self._bank = Bank(self.bundle)
@@ -299,7 +304,8 @@ class Runtime:
 
         Options: `negative_prompt`, `width`, `height`, `num_inference_steps`, `guidance_scale`, `guidance_rescale`,
         `scheduler` (one of `perfusion.runtime.SCHEDULERS`; by default the bundle's own), `image`, `image_strength`
-        and `mask` (draw over a picture, or over a part of it), `concept_settings` (settings for these pictures only:
+        and `mask` (draw over a picture, or over a part of it), `control_image` and `control_scale` (what the bundle's
+        ControlNet reads, and how much it counts), `concept_settings` (settings for these pictures only:
         ``{"<cat>": {"bias": 0.5}}``, or a list with one such for each prompt), `lock` ("local", "global": where
         keys come from; by default what the concepts' files say), `gates` ("similarity", "coordinates": with
         "coordinates" a word opens the gate of its own concept and not those of concepts that resemble it), `regions`

@@ -56,6 +56,7 @@ class Draft:
             tokens=max(phase.tokens for phase in phases),
             readings=max(phase.shape[1] for phase in phases),
             image=bool(self.request.images),
+            control=self.request.controlled,
         )
 
 

@@ -29,13 +29,15 @@ _log = logging.getLogger(__name__)
 
 _MAX_SEED = 2**32 - 1
 _MAX_SIDE = 2**14  # pixels; also about what WebP and a graph's 32-bit sizes take
+_MAX_CONTROL = 2  # as in other programs; 1 is what a ControlNet was trained with
 _MAX_GUIDANCE = 1000  # 30 is much already; far above, float32 ends
 _MAX_PICTURES = 4096  # in one request; their latents lie in memory together
 _OTHER_NAMES = {
     "steps": "num_inference_steps", "num_steps": "num_inference_steps", "cfg": "guidance_scale",
     "cfg_scale": "guidance_scale", "guidance": "guidance_scale", "sampler": "scheduler", "sampler_name": "scheduler",
     "strength": "image_strength", "denoising_strength": "image_strength", "init_image": "image",
-    "mask_image": "mask", "negative": "negative_prompt", "size": "width",
+    "mask_image": "mask", "controlnet_conditioning_scale": "control_scale",
+    "control": "control_image", "negative": "negative_prompt", "size": "width",
 }  # fmt: skip
 """Of options, as commands and other programs say them."""
 _IMAGE_STRENGTH, _MASK_STRENGTH = 0.8, 1.0  # diffusers' own
@@ -54,6 +56,10 @@ class Options(TypedDict, total=False):
     image: Image | Path | str | Sequence[Image | Path | str] | None  # to be drawn over
     image_strength: float | None  # above 0, to 1: how far; .8 by default, 1 with a mask
     mask: Image | Path | str | Sequence[Image | Path | str] | None  # light where to draw, dark where to keep
+    control_image: (
+        Image | Path | str | Sequence[Image | Path | str] | None
+    )  # what a ControlNet reads: edges, depths
+    control_scale: float | None  # from 0 to 2: how much of it; 1 by default
     concept_settings: Changes | Sequence[Changes | None] | None  # for these pictures only
     lock: str | None  # "local" or "global"; by default what the concepts' files say
     regions: Regions | Sequence[Regions]  # "auto" (default), None, or a list of `Region`
@@ -71,6 +77,8 @@ class Request:
     negative_prompts: tuple[str, ...]
     images: tuple[Image, ...]  # empty where nothing is drawn over
     masks: tuple[Image, ...]
+    control_images: tuple[Image, ...]  # empty where nothing controls
+    control_scale: float
     settings: tuple[Changes, ...]
     image_strength: float
     width: int
@@ -85,6 +93,11 @@ class Request:
     regions: tuple[Regions, ...]
     whole: float
     prompt_syntax: str
+
+    @property
+    def controlled(self) -> bool:
+        """Whether a ControlNet runs before each call of the UNet."""
+        return bool(self.control_images)
 
 
 def make_request(
@@ -103,6 +116,8 @@ def make_request(
     image: Any = None,
     image_strength: float | None = None,
     mask: Any = None,
+    control_image: Any = None,
+    control_scale: float | None = None,
     concept_settings: Any = None,
     lock: str | None = None,
     gates: str = DEFAULT_GATES,
@@ -138,6 +153,9 @@ def make_request(
         raise RequestError("There is a mask and no image; give the image that is to be drawn over.")
     if images and bundle.decoder.encoder is None:
         raise RequestError("This bundle has no VAE encoder, so it reads no images. Export it again.")
+    control_images = _pictures("control images", control_image, len(prompts))
+    if control_images and bundle.controlnet is None:
+        raise RequestError(_no_controlnet(bundle))
     scale = _guidance(guidance_scale, bundle.defaults.guidance_scale)
     width = _size("width", width, bundle.defaults.width, bundle.size_step)
     height = _size("height", height, bundle.defaults.height, bundle.size_step)
@@ -149,6 +167,8 @@ def make_request(
         negative_prompts=spread(_each("negative prompts", negative_prompt, len(prompts))),
         images=spread(images),
         masks=spread(masks),
+        control_images=spread(control_images),
+        control_scale=_control_scale(control_scale, control_images),
         settings=spread(_settings(concept_settings, len(prompts))),
         image_strength=_image_strength(image_strength, images, masks),
         width=width,
@@ -279,6 +299,29 @@ def _image_strength(strength: Any, images: list[Any], masks: list[Any]) -> float
             "There is an image strength and no image; give the image that is to be drawn over."
         )
     return _share("image strength", strength)
+
+
+def _control_scale(scale: Any, control_images: list[Any]) -> float:
+    if scale is None:
+        return 1.0
+    if not control_images:
+        raise RequestError("There is a control scale and no control image; give the image that controls.")
+    if not (_is_number(scale) and 0 <= scale <= _MAX_CONTROL):
+        raise RequestError(f"The control scale is {scale!r}, expected a number from 0 to {_MAX_CONTROL}.")
+    return float(scale)
+
+
+def _no_controlnet(bundle: Bundle) -> str:
+    if not bundle.controlnets:
+        return (
+            "There is a control image, and this bundle has no ControlNet. Export it again with perfusion-export "
+            "--controlnet."
+        )
+    names = ", ".join(bundle.controlnets)
+    return (
+        f"There is a control image, and this bundle has several ControlNets ({names}). Open the runtime with the name "
+        "of one: controlnet=."
+    )
 
 
 def _share(name: str, value: Any) -> float:

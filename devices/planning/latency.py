@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfusion.devices.planning.memory_plan import Workload, graph_costs
+from perfusion.devices.planning.memory_plan import DENOISING, Workload, graph_costs
 from perfusion.devices.profiles import DeviceProfile
 
 __all__ = ["CPU_ERROR", "Latency", "estimate_latency", "graph_seconds"]
@@ -62,7 +62,7 @@ def estimate_latency(
     return Latency(
         encode=size.texts * sum(seconds[name] for name in seconds if name.startswith("text_encoder"))
         + seconds.get("vae_encoder", 0.0),
-        step=seconds["unet"],
+        step=sum(seconds[name] for name in DENOISING if name in seconds),
         decode=size.batch * tiles * seconds["vae_decoder"],
         steps=steps,
         error=error,

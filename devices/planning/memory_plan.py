@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from perfusion.bundle.call_size import CallSize
+from perfusion.bundle.names import CONTROLNET, UNET_CONTROLNET
 from perfusion.devices.graph_reader.onnx_file import GraphFile, read_graph
 from perfusion.devices.graph_reader.shapes import trace
 from perfusion.devices.planning.costs import Costs, costs_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from perfusion.bundle.description import Bundle
 
 __all__ = [
+    "DENOISING",
     "LIBRARY",
     "STAGES",
     "MemoryPlan",
@@ -42,6 +44,8 @@ __all__ = [
 ]
 
 STAGES = ("encode", "denoise", "decode")
+DENOISING = frozenset({"unet", CONTROLNET, UNET_CONTROLNET})
+_HALVINGS = (2, 4, 8, 16)  # of the latents' sides within a UNet
 TILES = (64, 32)  # sides in latents, from the larger down
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -136,7 +140,8 @@ def plan_memory(
         RequestError: sizes that no picture of this bundle has, or an image and no encoder for it.
         BundleError: a graph that cannot be read or followed.
     """
-    return plan_graphs(graph_files(bundle, image=size.image), workload_of(bundle, size, precision), budget)
+    files = graph_files(bundle, image=size.image, control=size.control)
+    return plan_graphs(files, workload_of(bundle, size, precision), budget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +179,12 @@ def graph_sizes(name: str, workload: Workload, tile: int | None = None) -> dict[
     if name == "vae_decoder" and tile is not None:
         height, width = min(height, tile), min(width, tile)
     return {
-        "batch": size.rows if name == "unet" else 1,
+        **{
+            f"{side}_{factor}": latents // factor
+            for factor in _HALVINGS
+            for side, latents in (("height", height), ("width", width))
+        },
+        "batch": size.rows if name in DENOISING else 1,
         "height": height,
         "width": width,
         "picture_height": size.height,
@@ -214,8 +224,8 @@ def _arranged(
     """A plan with every graph always open (`keep`), or with those alone that a stage runs."""
     everything = frozenset(needs)
     by_stage = {
-        "encode": everything - {"unet", "vae_decoder"},
-        "denoise": everything & {"unet"},
+        "encode": everything - {*DENOISING, "vae_decoder"},
+        "denoise": everything & DENOISING,
         "decode": everything & {"vae_decoder"},
     }
     resident = dict.fromkeys(STAGES, everything) if keep else by_stage
@@ -309,11 +319,11 @@ def workload_of(bundle: Bundle, size: CallSize, precision: str | None = None) ->
     )
 
 
-def graph_files(bundle: Bundle, *, image: bool = False) -> dict[str, Path]:
-    """The graphs that drawing from a prompt uses, or over an `image`, by their names in the bundle.
+def graph_files(bundle: Bundle, *, image: bool = False, control: bool = False) -> dict[str, Path]:
+    """The graphs that drawing from a prompt uses, over an `image` or with a ControlNet, by their names in the bundle.
 
     Raises:
-        RequestError: an image, and the bundle has no encoder for it.
+        RequestError: an image, and the bundle has no encoder for it; or control, and it has no ControlNet that draws.
     """
     files = {encoder.name: encoder.file for encoder in bundle.text_encoders}
     if image:
@@ -322,7 +332,14 @@ def graph_files(bundle: Bundle, *, image: bool = False) -> dict[str, Path]:
                 f"{bundle.folder} has no vae_encoder, so it draws over no image. Export it again with all graphs."
             )
         files["vae_encoder"] = bundle.decoder.encoder
-    return files | {"unet": bundle.unet.file, "vae_decoder": bundle.decoder.file}
+    denoising = {"unet": bundle.unet.file}
+    if control:
+        if bundle.controlnet is None:
+            raise RequestError(
+                f"{bundle.folder} has no ControlNet that draws. Export it with --controlnet, or name one."
+            )
+        denoising = {CONTROLNET: bundle.controlnet.file, UNET_CONTROLNET: bundle.controlnet.unet_file}
+    return files | denoising | {"vae_decoder": bundle.decoder.file}
 
 
 def _check(bundle: Bundle, size: CallSize) -> None:

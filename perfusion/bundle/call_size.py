@@ -17,6 +17,7 @@ class CallSize:
     tokens: int = 77  # of a prompt, all its parts and readings together
     readings: int = 1  # of a prompt, one for each region of the picture
     image: bool = False  # whether pictures are drawn over, which the VAE's encoder encodes first
+    control: bool = False  # whether a ControlNet runs before each call of the UNet
 
     @property
     def rows(self) -> int:

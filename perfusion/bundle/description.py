@@ -1,7 +1,9 @@
 """What a bundle says about its model, as values that were checked."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.guidance import is_guided
 from perfusion.bundle.names import FORMAT_VERSION, UNET_INPUTS, UNET_INPUTS_1
 from perfusion.bundle.noise_model import NoiseModel
-from perfusion.errors import ConceptError
+from perfusion.errors import ConceptError, RequestError
 
-__all__ = ["Bundle", "Decoder", "Defaults", "LatentRGB", "Layer", "TextEncoder", "UNet"]
+__all__ = ["Bundle", "ControlNet", "Decoder", "Defaults", "LatentRGB", "Layer", "TextEncoder", "UNet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,17 @@ class UNet:
     def value_width(self) -> int:
         """Σ d_V: the length of one row of target values."""
         return sum(layer.value_dim for layer in self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNet:
+    """A ControlNet's graph, and the second graph of the UNet, which takes what it gives."""
+
+    name: str
+    file: Path
+    unet_file: Path
+    residuals: int  # that the one gives and the other takes
+    conditions: tuple[str, ...] = ()  # of the UNet's, those that it reads too
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,6 +128,8 @@ class Bundle:
     checksums: Mapping[str, str] = field(
         default_factory=dict
     )  # SHA-256 of its files, named from the folder on
+    controlnets: Mapping[str, ControlNet] = field(default_factory=dict)  # by name
+    controlnet: ControlNet | None = None  # the one that draws: where there is only one, it
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -150,6 +165,19 @@ class Bundle:
             guided=self.is_guided(),
             tokens=self.text_encoder.context_length,
         )
+
+    def with_controlnet(self, name: str) -> Bundle:
+        """The same bundle, drawing with the ControlNet of a name.
+
+        Raises:
+            RequestError: there is none of that name.
+        """
+        if name not in self.controlnets:
+            raise RequestError(
+                f"There is no ControlNet {name!r:.80} in this bundle; it has {', '.join(self.controlnets) or 'none'}. "
+                "Export it again with perfusion-export --controlnet."
+            )
+        return replace(self, controlnet=self.controlnets[name])
 
     @property
     def samples(self) -> dict[str, Path]:

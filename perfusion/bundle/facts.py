@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perfusion.bundle.description import Bundle
+from perfusion.bundle.names import CONTROLNET, UNET_CONTROLNET
 
-__all__ = ["GraphFacts", "graph_facts"]
+__all__ = ["GraphFacts", "control_facts", "graph_facts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,21 @@ def graph_facts(bundle: Bundle) -> dict[str, GraphFacts]:
     }
 
 
+def control_facts(bundle: Bundle) -> dict[str, GraphFacts]:
+    """The graphs of the ControlNet that draws, each with all weights of the bundle; none where there is none."""
+    control = bundle.controlnet
+    if control is None:
+        return {}
+    weights = {name: checksum for name, checksum in bundle.checksums.items() if not name.endswith(".onnx")}
+    files = {CONTROLNET: control.file, UNET_CONTROLNET: control.unet_file}
+    return {
+        name: _facts(
+            name, _name(bundle, path), {_name(bundle, path): bundle.checksums[_name(bundle, path)], **weights}
+        )
+        for name, path in files.items()
+    }
+
+
 def _name(bundle: Bundle, path: Path) -> str:
     """A file of the bundle as bundle.json names it."""
     return path.relative_to(bundle.folder).as_posix()
@@ -56,6 +72,9 @@ def _graph(name: str, file: str, checksums: Mapping[str, str], weights: Mapping[
         for weight, checksum in weights.items()
         if not weight.endswith(".data") or weight == f"{file}.data"
     }
-    needs = {file: checksums[file], **own}
+    return _facts(name, file, {file: checksums[file], **own})
+
+
+def _facts(name: str, file: str, needs: Mapping[str, str]) -> GraphFacts:
     text = json.dumps(sorted(needs.items()), separators=(",", ":"))
     return GraphFacts(name=name, file=file, sha256=hashlib.sha256(text.encode()).hexdigest(), needs=needs)

@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perfusion.bundle.description import Bundle
+from perfusion.bundle.names import CONTROLNET, UNET_CONTROLNET, residual_names
 
-__all__ = ["GraphIO", "graph_io_of"]
+__all__ = ["GraphIO", "SELDOM_NEEDED", "graph_io_of"]
+
+
+SELDOM_NEEDED = frozenset({"vae_encoder", CONTROLNET, UNET_CONTROLNET})
+"""Graphs that only some requests use: those that give a picture to draw over, or one that controls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,4 +44,19 @@ def graph_io_of(bundle: Bundle) -> dict[str, GraphIO]:
         outputs=("out_sample",),
     )
     ends["vae_decoder"] = GraphIO(file=bundle.decoder.file, inputs=("latent_sample",), outputs=("sample",))
-    return ends
+    return ends | _control_io(bundle)
+
+
+def _control_io(bundle: Bundle) -> dict[str, GraphIO]:
+    """The graphs of the ControlNet that draws, where there is one."""
+    control = bundle.controlnet
+    if control is None:
+        return {}
+    residuals = residual_names(control.residuals)
+    inputs = ("sample", "timestep", "encoder_hidden_states", "control_image", "control_scale")
+    return {
+        CONTROLNET: GraphIO(file=control.file, inputs=(*inputs, *control.conditions), outputs=residuals),
+        UNET_CONTROLNET: GraphIO(
+            file=control.unet_file, inputs=(*bundle.unet_inputs, *residuals), outputs=("out_sample",)
+        ),
+    }

@@ -1,6 +1,7 @@
 """The names that bundle.json and the files beside it go by: export writes them, all others read them. No imports."""
 
 __all__ = [
+    "CONTROLNET",
     "FORMAT",
     "FORMAT_VERSION",
     "FORMAT_VERSIONS",
@@ -12,6 +13,8 @@ __all__ = [
     "TOKENIZER",
     "UNET_INPUTS",
     "UNET_INPUTS_1",
+    "UNET_CONTROLNET",
+    "residual_names",
 ]
 
 FORMAT = "perfusion-bundle"
@@ -36,3 +39,13 @@ UNET_INPUTS = (
 """The UNet's inputs that every base model has, in the graph's order."""
 UNET_INPUTS_1 = UNET_INPUTS[:-1]
 """The same in a bundle of format version 1."""
+
+CONTROLNET = "controlnet"
+"""The graph of the ControlNet that draws; its file is `controlnet_<name>.onnx`."""
+UNET_CONTROLNET = "unet_controlnet"
+"""The UNet's second graph, which takes a ControlNet's residuals too."""
+
+
+def residual_names(count: int) -> tuple[str, ...]:
+    """What a ControlNet gives and the second UNet takes: the way down's residuals in order, and the middle's."""
+    return (*(f"down_residual_{number}" for number in range(count - 1)), "mid_residual")

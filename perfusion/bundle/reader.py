@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from perfusion.bundle.control_entry import read_controlnets
 from perfusion.bundle.description import Bundle, Decoder, Defaults, LatentRGB, Layer, TextEncoder, UNet
 from perfusion.bundle.fields import Fields
 from perfusion.bundle.names import FORMAT, FORMAT_VERSIONS, MANIFEST, SAMPLERS, TAKE_KARRAS
@@ -141,6 +142,7 @@ def _bundle(folder: Path, manifest: Fields) -> Bundle:
             f"{manifest.where} has {len(encoders)} text encoders, and this version draws with one or two. "
             "Update perfusion-edge."
         )
+    controlnets = read_controlnets(manifest, file)
     bundle = Bundle(
         folder=folder,
         format_version=manifest.whole("format_version"),
@@ -158,6 +160,8 @@ def _bundle(folder: Path, manifest: Fields) -> Bundle:
         force_zeros_for_empty_prompt=manifest.truth("force_zeros_for_empty_prompt", default=False),
         loras=_loras(manifest),
         checksums=checksums,
+        controlnets=controlnets,
+        controlnet=next(iter(controlnets.values())) if len(controlnets) == 1 else None,
     )
     _check_agreement(bundle, manifest, vae)
     return bundle

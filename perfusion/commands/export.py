@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="onnx|trt|trt-rtx|openvino",
         help="what runs the bundle: ONNX Runtime, TensorRT, TensorRT for RTX, or OpenVINO on this machine, also as "
         "openvino:GPU and the like (default: %(default)s)",
+    )
+    command.add_argument(
+        "--controlnet",
+        type=_controlnet,
+        action="append",
+        metavar="PATH[=NAME]",
+        help="write this ControlNet too: a diffusers folder, a .safetensors file or a name on the hub; may be repeated",
     )
     _add_graph_options(command)
     _add_engine_options(command.add_argument_group("engines"))
@@ -177,7 +185,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.bundle is None and args.output is None:
         command.error("the following arguments are required: --output, or --bundle")
     if args.bundle is not None:
-        for name in (*MODEL_ARGUMENTS, *FUSING_ARGUMENTS, "output", "opset", "keep_fp32"):
+        for name in (*MODEL_ARGUMENTS, *FUSING_ARGUMENTS, "controlnet", "output", "opset", "keep_fp32"):
             if getattr(args, name) is not None:
                 command.error(
                     f"argument --{name.replace('_', '-')}: not with --bundle, whose graphs are there"
@@ -210,6 +218,14 @@ def _engine(text: str) -> str:
             f"invalid choice: {text!r} (choose from onnx, trt, trt-rtx, openvino, openvino:DEVICE)"
         )
     return text
+
+
+def _controlnet(text: str) -> tuple[str, str]:
+    """PATH or PATH=NAME, as the name and the path; without a name the path's last part is it."""
+    path, equals, name = text.rpartition("=")
+    if not equals or Path(text).exists():
+        path, name = text, ""
+    return name or re.sub(r"[^a-z0-9._-]", "-", Path(path.partition("@")[0]).stem.lower()), path
 
 
 def _precision(text: str) -> str:
@@ -286,16 +302,32 @@ def _export_bundle(args: argparse.Namespace, precision: str) -> Exported:
         "options": model_options(args),
         "opset": args.opset,
         "keep_fp32": tuple(args.keep_fp32) if args.keep_fp32 else None,
+        "controlnets": _controlnets(args.controlnet),
     }
     with Progress(len(STAGES), "export", quiet=args.quiet) as progress:
+
+        def advance(stage: str, done: int, total: int) -> None:
+            """ControlNets have stages of their own."""
+            progress.total = total
+            progress.update(done, stage=stage)
+
         return export_bundle(
             args.model,
             args.output,
             precision=precision,
             resolution=args.resolution,
-            progress=lambda stage, done, total: progress.update(done, stage=stage),
+            progress=advance,
             **{name: value for name, value in further.items() if value is not None},
         )
+
+
+def _controlnets(pairs: Sequence[tuple[str, str]] | None) -> dict[str, str] | None:
+    """The ControlNets by name. Raises ExportError for two of one name."""
+    if pairs is None:
+        return None
+    if len(dict(pairs)) < len(pairs):
+        raise ExportError("Two ControlNets have one name. Give them others: --controlnet PATH=NAME.")
+    return dict(pairs)
 
 
 def _say(

@@ -109,6 +109,12 @@ def _add_content(add: "Callable[..., object]") -> None:
         help="how far to draw over it, to 1 (default: 0.8, with a mask 1)",
     )
     add("--mask", type=Path, metavar="FILE", help="where to draw over it: light is drawn, dark is kept")
+    add(
+        "--control-image", type=Path, metavar="FILE",
+        help="a picture for the bundle's ControlNet, ready to be read: edges, depths, a pose",
+    )  # fmt: skip
+    add("--control-scale", type=float, metavar="S", help="how much it counts, 0 to 2 (default: 1)")
+    add("--controlnet", metavar="NAME", help="which ControlNet of the bundle, where it has several")
 
 
 def _add_drawing(add: "Callable[..., object]") -> None:
@@ -200,6 +206,7 @@ def _generate(args: argparse.Namespace) -> int:
             threads=args.threads,
             memory=args.memory,
             precision=args.precision,
+            controlnet=args.controlnet,
         ) as runtime,
     ):
         for path, settings in args.concepts:
@@ -280,7 +287,8 @@ def _check(args: argparse.Namespace, jobs: "Sequence[_Job]") -> None:
     outputs = [*(("--output", path) for path in names), ("--explain", args.explain)]
     sources = [("--concept", path) for path, _ in args.concepts]
     sources += [("--embedding", path) for path, _ in args.embeddings]
-    check_outputs(outputs, [*sources, ("--image", args.image), ("--mask", args.mask), *region_masks(args)])
+    sources += [("--image", args.image), ("--mask", args.mask), ("--control-image", args.control_image)]
+    check_outputs(outputs, [*sources, *region_masks(args)])
     for _, path in outputs:
         if path is not None and not args.force:
             check_replaceable(path)
@@ -322,7 +330,8 @@ def _options(args: argparse.Namespace) -> Any:
         "width": args.width, "height": args.height, "gates": args.gates,
         "image": args.image and as_rgb(open_picture(args.image)), "image_strength": args.image_strength,
         "mask": args.mask and mask_of(open_picture(args.mask)), "negative_prompt": args.negative_prompt,
-        "whole": args.whole,
+        "whole": args.whole, "control_scale": args.control_scale,
+        "control_image": args.control_image and as_rgb(open_picture(args.control_image)),
     }  # fmt: skip
     options: Any = {name: value for name, value in choices.items() if value is not None}
     options["regions"] = regions_of(args)

@@ -30,6 +30,8 @@ _ARGUMENTS: Mapping[str, tuple[str, Any]] = {
     "lock": ("lock", None),
     "gates": ("gates", DEFAULT_GATES),
     "image_strength": ("image_strength", None),
+    "control_scale": ("control_scale", None),
+    "controlnet": ("controlnet", None),
 }
 """By the argument the setting that it is taken from, and its default."""
 
@@ -64,11 +66,12 @@ def follow(args: argparse.Namespace) -> dict[str, Any]:
     args.prompts = args.prompts or [settings["prompt"]]
     for name, (setting, default) in _ARGUMENTS.items():
         if getattr(args, name) == default:
-            setattr(args, name, settings[setting])
+            setattr(args, name, settings.get(setting, default))
     args.plain_prompts = args.plain_prompts or settings["prompt_syntax"] == "plain"
-    for name in ("image", "mask"):
-        if settings[name] and getattr(args, name) is None:
-            raise RequestError(f"{args.like} was drawn with an {name} of its own. Give it with --{name}.")
+    for name in ("image", "mask", "control_image"):
+        if settings.get(name) and getattr(args, name) is None:
+            option, noun = name.replace("_", "-"), name.replace("_", " ")
+            raise RequestError(f"{args.like} was drawn with a {noun} of its own. Give it with --{option}.")
     _follow_regions(args, settings["regions"])
     args.concepts = _concepts(args, settings["concepts"])
     args.embeddings = _embeddings(args, settings.get("embeddings", {}))

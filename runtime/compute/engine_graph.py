@@ -16,6 +16,7 @@ from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
 from perfusion.bundle.facts import graph_facts
 from perfusion.bundle.graph_io import graph_io_of
+from perfusion.bundle.names import CONTROLNET, UNET_CONTROLNET
 from perfusion.errors import DeviceError, RequestError
 from perfusion.runtime.compute.binding import CHANGING
 from perfusion.runtime.compute.residency import free_memory
@@ -74,6 +75,10 @@ class TensorRTBackend:
 
     def open(self, name: str) -> EngineGraph:
         """Open the engine of a graph for the bundle's own size of pictures, or any where there is none for it."""
+        if name in (CONTROLNET, UNET_CONTROLNET):
+            raise DeviceError(
+                "Engines are not built of ControlNets. Use the provider 'cuda' or 'cpu' to draw with one."
+            )
         if name not in self._engines:
             raise DeviceError(
                 f"There is no {self.provider} engine for {name}. Build one with perfusion-export --engine."
@@ -270,7 +275,9 @@ def _engines(bundle: Bundle, flavour: Flavour, trt: Any) -> dict[str, list[Engin
     if flavour == "trt":
         wanted["driver"] = driver.cuda[0]
     folder, facts, found = bundle.folder, graph_facts(bundle), {}
-    for name in graph_io_of(bundle):
+    for name in (
+        name for name in graph_io_of(bundle) if name in facts
+    ):  # a ControlNet's graphs have no engines
         key = {**wanted, "graph_sha256": facts[name].sha256}
         matching, reasons = find_engines(folder, name, key)
         usual = _usual(bundle, name)

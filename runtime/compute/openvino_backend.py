@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
-from perfusion.bundle.facts import graph_facts
+from perfusion.bundle.facts import control_facts, graph_facts
 from perfusion.bundle.graph_io import graph_io_of
 from perfusion.runtime.compute.compiled_models import CompiledModels
 from perfusion.runtime.compute.openvino_device import OpenVINODevice
@@ -31,7 +31,7 @@ class OpenVINOBackend:
         self.precision = precision
         self.provider = "openvino" if device == "CPU" else f"openvino:{device}"
         self._graph_io = graph_io_of(bundle)
-        self._facts, self._folder = graph_facts(bundle), bundle.folder
+        self._facts, self._folder = graph_facts(bundle) | control_facts(bundle), bundle.folder
         self._compiled_models = CompiledModels()
 
     def open(self, name: str) -> OpenVINOGraph:

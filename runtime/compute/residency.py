@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from perfusion.bundle.call_size import CallSize
 from perfusion.bundle.description import Bundle
-from perfusion.bundle.graph_io import graph_io_of
+from perfusion.bundle.graph_io import SELDOM_NEEDED, graph_io_of
+from perfusion.bundle.names import CONTROLNET, UNET_CONTROLNET
 from perfusion.errors import DeviceError, RequestError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["STAGES", "Residency", "free_device_memory", "free_memory"]
 
 STAGES = ("encode", "denoise", "decode")
+_DENOISING = frozenset({"unet", CONTROLNET, UNET_CONTROLNET})
 
 GIB = 1 << 30
 _MOST_GIB = 1 << 20
@@ -59,6 +61,11 @@ class Residency:
         self._names = tuple(graph_io_of(bundle))
         self._needed = _needed(self._names)
         self._stored = sum(path.stat().st_size for path in _model_files(bundle.folder))
+        if bundle.controlnet is not None:  # both UNets may be open, and their weights are stored once
+            self._stored += sum(
+                path.stat().st_size for path in bundle.folder.glob(f"{bundle.unet.file.name}*")
+            )
+        self._controlled = False  # the request that was admitted last
         self._plans: dict[CallSize, MemoryPlan] = {}
         self._plan = self._planned(bundle.usual_call)
 
@@ -66,12 +73,13 @@ class Residency:
         """The graphs to open at once, so that a broken one is found early: all but what only some requests use."""
         if self._low or not self._keeps_all():
             return frozenset()
-        return frozenset(self._names) - {"vae_encoder"}
+        return frozenset(self._names) - SELDOM_NEEDED
 
     def kept(self, stage: str) -> frozenset[str]:
         """The graphs that may stay open in a stage."""
         if self._low:
-            return self._needed[stage]
+            others = {"unet"} if self._controlled else {CONTROLNET, UNET_CONTROLNET}
+            return self._needed[stage] - others
         return frozenset(self._names) if self._plan is None else self._plan.resident[stage]
 
     def tile(self, height: int, width: int) -> int | None:
@@ -84,7 +92,7 @@ class Residency:
         plan = self._planned(size)
         if plan is not None and not plan.fits and self._refuses:
             raise RequestError(plan.explain())
-        self._plan = plan
+        self._plan, self._controlled = plan, size.control
 
     def at_most(self, size: CallSize) -> int:
         """Bytes that a call never needs more of, without reading a graph: a plan takes a tenth of a second.
@@ -100,7 +108,7 @@ class Residency:
     def _keeps_all(self) -> bool:
         if self._plan is None:
             return True
-        usual = frozenset(self._names) - {"vae_encoder"}
+        usual = frozenset(self._names) - SELDOM_NEEDED
         return all(usual <= frozenset(self._plan.resident[stage]) for stage in STAGES)
 
     def _planned(self, size: CallSize) -> MemoryPlan | None:
@@ -164,7 +172,7 @@ def _budget(memory: str | float, free: Callable[[], int | None]) -> int | None:
 def _needed(names: tuple[str, ...]) -> dict[str, frozenset[str]]:
     """The graphs each stage runs; a picture to start from is encoded with the prompts."""
     return {
-        "encode": frozenset(names) - {"unet", "vae_decoder"},
-        "denoise": frozenset({"unet"}),
+        "encode": frozenset(names) - {*_DENOISING, "vae_decoder"},
+        "denoise": frozenset(names) & _DENOISING,
         "decode": frozenset({"vae_decoder"}),
     }

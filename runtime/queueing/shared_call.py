@@ -41,7 +41,7 @@ class Picture:
         """Pictures of one kind may share a call, as far as their steps allow."""
         request = self.draft.request
         return (
-            request.width, request.height, request.guided, self.course.rows[-1].shape,
+            request.width, request.height, request.guided, request.controlled, self.course.rows[-1].shape,
             request.guidance_scale if reads_scale else None,
             id(self) if self.exact else None,
         )  # fmt: skip
@@ -76,6 +76,7 @@ class SharedCall:
             tokens=max(size.tokens for size in sizes),
             readings=max(size.readings for size in sizes),
             image=any(size.image for size in sizes),
+            control=sizes[0].control,
         )
 
 

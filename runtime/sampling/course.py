@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.bundle.description import Bundle
+from perfusion.bundle.names import UNET_CONTROLNET
 from perfusion.concept.phases import in_force
 from perfusion.errors import PerfusionError
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.pictures import as_mask, as_sample
 from perfusion.runtime.request import Request
+from perfusion.runtime.sampling.control import Control, residuals
 from perfusion.runtime.sampling.noise import NoiseStream
 from perfusion.runtime.sampling.schedule import Estimate, Schedule
 from perfusion.runtime.text.prompt_spec import Row
@@ -66,6 +68,7 @@ class Course:
     stream: NoiseStream
     latents: Array  # (1, channels, height, width)
     over: _Over | None = None
+    control: Control | None = None
     index: int = 0  # of the next evaluation
     history: list[Estimate] = field(default_factory=list)
 
@@ -137,7 +140,7 @@ def begin_courses(
         courses.append(
             Course(
                 request=request, schedule=schedule, phases=picture_phases, stream=stream,
-                latents=latents, over=over,
+                latents=latents, over=over, control=Control.of(bundle, request, number),
             )
         )  # fmt: skip
     return courses
@@ -146,8 +149,8 @@ def begin_courses(
 def predict(graphs: Graphs, courses: Sequence[Course], fed: Mapping[str, Array]) -> list[Array]:
     """The UNet's prediction for each of some pictures, (1, channels, height, width), guided where asked for.
 
-    All have one size, and all or none have guidance. Each has its own timestep where the UNet reads one a row
-    (bundles of format version 2); with others all timesteps are equal.
+    All have one size, and all or none have guidance, and an image that controls. Each has its own timestep where the
+    UNet reads one a row (bundles of format version 2); with others all timesteps are equal.
 
     Raises:
         PerfusionError: the graph failed.
@@ -159,7 +162,12 @@ def predict(graphs: Graphs, courses: Sequence[Course], fed: Mapping[str, Array])
         latents, timesteps = np.repeat(latents, 2, axis=0), np.repeat(timesteps, 2)
     if "regions" not in fed:
         timesteps = timesteps[:1]
-    noise_pred = graphs.run("unet", sample=latents, timestep=timesteps, **fed)["out_sample"]
+    inputs = {"sample": latents, "timestep": timesteps}
+    controls = [course.control for course in courses if course.control is not None]
+    if controls:
+        rows = [row for course in courses for row in course.rows]
+        inputs |= residuals(graphs, controls, rows, inputs, fed)
+    noise_pred = graphs.run(UNET_CONTROLNET if controls else "unet", **inputs, **fed)["out_sample"]
     if not guided:
         return [noise_pred[row : row + 1] for row in range(len(courses))]
     pairs = [noise_pred[row : row + 2] for row in range(0, 2 * len(courses), 2)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -160,7 +160,9 @@ class PromptEncoder:
             negative_parts = negative.parts if request.guided else None
             earlier: tuple[PromptSpec, ...] = ()
             for start, phase in bank.phases(bank.active(split.named)):
-                spec = self._spec(layout, negative_parts, phase, start, earlier)
+                spec = self._spec(
+                    layout, negative_parts, phase, start, earlier, controlled=request.controlled
+                )
                 earlier = spec.phases
             specs.append(spec)
         self._notices.unknown((word for split in splits for word in split.unknown), now.concepts)
@@ -207,7 +209,7 @@ class PromptEncoder:
 
     def _spec(
         self, layout: Layout, negative: Parts | None, bank: Bank, start: float,
-        earlier: tuple[PromptSpec, ...],
+        earlier: tuple[PromptSpec, ...], *, controlled: bool,
     ) -> PromptSpec:  # fmt: skip
         """What a picture is drawn from on a start; `negative`: the parts of its negative prompt."""
         words = bank.words()
@@ -216,6 +218,8 @@ class PromptEncoder:
         # all are read side by side, and the shorter ones filled up
         length = max(map(len, (split.parts, *readings, negative or ())))
         parts, *readings = (_filled(text, length) for text in (split.parts, *readings))
+        # A ControlNet has no edit: it reads the superclasses that it was trained with.
+        plain = self._split(layout.text, bank.words(()), bank.learned).parts if controlled else None
         return PromptSpec(
             parts=parts,
             negative_parts=None if negative is None else _filled(negative, length),
@@ -224,6 +228,7 @@ class PromptEncoder:
             tokens=max(1, len(readings)) * length * self._context_length,
             readings=tuple(readings),
             maps=layout.maps,
+            control_parts=None if plain is None else _filled(plain, length),
             start=start,
             earlier=earlier,
         )
@@ -231,10 +236,13 @@ class PromptEncoder:
     def encode(self, spec: PromptSpec, request: Request) -> tuple[Row, ...]:
         """The UNet's rows of a picture: the unconditional one, when there is guidance, and its prompt's."""
         conditional = self._in_regions(spec, request) if spec.readings else self._conditional(spec, request)
+        if spec.control_parts is not None:
+            conditional = _controlled(conditional, self._plain(spec.control_parts, spec.bank))
         if spec.negative_parts is None:
             return (conditional,)
         negative = self._negative(spec.negative_parts, spec.bank)
-        return (_repeated(negative, conditional) if spec.readings else negative), conditional
+        row = _repeated(negative, conditional) if spec.readings else negative
+        return (row if spec.control_parts is None else _controlled(row, negative)), conditional
 
     def rows(self, request: Request) -> list[tuple[Row, ...]]:
         """The UNet's rows of each picture of a request, with all its concepts. Raises as `specs`."""
@@ -353,6 +361,11 @@ class PromptEncoder:
 def _filled(parts: Parts, length: int) -> Parts:
     """Parts of a text with as many empty ones behind them as are missing."""
     return parts + (WeightedText(""),) * (length - len(parts))
+
+
+def _controlled(row: Row, plain: Row) -> Row:
+    """A row whose ControlNet reads what the base model reads of `plain`."""
+    return replace(row, control_states=plain.state.conditioning.value_states)
 
 
 def _repeated(row: Row, other: Row) -> Row:

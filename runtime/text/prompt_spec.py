@@ -27,6 +27,9 @@ class Row:
 
     state: PromptState
     pooled: Array | None = None  # (width,) where the UNet reads pooled encodings
+    control_states: Array | None = (
+        None  # (tokens of a reading, text_dim) what a ControlNet reads; None: there is none
+    )
     regions: Array | None = None  # (readings, height, width); None: one reading, read everywhere
 
     @property
@@ -46,6 +49,7 @@ class PromptSpec:
     tokens: int  # that cross-attention reads, of all readings
     readings: tuple[Parts, ...] = ()  # their parts, where there are several
     maps: Array | None = None  # (readings, height, width)
+    control_parts: Parts | None = None  # what a ControlNet reads of the prompt; None: there is none
     start: float = 0.0  # the share of the noise levels, from pure noise on, after which this holds
     earlier: tuple[PromptSpec, ...] = ()  # what holds until then, by their starts
 

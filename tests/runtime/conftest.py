@@ -78,11 +78,12 @@ def mocked() -> Iterator[Callable[..., Runtime]]:
         yield open_runtime
 
 
-def computed_by_torch(base: Any) -> Callable[[GraphCall], dict[str, np.ndarray]]:
+def computed_by_torch(base: Any, control: Any = ()) -> Callable[[GraphCall], dict[str, np.ndarray]]:
     """Answers with the torch modules that graphs are exported from: no minutes of exporting."""
     from perfusion.export.graph_modules import graphs_of
 
     graphs = {graph.name: graph for graph in graphs_of(base)}
+    graphs |= {graph.name if graph.name == "unet_controlnet" else "controlnet": graph for graph in control}
 
     def answer(call: GraphCall) -> dict[str, np.ndarray]:
         import torch
@@ -110,26 +111,34 @@ def by_torch() -> Any:
 
 
 @contextmanager
-def drawn_by_torch(pipeline: Any, folder: Path, **own: Any) -> Iterator[Runtime]:
+def drawn_by_torch(pipeline: Any, folder: Path, *, controlnets: Any = None, **own: Any) -> Iterator[Runtime]:
     """A runtime on the bundle of a pipeline, its bundle.json as it is exported and its graphs run by torch."""
     from perfusion.base.attention import installed
     from perfusion.base.base_model import load_base
     from perfusion.base.usual_drawing import FAMILY_FILE
+    from perfusion.export.control_parts import control_entry, control_graphs
     from perfusion.export.manifest import file_table, make_manifest
 
     model, bundle = folder / "model", folder / "bundle"
     pipeline.save_pretrained(model)
     (model / FAMILY_FILE).write_text(json.dumps({"family": "tiny", **own}))
     base = load_base(model)
+    control = control_graphs(base, controlnets or {})
     bundle.mkdir()
     names = ["text_encoder.onnx", "text_encoder_2.onnx", "unet.onnx", "vae_decoder.onnx", "vae_encoder.onnx"]
+    names += [f"{graph.name}.onnx" for graph in control]
     for name in (*names, "key_projections.safetensors"):
         (bundle / name).write_bytes(b"")
     base.tokenizer.backend_tokenizer.save(str(bundle / "tokenizer.json"))
     files = file_table(bundle, [*names, "tokenizer.json", "key_projections.safetensors"])
     manifest = make_manifest(base, files=files, parity={}, precision="fp32")
+    if control:
+        manifest["controlnets"] = control_entry(control, controlnets)
     (bundle / "bundle.json").write_text(json.dumps(manifest))
-    with installed(base.unet), Runtime(bundle, provider=MockBackend(computed_by_torch(base))) as runtime:
+    with (
+        installed(base.unet),
+        Runtime(bundle, provider=MockBackend(computed_by_torch(base, control))) as runtime,
+    ):
         yield runtime
 
 
