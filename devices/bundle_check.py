@@ -70,9 +70,18 @@ def _size(bundle: Bundle, machine: Detected) -> Iterator[Finding]:
             text=f"{bundle.folder}: {plan.explain()}",
             remedy=f"Close other programs, ask for smaller pictures{half}.",
         )
-    elif (
-        bundle.has_regions and not (several := plan_memory(bundle, _two_readings(bundle), budget=budget)).fits
-    ):
+        return
+    for name in bundle.controlnets:
+        usual = replace(bundle.usual_call, control=True)
+        controlled = plan_memory(bundle.with_controlnet(name), usual, budget=budget)
+        if not controlled.fits:
+            yield Finding(
+                name="controlnet-too-large",
+                level="note",
+                text=f"A picture that the ControlNet {name} controls does not fit: {controlled.explain()}",
+                remedy="Close other programs, or ask for smaller pictures.",
+            )
+    if bundle.has_regions and not (several := plan_memory(bundle, _two_readings(bundle), budget=budget)).fits:
         yield Finding(
             name="regions-too-large",
             level="note",

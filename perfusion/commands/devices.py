@@ -82,6 +82,11 @@ def _add_size(action: argparse.ArgumentParser) -> None:
         help="of one reading: 77 for a prompt of one part, 154 for one of two (one part)",
     )  # fmt: skip
     action.add_argument("--image", action="store_true", help="count a picture to draw over")
+    action.add_argument(
+        "--controlnet",
+        metavar="NAME",
+        help="count this ControlNet of the bundle, which a control image needs",
+    )
 
 
 def _devices(args: argparse.Namespace) -> int:
@@ -219,6 +224,8 @@ def _planned(args: argparse.Namespace) -> DevicePlan:
     tokens = usual.tokens if args.tokens is None else args.tokens
     text = {"readings": args.readings, "tokens": args.readings * tokens}
     size = replace(usual, batch=args.batch, concepts=args.concepts, image=args.image, **text)
+    if args.controlnet is not None:
+        bundle, size = bundle.with_controlnet(args.controlnet), replace(size, control=True)
     if args.resolution is not None:
         size = replace(size, width=args.resolution, height=args.resolution)
     same = here is not None and here.compute_capability == profile.compute_capability

@@ -325,6 +325,7 @@ def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "width": defaults.width,
         "height": defaults.height,
         "size_step": bundle.size_step,
+        "controlnets": list(bundle.controlnets),
         "engines": engines,
         "files": files,
     }
@@ -335,6 +336,7 @@ def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "layers": f"{len(unet.layers)}, with {unet.key_width} key and {unet.value_width} value numbers",
         "pictures": f"{defaults.width} x {defaults.height}, in steps of {bundle.size_step} pixels",
         "drawing": f"{defaults.num_inference_steps} steps, guidance scale {defaults.guidance_scale:g}",
+        **({"controlnets": ", ".join(bundle.controlnets)} if bundle.controlnets else {}),
         "engines": "; ".join(f"{name} of {', '.join(graphs)}" for name, graphs in engines.items())
         or "none, so ONNX Runtime draws; perfusion-export --engine builds some",
         **{f"file {name}": f"{size:,} bytes, checksum matches" for name, size in files.items()},
