@@ -16,8 +16,9 @@ PROMPT = "a photo of a cat on a beach"
 
 
 def control_image(width=32, height=32, seed=0):
-    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    return Image.fromarray(levels)
+    """Large fields of random colours."""
+    levels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return Image.fromarray(levels).resize((width, height), Image.Resampling.NEAREST)
 
 
 def build_controlnet(unet, seed=5):
@@ -26,10 +27,12 @@ def build_controlnet(unet, seed=5):
     controlnet = diffusers.ControlNetModel.from_unet(
         unet, load_weights_from_unet=False, conditioning_embedding_out_channels=(8, 16, 32)
     ).eval()
+    seeing = controlnet.controlnet_cond_embedding
     with torch.no_grad():
-        for layer in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block,
-                      controlnet.controlnet_cond_embedding.conv_out):  # fmt: skip
+        for layer in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
             layer.weight.normal_(std=0.2)
+        for layer in (seeing.conv_in, *seeing.blocks, seeing.conv_out):
+            layer.weight.normal_(std=2 / layer.weight[0].numel() ** 0.5)
     return controlnet
 
 
@@ -116,7 +119,7 @@ def test_each_picture_of_a_batch_has_its_own_image(sd15):
     for picture, image in zip(both, images, strict=True):
         alone = sd15.generate(PROMPT, seed=3, control_image=image, **CALL)
         assert decibels(picture, alone) > 50
-    assert decibels(*both) < 40
+    assert decibels(*both) < 36
 
 
 def test_jobs_with_and_without_control_are_drawn_beside_one_another(sd15):
