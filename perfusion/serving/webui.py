@@ -17,6 +17,7 @@ from perfusion.serving.gate import client_of
 from perfusion.serving.infotext import WEBUI_SAMPLERS, parameters_of
 from perfusion.serving.inspection import text_in
 from perfusion.serving.library import WordLibrary
+from perfusion.serving.library import Library
 from perfusion.serving.order import Order
 from perfusion.serving.picture_encoding import preview_of
 from perfusion.serving.webui_drawing import DIALECT, check_model, image_to_image, text_to_image
