@@ -10,14 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from perfusion.concept.embedding_file import Embedding
 from perfusion.runtime import Runtime
 from perfusion.serving.bodies import data_of, json_body
 from perfusion.serving.desk import Desk
 from perfusion.serving.gate import client_of
 from perfusion.serving.infotext import WEBUI_SAMPLERS, parameters_of
 from perfusion.serving.inspection import text_in
-from perfusion.serving.library import WordLibrary
-from perfusion.serving.library import Library
+from perfusion.serving.library import Library, WordLibrary
 from perfusion.serving.order import Order
 from perfusion.serving.picture_encoding import preview_of
 from perfusion.serving.webui_drawing import DIALECT, check_model, image_to_image, text_to_image
@@ -143,7 +143,7 @@ def _lists(desk: Desk) -> dict[str, Callable[[], Any]]:
         "schedulers": lambda: schedulers,
         "sd-models": lambda: [checkpoint],
         "loras": lambda: _loras(desk.library),
-        "embeddings": lambda: _embeddings(desk.library),
+        "embeddings": lambda: _embeddings(desk.runtime, desk.library),
         "memory": lambda: {"ram": {}, "cuda": {}},
         "scripts": lambda: {"txt2img": [], "img2img": []},
         "cmd-flags": dict,
@@ -159,9 +159,12 @@ def _loras(library: WordLibrary) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _embeddings(library: Library) -> dict[str, Any]:
-    with library.lock:
-        kinds = {"loaded": library.embeddings.loaded, "skipped": library.embeddings.skipped}
+def _embeddings(runtime: Runtime, library: WordLibrary) -> dict[str, Any]:
+    skipped: list[Embedding] = []
+    if isinstance(library, Library):
+        with library.lock:
+            skipped = library.embeddings.skipped
+    kinds = {"loaded": list(runtime.embeddings.values()), "skipped": skipped}
     return {
         kind: {
             embedding.word: {
