@@ -1,5 +1,6 @@
 """Every finding on a machine that has it, and none on one that has not."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -413,6 +414,27 @@ def test_too_little_memory_to_compile_for_openvino_is_told_where_it_is_installed
         findings = list(examine_bundle(bundle_path(), detect(make_root(memory=8, free=free)), python))
         assert names(findings) == expected
         assert all("about 4.0 GiB to compile this UNet" in finding.text for finding in findings)
+
+
+def test_room_for_a_picture_and_not_for_one_that_is_controlled_is_told(
+    make_root, environment, monkeypatch, bundle_copy
+):
+    """A ControlNet of a GiB; here the UNet's own graph stands for it."""
+    plan_memory, path = memory_plan.plan_memory, bundle_copy / "bundle.json"
+    manifest = json.loads(path.read_bytes())
+    model = {"name": "canny", "file": "unet.onnx", "conditions": {}}
+    manifest["controlnets"] = {"unet": "unet.onnx", "residuals": 5, "models": [model]}
+    path.write_text(json.dumps(manifest))
+
+    def planned(bundle, size, **options):
+        plan = plan_memory(bundle, size, **options)
+        more = GIB if "controlnet" in plan.needs else 0
+        return replace(plan, stages={name: taken + more for name, taken in plan.stages.items()})
+
+    monkeypatch.setattr(memory_plan, "plan_memory", planned)
+    for free, expected in ((0.9, {"controlnet-too-large": "note"}), (3, {})):
+        machine = detect(make_root(memory=8, free=free))
+        assert names(examine_bundle(bundle_copy, machine, environment())) == expected
 
 
 def test_a_bundle_that_does_not_fit_into_what_is_free_stops_drawing(make_root, environment):
