@@ -120,7 +120,7 @@ def _tensors(data: bytes) -> dict[str, Array]:
     if len(data) > MOST_BYTES:
         raise ConceptError(f"The file has more than {MOST_BYTES} bytes; it is a model and no embedding.")
     try:
-        entries = deserialize(data)
+        entries = deserialize(data)  # type: ignore[no-untyped-call]  # the library tells no types
     except (SafetensorError, ValueError) as error:
         raise ConceptError(
             f"This is no safetensors file, or a damaged one ({error}). Get it again."

@@ -120,7 +120,8 @@ class LearnedWords(Mapping[str, Embedding]):
 
     def _vector(self, row: int, encoder: int) -> Array:
         entry = self._owner(row)
-        return entry.embedding.vectors[encoder][row - entry.first_id]
+        vector: Array = entry.embedding.vectors[encoder][row - entry.first_id]
+        return vector
 
     def _owner(self, row: int) -> _Entry:
         return next(
