@@ -47,6 +47,7 @@ def test_a_prompt_is_read_in_drawing_as_in_training(kind, tmp_path):
         runtime.load_concept(tmp_path / "cake.safetensors", bias=BIAS, temperature=TEMPERATURE)
         bank, text = runtime._bank.adjusted(), WeightedText(TEMPLATES[2].format("<pink-cake>"))
         prompt = runtime._prompts.encode_prompt(text, bank, BY_KIND[kind].lock, "similarity")
+        assert prompt is not None
         drawn = prompt.row(bank.rows(prompt.active)).state.conditioning
     np.testing.assert_allclose(drawn.value_states, trained.states[0].detach(), atol=2e-4)
     np.testing.assert_allclose(drawn.key_states, trained.states[0].detach(), atol=2e-4)
