@@ -113,6 +113,8 @@ def _train_alone(args: argparse.Namespace) -> int:
     sources = [("--images", path) for path in pictures]
     check_outputs([("--output", job.output)], sources)
     check_outputs([("--sheet", job.sheet_path)], sources)
+    if job.log_losses == "csv":
+        check_outputs([("--log-losses", job.losses_path)], sources)
     if args.resume and job.is_done():
         _print_done(args, job)
         return 0
@@ -153,6 +155,7 @@ def ask_to_resume(jobs: Sequence[TrainingJob], args: argparse.Namespace) -> bool
 def _learn(args: argparse.Namespace, job: TrainingJob) -> TrainingReport | None:
     """Train, with progress; an interruption tells how to go on. None in the processes that only help."""
     from perfusion.training import train
+    from perfusion.training.loss_log import open_loss_log
     from perfusion.training.parallel import opened
     from perfusion.training.training_job import finish
     from perfusion.training.work_folder import WorkFolder
@@ -164,12 +167,16 @@ def _learn(args: argparse.Namespace, job: TrainingJob) -> TrainingReport | None:
     began, work, config = time.monotonic(), WorkFolder(job.output), job.config
     with opened() as here, work.locked() if here.main else nullcontext():
         try:
-            with Progress(config.steps, f"training {config.token}", args.quiet) as progress:
+            with (
+                open_loss_log(job.losses_path if here.main else None, job.log_losses) as losses,
+                Progress(config.steps, f"training {config.token}", args.quiet) as progress,
+            ):
                 result = train(
                     job.images, config, model=job.model, model_config=job.model_config, model_options=job.model_options,
                     say=tell,
                     report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}"),
                     work=work, resume=args.resume, picture=job.output.suffix.lower() == ".png", trial=job.sheet,
+                    losses=losses,
                 )  # fmt: skip
         except (KeyboardInterrupt, SystemExit):
             _tell_how_to_go_on(job)

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from perfusion.errors import PerfusionError
 from perfusion.files import sha256_of
@@ -66,11 +67,9 @@ class FleetWorker:
         report = self._runner(training, resume=training.kept_step() is not None, say=lambda line: None)
         manifest = Manifest(
             name=job.name, id=job.id, sha256=sha256_of(training.output), worker=f"{socket.gethostname()}:{os.getpid()}",
-            facts={name: value for name, value in report.facts.items() if name not in ("output", "sheet")},
+            facts={name: value for name, value in report.facts.items() if name not in ("output", "sheet", "losses")},
         )  # fmt: skip
-        self._store.publish(
-            manifest, [path for path in (training.output, training.sheet_path) if path and path.exists()]
-        )
+        self._store.publish(manifest, training.output.parent, _files(training))
         if not self._store.is_local:
             shutil.rmtree(training.output.parent, ignore_errors=True)
         return manifest
@@ -84,3 +83,13 @@ class FleetWorker:
             shutil.rmtree(output.with_name(f"{output.name}.work"), ignore_errors=True)
         self._store.claim(job.name, job.id)
         return training
+
+
+def _files(training: TrainingJob) -> list[Path]:
+    """What the training has written, a folder's files one by one."""
+    return [
+        path
+        for written in training.written
+        for path in (sorted(written.rglob("*")) if written.is_dir() else [written])
+        if path.is_file()
+    ]

@@ -2,6 +2,7 @@
 
     cat.safetensors         the concept
     cat.sheet.png           its sheet, where there is one
+    cat.losses.csv          the losses of its steps, where they were wanted; or the folder cat.losses
     cat.safetensors.json    its manifest, written last: a training without one is not done
     .cat.safetensors.job    until then: the id of the job that writes these files
 
@@ -156,8 +157,11 @@ class ResultStore:
         path = self._path(_claim_of(name))
         return str(self._files.cat_file(path), "ascii", "replace") if self._files.exists(path) else ""
 
-    def publish(self, manifest: Manifest, files: list[Path]) -> None:
+    def publish(self, manifest: Manifest, beside: Path, files: list[Path]) -> None:
         """Make a result visible: its files, then the manifest, which decides.
+
+        Args:
+            beside: the folder that stands for the manifest's own; `files` lie in it.
 
         Raises:
             PerfusionError: it cannot be written.
@@ -166,8 +170,9 @@ class ResultStore:
         try:
             if not self.is_local:  # there the files are in their places already, moved there whole
                 for path in files:
-                    self._files.makedirs(self._path(str(folder)), exist_ok=True)
-                    self._files.pipe_file(self._path(str(folder / path.name)), path.read_bytes())
+                    place = folder / path.relative_to(beside).as_posix()
+                    self._files.makedirs(self._path(str(place.parent)), exist_ok=True)
+                    self._files.pipe_file(self._path(str(place)), path.read_bytes())
             text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
             self._write(manifest.name + SUFFIX, text + "\n")
             self._files.rm_file(self._path(_claim_of(manifest.name)))

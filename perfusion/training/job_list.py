@@ -53,11 +53,11 @@ def read_job_list(
             job = _job(row, path.parent, folder, options, defaults)
         except TrainingError as error:
             raise TrainingError(f"{path}, line {line}: {error}") from error
-        for name in (job.output, job.sheet_path):
-            other, _ = jobs.setdefault(str(name).lower(), (line, job))
-            if name is not None and other != line:
+        for output in job.written:
+            other, _ = jobs.setdefault(str(output).lower(), (line, job))
+            if other != line:
                 raise TrainingError(
-                    f"{path}, line {line}: writes {name}, as line {other} does; give both an output or a token."
+                    f"{path}, line {line}: writes {output}, as line {other} does; give both an output or a token."
                 )
     if not jobs:
         raise TrainingError(f"{path} has no rows, expected one for each training below the names of columns.")

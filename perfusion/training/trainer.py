@@ -27,6 +27,7 @@ from perfusion.training.config import TrainingConfig
 from perfusion.training.covariance import caption_file
 from perfusion.training.draw import draw
 from perfusion.training.initial_edit import initial_edit
+from perfusion.training.loss_log import LossLog
 from perfusion.training.object_boxes import locate_objects
 from perfusion.training.objective import Noising
 from perfusion.training.parallel import check_step, share, world
@@ -96,6 +97,7 @@ def train(
     resume: bool = False,
     picture: bool = False,
     trial: bool = False,
+    losses: LossLog | None = None,
 ) -> TrainingResult:
     """Teach the base model what the pictures show.
 
@@ -112,6 +114,7 @@ def train(
         resume: go on from what is kept in `work` instead, bit for bit as if nothing had come between (on a CPU, with
             the same number of threads); begins at the beginning when there is nothing.
         picture: draw one with the concept, for its card.
+        losses: told the loss of every step.
         trial: try the concept out: draw with it and without it, judge, and make a sheet.
 
     Returns:
@@ -126,7 +129,7 @@ def train(
         PerfusionError: what is to be kept cannot be written.
     """
     if not world().main:
-        report, say, picture, trial = None, logger.debug, False, False
+        report, say, picture, trial, losses = None, logger.debug, False, False, None
     with work.locked() if work is not None and world().main else nullcontext():
         paths = find_pictures(Path(images))
         masks = "auto" if config.masks == "clipseg" else config.masks
@@ -156,7 +159,9 @@ def train(
                 check_step(run.step, device)
                 samples = find_objects(base, pictures, samples, subject, config, placement, say)
                 with installed(base.unet):
-                    optimise(base, run, samples.latents, samples.masks, config, _after(keeper, run, report))
+                    optimise(
+                        base, run, samples.latents, samples.masks, config, _after(keeper, run, report, losses)
+                    )
                 result = _finished(base, keeper, run, samples, scorer, config, say, picture)
                 if not trial:
                     return result
@@ -181,10 +186,14 @@ def _check(base: BaseModel, config: TrainingConfig) -> tuple[list[int], ...]:
     return subject
 
 
-def _after(keeper: _Keeper, run: Run, report: Report | None) -> Callable[[float], None]:
+def _after(
+    keeper: _Keeper, run: Run, report: Report | None, losses: LossLog | None
+) -> Callable[[float], None]:
     """What follows every step."""
 
-    def after(_: float) -> None:
+    def after(loss: float) -> None:
+        if losses:
+            losses.add(run.step, loss, run.loss)
         keeper.keep(run)
         if report:
             report(run.step, run.loss)

@@ -15,6 +15,7 @@ from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
 from perfusion.files import check_writable, writing
 from perfusion.training.config import TrainingConfig
+from perfusion.training.loss_log import losses_path, open_loss_log
 from perfusion.training.training_options import config_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class TrainingJob:
     keys: bool = True
     keep_snapshots: bool = False
     keep_state: bool = False
+    log_losses: str = ""
+    """One of `loss_log.KINDS`, or nothing."""
     sheet: bool = True
 
     def __post_init__(self) -> None:
@@ -61,7 +64,8 @@ class TrainingJob:
         return cls(
             images=args.images, output=args.output, config=config_of(args), model=args.model, model_config=args.config,
             model_options=model_options(args), storage=args.storage, keys=not args.no_keys,
-            keep_snapshots=args.keep_snapshots, keep_state=args.keep_state, sheet=args.sheet,
+            keep_snapshots=args.keep_snapshots, keep_state=args.keep_state, log_losses=args.log_losses or "",
+            sheet=args.sheet,
         )  # fmt: skip
 
     @property
@@ -72,6 +76,16 @@ class TrainingJob:
         return self.output.with_name(
             f"{self.output.stem if self.output.suffix else self.output.name}.sheet.png"
         )
+
+    @property
+    def losses_path(self) -> Path | None:
+        """cat.losses.csv or the folder cat.losses; None where no losses are wanted."""
+        return losses_path(self.output, self.log_losses) if self.log_losses else None
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """All that the job writes: the concept first."""
+        return tuple(path for path in (self.output, self.sheet_path, self.losses_path) if path is not None)
 
     @property
     def base_key(self) -> tuple[object, ...]:
@@ -92,9 +106,9 @@ class TrainingJob:
         Raises:
             PerfusionError: which, and why.
         """
-        check_writable(self.output)
-        if self.sheet_path is not None:
-            check_writable(self.sheet_path)
+        for path in self.written:
+            if path != self.losses_path or self.log_losses == "csv":
+                check_writable(path)
 
     def kept_step(self) -> int | None:
         """The step of a training of this output that was interrupted; None where there is none."""
@@ -153,11 +167,11 @@ def run_job(
     from perfusion.training.work_folder import WorkFolder
 
     began, work = time.monotonic(), WorkFolder(job.output)
-    with work.locked():
+    with work.locked(), open_loss_log(job.losses_path, job.log_losses) as losses:
         result = train(
             job.images, job.config, model=base or job.model, model_config=job.model_config,
             model_options=job.model_options, say=say, report=report, work=work, resume=resume,
-            picture=job.output.suffix.lower() == ".png", trial=job.sheet,
+            picture=job.output.suffix.lower() == ".png", trial=job.sheet, losses=losses,
         )  # fmt: skip
         return finish(job, result, work, time.monotonic() - began)
 
@@ -185,6 +199,8 @@ def _report(job: TrainingJob, result: TrainingResult, seconds: float) -> Trainin
         chosen, table = f"step {result.selection.best.step} of {steps}, ", result.selection.table()
     summary = f"{concept.token} is a {concept.superclass}; {chosen}{size / 1000:.1f} kB, {seconds:.0f} s"
     lines = [f"{job.output}: {summary}"]
+    if job.losses_path is not None:
+        facts["losses"] = str(job.losses_path)
     if result.trial:
         facts |= {"verdict": result.trial.as_dict(), "sheet": str(job.sheet_path)}
         lines.append(f"{job.sheet_path}: {result.trial.sentence}")

@@ -124,6 +124,11 @@ def _add_kept(group: Any) -> None:
         metavar="N",
         help="steps between snapshots, and between saved states (default 50)",
     )
+    add(
+        "--log-losses",
+        choices=("csv", "tensorboard"),
+        help="the loss of every step, in FILE.losses.csv or in the folder FILE.losses for TensorBoard",
+    )
     add("--keep-snapshots", action="store_true", help="keep the snapshots, in FILE.work/")
     add(
         "--keep-state",

@@ -29,7 +29,7 @@ def publish(store):
     concept.parent.mkdir(parents=True, exist_ok=True)
     concept.write_bytes(b"concept")
     store.claim(MANIFEST.name, MANIFEST.id)
-    store.publish(MANIFEST, [concept])
+    store.publish(MANIFEST, concept.parent, [concept])
     return concept
 
 
