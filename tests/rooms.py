@@ -44,6 +44,7 @@ ROOMS = (
         "hub",
         "files",
         "locking",
+        "numerals",
         "onnx_runtime",
         "picture_input",
         "shell",

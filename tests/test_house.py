@@ -27,7 +27,17 @@ HEAVY = {
 TRAINING_ONLY = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript")
 WITHOUT_TORCH = (
     *("bundle", "concept", "devices", "judging", "pocket", "runtime", "sweep", "tensorrt", "commands"),
-    *("contact_sheet", "embedded", "errors", "files", "locking", "onnx_runtime", "picture_input", "shell"),
+    *(
+        "contact_sheet",
+        "embedded",
+        "errors",
+        "files",
+        "locking",
+        "numerals",
+        "onnx_runtime",
+        "picture_input",
+        "shell",
+    ),
 )
 """The rooms that work where torch is not installed: the folder is the promise."""
 WITH_TORCH = ("perfusion.judging.clip_scorer", "perfusion.judging.local_model")

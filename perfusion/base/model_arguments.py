@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perfusion.numerals import decimal
+
 if TYPE_CHECKING:
     from perfusion.base.model_options import ModelOptions
 
@@ -88,7 +90,7 @@ def _lora(text: str) -> tuple[Path, float]:
     """FILE or FILE:SCALE; a colon of a Windows drive is none of a scale."""
     name, colon, scale = text.rpartition(":")
     try:
-        return (Path(name), float(scale)) if colon and name else (Path(text), 1.0)
+        return (Path(name), decimal(scale)) if colon and name else (Path(text), 1.0)
     except ValueError:
         return Path(text), 1.0
 

@@ -10,6 +10,7 @@ not (one line on stderr), 2 wrong command line, 130 interrupted.
 """
 
 import argparse
+import difflib
 import logging
 import os
 import shutil
@@ -22,19 +23,46 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from perfusion import __version__
 from perfusion.errors import PerfusionError
+from perfusion.numerals import decimal
 
 __all__ = ["Progress", "check_outputs", "parser", "run", "say", "told_waits"]
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line."""
+    """An argument parser whose complaint is one line, and who reads 0,5 as 0.5."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", float, _decimal)  # of every option that says type=float
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {message}{self._meant(message)} (see {self.prog} --help)\n")
+
+    def _meant(self, message: str) -> str:
+        """For an option that is none: the one like it, of this command or of its actions."""
+        words = message.removeprefix("unrecognized arguments: ").split()
+        if words == message.split() or not words[0].startswith("--"):
+            return ""
+        near = difflib.get_close_matches(words[0].partition("=")[0], self._names(), n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+    def _names(self) -> list[str]:
+        names = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names += [name for part in action.choices.values() for name in part._option_string_actions]
+        return names
+
+
+def _decimal(text: str) -> float:
+    try:
+        return decimal(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perfusion.concept.settings import SETTINGS
+from perfusion.numerals import decimal
 
 __all__ = [
     "at_least_one",
@@ -21,7 +22,7 @@ __all__ = [
 _MOST_PICTURES = 10_000  # of a prompt
 
 # A setting's value holds no path separator, so that C:\cats\a=b.safetensors is a path and nothing else; a word in angle
-# brackets may hold anything. A comma before digits alone is a decimal one, to be told and not to be taken for a path.
+# brackets may hold anything. A comma before digits alone is a decimal one.
 _SETTING = r"\w+=(?:<[^<>\s]*>|[^,:/\\]*(?:,\d+(?!\w*=))*)"
 _SPEC = re.compile(rf"(?P<path>.+?):(?P<settings>{_SETTING}(?:,{_SETTING})*)", re.DOTALL)
 
@@ -53,10 +54,9 @@ def embedding_argument(spec: str) -> tuple[Path, str | None]:
 
 def _number(name: str, value: str) -> float:
     try:
-        return float(value)
+        return decimal(value)
     except ValueError:
-        point = f" with a point, {value.replace(',', '.')}" if value.count(",") == 1 else ""
-        raise argparse.ArgumentTypeError(f"{name} is {value!r}, expected a number{point}") from None
+        raise argparse.ArgumentTypeError(f"{name} is {value!r}, expected a number") from None
 
 
 def at_least_one(text: str) -> int:
@@ -90,7 +90,7 @@ def memory_argument(text: str) -> str | float:
     if text in ("auto", "low"):
         return text
     try:
-        return float(text)
+        return decimal(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither auto nor low nor a number of gigabytes"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfusion.errors import RequestError
+from perfusion.numerals import decimal
 
 if TYPE_CHECKING:
     from perfusion.concept.layout import Regions
@@ -41,7 +42,8 @@ def region_argument(text: str) -> "tuple[str, Box | None, str | None]":
     if not equals:
         return text, None, None
     try:
-        left, top, right, bottom = (float(side) for side in place.split(","))
+        separator = ";" if ";" in place else ","
+        left, top, right, bottom = (decimal(side) for side in place.split(separator))
     except ValueError:
         return word, None, place
     return word, (left, top, right, bottom), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from perfusion.concept.settings import DEFAULT_LOCK, SETTINGS, ConceptSettings, check_lock
+from perfusion.numerals import decimal
 
 __all__ = ["BIASES", "FIELDS", "Setting", "all_settings", "parse_values", "varied"]
 
@@ -64,12 +66,18 @@ def varied(settings: Sequence[Setting]) -> tuple[str, ...]:
 def parse_values(text: str) -> tuple[float, ...]:
     """Numbers as a command line says them: "0.6", "0.4,0.6,0.9", or "0.4:0.9:6" for six from 0.4 to 0.9.
 
+    Decimal commas are read in a range and between semicolons: "0,4:0,9:6", "0,4;0,9".
+
     Raises:
-        ValueError: none of the three.
+        ValueError: none of the three, or commas of which nobody knows what they part.
     """
     first, *rest = text.split(":")
     if not rest:
-        return tuple(_number(part) for part in text.split(","))
+        if ";" not in text and re.search(r"(^|,)\s*0\s*,\s*(?![01]\s*(,|$))\d+\s*(,|$)", text):
+            raise ValueError(
+                f"{text!r} has commas that may part values or decimals; write decimals with a point, such as 0.4,0.9"
+            )
+        return tuple(_number(part) for part in text.split(";" if ";" in text else ","))
     if len(rest) != 2:
         raise ValueError(f"{text!r} is no range, expected FIRST:LAST:COUNT such as 0.4:0.9:6")
     try:
@@ -85,7 +93,7 @@ def parse_values(text: str) -> tuple[float, ...]:
 
 def _number(text: str) -> float:
     try:
-        value = float(text)
+        value = decimal(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

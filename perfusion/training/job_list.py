@@ -13,11 +13,12 @@ import argparse
 import csv
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from perfusion.errors import TrainingError
+from perfusion.numerals import decimal, whole
 from perfusion.training.config import MASKS
 from perfusion.training.training_job import TrainingJob
 from perfusion.training.training_options import add_training_options
@@ -73,7 +74,12 @@ def list_defaults(args: argparse.Namespace) -> argparse.Namespace:
 
 
 class _RowParser(argparse.ArgumentParser):
-    """An argument parser whose complaint is an error of ours."""
+    """An argument parser whose complaint is an error of ours. Its numbers may be a spreadsheet's: 300,0 is 300."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for kind, reader in ((int, whole), (float, decimal)):
+            self.register("type", kind, _typed(reader))
 
     def error(self, message: str) -> Any:
         raise TrainingError(message[:1].upper() + message[1:] + ".")
@@ -83,6 +89,16 @@ class _RowParser(argparse.ArgumentParser):
         return {
             name[2:]: action for name, action in self._option_string_actions.items() if name.startswith("--")
         }
+
+
+def _typed(reader: Callable[[str], float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            return reader(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def _rows(path: Path, options: _RowParser) -> Iterator[tuple[int, Row]]:

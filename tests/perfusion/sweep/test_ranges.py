@@ -13,6 +13,9 @@ from perfusion.sweep import Setting, all_settings, parse_values, varied
         ("0.4,0.9", (0.4, 0.9)),
         ("0.4:0.9:6", (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
         ("1:0:3", (1.0, 0.5, 0.0)),
+        ("0,4:0,9:6", (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
+        ("0,4;0,9", (0.4, 0.9)),
+        ("0,1", (0.0, 1.0)),
     ],
 )
 def test_a_range_is_read_as_its_numbers(text, values):
@@ -20,7 +23,21 @@ def test_a_range_is_read_as_its_numbers(text, values):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "0.4:0.9", "0.4:0.9:1", "0.4:0.9:x", "0:1:2:3", "nan", "0:inf:3", "0:1:999"]
+    "text",
+    [
+        "",
+        "x",
+        "0,4",
+        "0,4,0,9",
+        "0.1, 0,25",
+        "0.4:0.9",
+        "0.4:0.9:1",
+        "0.4:0.9:x",
+        "0:1:2:3",
+        "nan",
+        "0:inf:3",
+        "0:1:999",
+    ],
 )
 def test_what_is_no_range_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match=r"such as|from 2 to"):

@@ -75,6 +75,23 @@ def test_semicolons_and_a_byte_order_mark_are_what_spreadsheets_write(folder: Pa
     assert job.config.superclass == "teapot"
 
 
+def test_the_numbers_of_spreadsheets_are_read(folder: Path) -> None:
+    """Where a column has empty cells, pandas writes 300.0, and a German spreadsheet 300,0."""
+    first, second = jobs_of(
+        folder, "images;superclass;steps\nmugs/red;teapot;300.0\nmugs/blue;teapot;300,0\n"
+    )
+    assert (first.config.steps, second.config.steps) == (300, 300)
+
+
+def test_the_losses_of_each_row_have_a_file_of_its_own(folder: Path) -> None:
+    text = "images,superclass\nmugs/red,teapot\nmugs/blue,teapot\n"
+    first, second = jobs_of(folder, text, defaults=defaults("--log-losses", "csv"))
+    assert first.losses_path == folder / "out" / "red.losses.csv"
+    assert second.written[-1] == folder / "out" / "blue.losses.csv"
+    (job,) = jobs_of(folder, "images,superclass,log-losses\nmugs/red,teapot,tensorboard\n")
+    assert job.losses_path == folder / "out" / "red.losses"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -83,7 +100,7 @@ def test_semicolons_and_a_byte_order_mark_are_what_spreadsheets_write(folder: Pa
         ("images,superclass,resume\nmugs/red,teapot,yes\n", "the column 'resume' is no option"),
         ("images\nmugs/red\n", "line 2: there is no superclass, which every row needs"),
         ("images,superclass\nmugs/red,teapot\nmugs/green,teapot\n", "line 3: .*green is not there"),
-        ("images,superclass,steps\nmugs/red,teapot,many\n", "line 2: Argument --steps: invalid int value: 'many'"),
+        ("images,superclass,steps\nmugs/red,teapot,many\n", "line 2: Argument --steps: 'many' is no whole number"),
         ("images,superclass,steps\nmugs/red,teapot,0\n", "line 2: The option steps is 0"),
         ("images,superclass,flip\nmugs/red,teapot,maybe\n", "flip is 'maybe', expected true or false"),
         ("images,superclass,token\nmugs/red,teapot,mug\n", "line 2: The token is 'mug', expected a word in angle"),
