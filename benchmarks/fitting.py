@@ -2,24 +2,30 @@
 
 The models are exported from their public settings without weights. That takes some minutes, and the graphs are kept
 under build/ until the exporter changes.
+
+A plan reads nothing of a device but its memory, its precision and whether it has a GPU. So `--missing` adds the devices
+that the record lacks without an export, where a row of the record says all of their plan: one of the same memory, or
+one of less in which everything stays open and nothing is cut.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
-from benchmarks.models.hollow import hollow_model
-from benchmarks.record import write_record
+from benchmarks.record import RECORDS, write_record
 from perfusion.bundle.call_size import CallSize
 from perfusion.devices.planning.float32_parts import kept_places
 from perfusion.devices.planning.memory_plan import Workload, plan_graphs
-from perfusion.devices.profiles import PROFILES
+from perfusion.devices.profiles import PROFILES, DeviceProfile
 from perfusion.embedded import bundle_path
+
+Row = dict[str, Any]
 
 MIB = 1 << 20
 MODELS = {"sd15": (512, 64), "sd21": (768, 64), "sdxl": (1024, 32), "pocket": (128, 32)}
@@ -28,6 +34,8 @@ MODELS = {"sd15": (512, 64), "sd21": (768, 64), "sdxl": (1024, 32), "pocket": (1
 
 def fitting() -> Iterator[dict[str, Any]]:
     """What each model takes on each device at its own size, from the graphs alone."""
+    from benchmarks.models.hollow import hollow_model  # torch, diffusers: for exports alone
+
     for model, (side, step) in MODELS.items():
         folder = bundle_path() if model == "pocket" else hollow_model(model)
         names = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
@@ -50,8 +58,44 @@ def fitting() -> Iterator[dict[str, Any]]:
             }
 
 
+def implied(model: str, profile: DeviceProfile, rows: Sequence[Row]) -> Row | None:
+    """A device's row, from those of other devices; None where they do not say it."""
+    usable = round(profile.usable / MIB)
+    for row in rows:
+        what, _, name = row["what"].rpartition(" on ")
+        other = PROFILES[name]
+        alike = (other.precision, len(other.engines) > 1) == (profile.precision, len(profile.engines) > 1)
+        roomy = row["fits"] and row["all_open"] and row["tile"] is None and row["usable_mib"] <= usable
+        if what.split()[0] == model and alike and (roomy or row["usable_mib"] == usable):
+            return {**row, "what": f"{what} on {profile.name}", "usable_mib": usable}
+    return None
+
+
+def with_missing(rows: Sequence[Row]) -> list[Row]:
+    """The rows of every device in the table's order: those that there are, and those that they imply.
+
+    Raises:
+        LookupError: for a device that needs a plan of its own.
+    """
+    known = {row["what"]: row for row in rows}
+    filled = []
+    for model, (side, _) in MODELS.items():
+        for profile in PROFILES.values():
+            row = known.get(f"{model} {side} on {profile.name}") or implied(model, profile, rows)
+            if row is None:
+                raise LookupError(
+                    f"{model} on {profile.name} is not implied by the record; run without --missing."
+                )
+            filled.append(row)
+    return filled
+
+
 def main() -> int:
     """Plan, and write the record."""
+    if "--missing" in sys.argv[1:]:
+        (path,) = RECORDS.glob("fitting-*.json")
+        print(write_record("fitting", with_missing(json.loads(path.read_text())["rows"])))
+        return 0
     print(write_record("fitting", list(fitting())))
     return 0
 

@@ -151,8 +151,15 @@ def _card_profile(card: Card, main_memory: int | None) -> DeviceProfile | None:
 
 def _named(name: str) -> DeviceProfile | None:
     """By name: "NVIDIA GeForce RTX 4070" and "NVIDIA A100-SXM4-80GB" are rows, "… RTX 4070 Ti SUPER" is none."""
-    words = name.lower().replace("nvidia", "").replace("geforce", "").replace(" gpu", "").split()
-    key = "-".join(words)
+    words = (
+        name.lower()
+        .replace("nvidia", "")
+        .replace("geforce", "")
+        .replace("tesla", "")
+        .replace(" gpu", "")
+        .split()
+    )
+    key = "-".join(words).removesuffix("gb")  # "NVIDIA RTX A2000 12GB"
     if key in PROFILES:
         return PROFILES[key]
     special = {
@@ -166,6 +173,8 @@ def _named(name: str) -> DeviceProfile | None:
             return PROFILES[
                 next((one for one in names if one.rsplit("-", 1)[-1] in key[len(word) :]), names[-1])
             ]
+    if key == "rtx-a2000":  # the one of 12 GB has it in its name
+        return PROFILES["rtx-a2000-6"]
     if key == "rtx-4060-ti":
         return replace(PROFILES["rtx-4060-ti-16"], title="GeForce RTX 4060 Ti")  # it may have 8 GB
     return None

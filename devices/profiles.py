@@ -135,16 +135,22 @@ rtx-2070            rtx         7.5   8    448   36*1.710*512    driver   GeForc
 rtx-2080            rtx         7.5   8    448   46*1.800*512    driver   GeForce RTX 2080
 rtx-2080-ti         rtx         7.5   11   616   68*1.545*512    driver   GeForce RTX 2080 Ti
 rtx-3060            rtx         8.6   12   360   28*1.777*512    driver   GeForce RTX 3060
+rtx-3060-ti         rtx         8.6   8    -     -               memory   GeForce RTX 3060 Ti
 rtx-3070            rtx         8.6   8    448   46*1.725*512    driver   GeForce RTX 3070
+rtx-3070-ti         rtx         8.6   8    -     -               memory   GeForce RTX 3070 Ti
 rtx-3080            rtx         8.6   10   760   68*1.710*512    driver   GeForce RTX 3080
 rtx-3090            rtx         8.6   24   936   82*1.695*512    driver   GeForce RTX 3090
 rtx-4060            rtx         8.9   8    -     -               memory   GeForce RTX 4060
 rtx-4060-ti-16      rtx         8.9   16   288   34*2.535*512    driver   GeForce RTX 4060 Ti 16 GB
 rtx-4070            rtx         8.9   12   -     -               memory   GeForce RTX 4070
+rtx-4070-super      rtx         8.9   12   -     -               memory   GeForce RTX 4070 SUPER
+rtx-4070-ti         rtx         8.9   12   -     -               memory   GeForce RTX 4070 Ti
 rtx-4080            rtx         8.9   16   -     -               memory   GeForce RTX 4080
+rtx-4080-super      rtx         8.9   16   -     -               memory   GeForce RTX 4080 SUPER
 rtx-4090            rtx         8.9   24   1008  128*2.520*512   driver   GeForce RTX 4090
 rtx-5060            rtx         12.0  8    448   30*2.565*512    driver   GeForce RTX 5060
 rtx-5070            rtx         12.0  12   -     -               memory   GeForce RTX 5070
+rtx-5070-ti         rtx         12.0  16   -     -               memory   GeForce RTX 5070 Ti
 rtx-5080            rtx         12.0  16   -     -               memory   GeForce RTX 5080
 rtx-5090            rtx         12.0  32   1792  170*2.407*512   driver   GeForce RTX 5090
 rtx-3060-laptop     rtx         8.6   6    336   30*1.425*512    driver   GeForce RTX 3060 Laptop GPU
@@ -157,7 +163,15 @@ rtx-5070-laptop     rtx         12.0  8    -     -               memory   GeForc
 rtx-5070-ti-laptop  rtx         12.0  12   -     -               memory   GeForce RTX 5070 Ti Laptop GPU
 rtx-5080-laptop     rtx         12.0  16   -     -               memory   GeForce RTX 5080 Laptop GPU
 rtx-5090-laptop     rtx         12.0  24   -     -               memory   GeForce RTX 5090 Laptop GPU
+rtx-a2000-6         rtx         8.6   6    -     -               memory   RTX A2000 6GB
+rtx-a2000-12        rtx         8.6   12   -     -               memory   RTX A2000 12GB
+rtx-a4000           rtx         8.6   16   -     -               memory   RTX A4000
+rtx-a4500           rtx         8.6   20   -     -               memory   RTX A4500
+rtx-a5000           rtx         8.6   24   -     -               memory   RTX A5000
+rtx-a6000           rtx         8.6   48   -     -               memory   RTX A6000
 dgx-spark           rtx         12.1  128  -     -               driver   DGX Spark (GB10)
+t4                  datacenter  7.5   15   -     -               memory   Tesla T4
+l4                  datacenter  8.9   22   -     -               memory   L4
 a100-40             datacenter  8.0   40   1555  312000          sheet    A100 40 GB
 a100-80             datacenter  8.0   80   2039  312000          sheet    A100 80 GB (SXM)
 h100-80             datacenter  9.0   80   3350  989000          sheet    H100 80 GB (SXM)

@@ -12,7 +12,7 @@ from perfusion.files import writing_folder
 __all__ = ["EXPORTER", "kept"]
 
 FOLDER = ROOT / "build" / "graphs"
-EXPORTER = (*sorted((ROOT / "export").glob("*.py")), ROOT / "perfusion" / "attention.py")
+EXPORTER = (*sorted((ROOT / "export").glob("*.py")), ROOT / "perfusion" / "base" / "attention.py")
 PACKAGES = ("diffusers", "onnx-ir", "onnxscript", "torch", "transformers")
 _COMPLETE = "bundle.json"  # what `writing_folder` replaces a folder by; empty here
 

@@ -231,6 +231,11 @@ def test_a_card_is_found_by_its_name_with_the_memory_and_bandwidth_its_driver_te
         ("NVIDIA GB10", (12, 1), "dgx-spark"),
         ("NVIDIA GeForce RTX 4060 Laptop GPU", (8, 9), "rtx-4060-laptop"),
         ("GeForce RTX 2080 Ti", (7, 5), "rtx-2080-ti"),
+        ("NVIDIA GeForce RTX 4070 SUPER", (8, 9), "rtx-4070-super"),
+        ("NVIDIA RTX A2000", (8, 6), "rtx-a2000-6"),
+        ("NVIDIA RTX A2000 12GB", (8, 6), "rtx-a2000-12"),
+        ("Tesla T4", (7, 5), "t4"),
+        ("NVIDIA L4", (8, 9), "l4"),
     ],
 )
 def test_cards_are_found_by_the_names_their_drivers_give_them(tmp_path, fake_nvml, name, capability, profile):
@@ -246,10 +251,10 @@ def test_a_card_that_is_sold_with_two_sizes_is_not_titled_with_the_other(tmp_pat
 
 
 def test_a_card_without_a_row_gets_what_its_capability_allows_and_no_speed(tmp_path, fake_nvml):
-    library = fake_nvml(name="NVIDIA RTX A4000", memory=16 * GIB, capability=(8, 6))
+    library = fake_nvml(name="NVIDIA RTX A5500", memory=24 * GIB, capability=(8, 6))
     profile = profile_of(detect(tmp_path, cards=lambda: read_cards(lambda: library)))
-    assert profile.title == "NVIDIA RTX A4000"
-    assert profile.memory == 16 * GIB
+    assert profile.title == "NVIDIA RTX A5500"
+    assert profile.memory == 24 * GIB
     assert "trt-rtx" in profile.engines
     assert profile.fp16_flops == 0
 
