@@ -98,7 +98,7 @@ def run(name: str, body: Callable[[], int]) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in _TRAINING_PACKAGES:
             raise
-        say(f"{name}: Needs the package {package}. Install perfusion-edge[train].")
+        say(f'{name}: Needs the package {package}. Run pip install "perfusion-edge[train]".')
     except BrokenPipeError:
         _drop_stdout()
     except OSError as error:

@@ -355,6 +355,9 @@ def test_no_work_at_all_is_done_at_once(clock, stderr):
 
 def test_a_package_of_the_training_that_is_not_installed_is_named(capsys):
     assert run("perfusion-x", raising(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))) == 1
-    assert capsys.readouterr().err == "perfusion-x: Needs the package torch. Install perfusion-edge[train].\n"
+    assert (
+        capsys.readouterr().err
+        == 'perfusion-x: Needs the package torch. Run pip install "perfusion-edge[train]".\n'
+    )
     with pytest.raises(ModuleNotFoundError):  # a bug of ours stays one
         run("perfusion-x", raising(ModuleNotFoundError("No module named 'nothing'", name="nothing")))
