@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from perfusion.errors import TrainingError
 from perfusion.files import writing
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["KINDS", "CsvLog", "LossLog", "TensorBoardLog", "losses_path", "open_loss_log"]
 
@@ -46,7 +43,8 @@ def open_loss_log(path: Path | None, kind: str) -> AbstractContextManager[LossLo
     """
     if path is None:
         return nullcontext(None)
-    return closing(CsvLog(path) if kind == "csv" else TensorBoardLog(path))
+    log: LossLog = CsvLog(path) if kind == "csv" else TensorBoardLog(path)
+    return closing(log)
 
 
 class CsvLog:
@@ -87,18 +85,19 @@ class TensorBoardLog:
 
     def __init__(self, folder: Path) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError as error:
             raise TrainingError(
                 'TensorBoard is not installed. Run pip install "perfusion-edge[tensorboard]", or give --log-losses csv.'
             ) from error
-        self._folder, self._kind = folder, SummaryWriter
-        self._writer: SummaryWriter | None = None
+        self._folder = folder
+        self._open: Any = SummaryWriter  # torch annotates none of it
+        self._writer: Any = None
 
     def add(self, step: int, loss: float, mean: float) -> None:
         """Write both; see `LossLog`."""
         if self._writer is None:
-            self._writer = self._kind(str(self._folder), purge_step=step)
+            self._writer = self._open(str(self._folder), purge_step=step)
         self._writer.add_scalar("loss", loss, step)
         self._writer.add_scalar("loss_mean", mean, step)
 

@@ -89,7 +89,7 @@ def test_without_tensorboard_it_is_said_before_anything_is_trained(tmp_path, mon
     real = builtins.__import__
 
     def missing(name, *args, **kwargs):
-        if name == "torch.utils.tensorboard":
+        if name == "torch.utils.tensorboard.writer":
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
