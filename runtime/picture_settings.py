@@ -261,8 +261,8 @@ def _exif(software: str, settings: Settings | None) -> bytes:
 def _undefined(exif: bytes, length: int) -> bytes:
     """Exif data whose user comment is of the type UNDEFINED, as the standard has it. Pillow writes BYTE, which piexif,
     and with it A1111's web UI and sd-prompt-reader, does not read."""
-    entries = [struct.pack(">HHL", _USER_COMMENT, kind, length) for kind in (_BYTE, _UNDEFINED)]
-    return exif.replace(*entries, 1)
+    byte, undefined = (struct.pack(">HHL", _USER_COMMENT, kind, length) for kind in (_BYTE, _UNDEFINED))
+    return exif.replace(byte, undefined, 1)
 
 
 def _by_name(changes: Mapping[str, float] | SettingChanges | ConceptSettings) -> dict[str, Any]:

@@ -218,8 +218,8 @@ def test_the_openai_package_asks_again_where_the_queue_was_full(serve):
         threading.Timer(
             1, lambda: [http.delete(f"{server.address}/api/jobs/{each}") for each in jobs]
         ).start()
-        answer = client.images.generate(prompt="a cat", extra_body={"num_inference_steps": 1})
-    assert len(answer.data or []) == 1
+        drawing = client.images.generate(prompt="a cat", extra_body={"num_inference_steps": 1})
+    assert len(drawing.data or []) == 1
 
 
 # --- more of both dialects
