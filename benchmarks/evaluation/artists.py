@@ -105,7 +105,7 @@ class RuntimeArtist:
     def _drawn(self, jobs: Sequence[Job]) -> list[Image.Image]:
         return self.runtime.generate(
             [job.text for job in jobs], seed=[job.seed for job in jobs], num_inference_steps=self.steps,
-            lock=jobs[0].setting.lock or None,
+            lock=jobs[0].setting.lock or None, regions=None,  # as every method is drawn here
         )  # fmt: skip
 
     def close(self) -> None:
