@@ -17,7 +17,7 @@ from benchmarks.evaluation.plot import Mark, scatter
 from benchmarks.evaluation.regions import Variant, region_results
 from benchmarks.evaluation.results import Point, Results, collect
 from benchmarks.evaluation.sheets import method_sheet, overview_sheet, save_sheet
-from benchmarks.evaluation.tables import filled, regions_table, tables
+from benchmarks.evaluation.tables import filled, region_tables, tables
 from benchmarks.evaluation.training import CHOSEN, trained_folder
 from benchmarks.evaluation.units import Context
 from benchmarks.record import ROOT, write_record
@@ -73,14 +73,19 @@ def report(context: Context, methods: Sequence[Method], subjects: Sequence[str],
 def report_regions(
     context: Context, subjects: Sequence[str], variants: Sequence[Variant], *, publish: bool
 ) -> None:
-    """Write and print the table of regions, with `publish` the record, too."""
+    """Write and print the tables of regions, with `publish` the record and the page, too."""
     rows = region_results(context, subjects, variants)
-    table = regions_table(rows)
-    print(table)
+    new_tables = region_tables(rows)
+    text = "\n\n".join(new_tables.values())
+    print(text)
     with writing(context.work / "docs" / "regions.md", "w") as file:
-        file.write(table + "\n")
+        file.write(text + "\n")
     if publish:
         print(write_record("regions", rows))
+        page = ROOT / "docs" / "evaluation.md"
+        new_page = filled(page.read_text("utf-8"), new_tables)
+        with writing(page, "w") as file:
+            file.write(new_page)
 
 
 def _save_pictures(

@@ -14,7 +14,7 @@ from benchmarks.evaluation.figures import Interval, interval, paired
 from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, method_named
 from perfusion.errors import RequestError
 
-__all__ = ["Record", "filled", "regions_table", "tables"]
+__all__ = ["Record", "filled", "region_tables", "tables"]
 
 Row = Mapping[str, Any]
 SIMILARITIES = ("image", "text", "harmonic")
@@ -65,22 +65,26 @@ def filled(page: str, new_tables: Mapping[str, str]) -> str:
     return PLACE.sub(replaced, page)
 
 
-def regions_table(rows: Sequence[Row]) -> str:
-    """Of `regions.region_results`: what every variant draws of second things, and of pairs."""
-    lines = _head(
+def region_tables(rows: Sequence[Row]) -> dict[str, str]:
+    """Of `regions.region_results`: what every variant draws where a second thing is asked for, and of pairs."""
+    seconds = _head(
         "drawn | image similarity | text similarity | place | both nouns | second thing seen | subject and second | "
-        "in order | pairs: both nouns | both subjects | ordinary things | alike | the lesser | in order"
+        "in order"
     )
+    pairs = _head("drawn | both nouns | both subjects | ordinary things | place | alike | the lesser | in order")
     for row in rows:
-        singles, pairs = row["subjects"], row["pairs"]
+        single, pair = row["subjects"], row["pairs"]
         cells = [
-            *_intervals(singles, ("image", "text")), *_percents(singles, ("place", "both", "second_seen")),
-            _interval(singles["subjects"]).percent(), *_percents(singles, ("in_order",)),
-            *(_interval(pairs[key]).percent() for key in ("both", "subjects")),
-            *_percents(pairs, ("ordinary",)), *_intervals(pairs, ("image", "lesser")), *_percents(pairs, ("in_order",)),
+            *_intervals(single, ("image", "text")), *_percents(single, ("place", "both", "second_seen")),
+            _interval(single["subjects"]).percent(), *_percents(single, ("in_order",)),
         ]  # fmt: skip
-        lines.append(_line(row["title"], *cells))
-    return "\n".join(lines)
+        seconds.append(_line(row["title"], *cells))
+        cells = [
+            *(_interval(pair[key]).percent() for key in ("both", "subjects")), *_percents(pair, ("ordinary", "place")),
+            *_intervals(pair, ("image", "lesser")), *_percents(pair, ("in_order",)),
+        ]  # fmt: skip
+        pairs.append(_line(row["title"], *cells))
+    return {"regions": "\n".join(seconds), "region_pairs": "\n".join(pairs)}
 
 
 def best(points: Iterable[Row], key: str, default: Row) -> Row:

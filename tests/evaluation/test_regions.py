@@ -20,7 +20,7 @@ from benchmarks.evaluation.regions import (
     text_of,
 )
 from benchmarks.evaluation.subject_probe import pair_question, second_thing_question
-from benchmarks.evaluation.tables import regions_table
+from benchmarks.evaluation.tables import region_tables
 from benchmarks.evaluation.units import Context, run_units
 from perfusion.errors import RequestError
 
@@ -138,5 +138,6 @@ def test_the_stage_draws_measures_and_reports(tmp_path):
     # the base model's own drawings are where likeness begins and text ends, up to the prompt that is not drawn here
     assert np.abs(nouns["subjects"]["image"][0]) < 0.3 and np.abs(nouns["subjects"]["text"][0] - 1) < 0.3
     assert concepts["subjects"]["image"] != nouns["subjects"]["image"]
-    table = regions_table([nouns, concepts]).splitlines()
-    assert len(table) == 4 and len({line.count("|") for line in table}) == 1
+    for table in region_tables([nouns, concepts]).values():
+        lines = table.splitlines()
+        assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
