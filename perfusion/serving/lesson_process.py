@@ -39,6 +39,8 @@ def follow(progress: Progress, process: subprocess.Popen[str], look: Callable[[]
                 progress.seconds_left = _seconds(left) if left else None
             look()
     process.wait()
+    if process.stdin is not None:  # whose closing would have ended it
+        process.stdin.close()
     return reason
 
 

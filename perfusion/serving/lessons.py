@@ -326,7 +326,7 @@ class Lessons:
             lesson.state = "training"
             with (self._place(lesson) / _REPORT).open("wb") as report:
                 process = subprocess.Popen(
-                    self._command(lesson), stdout=report, stderr=subprocess.PIPE, text=True,
+                    self._command(lesson), stdin=subprocess.PIPE, stdout=report, stderr=subprocess.PIPE, text=True,
                     encoding="utf-8", errors="replace", env={**os.environ, "PYTHONIOENCODING": "utf-8"},
                 )  # fmt: skip
             self._process, self._running = process, lesson.id
@@ -348,7 +348,7 @@ class Lessons:
 
     def _command(self, lesson: Lesson) -> list[str]:
         place = self._place(lesson)
-        command = [sys.executable, "-m", "perfusion.commands.train", f"--images={place / _PHOTOS}"]
+        command = [sys.executable, "-m", "perfusion.serving.lesson_worker", f"--images={place / _PHOTOS}"]
         command += [f"--superclass={lesson.superclass}", f"--token=<{lesson.name}>"]
         command += [f"--output={place / _CONCEPT}", "--resume", "--keep-state", "--json"]
         command += [f"--masks={place / _MASKS}"] if (place / _MASKS).is_dir() else []

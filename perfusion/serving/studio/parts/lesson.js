@@ -15,7 +15,7 @@ export class Lesson {
     this.words = h("p", { class: "muted" });
     this.bar = h("div", {});
     this.progress = h("div", { class: "progress", role: "progressbar", "aria-label": t("job.progress"), "aria-valuemin": 0, "aria-valuemax": 100 }, this.bar);
-    this.samples = h("ul", { class: "samples", "aria-label": t("teach.samples") });
+    this.samples = h("ul", { class: "samples", tabindex: "0", "aria-label": t("teach.samples") });
     this.verdict = h("p", { class: "verdict", hidden: true });
     this.sheet = h("div", { class: "sheet" });
     this.foot = h("div", { class: "row" });
