@@ -71,7 +71,9 @@ def region_tables(rows: Sequence[Row]) -> dict[str, str]:
         "drawn | image similarity | text similarity | place | both nouns | second thing seen | subject and second | "
         "in order"
     )
-    pairs = _head("drawn | both nouns | both subjects | ordinary things | place | alike | the lesser | in order")
+    pairs = _head(
+        "drawn | both nouns | both subjects | ordinary things | place | alike | the lesser | in order"
+    )
     for row in rows:
         single, pair = row["subjects"], row["pairs"]
         cells = [
