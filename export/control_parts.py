@@ -78,8 +78,9 @@ def room_for_control(base: BaseModel, control: Sequence[Graph]) -> int:
     """Bytes that these graphs may take on the disk at most."""
     if not control:
         return 0
-    own = sum(weight.numel() for graph in control[1:] for weight in graph.module.parameters()) * 4
-    return own + min(INLINE_LIMIT, sum(weight.numel() for weight in base.unet.parameters()) * 4)
+    own: int = sum(weight.numel() for graph in control[1:] for weight in graph.module.parameters()) * 4
+    unet: int = sum(weight.numel() for weight in base.unet.parameters()) * 4
+    return own + min(INLINE_LIMIT, unet)
 
 
 def control_entry(control: Sequence[Graph], controlnets: Mapping[str, Path]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -20,7 +21,7 @@ from perfusion.export.weights import save, share_weights
 from perfusion.runtime import Runtime
 from tests.runtime.test_bases import decibels, theirs
 
-CALL = {"width": 32, "height": 32, "num_inference_steps": 3, "guidance_scale": 4.0}
+CALL: dict[str, Any] = {"width": 32, "height": 32, "num_inference_steps": 3, "guidance_scale": 4.0}
 
 
 def model_of(**arrays):

@@ -24,7 +24,7 @@ def vectors(rows, width, seed=0):
 
 def decibels(picture, other):
     error = np.mean((np.asarray(picture, np.float64) - np.asarray(other, np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-12)))
+    return float(10 * np.log10(255**2 / max(float(error), 1e-12)))
 
 
 def theirs(pipeline, **call):
