@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from perfusion.bundle.facts import graph_facts
 from perfusion.bundle.reader import read_bundle
 from perfusion.embedded import model_path
 from perfusion.errors import DeviceError, RequestError
-from perfusion.runtime import Runtime
+from perfusion.runtime import Region, Runtime
 from perfusion.runtime.compute.backend import make_backend
 from perfusion.runtime.compute.compiled_models import CompiledModels
 from perfusion.runtime.compute.openvino_backend import OpenVINOBackend
@@ -76,6 +77,32 @@ def test_a_picture_is_that_of_onnxruntime(openvino, toy_bundle, make_concept, co
             words = " ".join(f"<thing{seed}>" for seed in range(concepts))
             pictures.append(runtime.generate(f"{PROMPT} {words}", num_inference_steps=3, seed=1))
     assert decibels(pictures[1], pictures[0]) >= 60
+
+
+SEVERAL = (
+    {"prompt": "a <thing0> and a <thing1> on grass"},  # bands
+    {
+        "prompt": "a <thing0> and a {tree}",
+        "regions": [Region("tree", box=(0.5, 0.0, 1.0, 0.5))],
+        "whole": 0.3,
+    },
+    {"prompt": "a <thing0>, a <thing1> and a <thing2>", "regions": None},
+    {"prompt": "a <thing0>", "width": 48, "height": 24, "guidance_scale": 1.0},
+    {"prompt": "a <thing1> " + "very " * 90 + "far away", "lock": "global"},
+    {"prompt": "a <thing2>", "image": Image.linear_gradient("L").convert("RGB").resize((32, 32))},
+)
+
+
+def test_regions_sizes_long_prompts_and_pictures_to_start_from_agree_too(openvino, toy_bundle, make_concept):
+    pictures: dict[str, list[np.ndarray]] = {}
+    for provider in ("cpu", "openvino"):
+        with Runtime(toy_bundle, provider=provider, threads=1) as runtime:
+            for seed in range(3):
+                runtime.load_concept(make_concept(seed, token=f"<thing{seed}>", rows=1 + seed % 2))
+            drawn = [runtime.generate(**request, num_inference_steps=3, seed=1) for request in SEVERAL]
+            pictures[provider] = [np.asarray(picture) for picture in drawn]
+    for picture, reference in zip(pictures["openvino"], pictures["cpu"], strict=True):
+        assert decibels(picture, reference) >= 60
 
 
 def test_a_device_that_openvino_does_not_see_is_named_with_those_it_sees(openvino, bundle):
