@@ -121,12 +121,14 @@ def swap_ms(runtime: Runtime) -> float:
 
 def start_rows(threads: int, model: str) -> Rows:
     """The first result of fresh processes, OpenVINO's without and with what an earlier one compiled."""
-    scripts = [("pocket", "cpu", "openvino", processes.FIRST_PICTURE, ())]
-    scripts.append((model, "onnxruntime", "openvino", processes.FIRST_STEP, (FOLDER,)))
+    scripts: list[tuple[str, str, str, tuple[object, ...]]] = [
+        ("pocket", "cpu", processes.FIRST_PICTURE, ()),
+        (model, "onnxruntime", processes.FIRST_STEP, (FOLDER,)),
+    ]
     rows: Rows = []
-    for name, first, second, script, arguments in scripts:
+    for name, first, script, arguments in scripts:
         with tempfile.TemporaryDirectory(dir=FOLDER) as cache:
-            for library, start in ((first, "only"), (second, "cold"), (second, "warm")):
+            for library, start in ((first, "only"), ("openvino", "cold"), ("openvino", "warm")):
                 facts = processes.run_alone(script, (library, threads, *arguments), Path(cache))
                 library = library.replace("cpu", "onnxruntime")
                 rows.append(

@@ -79,7 +79,7 @@ def test_a_picture_is_that_of_onnxruntime(openvino, toy_bundle, make_concept, co
     assert decibels(pictures[1], pictures[0]) >= 60
 
 
-SEVERAL = (
+SEVERAL: tuple[dict[str, Any], ...] = (
     {"prompt": "a <thing0> and a <thing1> on grass"},  # bands
     {
         "prompt": "a <thing0> and a {tree}",
@@ -99,8 +99,8 @@ def test_regions_sizes_long_prompts_and_pictures_to_start_from_agree_too(openvin
         with Runtime(toy_bundle, provider=provider, threads=1) as runtime:
             for seed in range(3):
                 runtime.load_concept(make_concept(seed, token=f"<thing{seed}>", rows=1 + seed % 2))
-            drawn = [runtime.generate(**request, num_inference_steps=3, seed=1) for request in SEVERAL]
-            pictures[provider] = [np.asarray(picture) for picture in drawn]
+            images = [runtime.generate(**request, num_inference_steps=3, seed=1) for request in SEVERAL]
+            pictures[provider] = [np.asarray(image) for image in images]
     for picture, reference in zip(pictures["openvino"], pictures["cpu"], strict=True):
         assert decibels(picture, reference) >= 60
 
