@@ -36,10 +36,10 @@ class Zipf:
         """Of the density, up to a constant."""
         if self._exponent == 1:
             return math.log(place)
-        return (place ** (1 - self._exponent) - 1) / (1 - self._exponent)
+        return (math.pow(place, 1 - self._exponent) - 1) / (1 - self._exponent)
 
     def _inverse(self, area: float) -> float:
         """Of `_integral`."""
         if self._exponent == 1:
             return math.exp(area)
-        return max(0.0, 1 + area * (1 - self._exponent)) ** (1 / (1 - self._exponent))
+        return math.pow(max(0.0, 1 + area * (1 - self._exponent)), 1 / (1 - self._exponent))

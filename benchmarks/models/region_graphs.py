@@ -18,7 +18,7 @@ EDIT = ("key_hidden_states", "key_gate", "value_gate", "concept_keys", "concept_
 class FirstUNet(UNet):
     """The UNet of format 1: no regions, and one timestep for the whole batch."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, sample: Tensor, timestep: Tensor, states: Tensor, *edit_and_conditions: Tensor
     ) -> Tensor:
         """The predicted noise (batch, channels, height, width), as ONNX calls it: `timestep` is (1,)."""

@@ -100,7 +100,7 @@ def pixels(answer):
 @pytest.fixture(scope="module")
 def picture():
     with Runtime(TOY_BUNDLE, provider="cpu", threads=1) as runtime:
-        return np.asarray(runtime.generate(DRAWING["prompt"], seed=3, num_inference_steps=2))
+        return np.asarray(runtime.generate(str(DRAWING["prompt"]), seed=3, num_inference_steps=2))
 
 
 def test_a_picture_is_the_runtimes_and_its_answer_names_the_bundle(ask, picture):

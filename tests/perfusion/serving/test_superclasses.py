@@ -34,7 +34,7 @@ def test_every_noun_of_the_embedded_model_is_known_in_any_case(pocket):
 
 def test_a_training_of_the_embedded_model_refuses_exactly_what_is_said_to_be_unknown(pocket):
     templates = pytest.importorskip("perfusion.training.templates")
-    from perfusion.base.loading import load_base
+    from perfusion.base.base_model import load_base
     from perfusion.errors import TrainingError
 
     base = load_base(None)
