@@ -25,7 +25,7 @@ function frame() {
     h("a", { class: "skip", href: "#main", text: t("skip"), on: { click: (event) => { event.preventDefault(); main.focus(); } } }),
     banner, h("div", { class: "frame" }, rail, main),
     h("div", { id: "announcer", class: "unseen", role: "status", "aria-live": "polite" }),
-    h("div", { id: "notices" }),
+    h("section", { id: "notices", "aria-label": t("notices") }),
   );
 }
 

@@ -2,6 +2,7 @@
 const texts = {
   "title": "Perfusion Studio",
   "rooms": "Rooms",
+  "notices": "Notices",
   "room.draw": "Draw",
   "room.teach": "Teach",
   "room.explore": "Explore",

@@ -1,5 +1,7 @@
 """The whole way: photos are taught, the concept is drawn, its card makes it a concept elsewhere."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,7 +27,9 @@ def paint(page, canvas, *, across=0.5):
 def masks_of(server):
     """The masks that came with the newest lesson, as numbers from 0 to 255."""
     folder = max((server.folder / "trainings").iterdir(), key=lambda path: path.stat().st_mtime)
-    return [np.asarray(Image.open(path)) for path in sorted((folder / "masks").iterdir())]
+    return [
+        np.array(Image.open(io.BytesIO(path.read_bytes()))) for path in sorted((folder / "masks").iterdir())
+    ]
 
 
 def offer(page, drop):
@@ -135,7 +139,8 @@ def test_a_large_photo_is_turned_as_it_was_held_and_reduced_before_it_is_sent(
     page.get_by_role("button", name="Throw away").wait_for()
     (photo,) = (studio.folder / "trainings").glob("*/photos/1.png")
     assert photo.stat().st_size < 4_000_000
-    assert Image.open(photo).size == (1024, 1024)
+    with Image.open(photo) as sent:
+        assert sent.size == (1024, 1024)
     page.get_by_role("button", name="Throw away").click()
     page.get_by_text("What you teach appears here").wait_for()
 
