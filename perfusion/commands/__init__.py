@@ -47,8 +47,9 @@ class _Parser(argparse.ArgumentParser):
         words = message.removeprefix("unrecognized arguments: ").split()
         if words == message.split() or not words[0].startswith("--"):
             return ""
-        near = difflib.get_close_matches(words[0].partition("=")[0], self._names(), n=1)
-        return f"; did you mean {near[0]}?" if near else ""
+        names = [name.removeprefix("--") for name in self._names()]  # dashes make any two options alike
+        near = difflib.get_close_matches(words[0].partition("=")[0].removeprefix("--"), names, n=1)
+        return f"; did you mean --{near[0]}?" if near else ""
 
     def _names(self) -> list[str]:
         names = list(self._option_string_actions)

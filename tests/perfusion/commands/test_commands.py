@@ -110,8 +110,10 @@ def test_a_bug_of_ours_keeps_its_traceback():
         run("perfusion-x", raising(ZeroDivisionError()))
 
 
-@pytest.mark.parametrize("argument, code", [("--help", 0), ("--version", 0), ("--wrong", 2), ("--qui", 2)])
-def test_argparses_exits_become_exit_codes(capsys, argument, code):
+@pytest.mark.parametrize("argument, code, meant", [
+    ("--help", 0, ""), ("--version", 0, ""), ("--wrong", 2, ""), ("--qui", 2, "; did you mean --quiet?"),
+])  # fmt: skip
+def test_argparses_exits_become_exit_codes(capsys, argument, code, meant):
     def body():
         parser("perfusion-x", "Does x.").parse_args([argument])
         return 0
@@ -119,7 +121,7 @@ def test_argparses_exits_become_exit_codes(capsys, argument, code):
     assert run("perfusion-x", body) == code
     out, err = capsys.readouterr()
     if code == 2:
-        assert err == f"perfusion-x: unrecognized arguments: {argument} (see perfusion-x --help)\n"
+        assert err == f"perfusion-x: unrecognized arguments: {argument}{meant} (see perfusion-x --help)\n"
     if argument == "--version":
         assert out == f"perfusion-x {__version__}\n"
 

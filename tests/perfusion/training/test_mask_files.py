@@ -10,6 +10,7 @@ from PIL import Image
 
 from perfusion.base.base_model import load_base
 from perfusion.commands import train as command
+from perfusion.picture_input import open_picture
 from perfusion.training.config import TrainingConfig
 from perfusion.training.mask_files import find_masks, write_masks
 from perfusion.training.placement import Placement
@@ -34,21 +35,19 @@ def masks(base):
 def test_the_mask_of_a_square_picture_is_what_the_model_s_attention_says_of_all_of_it(base, masks):
     subject, placement = check_superclass(base, "cat"), Placement.pick("cpu", "fp32")
     side = base.resolution
-    pictures = [
-        Image.open(path).convert("RGB").resize((side, side), Image.Resampling.LANCZOS) for path in PHOTOS
-    ]
+    pictures = [open_picture(path).resize((side, side), Image.Resampling.LANCZOS) for path in PHOTOS]
     pixels = torch.from_numpy(np.stack(pictures).astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1)
     with torch.no_grad():
         latents = encode_windows(base, pixels, CONFIG, placement)
         expected = object_maps(base, latents, pixels, subject, CONFIG, placement)[:, 0].numpy()
     for path, mask, values in zip(PHOTOS, masks, expected, strict=True):
-        assert mask.size == Image.open(path).size
+        assert mask.size == open_picture(path).size
         small = np.asarray(mask.resize(values.shape[::-1], Image.Resampling.BOX), np.float32) / 255
         assert np.abs((small > 0.5) != (values > 0.5)).mean() < 0.04
 
 
 def test_a_long_picture_has_a_mask_of_its_own_size_and_where_its_object_is(base, masks, tmp_path):
-    square = Image.open(PHOTOS[0]).convert("RGB")
+    square = open_picture(PHOTOS[0])
     side = square.width
     long = Image.new("RGB", (2 * side, side), (127, 127, 127))
     long.paste(square, (side, 0))
