@@ -57,7 +57,7 @@ def test_a_prompt_and_the_negative_one_are_encoded_once(runtime, calls, make_con
 def fresh(runtime: Any, concept: Any, **options: Any) -> Any:
     """The picture of a runtime that never drew another."""
     settings = options.pop("settings", {})
-    with Runtime(runtime.bundle.folder, provider=runtime.provider, threads=1) as other:
+    with Runtime(runtime.bundle.folder, provider="cpu", threads=1) as other:  # as behind the mocked one
         other.load_concept(concept, **settings)
         return other.generate(PROMPT, **options)
 
