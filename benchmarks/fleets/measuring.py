@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import ROOT
+from benchmarks.servers.local_server import Client
 from perfusion.embedded import bundle_path
 from perfusion.runtime import Runtime
 from perfusion.serving.picture_encoding import as_file
@@ -136,20 +136,12 @@ def summary(spans: list[tuple[float, float]]) -> dict[str, Any]:
 
 def _client(port: int) -> Callable[[str, int, int], None]:
     """Draws over one connection: a word, a seed, a number of steps."""
-    connection = http.client.HTTPConnection("127.0.0.1", port)
+    client = Client(port)
 
     def draw(word: str, seed: int, steps: int) -> None:
-        fields = {
-            "prompt": f"a photo of a {word} number {seed} on a beach",
-            "seed": seed,
-            "num_inference_steps": steps,
-        }
-        connection.request(
-            "POST", "/v1/images/generations", json.dumps(fields), {"Content-Type": "application/json"}
-        )
-        answer = connection.getresponse()
-        body = answer.read()
-        assert answer.status == 200, body
+        """Ask by OpenAI's route, and wait for the picture."""
+        prompt = f"a photo of a {word} number {seed} on a beach"
+        client.post("/v1/images/generations", {"prompt": prompt, "seed": seed, "num_inference_steps": steps})
 
     return draw
 

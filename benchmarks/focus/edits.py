@@ -90,6 +90,7 @@ def reading_as(kind: str) -> Iterator[None]:
     def read_parts(
         texts: Sequence[PromptText], bank: ConceptBank, active: Sequence[str], lock: str
     ) -> ReadPrompt:
+        """As the runtime reads, noting the padding and how the superclass is read."""
         prompt = reading.read_parts(texts, bank, active, "global")
         assert prompt.keys is not None
         lengths = [text.tokenize(bank.words(active))[0] for text in texts]
@@ -116,6 +117,7 @@ def prompts_known(edit: OtherReading, superclass: str) -> Iterator[None]:
     original, plain = loop.condition_batch, list[Tensor]()
 
     def condition_batch(base: Any, edit: Any, prompts: Any, chosen: Any, device: torch.device) -> Any:
+        """As the training does, with the edit told of the batch before."""
         if not plain:
             words = [word_ids(tokenizer, superclass) for tokenizer in base.tokenizers]
             ids = as_tensors([input_ids(base, template, words) for template in TEMPLATES], device)

@@ -24,6 +24,7 @@ class _Replicas(Collector):
         self._texts = texts
 
     def collect(self) -> Iterable[Metric]:
+        """Every counter once, each sample with the label of its replica."""
         families: dict[str, Metric] = {}
         for replica, text in self._texts.items():
             for family in text_string_to_metric_families(text):

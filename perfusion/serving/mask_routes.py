@@ -34,6 +34,7 @@ def mask_routes(lessons: Lessons | str) -> list[Route]:
     """The routes of photos. A text in place of the lessons is why this server does not train."""
 
     async def masks(request: Request) -> Response:
+        """What counts of each photo, as pictures that the page can show."""
         if isinstance(lessons, str):
             raise StatusError(404, lessons)
         async with form_body(request) as form:
