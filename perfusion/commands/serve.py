@@ -240,7 +240,7 @@ def logging_as(*, quiet: bool, as_json: bool) -> Iterator[None]:
         lines.clear()  # warnings are lines of JSON too
     ours = ["perfusion"] if as_json else ["perfusion.serving", "perfusion.waits"]
     names = [*ours, "uvicorn"]
-    loggers = {logger: logger.level for logger in map(logging.getLogger, names)}
+    loggers = {logger: (logger.level, logger.propagate) for logger in map(logging.getLogger, names)}
     for logger in loggers:
         logger.addHandler(handler)
         logger.propagate = False
@@ -248,9 +248,8 @@ def logging_as(*, quiet: bool, as_json: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        for logger, level in loggers.items():
+        for logger, (level, logger.propagate) in loggers.items():
             logger.removeHandler(handler)
-            logger.propagate = True
             logger.setLevel(level)
         lines[:] = former
 

@@ -6,7 +6,6 @@ trained again.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import socket
@@ -44,7 +43,6 @@ class FleetWorker:
     def __init__(self, url: str, threads: int | None = None) -> None:
         self._store = ResultStore(url)
         self._runner = JobRunner()
-        logging.getLogger("perfusion").setLevel(logging.WARNING)
         if threads is not None:
             import torch
 
