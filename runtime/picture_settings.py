@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -83,8 +84,6 @@ def settings_of(
 
 def settings_of_request(runtime: Runtime, request: Request, *, exact: bool = True) -> dict[str, Any]:
     """`settings_of` the one picture of a request that was checked before, such as `Job.request`."""
-    from perfusion.devices.system import cores
-
     prompt, provider = request.prompts[0], runtime.provider
     library = provider.partition(":")[0]  # before the name of a device
     facts: dict[str, Any] = {
@@ -103,7 +102,7 @@ def settings_of_request(runtime: Runtime, request: Request, *, exact: bool = Tru
             getattr(sys.modules.get(_LIBRARIES.get(library, "")), "__version__", "unknown")
         ),
         "precision": runtime.precision,
-        "threads": runtime.threads or cores(Path("/")),
+        "threads": runtime.threads or _cores(),
         "exact": exact,
         "seed": request.seeds[0],
         "negative_prompt": request.negative_prompts[0],
@@ -132,6 +131,14 @@ def concept_hash(concept: Concept) -> str:
 
 # A concept never changes, and a server asks for its hash with every picture.
 _hashes: WeakKeyDictionary[Concept, str] = WeakKeyDictionary()
+
+
+@cache
+def _cores() -> int:
+    """Asked once: a session keeps its threads, and to read the bounds of a container takes a millisecond."""
+    from perfusion.devices.system import cores
+
+    return cores(Path("/"))
 
 
 def parameters_text(settings: Settings) -> str:
