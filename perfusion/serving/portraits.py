@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Portraits"]
 
-_PROMPT = "a photo of a {}"
+_PROMPT = "a photo of a {} on the grass"  # a place: without one, a small model shows the thing as a texture
 _SEED = 0
 _PRIORITY = -1.0  # what somebody has asked for goes first
 _CLIENT = "portraits"

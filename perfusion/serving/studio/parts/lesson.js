@@ -72,7 +72,8 @@ export class Lesson {
   showVerdict() {
     const { grade, verdict } = this.facts;
     this.verdict.hidden = !verdict;
-    if (verdict) this.verdict.replaceChildren(h("span", { class: `tag ${GRADES[grade] ?? ""}`, text: grade }), ` ${verdict}`);
+    const words = verdict?.startsWith(`${grade}: `) ? verdict.slice(grade.length + 2) : verdict; // the tag has said it
+    if (verdict) this.verdict.replaceChildren(h("span", { class: `tag ${GRADES[grade] ?? ""}`, text: grade }), ` ${words}`);
   }
 
   /** The sheet that the training draws at its end. */
