@@ -203,7 +203,7 @@ def picture_distances() -> list[dict[str, Any]]:
 def missed(row: dict[str, Any]) -> bool:
     """Whether a row is above what the project allows itself."""
     most = MOST.get(row["what"], {})
-    limit = most.get(row["model"]) if isinstance(most, dict) else most
+    limit = most.get(row.get("model")) if isinstance(most, dict) else most
     return limit is not None and row["ratio"] > limit
 
 

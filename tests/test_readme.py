@@ -134,7 +134,7 @@ def test_measured_numbers_are_those_of_the_records(table: str, least: int) -> No
     """Each cell `12.3 s` of a table is some number of a record, rounded as written."""
     benchmarks = (
         "swap", "startup", "draw", "train", "lora", "step", "batch", "footprint", "export", "export-sdxl",
-        "concept-cost",
+        "concept-cost", "studio_page",
     )  # fmt: skip
     known = [float(value) for name in benchmarks for value in numbers(name).values()]
     cells = re.findall(r"([\d.]+) (?:ms|s|MB|GB|×|kB)", table)
@@ -190,3 +190,17 @@ def test_file_sizes_of_the_format_page_are_those_that_were_written() -> None:
     sizes = [int(cell.replace(",", "")) for cell in re.findall(r"\| (\d[\d,]+)", table.split("\n## ")[0])]
     assert len(sizes) == 14
     assert set(sizes) <= written
+
+
+def test_times_of_readings_on_the_method_page_are_those_of_the_record() -> None:
+    (path,) = (ROOT / "benchmarks" / "records").glob("region_step-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    ratios = {(row["model"], row["what"]): row["ratio"] for row in rows if "ratio" in row}
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").split("## Regions")[-1]
+    assert len(ratios) == 6
+    for key, ratio in ratios.items():
+        assert f"{ratio:.2f} ×" in page, key
+    apart = [row["rmse_of_255"] for row in rows if "rmse_of_255" in row]
+    assert f"by {min(apart):.0f} to {max(apart):.0f} of 255" in page
+    assert ratios["pocket", "one reading over format 1"] <= 1.02
+    assert ratios["sd15", "two readings over one"] <= 1.05
