@@ -51,8 +51,8 @@ def _pocket(row: Row) -> str:
     return (
         f"The embedded model, {row['clients']} clients with {row['clients']} concepts at "
         f"`--batch-size {row['batch']}`: {row['pictures_a_second']:.2f} pictures a second, "
-        f"{row['share_of_batch']:.2f} times those of {row['batch']} equal pictures in one call, and "
-        f"{row['at_batch_size_1']:.2f} at `--batch-size 1`. A call of the UNet held "
+        f"{row['share_of_batch']:.2f} times those of {row['batch']} equal pictures in one call; at "
+        f"`--batch-size 1` the same clients got {row['at_batch_size_1']:.2f} a second. A call of the UNet held "
         f"{row['mean_pictures_a_call']:.1f} pictures of {row['mean_concepts_a_call']:.1f} concepts at "
         f"{row['mean_steps_a_call']:.1f} different steps in the mean. The longest wait was "
         f"{row['longest_over_mean_wait']:.2f} times the mean. The first preview came at step "
