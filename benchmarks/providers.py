@@ -1,14 +1,15 @@
 """python benchmarks/providers.py: OpenVINO against ONNX Runtime, torch and stable-diffusion.cpp, on the same cores.
 
 The embedded model end to end, with all cores and with one, and what swapping a concept costs; the first result of a
-fresh process, with and without what an earlier one compiled, and its memory; and one step of a UNet of Stable Diffusion
-1.5's size with random weights, with one and with four concepts, all libraries in turns. Where the processor has bf16 or
-fp16, OpenVINO also computes in them; how far that is from float32 is measured too. stable-diffusion.cpp takes part
-where the package stable-diffusion-cpp-python is installed.
+fresh process, with and without what an earlier one compiled; and one step of a UNet of Stable Diffusion 1.5's size with
+random weights, with one and with four concepts, all libraries in turns. Then what compiling takes in memory, and what
+more rows at once bring. Where the processor has bf16 or fp16, OpenVINO also computes in them; how far that is from
+float32 is measured too. stable-diffusion.cpp takes part where the package stable-diffusion-cpp-python is installed.
 
-The parts may run one by one (`prepare`, `pocket`, `starts`, `step`, `cpp`, then `record`), as each but the first and
-the last needs a quiet machine for some minutes. They need some 16 GB of memory and 20 GB of disk in build/providers.
---short takes a narrow UNet, two turns and writes no record.
+The parts may run one by one (`prepare`, `pocket`, `starts`, `memory`, `step`, `batch`, `cpp`, then `record`), as each
+but the first and the last needs a quiet machine for some minutes; `memory` needs none. They need some 16 GB of memory
+and 20 GB of disk in build/providers. --short takes a narrow UNet (stable-diffusion.cpp: a small picture of the true
+one), two turns and writes no record.
 """
 
 import argparse
@@ -33,19 +34,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.libraries import library_processes as processes
 from benchmarks.libraries.library_graphs import (
-    FOLDER,
     SIDE,
     libraries,
     open_graph,
     precisions,
     prepare,
+    subjects,
     with_concepts,
 )
-from benchmarks.record import write_record
+from benchmarks.libraries.library_memory import batch_rows, memory_rows
+from benchmarks.libraries.turns import Turn, in_turns
+from benchmarks.record import ROOT, write_record
 from perfusion.devices.system import cpu_flags
 from perfusion.runtime import Runtime
 
 PROMPT, STEPS = "a photo of a <school-bus> on a beach", 20
+PARTS = ("pocket", "starts", "memory", "step", "batch", "cpp")
 FLAGS = (
     "avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "asimd", "i8mm", "bf16",
 )  # fmt: skip
@@ -53,24 +57,6 @@ TARGETS = {"openvino": 1.15, "openvino bf16": 1.9}  # of ONNX Runtime's step, on
 MOST_SWAP_MS = 1.0
 CPP_STEPS = 6
 Rows = list[dict[str, Any]]
-Turn = Callable[[], Any]
-
-
-def in_turns(turns: Mapping[str, Turn], count: int) -> dict[str, dict[str, float]]:
-    """Medians of wall seconds and of the processor's seconds, one call of each after the other."""
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
-    for _ in range(count):
-        for name, turn in turns.items():
-            wall, processor = time.perf_counter(), time.process_time()
-            turn()
-            spent[name].append((time.perf_counter() - wall, time.process_time() - processor))
-    return {
-        name: {
-            "seconds": round(statistics.median(wall for wall, _ in times), 4),
-            "cpu_seconds": round(statistics.median(processor for _, processor in times), 4),
-        }
-        for name, times in spent.items()
-    }  # fmt: skip
 
 
 def decibels(picture: Any, reference: Any) -> float:
@@ -119,15 +105,17 @@ def swap_ms(runtime: Runtime) -> float:
     return round(statistics.median(times), 3)
 
 
-def start_rows(threads: int, model: str) -> Rows:
+def start_rows(threads: int, folder: Path) -> Rows:
     """The first result of fresh processes, OpenVINO's without and with what an earlier one compiled."""
+    subject = subjects(folder)[1]
+    step = subject.graph, subject.feeds, "kept"
     scripts: list[tuple[str, str, str, tuple[object, ...]]] = [
         ("pocket", "cpu", processes.FIRST_PICTURE, ()),
-        (model, "onnxruntime", processes.FIRST_STEP, (FOLDER,)),
+        (subject.model, "onnxruntime", processes.FIRST_STEP, step),
     ]
     rows: Rows = []
     for name, first, script, arguments in scripts:
-        with tempfile.TemporaryDirectory(dir=FOLDER) as cache:
+        with tempfile.TemporaryDirectory(dir=folder) as cache:
             for library, start in ((first, "only"), ("openvino", "cold"), ("openvino", "warm")):
                 facts = processes.run_alone(script, (library, threads, *arguments), Path(cache))
                 library = library.replace("cpu", "onnxruntime")
@@ -136,17 +124,22 @@ def start_rows(threads: int, model: str) -> Rows:
                 )
             size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
             rows[-1]["cache_mb"] = round(size / 1e6)
-    facts = processes.run_alone(processes.FIRST_TORCH_STEP, ("torch", threads, FOLDER), FOLDER)
-    return [*rows, {"what": "first result", "model": model, "library": "torch", "start": "only", **facts}]
+    arguments = ("torch", threads, folder, subject.feeds)
+    facts = processes.run_alone(processes.FIRST_TORCH_STEP, arguments, folder)
+    return [
+        *rows,
+        {"what": "first result", "model": subject.model, "library": "torch", "start": "only", **facts},
+    ]
 
 
-def step_rows(threads: int, turns: int, model: str) -> Rows:
+def step_rows(threads: int, turns: int, folder: Path) -> Rows:
     """One step of a UNet, with one and with four concepts."""
     from diffusers import UNet2DConditionModel
 
-    fed = dict(np.load(FOLDER / "feeds.npz"))
-    graphs = {name: open_graph(name, FOLDER / "unet.onnx", tuple(fed), threads) for name in libraries()}
-    unet = UNet2DConditionModel.from_pretrained(FOLDER / "diffusers" / "unet").eval()
+    subject = subjects(folder)[1]
+    fed = dict(np.load(subject.feeds))
+    graphs = {name: open_graph(name, subject.graph, tuple(fed), threads) for name in libraries()}
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
     tensors = [torch.from_numpy(fed[name]) for name in ("sample", "timestep", "encoder_hidden_states")]
 
     @torch.inference_mode()
@@ -164,8 +157,8 @@ def step_rows(threads: int, turns: int, model: str) -> Rows:
         for name, spent in times.items():
             distance = np.linalg.norm(results[name] - reference) / np.linalg.norm(reference)
             rows.append(
-                {"what": "step", "model": model, "library": name, "concepts": concepts, "latents": SIDE, "rows": 2,
-                 "threads": threads, "turns": turns, **spent, "relative_l2": float(f"{distance:.2g}"),
+                {"what": "step", "model": subject.model, "library": name, "concepts": concepts, "latents": SIDE,
+                 "rows": 2, "threads": threads, "turns": turns, **spent, "relative_l2": float(f"{distance:.2g}"),
                  "onnxruntime_over_it": round(times["onnxruntime"]["seconds"] / spent["seconds"], 3)}
             )  # fmt: skip
     return rows
@@ -175,18 +168,21 @@ def _out_sample(graph: Any, arrays: Mapping[str, Any]) -> Any:
     return graph.run(**arrays)["out_sample"]
 
 
-def cpp_rows(threads: int, model: str) -> Rows:
+def cpp_rows(threads: int, folder: Path, *, short: bool) -> Rows:
     """stable-diffusion.cpp's own steps of two rows, in half precision and in float32."""
+    name = "stable-diffusion.cpp"
     if importlib.util.find_spec("stable_diffusion_cpp") is None:
-        return []
+        reason = "stable-diffusion-cpp-python is not installed"
+        return [{"what": "step", "model": "sd15", "library": name, "absent": reason}]
     release = version("stable-diffusion-cpp-python")
+    side, steps = (64, 3) if short else (8 * SIDE, CPP_STEPS)
     return [
-        {"what": "step", "model": model, "library": f"stable-diffusion.cpp {precision}", "concepts": 0, "latents": SIDE,
+        {"what": "step", "model": "sd15", "library": f"{name} {precision}", "concepts": 0, "latents": side // 8,
          "rows": 2, "threads": threads, "package": f"stable-diffusion-cpp-python {release}",
          **processes.run_alone(
-             processes.STABLE_DIFFUSION_CPP, (precision, threads, FOLDER / "diffusers", CPP_STEPS), FOLDER
+             processes.STABLE_DIFFUSION_CPP, (precision, threads, folder / "diffusers", steps, side), folder
          )}
-        for precision in ("f16", "f32")
+        for precision in (("f16",) if short else ("f16", "f32"))
     ]  # fmt: skip
 
 
@@ -216,11 +212,11 @@ def install_rows() -> Rows:
     return rows
 
 
-def record() -> int:
+def record(folder: Path) -> int:
     """Write what the parts measured as one record; 1 where a target is missed on a processor that it is for."""
     rows = [processor_row(), *install_rows()]
-    for part in ("pocket", "starts", "step", "cpp"):
-        rows += json.loads((FOLDER / f"{part}.json").read_text())
+    for part in PARTS:
+        rows += json.loads((folder / f"{part}.json").read_text())
     print(write_record("providers", rows))
     late = [
         row["library"] for row in rows
@@ -238,39 +234,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", help="prepare, pocket, starts, step, cpp, record (default: all)")
+    parser.add_argument("parts", nargs="*", help=f"prepare, {', '.join(PARTS)}, record (default: all)")
     parser.add_argument("--short", action="store_true", help="a narrow UNet, two turns, and no record")
     args = parser.parse_args()
     if importlib.util.find_spec("openvino") is None:
         print('OpenVINO is not installed: pip install "perfusion-edge[openvino]"')
         return 0
-    threads, turns, model = (
-        torch.get_num_threads(),
-        2 if args.short else 7,
-        "narrow" if args.short else "sd15",
-    )
-    measured: dict[str, Callable[[], Rows]] = {
-        "pocket": partial(pocket_rows, threads, turns), "starts": partial(start_rows, threads, model),
-        "step": partial(step_rows, threads, turns, model),
-    }  # fmt: skip
-    if not args.short:
-        measured["cpp"] = partial(cpp_rows, threads, model)
-    unknown = set(args.parts) - {"prepare", *measured, "record"}
-    if unknown:
+    parts = args.parts or ["prepare", *PARTS, "record"]
+    if unknown := set(parts) - {"prepare", *PARTS, "record"}:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    if not args.parts or "prepare" in args.parts:
-        prepare(short=args.short)
-    for part in [name for name in measured if not args.parts or name in args.parts]:
+    folder = ROOT / "build" / ("providers-short" if args.short else "providers")
+    if "prepare" in parts:
+        prepare(folder, short=args.short)
+    _measure([part for part in PARTS if part in parts], folder, short=args.short)
+    status = record(folder) if "record" in parts and not args.short else 0
+    if "record" in parts:
+        shutil.rmtree(folder)
+    return status
+
+
+def _measure(parts: list[str], folder: Path, *, short: bool) -> None:
+    """Run parts, print what they measure, and leave it for the record."""
+    threads, turns = torch.get_num_threads(), 2 if short else 7
+    measured: dict[str, Callable[[], Rows]] = {
+        "pocket": partial(pocket_rows, threads, turns),
+        "starts": partial(start_rows, threads, folder),
+        "memory": lambda: [row for subject in subjects(folder) for row in memory_rows(threads, subject)],
+        "step": partial(step_rows, threads, turns, folder),
+        "batch": lambda: [row for subject in subjects(folder) for row in batch_rows(threads, turns, subject)],
+        "cpp": partial(cpp_rows, threads, folder, short=short),
+    }
+    for part in parts:
         rows = measured[part]()
         print(*rows, sep="\n", flush=True)
-        (FOLDER / f"{part}.json").write_text(json.dumps(rows))
-    if not args.parts and args.short:
-        shutil.rmtree(FOLDER)
-    if args.short or not ("record" in args.parts or not args.parts):
-        return 0
-    status = record()
-    shutil.rmtree(FOLDER)
-    return status
+        (folder / f"{part}.json").write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -3,23 +3,53 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.record import ROOT
 from perfusion.bundle.graph_io import GraphIO
+from perfusion.bundle.reader import read_bundle
+from perfusion.embedded import bundle_path
 from perfusion.errors import DeviceError
+from perfusion.runtime import GraphCall, MockBackend, Runtime, make_backend
 from perfusion.runtime.compute.compiled_models import CompiledModels
 from perfusion.runtime.compute.onnx_graph import OnnxGraph
 from perfusion.runtime.compute.openvino_device import OpenVINODevice
 from perfusion.runtime.compute.openvino_graph import OpenVINOGraph
 
-__all__ = ["FOLDER", "libraries", "open_graph", "precisions", "prepare", "with_concepts"]
+__all__ = [
+    "SIDE",
+    "Subject",
+    "libraries",
+    "open_graph",
+    "precisions",
+    "prepare",
+    "subjects",
+    "with_concepts",
+    "with_rows",
+]
 
-FOLDER = ROOT / "build" / "providers"
 SIDE = 32  # of the latents: pictures of 256 pixels
+_SHARED = ("concept_keys", "concept_values")  # by all rows of a call
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A UNet's graph, and a file of the inputs of one step with guidance."""
+
+    model: str
+    graph: Path
+    feeds: Path
+
+
+def subjects(folder: Path) -> tuple[Subject, Subject]:
+    """The embedded model's UNet, and the one that `prepare` wrote into a folder, by its name there."""
+    return (
+        Subject("pocket", read_bundle(bundle_path()).unet.file, folder / "pocket_feeds.npz"),
+        Subject((folder / "name").read_text(), folder / "unet.onnx", folder / "feeds.npz"),
+    )
 
 
 def open_graph(
@@ -58,20 +88,54 @@ def with_concepts(fed: Mapping[str, Any], count: int) -> dict[str, Any]:
     }
 
 
-def prepare(*, short: bool) -> None:
-    """Write the graph of a UNet with random weights, its inputs, and a pipeline of diffusers with these weights."""
+def with_rows(fed: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The inputs of a step of so many rows, made of the rows of a step with guidance."""
+    return {
+        name: array if name in _SHARED else np.concatenate([array] * (count // len(array)))
+        for name, array in fed.items()
+    }
+
+
+def prepare(folder: Path, *, short: bool) -> None:
+    """Write the graph of a UNet with random weights, its inputs, and a pipeline of diffusers with these weights.
+
+    `short`: a narrow UNet. stable-diffusion.cpp knows the real widths only, so the pipeline then has another one.
+    """
     from benchmarks.step import CONFIG, SHORT, build_unet, export, feeds
 
     settings = json.loads(CONFIG.read_text())
     unet = build_unet(settings["unet"] | (SHORT if short else {}))
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    (FOLDER / "diffusers").mkdir(parents=True)
-    unet.save_pretrained(FOLDER / "diffusers" / "unet")
-    if not short:
-        _save_rest(FOLDER / "diffusers", settings)
-    export(unet, FOLDER / "unet.onnx")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "name").write_text("narrow" if short else "sd15")
+    unet.save_pretrained(folder / "unet")
+    export(unet, folder / "unet.onnx")
     arrays: Any = feeds(unet, SIDE)
-    np.savez(FOLDER / "feeds.npz", **arrays)
+    np.savez(folder / "feeds.npz", **arrays)
+    np.savez(folder / "pocket_feeds.npz", **_pocket_feeds())
+    pipeline = folder / "diffusers"
+    pipeline.mkdir()
+    if short:
+        build_unet(settings["unet"]).half().save_pretrained(pipeline / "unet")
+    else:
+        (pipeline / "unet").symlink_to(folder / "unet")
+    _save_rest(pipeline, settings)
+
+
+def _pocket_feeds() -> dict[str, Any]:
+    """What the embedded model's UNet is fed in the first step of a picture with a concept."""
+    calls: list[dict[str, Any]] = []
+
+    def answer(call: GraphCall) -> dict[str, Any]:
+        if call.graph == "unet":
+            calls.append({name: np.array(array) for name, array in call.feeds.items()})
+        return call.compute()
+
+    backend = MockBackend(answer, behind=make_backend(read_bundle(bundle_path()), "cpu"))
+    with Runtime(provider=backend) as runtime:
+        runtime.load_concept("school-bus")
+        runtime.generate("a photo of a <school-bus>", num_inference_steps=1)
+    return calls[0]
 
 
 def _save_rest(folder: Path, settings: Mapping[str, Any]) -> None:

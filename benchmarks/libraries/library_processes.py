@@ -20,6 +20,9 @@ import json, resource, sys, time
 sys.path.insert(0, ".")
 began = time.perf_counter()
 facts = {}
+def peak_mb():
+    peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]  # ru_maxrss begins with the parent's
+    return round(int(peak) * 1024 / 1e6)
 """
 
 FIRST_PICTURE = """
@@ -29,51 +32,61 @@ runtime.load_concept("school-bus")
 runtime.generate("a photo of a <school-bus> on a beach", seed=0)
 """
 
+# Arguments: the library, threads, the graph, its inputs as npz, "kept" where what was compiled is to be stored.
 FIRST_STEP = """
 from pathlib import Path
 import numpy as np
 from benchmarks.libraries.library_graphs import open_graph
-arrays = dict(np.load(Path(sys.argv[3]) / "feeds.npz"))
-open_graph(sys.argv[1], Path(sys.argv[3]) / "unet.onnx", tuple(arrays), int(sys.argv[2]), cached=True).run(**arrays)
+if sys.argv[1] == "openvino":
+    import openvino
+    openvino.Core().available_devices
+arrays = dict(np.load(sys.argv[4]))
+facts["library_mb"] = peak_mb()
+graph = open_graph(sys.argv[1], Path(sys.argv[3]), tuple(arrays), int(sys.argv[2]), cached="kept" in sys.argv)
+graph.run(**arrays)
 """
 
+# Arguments: the library's name, threads, the folder of diffusers, the inputs.
 FIRST_TORCH_STEP = """
 from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 torch.set_num_threads(int(sys.argv[2]))
-unet = UNet2DConditionModel.from_pretrained(Path(sys.argv[3]) / "diffusers" / "unet").eval()
-arrays = np.load(Path(sys.argv[3]) / "feeds.npz")
+unet = UNet2DConditionModel.from_pretrained(Path(sys.argv[3]) / "unet").eval()
+arrays = np.load(sys.argv[4])
 with torch.inference_mode():
     unet(*(torch.from_numpy(arrays[name]) for name in ("sample", "timestep", "encoder_hidden_states")))
 """
 
-# stable-diffusion.cpp draws whole pictures only, and calls back after each step. It computes the two rows of guidance
-# one after the other. The first step pays for what is set up once.
+# Arguments: the precision, threads, the folder of diffusers, how many steps, the picture's sides. stable-diffusion.cpp
+# draws whole pictures only, and calls back after each step. It computes the two rows of guidance one after the other.
+# The first step pays for what is set up once.
 STABLE_DIFFUSION_CPP = """
 import statistics
-from stable_diffusion_cpp import StableDiffusion
-marks, count = [], int(sys.argv[4])
+import stable_diffusion_cpp
+marks, count, side = [], int(sys.argv[4]), int(sys.argv[5])
 def note(step, steps, seconds):
     if steps == count:  # else it counts tensors
         marks.append(time.perf_counter())
-model = StableDiffusion(
+model = stable_diffusion_cpp.StableDiffusion(
     model_path=sys.argv[3], wtype=sys.argv[1], n_threads=int(sys.argv[2]), vae_decode_only=True, verbose=False,
 )
 model.generate_image(
-    prompt="a cat on a beach", width=256, height=256, sample_steps=count, cfg_scale=7.0, seed=0,
+    prompt="a cat on a beach", width=side, height=side, sample_steps=count, cfg_scale=7.0, seed=0,
     sample_method="euler", progress_callback=note,
 )
 steps = [after - before for before, after in zip(marks, marks[1:])][1:]
-facts = {"step_seconds": round(statistics.median(steps), 4), "steps": len(steps)}
+flags = stable_diffusion_cpp.sd_get_system_info().decode().split("Info:")[1].split("|")
+facts["step_seconds"] = round(statistics.median(steps), 4)
+facts["steps"] = len(steps)
+facts["built_for"] = [flag.split("=")[0].strip() for flag in flags if flag.strip().endswith("= 1")]
 """
 
 _TELL = """
 usage = resource.getrusage(resource.RUSAGE_SELF)
 facts |= {"seconds": round(time.perf_counter() - began, 2), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2)}
-peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]  # ru_maxrss begins with the parent's
-print(json.dumps(facts | {"peak_memory_mb": round(int(peak) / 1024)}))
+print(json.dumps(facts | {"peak_memory_mb": peak_mb()}))
 """
 
 
