@@ -1,0 +1,85 @@
+"""docs/providers.md says what the record of benchmarks/providers.py says, and the record keeps what was promised."""
+
+import json
+
+import pytest
+
+from benchmarks.libraries.tables import PAGE, block, in_page, lines
+from benchmarks.record import RECORDS
+
+ROWS = [row for path in RECORDS.glob("providers-*.json") for row in json.loads(path.read_text())["rows"]]
+measured = pytest.mark.skipif(
+    not ROWS, reason="benchmarks/providers.py has left no record yet, so there is nothing to hold"
+)
+
+
+def test_the_page_shows_what_was_measured():
+    assert in_page(PAGE.read_text(encoding="utf-8")) == block(), (
+        "python -m benchmarks.libraries.tables --write"
+    )
+
+
+def test_a_record_becomes_a_table():
+    step = {"what": "step", "model": "sd15", "concepts": 1}
+    picture = {"what": "picture", "threads": 2}
+    first = {"what": "first result", "model": "sd15", "library": "openvino"}
+    rows = [
+        {**picture, "library": "onnxruntime", "seconds": 0.4, "swap_ms": 0.3},
+        {**picture, "library": "openvino", "seconds": 0.3, "swap_ms": 0.2},
+        {**step, "library": "openvino bf16", "seconds": 0.45},
+        {**step, "library": "torch, no concepts", "seconds": 2.4},
+        {**step, "concepts": 0, "library": "stable-diffusion.cpp f16", "step_seconds": 4.0},
+        {**first, "start": "cold", "seconds": 20.1, "peak_memory_mb": 9000},
+        {**first, "start": "warm", "seconds": 3.2, "peak_memory_mb": 4000},
+        {**first, "start": "only", "library": "onnxruntime", "seconds": 5.5, "peak_memory_mb": 7000},
+        {"what": "install", "package": "stable-diffusion-cpp-python", "mb": 20},
+    ]
+    assert lines(rows) == {
+        "a picture of the embedded model, two threads": {"onnxruntime": "0.4 s", "openvino": "0.3 s"},
+        "changing its concept": {"onnxruntime": "0.3 ms", "openvino": "0.2 ms"},
+        "a step at Stable Diffusion 1.5's size, one concept": {"openvino bf16": "0.45 s"},
+        "the same without concepts": {"torch": "2.4 s", "stable-diffusion.cpp f16": "4.0 s"},
+        "first step at Stable Diffusion 1.5's size in a new process": {
+            "onnxruntime": "5.5 s",
+            "openvino": "20.1 s, then 3.2 s",
+        },
+        "its peak memory": {"onnxruntime": "7000 MB", "openvino": "9000 MB, then 4000 MB"},
+        "on the disk": {"stable-diffusion.cpp f16": "20 MB", "stable-diffusion.cpp f32": "20 MB"},
+    }
+
+
+@measured
+def test_float32_is_that_of_onnxruntime():
+    steps = [row for row in ROWS if row["what"] == "step" and row["library"] == "openvino"]
+    pictures = [row for row in ROWS if row["what"] == "picture" and row["library"] == "openvino"]
+    assert {row["concepts"] for row in steps} == {1, 4}
+    assert max(row["relative_l2"] for row in steps) < 1e-4
+    assert min(row["psnr_db"] for row in pictures) >= 60
+
+
+@measured
+def test_a_concept_is_changed_within_a_millisecond():
+    assert max(row["swap_ms"] for row in ROWS if row["what"] == "picture") <= 1
+
+
+@measured
+def test_a_second_start_does_not_pay_for_compiling_again():
+    for model in ("pocket", "sd15"):
+        cold, warm = (
+            next(
+                row["cpu_seconds"]
+                for row in ROWS
+                if row["what"] == "first result" and row["model"] == model and row.get("start") == start
+                if row["library"] == "openvino"
+            )
+            for start in ("cold", "warm")
+        )
+        assert warm < 0.7 * cold
+
+
+@measured
+def test_more_than_two_rows_of_a_heavy_graph_bring_little():
+    """What the limit of two rows rests on; it must stay below what a user would notice."""
+    rows = [row for row in ROWS if row["what"] == "rows at once" and row["model"] == "sd15"]
+    assert rows
+    assert max(row["a_row_of_two_over_it"] for row in rows) < 1.1
