@@ -7,9 +7,9 @@ more rows at once bring. Where the processor has bf16 or fp16, OpenVINO also com
 float32 is measured too. stable-diffusion.cpp takes part where the package stable-diffusion-cpp-python is installed.
 
 The parts may run one by one (`prepare`, `pocket`, `starts`, `memory`, `step`, `batch`, `cpp`, then `record`), as each
-but the first and the last needs a quiet machine for some minutes; `memory` needs none. They need some 16 GB of memory
-and 20 GB of disk in build/providers. --short takes a narrow UNet (stable-diffusion.cpp: a small picture of the true
-one), two turns and writes no record.
+but the first and the last needs a quiet machine for some minutes; `memory` needs none. What they leave in
+build/providers is then kept. They need some 16 GB of memory and 20 GB of disk. --short takes a narrow UNet
+(stable-diffusion.cpp: a small picture of the true one), two turns and writes no record.
 """
 
 import argparse
@@ -248,7 +248,7 @@ def main() -> int:
         prepare(folder, short=args.short)
     _measure([part for part in PARTS if part in parts], folder, short=args.short)
     status = record(folder) if "record" in parts and not args.short else 0
-    if "record" in parts:
+    if not args.parts:
         shutil.rmtree(folder)
     return status
 

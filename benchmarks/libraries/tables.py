@@ -135,7 +135,7 @@ def _notes(rows: Rows) -> list[str]:
     ]
     batch = [
         f"{row['a_row_of_two_over_it']} ({row['model']}, {row['rows']} rows)"
-        for row in _rows(rows, what="rows at once") if row["rows"] > 2
+        for row in _rows(rows, what="rows at once")
     ]  # fmt: skip
     notes = []
     if memory:
