@@ -8,15 +8,18 @@ from benchmarks.libraries.tables import PAGE, block, in_page, lines
 from benchmarks.record import RECORDS
 
 ROWS = [row for path in RECORDS.glob("providers-*.json") for row in json.loads(path.read_text())["rows"]]
-measured = pytest.mark.skipif(
-    not ROWS, reason="benchmarks/providers.py has left no record yet, so there is nothing to hold"
-)
+
+
+def measured(what, **facts):
+    """The record's rows with these facts; without them there is nothing to hold."""
+    rows = [row for row in ROWS if {"what": what, **facts}.items() <= row.items()]
+    if not rows:
+        pytest.skip(f"benchmarks/providers.py has left no record of {what} yet")
+    return rows
 
 
 def test_the_page_shows_what_was_measured():
-    assert in_page(PAGE.read_text(encoding="utf-8")) == block(), (
-        "python -m benchmarks.libraries.tables --write"
-    )
+    assert in_page(PAGE.read_text(encoding="utf-8")) == block(), "python -m benchmarks.libraries.tables --write"
 
 
 def test_a_record_becomes_a_table():
@@ -48,38 +51,24 @@ def test_a_record_becomes_a_table():
     }
 
 
-@measured
 def test_float32_is_that_of_onnxruntime():
-    steps = [row for row in ROWS if row["what"] == "step" and row["library"] == "openvino"]
-    pictures = [row for row in ROWS if row["what"] == "picture" and row["library"] == "openvino"]
+    steps = measured("step", library="openvino")
     assert {row["concepts"] for row in steps} == {1, 4}
     assert max(row["relative_l2"] for row in steps) < 1e-4
-    assert min(row["psnr_db"] for row in pictures) >= 60
+    assert min(row["psnr_db"] for row in measured("picture", library="openvino")) >= 60
 
 
-@measured
 def test_a_concept_is_changed_within_a_millisecond():
-    assert max(row["swap_ms"] for row in ROWS if row["what"] == "picture") <= 1
+    assert max(row["swap_ms"] for row in measured("picture")) <= 1
 
 
-@measured
-def test_a_second_start_does_not_pay_for_compiling_again():
-    for model in ("pocket", "sd15"):
-        cold, warm = (
-            next(
-                row["cpu_seconds"]
-                for row in ROWS
-                if row["what"] == "first result" and row["model"] == model and row.get("start") == start
-                if row["library"] == "openvino"
-            )
-            for start in ("cold", "warm")
-        )
-        assert warm < 0.7 * cold
+@pytest.mark.parametrize("model", ["pocket", "sd15"])
+def test_a_second_start_does_not_pay_for_compiling_again(model):
+    facts = {"library": "openvino", "model": model}
+    (cold,), (warm,) = (measured("first result", start=start, **facts) for start in ("cold", "warm"))
+    assert warm["cpu_seconds"] < 0.7 * cold["cpu_seconds"]
 
 
-@measured
 def test_more_than_two_rows_of_a_heavy_graph_bring_little():
-    """What the limit of two rows rests on; it must stay below what a user would notice."""
-    rows = [row for row in ROWS if row["what"] == "rows at once" and row["model"] == "sd15"]
-    assert rows
-    assert max(row["a_row_of_two_over_it"] for row in rows) < 1.1
+    """What the limit of two rows rests on."""
+    assert max(row["a_row_of_two_over_it"] for row in measured("rows at once", model="sd15")) < 1.1
