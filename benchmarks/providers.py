@@ -43,6 +43,7 @@ from benchmarks.libraries.library_graphs import (
     with_concepts,
 )
 from benchmarks.libraries.library_memory import batch_rows, memory_rows
+from benchmarks.libraries.torch_unet import load_unet
 from benchmarks.libraries.turns import Turn, in_turns
 from benchmarks.record import ROOT, write_record
 from perfusion.devices.system import cpu_flags
@@ -134,12 +135,10 @@ def start_rows(threads: int, folder: Path) -> Rows:
 
 def step_rows(threads: int, turns: int, folder: Path) -> Rows:
     """One step of a UNet, with one and with four concepts."""
-    from diffusers import UNet2DConditionModel
-
     subject = subjects(folder)[1]
     fed = dict(np.load(subject.feeds))
     graphs = {name: open_graph(name, subject.graph, tuple(fed), threads) for name in libraries()}
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
+    unet = load_unet(folder)
     tensors = [torch.from_numpy(fed[name]) for name in ("sample", "timestep", "encoder_hidden_states")]
 
     @torch.inference_mode()

@@ -97,29 +97,38 @@ def with_rows(fed: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def prepare(folder: Path, *, short: bool) -> None:
-    """Write the graph of a UNet with random weights, its inputs, and a pipeline of diffusers with these weights.
+    """Write a pipeline of Stable Diffusion 1.5's size with random weights in half, and its UNet's graph and inputs.
 
-    `short`: a narrow UNet. stable-diffusion.cpp knows the real widths only, so the pipeline then has another one.
+    `short`: the graph of a narrow UNet, while the pipeline stays: stable-diffusion.cpp knows the real widths only.
     """
+    from benchmarks.libraries.torch_unet import load_unet
+    from benchmarks.models.random_model import save_random_model
     from benchmarks.step import CONFIG, SHORT, build_unet, export, feeds
 
-    settings = json.loads(CONFIG.read_text())
-    unet = build_unet(settings["unet"] | (SHORT if short else {}))
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    pipeline = folder / "diffusers"
+    save_random_model("sd15", pipeline)
+    _name_as_published(pipeline / "text_encoder" / "model.safetensors")
+    if short:
+        unet = build_unet(json.loads(CONFIG.read_text())["unet"] | SHORT)
+        unet.save_pretrained(folder / "unet")
+    else:
+        (folder / "unet").symlink_to(pipeline / "unet")
+        unet = load_unet(folder)
     (folder / "name").write_text("narrow" if short else "sd15")
-    unet.save_pretrained(folder / "unet")
     export(unet, folder / "unet.onnx")
     arrays: Any = feeds(unet, SIDE)
     np.savez(folder / "feeds.npz", **arrays)
     np.savez(folder / "pocket_feeds.npz", **_pocket_feeds())
-    pipeline = folder / "diffusers"
-    pipeline.mkdir()
-    if short:
-        build_unet(settings["unet"]).half().save_pretrained(pipeline / "unet")
-    else:
-        (pipeline / "unet").symlink_to(folder / "unet")
-    _save_rest(pipeline, settings)
+
+
+def _name_as_published(file: Path) -> None:
+    """Give a text encoder's weights the names that stable-diffusion.cpp knows, which transformers now shortens."""
+    from safetensors.torch import load_file, save_file
+
+    prefix = "text_model."
+    weights = {prefix + name.removeprefix(prefix): tensor for name, tensor in load_file(file).items()}
+    save_file(weights, file)
 
 
 def _pocket_feeds() -> dict[str, Any]:
@@ -136,23 +145,3 @@ def _pocket_feeds() -> dict[str, Any]:
         runtime.load_concept("school-bus")
         runtime.generate("a photo of a <school-bus>", num_inference_steps=1)
     return calls[0]
-
-
-def _save_rest(folder: Path, settings: Mapping[str, Any]) -> None:
-    """The text encoder and the VAE, without which stable-diffusion.cpp opens no model, under the names it knows."""
-    import torch
-    from diffusers import AutoencoderKL
-    from safetensors.torch import save_file
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    ).save_pretrained(folder / "vae")  # fmt: skip
-    (text_encoder,) = settings["text_encoders"]
-    weights = CLIPTextModel(CLIPTextConfig(**text_encoder)).state_dict()
-    prefix = "text_model."
-    tensors = {prefix + name.removeprefix(prefix): tensor.contiguous() for name, tensor in weights.items()}
-    (folder / "text_encoder").mkdir()
-    save_file(tensors, folder / "text_encoder" / "model.safetensors")

@@ -46,14 +46,14 @@ graph = open_graph(sys.argv[1], Path(sys.argv[3]), tuple(arrays), int(sys.argv[2
 graph.run(**arrays)
 """
 
-# Arguments: the library's name, threads, the folder of diffusers, the inputs.
+# Arguments: the library's name, threads, the folder that `prepare` wrote, the inputs.
 FIRST_TORCH_STEP = """
 from pathlib import Path
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
+from benchmarks.libraries.torch_unet import load_unet
 torch.set_num_threads(int(sys.argv[2]))
-unet = UNet2DConditionModel.from_pretrained(Path(sys.argv[3]) / "unet").eval()
+unet = load_unet(Path(sys.argv[3]))
 arrays = np.load(sys.argv[4])
 with torch.inference_mode():
     unet(*(torch.from_numpy(arrays[name]) for name in ("sample", "timestep", "encoder_hidden_states")))

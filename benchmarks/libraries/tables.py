@@ -81,7 +81,9 @@ def lines(rows: Rows) -> dict[str, dict[str, str]]:
         )
         for count in threads
     }
-    table["changing its concept"] = _cells(rows, "swap_ms", "ms", what="picture", threads=max(threads, default=0))
+    table["changing its concept"] = _cells(
+        rows, "swap_ms", "ms", what="picture", threads=max(threads, default=0)
+    )
     for concepts in (1, 4):
         title = f"a step at Stable Diffusion 1.5's size, {_counted(concepts, 'concept')}"
         table[title] = _cells(rows, "seconds", "s", what="step", model="sd15", concepts=concepts)

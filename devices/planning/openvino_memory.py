@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from perfusion.devices.planning.memory_plan import graph_costs, workload_of
+from perfusion.devices.planning.memory_plan import MIB, graph_costs, workload_of
 
 if TYPE_CHECKING:
     from perfusion.bundle.description import Bundle
 
 __all__ = ["compile_memory"]
 
+# Fitted to peaks of fresh processes on a processor, see benchmarks/providers.py and docs/providers.md.
+_COMPILER = 128 * MIB  # what compiling sets up, whatever the graph
 _PEAK = 3.0  # bytes for a byte of weights in float32: as they are read, as they are computed with, and to be stored
 
 
 def compile_memory(bundle: Bundle) -> int:
-    """Bytes that compiling the UNet, the largest graph, takes at its peak: an assumption, see docs/providers.md.
+    """Bytes that compiling the UNet, the largest graph, takes at its peak, the library itself not counted.
 
     Raises:
         BundleError: a graph that cannot be read or followed.
     """
     costs = graph_costs(bundle.unet.file, "unet", workload_of(bundle, bundle.usual_call))
-    return int(_PEAK * costs.weights * (2 if bundle.precision == "fp16" else 1))
+    return _COMPILER + int(_PEAK * costs.weights * (2 if bundle.precision == "fp16" else 1))

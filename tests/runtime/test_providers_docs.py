@@ -19,7 +19,9 @@ def measured(what, **facts):
 
 
 def test_the_page_shows_what_was_measured():
-    assert in_page(PAGE.read_text(encoding="utf-8")) == block(), "python -m benchmarks.libraries.tables --write"
+    assert in_page(PAGE.read_text(encoding="utf-8")) == block(), (
+        "python -m benchmarks.libraries.tables --write"
+    )
 
 
 def test_a_record_becomes_a_table():
@@ -58,8 +60,10 @@ def test_float32_is_that_of_onnxruntime():
     assert min(row["psnr_db"] for row in measured("picture", library="openvino")) >= 60
 
 
-def test_a_concept_is_changed_within_a_millisecond():
-    assert max(row["swap_ms"] for row in measured("picture")) <= 1
+def test_with_all_cores_a_concept_is_changed_within_a_millisecond():
+    rows = measured("picture")
+    cores = max(row["threads"] for row in rows)
+    assert max(row["swap_ms"] for row in rows if row["threads"] == cores) <= 1
 
 
 @pytest.mark.parametrize("model", ["pocket", "sd15"])
