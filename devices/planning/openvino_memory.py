@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compile_memory"]
 
-# Fitted to peaks of fresh processes on a processor, see benchmarks/providers.py and docs/providers.md.
+# Together what the embedded UNet took, see docs/providers.md; the factor alone is not measured on a larger one.
 _COMPILER = 128 * MIB  # what compiling sets up, whatever the graph
 _PEAK = 3.0  # bytes for a byte of weights in float32: as they are read, as they are computed with, and to be stored
 
