@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _SLOTS = 4  # rows of concepts are filled up to a multiple of so many
 _MOST_SHAPES = 4  # that stay ready: with and without guidance, of two sizes
 _MOST_ROWS = 16  # computed at once
-_HEAVY = 256 << 20  # bytes of weights from which on a processor computes two rows at once: fewer sizes to compile
+_HEAVY = 256 << 20  # bytes of weights from which on a processor computes two rows at once
 _CONCEPT_AXES = {
     "key_gate": 2, "value_gate": 2, "concept_keys": 0, "concept_values": 0, "concept_embeddings": 0,
 }  # fmt: skip
