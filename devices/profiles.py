@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -187,22 +188,34 @@ _NOTES: Mapping[str, str] = {
 
 
 def find_profile(name: str) -> DeviceProfile:
-    """The profile of that name or title; case, blanks and underscores do not matter ("RTX 4070" is "rtx-4070").
+    """The profile that people mean by a name: "rtx-4070", "NVIDIA GeForce RTX 4070 12GB", "Jetson Orin Nano 8GB Super".
+
+    Neither the order of the words nor the maker matters. The memory may be said where no profile's name says it.
 
     Raises:
         DeviceError: there is none; the message has the nearest names.
     """
-    plain = _plain(str(name))
+    words, fits, near = _words(str(name)), [], []
     for profile in PROFILES.values():
-        if plain in (profile.name, _plain(profile.title)):
-            return profile
-    near = difflib.get_close_matches(plain, PROFILES, n=3, cutoff=0.5)
-    meant = f"Did you mean {' or '.join(near)}?" if near else "`perfusion-devices list` has them all."
+        title = _words(profile.title)
+        least, most = _words(profile.name), _words(profile.name) | title | {str(profile.memory // GIB)}
+        if words == title or least <= words <= most:
+            fits.append((len(least), profile))
+        elif words and words <= most:
+            near.append(profile.name)
+    if fits:  # of the RTX 4070 and its laptop's the one that more of the words name
+        return max(fits, key=lambda fit: fit[0])[1]
+    near = near or difflib.get_close_matches("-".join(str(name).lower().split()), PROFILES, n=3, cutoff=0.5)
+    meant = f"Did you mean {' or '.join(near[:4])}?" if near else "`perfusion-devices list` has them all."
     raise DeviceError(f"There is no device profile named {str(name)[:60]!r}. {meant}")
 
 
-def _plain(name: str) -> str:
-    return "-".join(name.lower().replace("_", " ").replace("-", " ").split())
+def _words(name: str) -> frozenset[str]:
+    """Of a device's name, without those that tell it from no other."""
+    apart = re.sub(r"\brtx(?=[a\d])", "rtx ", re.sub(r"(\d)\s*gi?b\b", r"\1", name.lower()))
+    return frozenset(re.findall(r"[a-z0-9]+", apart)) - {
+        "nvidia", "geforce", "jetson", "gpu", "module", "developer", "kit",
+    }  # fmt: skip
 
 
 def processor_profile(*, cores: int, memory: int | None, title: str = "") -> DeviceProfile:

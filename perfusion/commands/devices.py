@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_size(action: argparse.ArgumentParser) -> None:
     """The options that say on which device how much is drawn."""
     action.add_argument(
-        "--device", metavar="PROFILE", help="a name that `list` prints; by default this machine"
+        "--device",
+        metavar="PROFILE",
+        help='a name or a device that `list` prints, such as orin-nano-8 or "RTX 4070"; by default this machine',
     )
     action.add_argument(
         "--resolution", type=int, metavar="N", help="width and height in pixels; by default the bundle's"
@@ -167,7 +169,8 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_plan_facts(plan, folder) | {"export": export}, indent=2))
         return 0
-    print(f"{folder.name} on {plan.profile.title}: {plan.memory.explain()}\n")
+    model = folder.resolve().name if args.bundle else "the embedded model"
+    print(f"{model} on {plan.profile.title}: {plan.memory.explain()}\n")
     rows = [("bundle", _bundle_line(folder)), *_plan_rows(plan), *_openvino_rows(plan, folder)]
     print(_aligned([*rows, *([("export", export)] if export else [])]))
     print("\nComputed from the graphs, not measured on the device.")

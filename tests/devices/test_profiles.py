@@ -97,13 +97,33 @@ def test_a_profile_is_found_by_its_title_too(name):
     assert find_profile(PROFILES[name].title) is PROFILES[name]
 
 
-@pytest.mark.parametrize("written", ["rtx-4070", "RTX 4070", "rtx_4070", "  Rtx 4070 "])
-def test_a_name_may_be_written_as_people_write_it(written):
-    assert find_profile(written) is PROFILES["rtx-4070"]
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [(written, "rtx-4070") for written in ("rtx-4070", "RTX 4070", "rtx_4070", "  Rtx 4070 ", "rtx4070")]
+    + [
+        ("NVIDIA GeForce RTX 4070 12GB", "rtx-4070"),
+        ("NVIDIA GeForce RTX 4070 Laptop GPU", "rtx-4070-laptop"),
+        ("RTX 4070 SUPER", "rtx-4070-super"),
+        ("Jetson Orin Nano 8GB", "orin-nano-8"),
+        ("Jetson Orin Nano Super 8 GB", "orin-nano-8-super"),
+        ("Jetson AGX Thor Developer Kit", "agx-thor"),
+        ("RTX A2000 12GB", "rtx-a2000-12"),
+    ],
+)
+def test_a_name_may_be_written_as_people_write_it(written, name):
+    assert find_profile(written) is PROFILES[name]
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("orin-nano", "orin-nano-8"), ("rtx4070", "rtx-4070"), ("agx-orin", "agx-orin-64")]
+    "written", ["RTX 3060 8GB", "Jetson Orin Nano Super Developer Kit", "3060", "RTX A2000"]
+)
+def test_another_memory_or_a_name_of_several_is_no_profile(written):
+    with pytest.raises(DeviceError, match="Did you mean"):
+        find_profile(written)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("orin-nano", "orin-nano-8"), ("rtx-407", "rtx-4070"), ("agx-orin", "agx-orin-64")]
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name, near):
     with pytest.raises(DeviceError, match=f"no device profile named '{name}'.*{near}"):
