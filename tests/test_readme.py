@@ -1,6 +1,7 @@
 """What the README says can be typed, and the numbers that it and docs/measured.md give."""
 
 import importlib
+import itertools
 import json
 import re
 import shlex
@@ -83,6 +84,34 @@ def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
             target = page.parent / name if name else page
             assert target.exists(), link
             assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def typed(page: Path) -> list[list[str]]:
+    """The command lines of a page that can be typed as they stand."""
+    text = re.sub(r"\\\n *", " ", page.read_text(encoding="utf-8"))
+    lines = re.findall(r"^ *(?:\.venv/bin/)?(perfusion-\w+ .*)$", text, re.MULTILINE)
+    words = [shlex.split(line, comments=True) for line in lines if "..." not in line and "[" not in line]
+    return [list(itertools.takewhile(lambda word: not word.startswith((">", "|")), line)) for line in words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_the_pages_are_understood(page: Path) -> None:
+    for name, *arguments in [] if page.name == "CHANGELOG.md" else typed(page):
+        module = importlib.import_module(f"perfusion.commands.{name.removeprefix('perfusion-')}")
+        if hasattr(module, "_parser"):  # serve's and fleet's are made of several
+            module._parser().parse_args(arguments)  # SystemExit for a word it does not know
+
+
+def test_a_board_is_given_what_was_made_for_it_before() -> None:
+    """The way to a board in its order: no command reads a bundle that none before it has written."""
+    bundles: set[str] = set()
+    for name, *arguments in typed(ROOT / "docs" / "jetson.md"):
+        options = dict(itertools.pairwise(arguments))
+        if "--bundle" in options:
+            assert options["--bundle"] in bundles, f"{name} {shlex.join(arguments)}"
+        if name == "perfusion-export":
+            bundles.add(options["--output"])
+    assert bundles
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
