@@ -195,7 +195,9 @@ def find_profile(name: str) -> DeviceProfile:
     Raises:
         DeviceError: there is none; the message has the nearest names.
     """
-    words, fits, near = _words(str(name)), [], []
+    words = _words(str(name))
+    fits: list[tuple[int, DeviceProfile]] = []
+    near: list[str] = []
     for profile in PROFILES.values():
         title = _words(profile.title)
         least, most = _words(profile.name), _words(profile.name) | title | {str(profile.memory // GIB)}
