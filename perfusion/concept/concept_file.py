@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from perfusion.concept import card
 from perfusion.concept.container import pack, unpack
+from perfusion.concept.mistaken_files import refuse_mistaken
 from perfusion.concept.settings import DEFAULT_LOCK, FILE_SETTINGS, LOCKS, ConceptSettings
 from perfusion.concept.storage import narrow, stored_as, widen
 from perfusion.concept.words import hidden_character
@@ -131,12 +132,17 @@ class Concept:
             data = card.extract(data)
         card.refuse_other_pictures(data)
         if len(data) > _MAX_FILE_BYTES:
+            refuse_mistaken(data)
             raise ConceptError(
                 f"The file has more than {_MAX_FILE_BYTES} bytes. This is no concept file; give one that "
                 "perfusion-train wrote."
             )
-        tensors, metadata = unpack(bytes(data))
-        _check_format(metadata)
+        try:
+            tensors, metadata = unpack(bytes(data))
+            _check_format(metadata)
+        except ConceptError:
+            refuse_mistaken(data)
+            raise
         tensors = widen(tensors)
         encoders = _check_names(tensors)
         fields = _fields(metadata)

@@ -405,3 +405,22 @@ def test_every_truncation_is_refused(make_concept):
     for length in range(len(data)):
         with pytest.raises(ConceptError):
             Concept.from_bytes(data[:length])
+
+
+@pytest.mark.parametrize(
+    ("names", "option"),
+    [
+        (["model.diffusion_model.out.2.bias", "first_stage_model.decoder.conv_in.bias"], "--model"),
+        (["lora_unet_mid_block_attentions_0.lora_up.weight"], "--lora"),
+        (["unet.mid_block.attentions.0.to_q.lora_A.weight"], "--lora"),
+        (["emb_params"], "--embedding"),
+        (["clip_g", "clip_l"], "--textual-inversion"),
+        (["down_blocks.0.resnets.0.conv1.bias", "mid_block.resnets.0.conv1.bias"], "--model"),
+    ],
+)
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+@pytest.mark.parametrize("size", [4, 3 << 20])
+def test_a_file_that_is_something_else_is_told_where_it_belongs(names, option, metadata, size):
+    tensors = {name: np.zeros((size // len(names), 1), np.float32) for name in names}
+    with pytest.raises(ConceptError, match=f"expected a concept.*{option}"):
+        Concept.from_bytes(safetensors.numpy.save(tensors, metadata))
