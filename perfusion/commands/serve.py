@@ -145,7 +145,8 @@ def _add_process(add: Callable[..., object]) -> None:
     add("--no-training", action="store_true", help="teach nothing over HTTP")
     add(
         "--scorer", type=Path, metavar="DIR",
-        help="ONNX graphs that measure pictures, for the front of settings (default: the embedded model's own)",
+        help="ONNX graphs that measure pictures, for the front of settings and the verdict on a training (default: the "
+        "embedded model's own, for that model alone)",
     )  # fmt: skip
 
 
@@ -222,7 +223,7 @@ def _lessons(args: argparse.Namespace, folder: Path, library: "Library") -> "Les
     bounds = LessonBounds(open=args.training_queue, size=int(args.training_quota * 1e9))
     # fetched when the server starts, and not when somebody teaches
     model = args.training_model and local_model(args.training_model)
-    return Lessons(folder, library, model=model, bounds=bounds)
+    return Lessons(folder, library, model=model, scorer=args.scorer, bounds=bounds)
 
 
 @contextmanager

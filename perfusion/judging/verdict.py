@@ -7,7 +7,7 @@ likeness alone is no proof: a scorer finds camouflage in a cat's colours very mu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from perfusion.judging.probes import MOSTLY, Probes
 from perfusion.judging.scales import Similarities, similarities
 from perfusion.judging.scorer import Scorer
 
-__all__ = ["Evidence", "TrainingVerdict", "compare", "gather", "pass_verdict"]
+__all__ = ["Evidence", "Remedy", "TrainingVerdict", "compare", "gather", "pass_verdict", "tell"]
 
 NEARER, KEEPS = 0.8, 0.8
 """Shares of the pairs in which the concept must be nearer to the subject, and of the places that must be kept."""
@@ -45,19 +45,52 @@ class Evidence:
     plain_place: float
 
 
+@dataclass(frozen=True)
+class Remedy:
+    """Something to try."""
+
+    words: str
+    option: str = ""
+    """Of perfusion-train that does it. Who reads elsewhere, such as in the studio, has other switches, or none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingVerdict:
     """What became of a training."""
 
     grade: str
     """`learned`, `colours only` or `not learned`."""
-    sentence: str
-    """The grade with its reason and, where it was not learned, what to try."""
+    reason: str
+    remedies: tuple[Remedy, ...]
+    """What to try where it was not learned."""
     evidence: Evidence
+
+    @property
+    def sentence(self) -> str:
+        """The grade with its reason and what to try, in words that are true wherever they are read."""
+        return tell(self.grade, self.reason, self.remedies)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"grade": self.grade, "sentence": self.sentence, **asdict(self.evidence)}
+        facts = {"grade": self.grade, "sentence": self.sentence, "reason": self.reason}
+        return {**facts, "remedies": [asdict(remedy) for remedy in self.remedies], **asdict(self.evidence)}
+
+
+def tell(
+    grade: str, reason: str, remedies: Sequence[Remedy], switches: Mapping[str, str] | None = None
+) -> str:
+    """A verdict in a sentence or two.
+
+    Args:
+        switches: for options of perfusion-train, how the same is called where the sentence is read.
+    """
+    names = switches or {}
+    words = [
+        f"{remedy.words} ({names[remedy.option]})" if remedy.option in names else remedy.words
+        for remedy in remedies
+    ]
+    listed = ", or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+    return f"{grade}: {reason}." + (f" Try {listed}." if listed else "")
 
 
 def compare(
@@ -97,36 +130,48 @@ def gather(
     )
 
 
-def pass_verdict(evidence: Evidence, token: str, superclass: str, remedy: str) -> TrainingVerdict:
+def pass_verdict(
+    evidence: Evidence, token: str, superclass: str, remedies: Sequence[Remedy]
+) -> TrainingVerdict:
     """Judge by the evidence.
 
     Args:
-        remedy: what to try where the base model cannot draw the subject, as an order in lower case.
+        remedies: what to try where the base model cannot draw the subject.
     """
-    grade, reason, attempt = _grade(evidence, token, superclass, remedy)
-    sentence = f"{grade}: {reason}." if not attempt else f"{grade}: {reason}. Try {attempt}."
-    return TrainingVerdict(grade=grade, sentence=sentence, evidence=evidence)
+    grade, reason, attempts = _grade(evidence, token, superclass, remedies)
+    return TrainingVerdict(grade=grade, reason=reason, remedies=tuple(attempts), evidence=evidence)
 
 
-def _grade(evidence: Evidence, token: str, superclass: str, remedy: str) -> tuple[str, str, str]:
+def _grade(
+    evidence: Evidence, token: str, superclass: str, remedies: Sequence[Remedy]
+) -> tuple[str, str, Sequence[Remedy]]:
     noun, place, plain = f"{evidence.noun:.0%}", f"{evidence.place:.0%}", f"{evidence.plain_noun:.0%}"
     if evidence.plain_noun < MOSTLY:
         reason = f"the base model's own pictures of {superclass!r} show one in only {plain}"
-        return NOT_LEARNED, reason, "another --superclass, one that the base model draws well"
+        return (
+            NOT_LEARNED,
+            reason,
+            [Remedy("another superclass, one that the base model draws well", "--superclass")],
+        )
     if evidence.scene < MOSTLY:
-        reason = f"most pictures of {token} have become texture"
-        return NOT_LEARNED, reason, remedy
+        return NOT_LEARNED, f"most pictures of {token} have become texture", remedies
     if evidence.noun < SURE * evidence.plain_noun:
         reason = (
             f"the pictures of {token} have its colours, and a {superclass} is seen in only {noun} of them"
         )
-        grade = COLOURS if evidence.nearer >= NEARER else NOT_LEARNED
-        return grade, reason, remedy
+        return COLOURS if evidence.nearer >= NEARER else NOT_LEARNED, reason, remedies
     if evidence.place < KEEPS * evidence.plain_place:
         reason = f"only {place} of the pictures of {token} keep the place that the prompt asks for"
-        return NOT_LEARNED, reason, "fewer --steps, masks that leave out the background, or a higher bias"
+        return NOT_LEARNED, reason, _OVERFITTED
     if evidence.nearer < NEARER:
         reason = f"in only {evidence.nearer:.0%} of the pictures {token} is nearer to yours than any {superclass} is"
-        return NOT_LEARNED, reason, "more --steps, or pictures that show the thing larger"
+        return NOT_LEARNED, reason, _UNDERFITTED
     reason = f"the pictures of {token} are like yours, {noun} show a {superclass} and {place} keep the place"
-    return LEARNED, reason, ""
+    return LEARNED, reason, ()
+
+
+_OVERFITTED = (
+    Remedy("fewer steps", "--steps"), Remedy("masks that leave out the background", "--masks"),
+    Remedy("a higher bias when you draw"),
+)  # fmt: skip
+_UNDERFITTED = (Remedy("more steps", "--steps"), Remedy("pictures that show the thing larger"))

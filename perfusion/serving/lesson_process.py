@@ -7,11 +7,17 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-__all__ = ["Progress", "follow", "read_report"]
+from perfusion.judging.verdict import Remedy, tell
+
+__all__ = ["Progress", "follow", "read_verdict"]
 
 _PROGRESS = re.compile(r"^training .* (\d+)/(\d+), \S+ elapsed(?:, ([\d:]+) left)?(?:, loss ([\d.]+))?$")
+_SWITCHES = {
+    "--model": "the server's options --bundle and --training-model",
+    "--scorer": "the server's option --scorer",
+}
 
 
 class Progress(Protocol):
@@ -44,13 +50,18 @@ def follow(progress: Progress, process: subprocess.Popen[str], look: Callable[[]
     return reason
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """What a training printed at its end; empty where it printed nothing."""
+def read_verdict(path: Path) -> tuple[str | None, str | None]:
+    """The grade and the sentence from what a training printed at its end; None each where it printed none.
+
+    The options that its remedies name are those of perfusion-train. Who asked over HTTP cannot give them, so they
+    become those of the server, or are left out.
+    """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}
+        verdict = json.loads(path.read_text(encoding="utf-8"))["verdict"]
+        remedies = [Remedy(**facts) for facts in verdict["remedies"]]
+        return verdict["grade"], tell(verdict["grade"], verdict["reason"], remedies, _SWITCHES)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None, None
 
 
 def _seconds(clock: str) -> int:

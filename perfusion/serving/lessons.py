@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from perfusion.errors import PerfusionError
 from perfusion.files import writing
 from perfusion.serving.answers import StatusError
-from perfusion.serving.lesson_process import follow, read_report
+from perfusion.serving.lesson_process import follow, read_verdict
 from perfusion.serving.lesson_samples import LessonSamples
 from perfusion.serving.library import Library, check_name
 from perfusion.serving.mask_search import MaskSearch, PhotoMask
@@ -113,10 +113,13 @@ class Lessons:
     """The lessons of one server, in the order they were asked for."""
 
     def __init__(
-        self, folder: Path, library: Library, *, model: Path | None = None, bounds: LessonBounds | None = None
-    ) -> None:
-        """`folder`: where they are kept. `model`: the base model's folder; None: the embedded model."""
+        self, folder: Path, library: Library, *, model: Path | None = None, scorer: Path | None = None,
+        bounds: LessonBounds | None = None,
+    ) -> None:  # fmt: skip
+        """`folder`: where they are kept. `model`: the base model's folder; None: the embedded model. `scorer`: what
+        chooses and judges; None: the embedded model's own, for that model alone."""
         self._folder, self._library, self._model = folder, library, model
+        self._scorer = scorer
         self._search, self._portraits = MaskSearch(model), Portraits(library.runtime)
         self._bounds = bounds or LessonBounds()
         self._entrance = threading.Lock()  # one lesson comes in after another
@@ -340,8 +343,7 @@ class Lessons:
                 return
         if process.returncode == 0:
             self._library.put((self._place(lesson) / _CONCEPT).read_bytes(), lesson.name)
-            verdict = read_report(self._place(lesson) / _REPORT).get("verdict") or {}
-            lesson.grade, lesson.verdict = verdict.get("grade"), verdict.get("sentence")
+            lesson.grade, lesson.verdict = read_verdict(self._place(lesson) / _REPORT)
             self._end(lesson, "done")
         else:
             self._end(lesson, "failed", reason or f"The training ended with {process.returncode}.")
@@ -353,6 +355,7 @@ class Lessons:
         command += [f"--output={place / _CONCEPT}", "--resume", "--keep-state", "--json"]
         command += [f"--masks={place / _MASKS}"] if (place / _MASKS).is_dir() else []
         command += [f"--steps={lesson.steps}"] if lesson.steps else []
+        command += [f"--scorer={self._scorer}"] if self._scorer else []
         return command + ([f"--model={self._model}"] if self._model else [])
 
     def _end(self, lesson: Lesson, state: str, error: str | None = None) -> None:

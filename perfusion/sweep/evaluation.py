@@ -13,7 +13,7 @@ from perfusion.concept.concept_file import Concept
 from perfusion.contact_sheet import contact_sheet
 from perfusion.judging.probes import Probes
 from perfusion.judging.scorer import Scorer
-from perfusion.judging.verdict import TrainingVerdict, compare, gather, pass_verdict
+from perfusion.judging.verdict import Remedy, TrainingVerdict, compare, gather, pass_verdict
 
 if TYPE_CHECKING:
     from perfusion.runtime import Runtime
@@ -26,7 +26,10 @@ PROMPTS = (
 )  # fmt: skip
 """Places that every base model knows; the concept's token, or its superclass, stands in the gap."""
 PAIR = "a photo of a {} and a {}"
-REMEDY = "masks of the thing alone, another superclass, or more pictures"
+REMEDIES = (
+    Remedy("masks of the thing alone", "--masks"), Remedy("another superclass", "--superclass"),
+    Remedy("more pictures"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,7 +114,7 @@ class Evaluator:
             likeness=float(measures[0].image.mean()),
             prompt=float(measures[0].text.mean()),
             drift=_difference(again, plain[:first]),
-            verdict=pass_verdict(evidence, concept.token, concept.superclass, REMEDY),
+            verdict=pass_verdict(evidence, concept.token, concept.superclass, REMEDIES),
             sheet=contact_sheet(
                 [*columns[0], *columns[1]], [*captions[0], *captions[1]], columns=len(columns[0])
             ),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingJob", "TrainingReport", "finish", "run_job"]
 
+_SWITCHES = {name: name for name in ("--masks", "--superclass", "--steps", "--model", "--scorer")}
+
 SUFFIXES = ("", ".safetensors", ".png")
 
 
@@ -203,5 +205,5 @@ def _report(job: TrainingJob, result: TrainingResult, seconds: float) -> Trainin
         facts["losses"] = str(job.losses_path)
     if result.trial:
         facts |= {"verdict": result.trial.as_dict(), "sheet": str(job.sheet_path)}
-        lines.append(f"{job.sheet_path}: {result.trial.sentence}")
+        lines.append(f"{job.sheet_path}: {result.trial.tell(_SWITCHES)}")
     return TrainingReport(facts=facts, lines=tuple(lines), table=table)

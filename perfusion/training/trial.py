@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from perfusion.contact_sheet import contact_sheet
 from perfusion.errors import DeviceError, ModelError, RequestError
 from perfusion.judging.probes import Probes, open_probes
 from perfusion.judging.scorer import Scorer
-from perfusion.judging.verdict import TrainingVerdict, compare, gather, pass_verdict
+from perfusion.judging.verdict import Remedy, TrainingVerdict, compare, gather, pass_verdict, tell
 from perfusion.pocket.vocabulary import article
 from perfusion.training.config import TrainingConfig
 from perfusion.training.draw import draw
@@ -24,7 +24,7 @@ from perfusion.training.placement import Placement
 from perfusion.training.samples import Samples
 from perfusion.training.snapshot_choice import POCKET_PROMPTS, object_pictures, open_scorer, variant_pictures
 
-__all__ = ["NOT_JUDGED", "Trial", "try_out"]
+__all__ = ["Trial", "try_out"]
 
 PROMPTS = POCKET_PROMPTS
 """Six places, in words that every base model knows."""
@@ -36,15 +36,16 @@ SIDE = 256
 """Of a picture on the sheet, at most."""
 COLUMNS, MOST_SHOWN = 6, 12
 """Of the sheet, and how many training pictures it shows."""
-NOT_JUDGED = (
-    "not judged: nobody has looked at the pictures. Look at the sheet, or give --scorer DIR, a CLIP model."
+UNJUDGED, NOBODY = "not judged", "nobody has looked at the pictures"
+JUDGES = (Remedy("a look at the sheet"), Remedy("a scorer, such as a CLIP model", "--scorer"))
+POCKET_REMEDIES = (
+    Remedy("a thing that this small model can draw in many looks, such as a cake, a hat or a bus"),
+    Remedy("a larger model", "--model"),
 )
-POCKET_REMEDY = (
-    "a thing that this small model can draw in many looks, such as a cake, a hat or a bus, or a larger model with "
-    "--model"
-)
-REMEDY = "masks of the thing alone (--masks), another --superclass, or fewer --steps"
-
+REMEDIES = (
+    Remedy("masks of the thing alone", "--masks"), Remedy("another superclass", "--superclass"),
+    Remedy("fewer steps", "--steps"),
+)  # fmt: skip
 Say = Callable[[str], None]
 
 
@@ -57,14 +58,16 @@ class Trial:
     sheet: Image.Image
     """What was learned from, with its masks; the prompts with the concept, and the same seeds without."""
 
-    @property
-    def sentence(self) -> str:
-        """The verdict's, or that there is none."""
-        return self.verdict.sentence if self.verdict else NOT_JUDGED
+    def tell(self, switches: Mapping[str, str] | None = None) -> str:
+        """The verdict in a sentence, or that there is none; `switches` as those of `perfusion.judging.verdict.tell`."""
+        return _tell(self.verdict, switches)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the verdict with its evidence; the grade "not judged" where there is none."""
-        return self.verdict.as_dict() if self.verdict else {"grade": "not judged", "sentence": NOT_JUDGED}
+        if self.verdict:
+            return self.verdict.as_dict()
+        facts = {"grade": UNJUDGED, "sentence": self.tell(), "reason": NOBODY}
+        return {**facts, "remedies": [asdict(remedy) for remedy in JUDGES]}
 
 
 def try_out(
@@ -99,11 +102,16 @@ def try_out(
         except RequestError as error:  # the scorer sees no difference between the subject and the superclass
             say(f"the concept cannot be judged: {error}")
         else:
-            remedy = POCKET_REMEDY if base.family == "pocket" else REMEDY
-            verdict = pass_verdict(evidence, concept.token, config.superclass, remedy)
-    sentence = verdict.sentence if verdict else NOT_JUDGED
-    sheet = _sheet(own[::seeds], plain[::seeds], samples, names, concept, config, sentence)
+            remedies = POCKET_REMEDIES if base.family == "pocket" else REMEDIES
+            verdict = pass_verdict(evidence, concept.token, config.superclass, remedies)
+    sheet = _sheet(own[::seeds], plain[::seeds], samples, names, concept, config, _tell(verdict))
     return Trial(verdict=verdict, sheet=sheet)
+
+
+def _tell(verdict: TrainingVerdict | None, switches: Mapping[str, str] | None = None) -> str:
+    if verdict is None:
+        return tell(UNJUDGED, NOBODY, JUDGES, switches)
+    return tell(verdict.grade, verdict.reason, verdict.remedies, switches)
 
 
 def _judges(

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from perfusion.judging.probes import Shown
-from perfusion.judging.verdict import Evidence, compare, gather, pass_verdict
+from perfusion.judging.verdict import Evidence, Remedy, compare, gather, pass_verdict, tell
 
 GOOD = Evidence(pictures=24, nearer=1.0, scene=1.0, noun=0.9, place=1.0, plain_noun=1.0, plain_place=1.0)
 
@@ -21,20 +21,30 @@ GOOD = Evidence(pictures=24, nearer=1.0, scene=1.0, noun=0.9, place=1.0, plain_n
         ({"noun": 0.5}, "colours only", "only 50%"),  # a border is not called learned
         ({"noun": 0.1, "nearer": 0.3}, "not learned", "only 10%"),
         ({"noun": 0.1, "scene": 0.2}, "not learned", "have become texture. Try fog."),
-        ({"place": 0.5}, "not learned", "keep the place that the prompt asks for. Try fewer --steps"),
+        ({"place": 0.5}, "not learned", "keep the place that the prompt asks for. Try fewer steps, masks"),
         ({"nearer": 0.5}, "not learned", "in only 50% of the pictures <my-cat> is nearer to yours"),
         ({"plain_noun": 0.2, "noun": 0.2}, "not learned", "base model's own pictures of 'cat' show one in only 20%"),
         ({"place": 0.65, "plain_place": 0.7}, "learned", "65% keep the place"),  # as good as the base's
     ],
 )  # fmt: skip
 def test_the_grade_follows_from_the_evidence(change: dict[str, float], grade: str, words: str) -> None:
-    verdict = pass_verdict(replace(GOOD, **change), "<my-cat>", "cat", "fog")
+    verdict = pass_verdict(replace(GOOD, **change), "<my-cat>", "cat", [Remedy("fog", "--fog")])
     assert verdict.grade == grade
     assert verdict.sentence.startswith(f"{grade}: ")
     assert words in verdict.sentence
     assert verdict.sentence.endswith(".")
     assert ("Try " in verdict.sentence) == (grade != "learned")
     assert verdict.as_dict()["noun"] == verdict.evidence.noun
+    assert "--" not in verdict.sentence
+
+
+def test_a_remedy_names_the_switch_of_the_place_where_it_is_read() -> None:
+    remedies = (Remedy("fewer steps", "--steps"), Remedy("more light"), Remedy("a larger model", "--model"))
+    assert tell("not learned", "it is fog", remedies, {"--steps": "--steps", "--model": "ask the owner"}) == (
+        "not learned: it is fog. Try fewer steps (--steps), more light, or a larger model (ask the owner)."
+    )
+    assert tell("not learned", "it is fog", remedies[1:2]) == "not learned: it is fog. Try more light."
+    assert tell("learned", "it is a cat", ()) == "learned: it is a cat."
 
 
 class Greys:

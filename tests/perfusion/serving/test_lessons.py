@@ -107,12 +107,18 @@ def test_it_is_drawn_with_while_it_is_learned_and_its_verdict_is_told(
         for step in (4, 8):
             (work / f"step-{step:06}.safetensors").write_bytes(pathlib.Path(output).read_bytes())
             print(f"training <cat> {step}/8, 0:02 elapsed, loss 0.1250", file=sys.stderr, flush=True)
-        print(json.dumps({"verdict": {"grade": "learned", "sentence": "learned: as it should be."}}))
+        remedies = [{"words": "fewer steps", "option": "--steps"}, {"words": "another model", "option": "--model"}]
+        verdict = {"grade": "not learned", "reason": "it is fog", "remedies": remedies}
+        print(json.dumps({"verdict": verdict}))
     """)
     with client(lessons) as http:
         number = http.post(PATH, **form()).json()["id"]
         facts = ended(http, number)
-        assert (facts["grade"], facts["verdict"]) == ("learned", "learned: as it should be.")
+        assert (facts["grade"], facts["verdict"]) == (
+            "not learned",
+            "not learned: it is fog. Try fewer steps, or another model (the server's options --bundle and "
+            "--training-model).",
+        )
         assert [each["step"] for each in facts["samples"]] == [4, 8]
         picture = Image.open(io.BytesIO(http.get(facts["samples"][1]["url"]).content))
         assert http.get(f"{PATH}/{number}/samples/5").status_code == 404

@@ -1,6 +1,7 @@
 """A trained concept tried out: a verdict, and a sheet beside the file."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from perfusion.errors import ModelError
 from perfusion.training import TrainingConfig, train, trial
 from perfusion.training.samples import Samples
 from perfusion.training.snapshot_choice import variant_pictures
-from perfusion.training.trial import NOT_JUDGED, PROMPTS
+from perfusion.training.trial import PROMPTS
 
 
 def options(**changes) -> TrainingConfig:
@@ -41,8 +42,11 @@ def test_nobody_judges_a_base_without_probes_unless_a_scorer_is_given(tiny_base,
     other = replace(tiny_base, family="sd15")
     result = train(pictures, options(), model=other, trial=True)
     assert result.trial is not None
-    assert (result.trial.verdict, result.trial.sentence) == (None, NOT_JUDGED)
-    assert result.trial.as_dict() == {"grade": "not judged", "sentence": NOT_JUDGED}
+    facts = result.trial.as_dict()
+    assert (result.trial.verdict, facts["grade"]) == (None, "not judged")
+    assert facts["sentence"].startswith(
+        "not judged: nobody has looked at the pictures. Try a look at the sheet"
+    )
     judged = train(pictures, options(select="auto", scorer=scorer_path()), model=other, trial=True).trial
     assert judged is not None and judged.verdict is not None
 
@@ -82,6 +86,10 @@ def test_the_command_writes_the_sheet_beside_the_file(tiny_model, pictures, tmp_
     assert facts["sheet"] == str(tmp_path / "cat.sheet.png")
     with Image.open(facts["sheet"]) as sheet:
         assert sheet.format == "PNG"
+    Path(facts["sheet"]).unlink()
+    assert command.main([*arguments, "--start-over"]) == 0
+    named = re.findall(r"\(--[a-z-]+\)", capsys.readouterr().out)
+    assert named and {name.strip("()") for name in named} <= set(command._parser()._option_string_actions)
     Path(facts["sheet"]).unlink()
     assert command.main([*arguments, "--no-sheet"]) == 0
     assert not Path(facts["sheet"]).exists()
