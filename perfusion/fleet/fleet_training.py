@@ -147,11 +147,12 @@ class _Crew:
             worker, job = self._answers.pop(reference)
             try:
                 answer: Answer = self._ray.get(reference)
-            except self._ray.exceptions.RayActorError:
+            except self._ray.exceptions.RayActorError as error:
+                worker, answer = self._hire(), Answer(error=_death(error), may_pass=True)
+            except self._ray.exceptions.RayTaskError as error:  # what a graphics card or a store may raise
+                self._ray.kill(worker)  # after it the process, too, may be good for nothing
                 worker = self._hire()
-                answer = Answer(
-                    error="Its worker died, as when memory runs out. Use fewer workers.", may_pass=True
-                )
+                answer = Answer(error=f"Its worker failed: {_last_line(error)}", may_pass=True)
             self._idle.append(worker)
             yield job, answer
 
@@ -167,6 +168,19 @@ class _Crew:
             runtime_env={"env_vars": _environment(options)},
         )  # fmt: skip
         return placed.remote(self._url, options.cpus)
+
+
+def _death(error: Exception) -> str:
+    """Why a worker died, as far as Ray knows."""
+    if "creation task" in str(error):
+        return f"Its worker did not start: {_last_line(error)}"
+    return "Its worker died, as when memory runs out. Use fewer workers."
+
+
+def _last_line(error: Exception) -> str:
+    """Of a traceback that came from another process: the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _environment(options: FleetOptions) -> dict[str, str]:

@@ -40,6 +40,10 @@ class RayActorError(Exception):
     """What Ray raises where an actor has died."""
 
 
+class RayTaskError(Exception):
+    """What Ray raises where an actor's call has."""
+
+
 class RayDouble:
     """Ray's part that a fleet uses, in this process: a call is done when its answer is waited for.
 
@@ -47,7 +51,7 @@ class RayDouble:
     """
 
     class exceptions:  # noqa: N801, as Ray spells it
-        RayActorError = RayActorError
+        RayActorError, RayTaskError = RayActorError, RayTaskError
 
     def __init__(self) -> None:
         self.workers = 0

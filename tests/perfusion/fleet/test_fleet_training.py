@@ -13,7 +13,7 @@ from perfusion.files import sha256_of
 from perfusion.fleet.fleet_training import FleetOptions, FleetOutcome, split_done, train_fleet
 from perfusion.fleet.fleet_worker import Answer, FleetWorker
 from perfusion.fleet.result_store import Manifest, ResultStore
-from tests.perfusion.fleet.conftest import RayActorError
+from tests.perfusion.fleet.conftest import RayActorError, RayTaskError
 
 NAMES = ("pug", "gold-hat", "pink-cake", "old-robot", "grey-fish")
 
@@ -70,6 +70,32 @@ def test_a_job_that_kills_its_workers_ends_after_its_tries_and_stops_nobody(ray,
     (poison,) = [outcome for outcome in outcomes if outcome.manifest is None]
     assert poison.job.name == "pug.safetensors" and "died" in poison.error and calls["pug.safetensors"] == 3
     assert len(outcomes) == len(NAMES)
+
+
+def test_a_worker_that_fails_as_nobody_foresaw_is_replaced_and_stops_nobody(ray, make_jobs):
+    def answer(job, tries):
+        if job.name == "pug.safetensors":
+            raise RayTaskError("ray::FleetWorker.train()\n  File ...\nRuntimeError: CUDA error")
+        return done(job)
+
+    worker, calls = worker_that(answer)
+    outcomes = list(
+        train_fleet(ray, make_jobs(*NAMES), "memory://a", FleetOptions(workers=1, tries=2), worker)
+    )
+    (poison,) = [outcome for outcome in outcomes if outcome.manifest is None]
+    assert poison.error == "Its worker failed: RuntimeError: CUDA error" and calls["pug.safetensors"] == 2
+    assert len(outcomes) == len(NAMES) and ray.workers == 3
+
+
+def test_a_worker_that_does_not_start_says_why(ray, make_jobs):
+    def answer(job, tries):
+        raise RayActorError(
+            "The actor died because of an error raised in its creation task\nImportError: s3fs"
+        )
+
+    worker, _ = worker_that(answer)
+    (outcome,) = train_fleet(ray, make_jobs("pug"), "memory://a", FleetOptions(tries=1), worker)
+    assert outcome.error == "Its worker did not start: ImportError: s3fs"
 
 
 def test_what_is_wrong_with_a_job_itself_is_not_tried_again(ray, make_jobs):
