@@ -17,7 +17,16 @@ __all__ = ["peak_memory_mb", "write_record"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "safetensors", "tokenizers", "torch")
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "ray",
+    "safetensors",
+    "tokenizers",
+    "torch",
+)
 
 
 def write_record(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:

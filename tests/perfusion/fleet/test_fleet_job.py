@@ -52,3 +52,9 @@ def test_a_folder_of_folders_needs_a_superclass_and_folders(tmp_path):
         read_jobs(tmp_path, options_of())
     with pytest.raises(TrainingError, match="no pictures"):
         read_jobs(tmp_path, options_of("--superclass", "dog"))
+
+
+def test_the_list_of_examples_has_every_subject():
+    jobs = read_jobs(SUBJECTS.parent / "jobs.csv", options_of())
+    assert [job.name for job in jobs] == sorted(f"{folder.name}.safetensors" for folder in SUBJECTS.iterdir())
+    assert all(f"<{job.training.images.name}>" == job.training.config.token for job in jobs)
