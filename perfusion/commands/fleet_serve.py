@@ -87,9 +87,10 @@ def serve_fleet(args: argparse.Namespace, name: str) -> int:
         if spec is None:
             take_down(serve)
             return 0
+        scale = _scale(args, ray.cluster_resources())
         start_listening(serve, args.host, args.port)
         try:
-            deploy(serve, spec, _scale(args, ray.cluster_resources()))
+            deploy(serve, spec, scale)
         except RuntimeError as error:
             raise DeviceError(f"The replicas do not come up: {_last_line(error)}") from error
         if not args.quiet:

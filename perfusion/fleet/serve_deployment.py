@@ -51,8 +51,20 @@ class FleetScale:
 
 
 def start_listening(serve: Any, host: str, port: int) -> None:
-    """Start Serve's own server on the cluster; nothing happens where it runs already."""
+    """Start Serve's own server on the cluster; nothing happens where it runs already.
+
+    Raises:
+        RequestError: it runs, and at another address: there a fleet might be open to machines that were not meant.
+    """
+    from ray.serve.context import _get_global_client  # nothing public tells where Serve listens
+
     serve.start(http_options={"host": host, "port": port, "location": "EveryNode"})
+    actual = _get_global_client().http_config
+    if (actual.host, actual.port) != (host, port):
+        raise RequestError(
+            f"Serve runs on this cluster and listens at {actual.host}:{actual.port}, expected {host}:{port}. Give that "
+            "host and port, or end what runs there (--stop) and start it anew."
+        )
 
 
 def deploy(serve: Any, spec: ReplicaSpec, scale: FleetScale) -> None:
@@ -65,13 +77,19 @@ def deploy(serve: Any, spec: ReplicaSpec, scale: FleetScale) -> None:
 
 
 def take_down(serve: Any) -> None:
-    """End the fleet; the cluster stays."""
-    serve.delete(APPLICATION)
+    """End the fleet, and Serve where nobody else has an application; the cluster stays."""
+    if APPLICATION in serve.status().applications:
+        serve.delete(APPLICATION)
+    if not serve.status().applications:
+        serve.shutdown()
 
 
 def _application(serve: Any, spec: ReplicaSpec, scale: FleetScale) -> Any:
     door = serve.deployment(serve.ingress(_door_builder(spec))()).options(
         name=DOOR, num_replicas=scale.doors, max_ongoing_requests=_MOST_CALLS,
+        # A door costs next to nothing, so new ones are up before old ones end; an old one outlives the replica that
+        # it waits for, and the one that it asks then.
+        max_surge_percent=100, graceful_shutdown_timeout_s=2 * scale.grace, graceful_shutdown_wait_loop_s=1.0,
         ray_actor_options={"num_cpus": 0},
     )  # fmt: skip
     replica = serve.deployment(ServedReplica).options(
