@@ -63,7 +63,7 @@ def start_listening(serve: Any, host: str, port: int) -> None:
     if (actual.host, actual.port) != (host, port):
         raise RequestError(
             f"Serve runs on this cluster and listens at {actual.host}:{actual.port}, expected {host}:{port}. Give that "
-            "host and port, or end what runs there (--stop) and start it anew."
+            "host and port, or another cluster."
         )
 
 
@@ -77,11 +77,8 @@ def deploy(serve: Any, spec: ReplicaSpec, scale: FleetScale) -> None:
 
 
 def take_down(serve: Any) -> None:
-    """End the fleet, and Serve where nobody else has an application; the cluster stays."""
-    if APPLICATION in serve.status().applications:
-        serve.delete(APPLICATION)
-    if not serve.status().applications:
-        serve.shutdown()
+    """End the fleet; the cluster stays, and Serve listens on."""
+    serve.delete(APPLICATION)
 
 
 def _application(serve: Any, spec: ReplicaSpec, scale: FleetScale) -> Any:
