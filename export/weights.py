@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -48,6 +48,8 @@ FLOAT16_MAX = 65504.0
 INLINE_LIMIT = 500_000_000
 """Bytes of weights a graph may hold itself: a protobuf ends at 2 GB, and writing and reading one takes several times
 its size in memory, where weights in a file of their own are written one by one and mapped."""
+
+_SMALLEST_OUTSIDE = 256  # bytes; `ir.save` has the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,16 +196,42 @@ def share_weights(model: ir.Model, path: Path) -> int:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write ``model`` to ``path``; weights beyond what one file can hold go to ``<path>.data`` beside it."""
-    size = 0
+    """Write ``model`` to ``path``; weights beyond what one file can hold go to ``<path>.data`` beside it.
+
+    Weights that are read from another file, shared or linked, stay there.
+    """
+    own, is_alone = [], True
     for value in model.graph.initializers.values():
         value.shape = value.type = None  # the tensor says both; here they would be written a second time
-        if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
-            size += value.const_value.nbytes
+        if isinstance(value.const_value, ir.ExternalTensor):
+            is_alone = False
+        else:
+            own.append(value)
+    size = sum(value.const_value.nbytes for value in own if value.const_value is not None)
     try:
-        ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_LIMIT else None)
+        if size > INLINE_LIMIT and not is_alone:
+            _move_out(own, path)
+        ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_LIMIT and is_alone else None)
     except Exception as error:  # whatever reading a weight raises, the writer wraps in kinds of its own
         raise _cause_of(error, path.parent, size) from None
+
+
+def _move_out(values: Sequence[ir.Value], path: Path) -> None:
+    """Put these weights into ``<path>.data``, those that `ir.save` would move; it would copy all others there too."""
+    large = {
+        value.name: value.const_value
+        for value in values
+        if value.const_value is not None and value.const_value.nbytes >= _SMALLEST_OUTSIDE
+    }
+    if not large:
+        return
+    tensors = ir.external_data.convert_tensors_to_external(
+        [*large.values()], path.parent, f"{path.name}.data"
+    )
+    outside = dict(zip(large, tensors, strict=True))
+    for value in values:
+        if value.name in outside:
+            value.const_value = outside[value.name]
 
 
 def forget_weights(model: ir.Model) -> None:

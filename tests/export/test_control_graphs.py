@@ -50,6 +50,23 @@ def test_equal_weights_of_one_name_are_shared_and_no_others(tmp_path, monkeypatc
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(same), numbers)
 
 
+def test_weights_beyond_one_file_go_to_a_file_of_their_own_and_shared_ones_stay_where_they_are(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(weights, "INLINE_LIMIT", 0)
+    numbers = np.arange(4096, dtype=np.float32)
+    save(model_of(same=numbers), tmp_path / "unet.onnx")
+    second = model_of(same=numbers, own=numbers + 1, small=numbers[:8])
+    share_weights(second, tmp_path / "unet.onnx")
+    save(second, tmp_path / "second.onnx")
+    assert externals(tmp_path / "second.onnx") == {"same", "own"}
+    assert (tmp_path / "second.onnx.data").stat().st_size == numbers.nbytes
+    loaded = {tensor.name: onnx.numpy_helper.to_array(tensor)
+              for tensor in onnx.load(tmp_path / "second.onnx").graph.initializer}  # fmt: skip
+    np.testing.assert_array_equal(loaded["same"], numbers)
+    np.testing.assert_array_equal(loaded["own"], numbers + 1)
+
+
 def test_a_graph_that_holds_its_weights_shares_none(tmp_path):
     numbers = np.arange(4096, dtype=np.float32)
     save(model_of(same=numbers), tmp_path / "unet.onnx")
