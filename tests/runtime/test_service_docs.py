@@ -13,7 +13,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "service.md").read_text(encoding="u
 
 def test_the_program_on_the_page_draws(monkeypatch, capsys):
     (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    monkeypatch.setattr(request, "_steps", lambda steps, default: 1)
+    monkeypatch.setattr(request, "steps_of", lambda steps, default: 1)
     exec(compile(code, "docs/service.md", "exec"), {})
     assert "PIL.Image.Image" in capsys.readouterr().out
 
