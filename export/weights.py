@@ -49,7 +49,7 @@ INLINE_LIMIT = 500_000_000
 """Bytes of weights a graph may hold itself: a protobuf ends at 2 GB, and writing and reading one takes several times
 its size in memory, where weights in a file of their own are written one by one and mapped."""
 
-_SMALLEST_OUTSIDE = 256  # bytes; `ir.save` has the same
+_MOST_INSIDE = 256  # bytes of a weight; `ir.save` has the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +221,7 @@ def _move_out(values: Sequence[ir.Value], path: Path) -> None:
     large = {
         value.name: value.const_value
         for value in values
-        if value.const_value is not None and value.const_value.nbytes >= _SMALLEST_OUTSIDE
+        if value.const_value is not None and value.const_value.nbytes > _MOST_INSIDE
     }
     if not large:
         return
