@@ -114,9 +114,8 @@ def test_an_exported_controlnet_draws_diffusers_picture_and_the_plain_graph_stay
     assert {"unet_controlnet", "controlnet_canny"} <= set(manifest["parity"])
 
     pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
-        toy_model, controlnet=diffusers.ControlNetModel.from_pretrained(canny), safety_checker=None,
-        torch_dtype=torch.float32,
-    )  # fmt: skip
+        toy_model, controlnet=diffusers.ControlNetModel.from_pretrained(canny), safety_checker=None
+    ).to(torch.float32)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
     expected = theirs(pipeline, prompt="a cat", image=image, **CALL)
     with Runtime(folder, provider="cpu", threads=1) as runtime:
