@@ -198,7 +198,7 @@ def test_a_plan_that_does_not_fit_says_what_does(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["plan", "--device", "orin"], 1, "no device profile named 'orin'. Did you mean orin-nx-8"),
+        (["plan", "--device", "orin"], 1, "no device profile named 'orin'. Did you mean orin-nano-4"),
         (["plan", "--device", ""], 1, "no device profile named ''. `perfusion-devices list`"),
         (["plan", "--batch", "1000000"], 1, "at most 65,536"),
         (["plan", "--device", "rtx-3060", "--concepts", "0"], 1, "0 concept slots, expected 1 to 64"),
