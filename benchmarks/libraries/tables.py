@@ -1,20 +1,16 @@
 """python -m benchmarks.libraries.tables [--write]: what docs/providers.md says of the records of providers."""
 
 import json
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page_block import PageBlock
 from benchmarks.record import RECORDS, ROOT
 
 __all__ = ["PAGE", "block", "in_page", "lines"]
 
 PAGE = ROOT / "docs" / "providers.md"
-_BLOCK = re.compile(
-    r"(?<=<!-- python -m benchmarks.libraries.tables --write -->\n).*?(?=<!-- end -->)", re.DOTALL
-)
 _MISSING = "–"
 _LIBRARIES = {  # and the columns of the table
     "onnxruntime": "ONNX Runtime",
@@ -34,13 +30,6 @@ def block(records: Path = RECORDS) -> str:
     """The tables of all records that there are."""
     texts = [_text(json.loads(path.read_text())) for path in sorted(records.glob("providers-*.json"))]
     return "\n".join(texts) if texts else "Nothing of this was measured yet.\n"
-
-
-def in_page(page: str) -> str:
-    """What a page says of them now."""
-    match = _BLOCK.search(page)
-    assert match is not None, "docs/providers.md has no place for the records"
-    return match.group()
 
 
 def _text(record: Mapping[str, Any]) -> str:
@@ -159,14 +148,8 @@ def _counted(count: int, noun: str) -> str:
     return f"{words.get(count, count)} {noun}{'s' if count > 1 else ''}"
 
 
-def main() -> None:
-    """Print the block, or put it into the page."""
-    if "--write" in sys.argv[1:]:
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(_BLOCK.sub(lambda _: block(), page), encoding="utf-8", newline="\n")
-    else:
-        print(block())
-
+_PLACE = PageBlock(page=PAGE, command="benchmarks.libraries.tables", text=block)
+in_page = _PLACE.in_page
 
 if __name__ == "__main__":
-    main()
+    _PLACE.main()

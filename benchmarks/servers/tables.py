@@ -1,20 +1,16 @@
 """python -m benchmarks.servers.tables [--write]: what docs/serving.md says of the records of serving and soak."""
 
 import json
-import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page_block import PageBlock
 from benchmarks.record import RECORDS, ROOT
 
 __all__ = ["PAGE", "block", "in_page"]
 
 PAGE = ROOT / "docs" / "serving.md"
-_BLOCK = re.compile(
-    r"(?<=<!-- python -m benchmarks.servers.tables --write -->\n).*?(?=<!-- end -->)", re.DOTALL
-)
 
 Row = Mapping[str, Any]
 
@@ -28,13 +24,6 @@ def block(records: Path = RECORDS) -> str:
         if record["benchmark"] in texts
     ]
     return "\n".join([*paragraphs, ""]) if paragraphs else "Nothing of this was measured yet.\n"
-
-
-def in_page(page: str) -> str:
-    """What a page says of them now."""
-    match = _BLOCK.search(page)
-    assert match is not None, "docs/serving.md has no place for the records"
-    return match.group()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -78,14 +67,8 @@ def _soak(row: Row) -> str:
     )
 
 
-def main() -> None:
-    """Print the block, or put it into the page."""
-    if "--write" in sys.argv[1:]:
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(_BLOCK.sub(lambda _: block(), page), encoding="utf-8", newline="\n")
-    else:
-        print(block())
-
+_PLACE = PageBlock(page=PAGE, command="benchmarks.servers.tables", text=block)
+in_page = _PLACE.in_page
 
 if __name__ == "__main__":
-    main()
+    _PLACE.main()
