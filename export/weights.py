@@ -49,7 +49,7 @@ INLINE_LIMIT = 500_000_000
 """Bytes of weights a graph may hold itself: a protobuf ends at 2 GB, and writing and reading one takes several times
 its size in memory, where weights in a file of their own are written one by one and mapped."""
 
-_MOST_INSIDE = 256  # bytes of a weight; `ir.save` has the same
+_MOST_INSIDE = 256  # bytes of a weight: one that is smaller costs less in the graph than its entry outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,38 +200,33 @@ def save(model: ir.Model, path: Path) -> None:
 
     Weights that are read from another file, shared or linked, stay there.
     """
-    own, is_alone = [], True
+    own = []
     for value in model.graph.initializers.values():
         value.shape = value.type = None  # the tensor says both; here they would be written a second time
-        if isinstance(value.const_value, ir.ExternalTensor):
-            is_alone = False
-        else:
+        if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
             own.append(value)
-    size = sum(value.const_value.nbytes for value in own if value.const_value is not None)
+    size = sum(tensor.nbytes for value in own if (tensor := value.const_value) is not None)
     try:
-        if size > INLINE_LIMIT and not is_alone:
+        if size > INLINE_LIMIT:
             _move_out(own, path)
-        ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_LIMIT and is_alone else None)
+        ir.save(model, path)
     except Exception as error:  # whatever reading a weight raises, the writer wraps in kinds of its own
         raise _cause_of(error, path.parent, size) from None
 
 
 def _move_out(values: Sequence[ir.Value], path: Path) -> None:
-    """Put these weights into ``<path>.data``, those that `ir.save` would move; it would copy all others there too."""
-    large = {
-        value.name: value.const_value
+    """Put the large ones of these weights into ``<path>.data``; `ir.save` itself would copy all others there too."""
+    large = [
+        (value, tensor)
         for value in values
-        if value.const_value is not None and value.const_value.nbytes > _MOST_INSIDE
-    }
+        if (tensor := value.const_value) is not None and tensor.nbytes > _MOST_INSIDE
+    ]
     if not large:
         return
-    tensors = ir.external_data.convert_tensors_to_external(
-        [*large.values()], path.parent, f"{path.name}.data"
-    )
-    outside = dict(zip(large, tensors, strict=True))
-    for value in values:
-        if value.name in outside:
-            value.const_value = outside[value.name]
+    tensors = [tensor for _, tensor in large]
+    outside = ir.external_data.convert_tensors_to_external(tensors, path.parent, f"{path.name}.data")
+    for (value, _), moved in zip(large, outside, strict=True):
+        value.const_value = moved
 
 
 def forget_weights(model: ir.Model) -> None:
