@@ -77,7 +77,7 @@ def add_serve_options(command: argparse.ArgumentParser) -> None:
 
 def serve_fleet(args: argparse.Namespace, name: str) -> int:
     """Serve until Ctrl-C or SIGTERM; with --address put the fleet there and return."""
-    from perfusion.fleet.cluster import cluster
+    from perfusion.fleet.cluster import cluster, last_line
 
     spec = None if args.stop else _spec(args)
     with cluster(args.address) as ray:
@@ -92,7 +92,7 @@ def serve_fleet(args: argparse.Namespace, name: str) -> int:
         try:
             deploy(serve, spec, scale)
         except RuntimeError as error:
-            raise DeviceError(f"The replicas do not come up: {_last_line(error)}") from error
+            raise DeviceError(f"The replicas do not come up: {last_line(error)}") from error
         if not args.quiet:
             say(f"{name}: http://{args.host}:{args.port} with {args.library or 'the concepts of requests'}")
         if _is_ours(args.address):
@@ -175,11 +175,6 @@ def _wait_for_end() -> None:
         signal.signal(number, lambda number, frame: ended.set())
     while not ended.wait(1):
         pass
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _replicas(text: str) -> tuple[int, int]:

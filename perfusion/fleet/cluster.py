@@ -10,7 +10,7 @@ from typing import Any
 
 from perfusion.errors import DeviceError
 
-__all__ = ["cluster"]
+__all__ = ["cluster", "last_line"]
 
 START_SECONDS = "120"
 """Ray's own limit for its processes to come up is 30, which a busy machine or a small board exceeds."""
@@ -74,3 +74,9 @@ def _start(ray: Any, options: dict[str, Any], *, tries: int) -> None:
                 address = options["address"]
                 where = "a cluster on this machine" if address == "local" else f"the cluster at {address}"
                 raise DeviceError(f"Ray cannot use {where}: {str(error).splitlines()[0]}") from error
+
+
+def last_line(error: Exception) -> str:
+    """Of an error with a traceback that came from another process: the error itself."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

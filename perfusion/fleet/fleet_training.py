@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfusion.errors import TrainingError
+from perfusion.fleet.cluster import last_line
 from perfusion.fleet.fleet_job import FleetJob
 from perfusion.fleet.fleet_worker import Answer, FleetWorker
 from perfusion.fleet.result_store import Manifest, ResultStore
@@ -152,7 +153,7 @@ class _Crew:
             except self._ray.exceptions.RayTaskError as error:  # what a graphics card or a store may raise
                 self._ray.kill(worker)  # after it the process, too, may be good for nothing
                 worker = self._hire()
-                answer = Answer(error=f"Its worker failed: {_last_line(error)}", may_pass=True)
+                answer = Answer(error=f"Its worker failed: {last_line(error)}", may_pass=True)
             self._idle.append(worker)
             yield job, answer
 
@@ -173,14 +174,8 @@ class _Crew:
 def _death(error: Exception) -> str:
     """Why a worker died, as far as Ray knows."""
     if "creation task" in str(error):
-        return f"Its worker did not start: {_last_line(error)}"
+        return f"Its worker did not start: {last_line(error)}"
     return "Its worker died, as when memory runs out. Use fewer workers."
-
-
-def _last_line(error: Exception) -> str:
-    """Of a traceback that came from another process: the error itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _environment(options: FleetOptions) -> dict[str, str]:
