@@ -102,8 +102,9 @@ class Desk:
         self._files.shutdown()
 
     async def take(
-        self, client: str, spec: PictureSpec, *, dialect: str = "own", is_stored: bool = False
-    ) -> Order:
+        self, client: str, spec: PictureSpec, *,
+        dialect: str = "own", is_stored: bool = False, is_watched: bool = True,
+    ) -> Order:  # fmt: skip
         """Put the pictures of an order into the queue, all or none.
 
         Raises:
@@ -123,7 +124,7 @@ class Desk:
                 429, f"{self._client_queue} of your pictures wait or are drawn, and no more may. Wait for some.",
                 retry_after=_RETRY_SECONDS,
             )  # fmt: skip
-        order = Order(client, spec, dialect=dialect, is_stored=is_stored)
+        order = Order(client, spec, dialect=dialect, is_stored=is_stored, is_watched=is_watched)
         self._orders[order.id] = order
         try:
             await asyncio.to_thread(self._submit, order)
@@ -142,7 +143,7 @@ class Desk:
         Raises:
             PerfusionError: what `take` and `Order.results` raise.
         """
-        order = await self.take(client_of(request), spec, dialect=dialect)
+        order = await self.take(client_of(request), spec, dialect=dialect, is_watched=False)
         watch = asyncio.ensure_future(cancel_when_gone(request, order))
         try:
             return await order.results(), order

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+from anyio import fail_after  # in the caller's own task; asyncio's wait_for makes one for every message
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -104,8 +105,9 @@ class Gate:
             if not begun:
                 begun, total = True, 0
             try:
-                message = await asyncio.wait_for(receive(), ends - asyncio.get_running_loop().time())
-            except asyncio.TimeoutError:
+                with fail_after(ends - asyncio.get_running_loop().time()):
+                    message = await receive()
+            except TimeoutError:
                 raise StatusError(408, "The body came too slowly. Send it again.") from None
             total += len(message.get("body", b""))
             complete = not message.get("more_body", False)
@@ -123,7 +125,8 @@ class Gate:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-            await asyncio.wait_for(send(message), self._limits.send_seconds)
+            with fail_after(self._limits.send_seconds):
+                await send(message)
 
         return sent
 

@@ -57,9 +57,14 @@ class PictureSpec:
 class Order:
     """Pictures on order. It lives in the event loop that made it; the thread that draws tells it with `touch`."""
 
-    def __init__(self, client: str, spec: PictureSpec, *, dialect: str, is_stored: bool) -> None:
-        """`is_stored`: whether its pictures go into the history, and it is done only once they lie there."""
+    def __init__(
+        self, client: str, spec: PictureSpec, *, dialect: str, is_stored: bool, is_watched: bool = True
+    ) -> None:
+        """`is_stored`: whether its pictures go into the history, and it is done only once they lie there.
+        `is_watched`: whether somebody may wait for its changes; each of them wakes the event loop, beside the drawing.
+        """
         self.id = secrets.token_hex(12)
+        self._is_watched = is_watched
         self.client, self.spec, self.dialect, self.is_stored = client, spec, dialect, is_stored
         self.created = time.time()
         self.seed = _first_seed(spec)
@@ -150,11 +155,13 @@ class Order:
 
     def touch(self) -> None:
         """Wake up who waits for a change; for any thread."""
+        if not self._is_watched:
+            return
         with suppress(RuntimeError):  # the server has ended meanwhile
             self._loop.call_soon_threadsafe(self._wake)
 
     async def change(self, timeout: float | None = None) -> None:
-        """Wait until something has happened to it, at most so many seconds."""
+        """Wait until something has happened to it, at most so many seconds; for orders that are watched."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._changed.wait(), timeout)
 
