@@ -100,6 +100,15 @@ def near_nouns(word: str) -> tuple[str, ...]:
     return tuple(kin) or tuple(difflib.get_close_matches(word.lower(), NOUNS, n=3, cutoff=0.5))
 
 
+def noun_fault(word: str) -> str:
+    """What is wrong with a superclass for the embedded model, as a sentence; empty for one of NOUNS."""
+    if word.lower() in NOUNS:
+        return ""
+    near = near_nouns(word)
+    hint = f"did you mean {' or '.join(near)}? It" if near else "it"
+    return f"The embedded model has never seen {word!r}; {hint} knows: {', '.join(NOUNS)}."
+
+
 def place_phrases(place: str) -> tuple[str, ...]:
     """The phrases for a painted scene or for a colour that stands for a plain background."""
     return PLACES[place] if place in PLACES else (f"on a {place} background", f"on {place}")

@@ -10,25 +10,26 @@ Paths are relative to the list. An empty cell, and a column that is not there, m
 from __future__ import annotations
 
 import argparse
-import csv
-import difflib
-import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from perfusion.errors import TrainingError
 from perfusion.numerals import decimal, whole
+from perfusion.pocket.vocabulary import noun_fault
 from perfusion.training.config import MASKS
+from perfusion.training.list_rows import Row, read_rows
+from perfusion.training.picture_folder import find_pictures
 from perfusion.training.training_job import TrainingJob
 from perfusion.training.training_options import add_training_options
 
 __all__ = ["list_defaults", "read_job_list"]
 
+logger = logging.getLogger(__name__)
+
 NEEDED = ("images", "superclass")
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
-
-Row = Mapping[str, str]
 
 
 def read_job_list(
@@ -49,7 +50,8 @@ def read_job_list(
     options = _RowParser(add_help=False, allow_abbrev=False)
     add_training_options(options)
     jobs: dict[str, tuple[int, TrainingJob]] = {}
-    for line, row in _rows(path, options):
+    known = {name for name in options.actions() if not name.startswith("no-") or name == "no-keys"}
+    for line, row in read_rows(path, known, NEEDED):
         try:
             job = _job(row, path.parent, folder, options, defaults)
         except TrainingError as error:
@@ -62,7 +64,21 @@ def read_job_list(
                 )
     if not jobs:
         raise TrainingError(f"{path} has no rows, expected one for each training below the names of columns.")
+    _tell_shared_tokens(path, jobs.values())
     return tuple(dict.fromkeys(job for _, job in jobs.values()))
+
+
+def _tell_shared_tokens(path: Path, jobs: Iterable[tuple[int, TrainingJob]]) -> None:
+    """Warn of concepts with one token: each is fine alone, and no program can load both."""
+    lines: dict[str, list[int]] = {}
+    for line, job in dict.fromkeys(jobs):
+        lines.setdefault(job.config.token.lower(), []).append(line)
+    for token, shared in lines.items():
+        if len(shared) > 1:
+            logger.warning(
+                "%s: lines %s all have the token %s; only one of these concepts can be loaded at a time, so give each "
+                "row a token", path, ", ".join(map(str, shared)), token,
+            )  # fmt: skip
 
 
 def list_defaults(args: argparse.Namespace) -> argparse.Namespace:
@@ -101,65 +117,6 @@ def _typed(reader: Callable[[str], float]) -> Callable[[str], float]:
     return read
 
 
-def _rows(path: Path, options: _RowParser) -> Iterator[tuple[int, Row]]:
-    """The rows with the numbers of their lines, their columns checked."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path} cannot be read as a list in UTF-8: {error}.") from error
-    readers = {".csv": _csv_rows, ".jsonl": _json_rows}
-    if path.suffix.lower() not in readers:
-        raise TrainingError(f"{path} does not end in .csv or .jsonl, expected a list of trainings.")
-    known = {name for name in options.actions() if not name.startswith("no-") or name == "no-keys"}
-    for line, row in readers[path.suffix.lower()](path, text):
-        unknown = [name for name in row if name not in known]
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Expected some of {', '.join(sorted(known))}."
-            raise TrainingError(
-                f"{path}, line {line}: the column {unknown[0]!r} is no option of a training. {hint}"
-            )
-        filled = {name: value.strip() for name, value in row.items() if value.strip()}
-        missing = [name for name in NEEDED if name not in filled]
-        if missing and filled:
-            raise TrainingError(f"{path}, line {line}: there is no {missing[0]}, which every row needs.")
-        if filled:
-            yield line, filled
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    first = text.partition("\n")[0]
-    reader = csv.reader(text.splitlines(), delimiter=";" if ";" in first and "," not in first else ",")
-    names: list[str] = []
-    for cells in reader:
-        if not names:
-            names = [name.strip() for name in cells]
-        elif len(cells) > len(names):
-            raise TrainingError(
-                f"{path}, line {reader.line_num}: {len(cells)} cells for {len(names)} columns; put cells with commas "
-                "in quotes."
-            )
-        else:
-            yield reader.line_num, dict(zip(names, cells, strict=False))
-
-
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    for line, entry in enumerate(text.splitlines(), 1):
-        if not entry.strip():
-            continue
-        try:
-            row = json.loads(entry)
-            if not isinstance(row, dict):
-                raise ValueError(f"it holds {type(row).__name__}")
-        except ValueError as error:
-            raise TrainingError(f"{path}, line {line}: expected an object of JSON, and {error}.") from error
-        yield line, {name: _as_text(value) for name, value in row.items()}
-
-
-def _as_text(value: object) -> str:
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _job(
     row: Row, beside: Path, folder: Path, options: _RowParser, defaults: argparse.Namespace | None
 ) -> TrainingJob:
@@ -175,15 +132,23 @@ def _job(
         if _is_flag(actions[name]):
             setattr(args, actions[name].dest, _flag(name, value))
         elif actions[name].type is Path and name != "output":
-            setattr(args, actions[name].dest, beside / value)
+            setattr(args, actions[name].dest, _path(beside / value, name))
     if "masks" in row and row["masks"] not in MASKS:
-        args.masks = beside / row["masks"]
+        args.masks = _path(beside / row["masks"], "masks")
     args.output = folder / _output(row)
     job = TrainingJob.of(args)
-    from perfusion.training.picture_folder import find_pictures
-
+    if job.model is None and (fault := noun_fault(job.config.superclass)):
+        raise TrainingError(fault)
     find_pictures(job.images)
     return job
+
+
+def _path(path: Path, name: str) -> Path:
+    if name != "images" and not path.exists():  # what is wrong with pictures is said better by who reads them
+        raise TrainingError(
+            f"The column {name} is {path}, and nothing is there. Paths are relative to the list."
+        )
+    return path
 
 
 def _is_flag(action: argparse.Action) -> bool:

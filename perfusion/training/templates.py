@@ -9,6 +9,7 @@ import torch
 
 from perfusion.base.base_model import BaseModel
 from perfusion.errors import TrainingError
+from perfusion.pocket.vocabulary import noun_fault
 from perfusion.training.config import check_visible
 
 __all__ = ["TEMPLATES", "Prompt", "as_tensors", "check_superclass", "check_token", "input_ids", "word_ids"]
@@ -77,15 +78,8 @@ def check_superclass(base: BaseModel, superclass: str) -> tuple[list[int], ...]:
     """The superclass's token ids for each text encoder. Raises `TrainingError` for a word that the base cannot know."""
     check_visible("superclass", superclass)
     tokenizer: Any = base.tokenizer
-    if base.family == "pocket":
-        from perfusion.pocket.vocabulary import NOUNS, near_nouns
-
-        if superclass.lower() not in NOUNS:
-            near = near_nouns(superclass)
-            hint = f"did you mean {' or '.join(near)}? It" if near else "it"
-            raise TrainingError(
-                f"The embedded model has never seen {superclass!r}; {hint} knows: {', '.join(NOUNS)}."
-            )
+    if base.family == "pocket" and (fault := noun_fault(superclass)):
+        raise TrainingError(fault)
     for word in superclass.split():
         pieces = word_ids(tokenizer, word)
         if len(pieces) > MAX_PIECES:

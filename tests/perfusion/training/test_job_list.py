@@ -35,7 +35,7 @@ def test_columns_are_options_and_paths_are_relative_to_the_list(folder: Path) ->
     first, second = jobs_of(
         folder,
         "images,superclass,token,steps,flip,no-keys,masks,scorer\n"
-        'mugs/red,teapot,<red-mug>,30,no,yes,mugs/red,judges\n\nmugs/blue,"teddy bear",,,,,none,\n',
+        'mugs/red,teapot,<red-mug>,30,no,yes,mugs/red,mugs\n\nmugs/blue,"teddy bear",,,,,none,\n',
     )
     assert (first.images, first.output) == (folder / "mugs/red", folder / "out" / "red-mug.safetensors")
     assert (first.config.token, first.config.steps, first.config.flip, first.keys) == (
@@ -44,7 +44,7 @@ def test_columns_are_options_and_paths_are_relative_to_the_list(folder: Path) ->
         False,
         False,
     )
-    assert (first.config.masks, first.config.scorer) == (folder / "mugs/red", folder / "judges")
+    assert (first.config.masks, first.config.scorer) == (folder / "mugs/red", folder / "mugs")
     assert second.output == folder / "out" / "blue.safetensors"
     assert (second.config.token, second.config.steps, second.keys) == ("<teddy-bear>", 400, True)
     assert second.config.masks == "none"
@@ -75,6 +75,26 @@ def test_semicolons_and_a_byte_order_mark_are_what_spreadsheets_write(folder: Pa
     assert job.config.superclass == "teapot"
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_cells_are_parted_as_the_first_line_with_words_is(folder: Path, separator: str) -> None:
+    rows = [[], ["images", "superclass", "steps"], ["mugs/red", "teapot", "30"]]
+    (job,) = jobs_of(folder, "\r\n".join(separator.join(cells) for cells in rows))
+    assert (job.images, job.config.steps) == (folder / "mugs/red", 30)
+
+
+def test_concepts_that_share_a_token_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    jobs_of(folder, "images,superclass,token\nmugs/red,teapot,<a>\nmugs/blue,teapot,<b>\n")
+    assert not caplog.records
+    jobs_of(folder, "images,superclass\nmugs/red,teapot\nmugs/blue,teapot\n")
+    (record,) = caplog.records
+    assert "lines 2, 3 all have the token <teapot>" in record.getMessage()
+
+
+def test_the_words_of_another_model_are_not_asked_for_here(folder: Path) -> None:
+    (job,) = jobs_of(folder, "images,superclass,model\nmugs/red,kitten,mugs\n")
+    assert (job.config.superclass, job.model) == ("kitten", folder / "mugs")
+
+
 def test_the_numbers_of_spreadsheets_are_read(folder: Path) -> None:
     """Where a column has empty cells, pandas writes 300.0, and a German spreadsheet 300,0."""
     first, second = jobs_of(
@@ -95,7 +115,7 @@ def test_the_losses_of_each_row_have_a_file_of_its_own(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("images,superclass,stepz\nmugs/red,teapot,3\n", "line 2: the column 'stepz' .* Did you mean steps"),
+        ("images,superclass,stepz\nmugs/red,teapot,3\n", "line 1: the column 'stepz' .* Did you mean steps"),
         ("images,superclass,jobs\nmugs/red,teapot,3\n", "the column 'jobs' is no option"),
         ("images,superclass,resume\nmugs/red,teapot,yes\n", "the column 'resume' is no option"),
         ("images\nmugs/red\n", "line 2: there is no superclass, which every row needs"),
@@ -109,6 +129,12 @@ def test_the_losses_of_each_row_have_a_file_of_its_own(folder: Path) -> None:
         ("images,superclass,output\nmugs/red,teapot,../a\n", "expected a name in the folder of --output"),
         ("images,superclass,output\nmugs/red,teapot,/a\n", "expected a name in the folder of --output"),
         ("images,superclass,token\nmugs/red,teapot,<a/b>\n", "Add an output"),
+        ("images,superclass,masks\nmugs/red,teapot,mugs/mask\n", "line 2: The column masks is .*mask, and nothing is"),
+        ("images,superclass,scorer\nmugs/red,teapot,clip\n", "line 2: The column scorer is .*clip, and nothing is"),
+        ("images,superclass\nmugs/red,teapot\nmugs/blue,kitten\n", "line 3: .*never seen 'kitten'; did you mean cat"),
+        ("images,images,superclass\nmugs/red,mugs/blue,teapot\n", "line 1: the column images comes twice"),
+        ("mugs/red,teapot\nmugs/blue,teapot\n", "line 1: the column 'mugs/red' .* first line names its columns"),
+        ('images,superclass\n"mugs/red,teapot\nmugs/blue,teapot\n', "a quote that opens is not closed"),
         ("images,superclass\n", "has no rows"),
     ],
 )  # fmt: skip
@@ -122,5 +148,8 @@ def test_other_files_are_no_lists(folder: Path) -> None:
         jobs_of(folder, "images\n", "list.xlsx")
     with pytest.raises(TrainingError, match="cannot be read as a list"):
         read_job_list(folder / "nothing.csv", folder)
+    (folder / "list.csv").write_bytes("images,superclass\nmugs/red,théière\n".encode("latin-1"))
+    with pytest.raises(TrainingError, match="save it as CSV UTF-8"):
+        read_job_list(folder / "list.csv", folder)
     with pytest.raises(TrainingError, match="line 1: expected an object of JSON"):
         jobs_of(folder, "[1]\n", "list.jsonl")
