@@ -22,7 +22,7 @@ from perfusion.errors import ModelError
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-__all__ = ["attention_masks", "soft_threshold", "trusted"]
+__all__ = ["attention_maps", "soft_threshold", "trusted"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ Speak = Callable[[str], None]
 
 
 @torch.no_grad()
-def attention_masks(
+def attention_maps(
     unet: UNet2DConditionModel,
     latents: Tensor,
     encoding: Tensor,
@@ -55,7 +55,7 @@ def attention_masks(
     conditions: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Soft masks of the object in each picture, from the UNet's attention to the superclass.
+    """Where each picture draws the UNet's attention to the superclass; `soft_threshold` makes masks of it.
 
     Args:
         unet: frozen, in evaluation mode; its attention processors are the same objects afterwards.
@@ -69,7 +69,7 @@ def attention_masks(
         seed: of the noise. The caller's random generators are left alone.
 
     Returns:
-        (n, 1, h, w) float32 in [0, 1], half where object and background meet.
+        (n, 1, h, w) float32, 1 on a picture's average.
 
     Raises:
         ModelError: the UNet has no cross-attention layer.
@@ -92,7 +92,7 @@ def attention_masks(
                     **_repeated(conditions or {}, len(piece)),
                 )
             maps.append(reader.result())
-    return soft_threshold(torch.cat(maps))
+    return torch.cat(maps)
 
 
 def soft_threshold(maps: Tensor) -> Tensor:

@@ -1,25 +1,27 @@
 """Where the object is in pictures that are not square and have no mask, so that their windows do not miss it.
 
-The whole picture is laid on a square, the base model's attention (or the segmenter) says where the superclass is, and
-the middle nine tenths of that, along each side, are the object's box.
+The whole picture is laid on a square that its rims fill, the base model's attention (or the segmenter) says where the
+superclass is, and the middle nine tenths of that, along each side, are the object's box.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import ceil, floor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from perfusion.base.base_model import BaseModel
-from perfusion.picture_input import GROUND
 from perfusion.training.config import TrainingConfig
-from perfusion.training.masks import HIGH, LOW
+from perfusion.training.masks import HIGH, LOW, soft_threshold
 from perfusion.training.placement import Placement
-from perfusion.training.samples import encode_windows, object_maps
+from perfusion.training.samples import as_masks, encode_windows, object_maps
 from perfusion.training.training_pictures import Box, Picture
 
 __all__ = ["locate_objects", "object_masks"]
@@ -29,7 +31,7 @@ SQUARE = 1.1
 OUTER = 0.05
 """The share of the object that lies outside its box at each end: scattered positions would stretch it over all."""
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 
 def locate_objects(
@@ -47,9 +49,10 @@ def locate_objects(
     if not rows or config.masks not in ("auto", "clipseg"):
         return located
     maps = _whole_maps(base, [pictures[at] for at in rows], subject, config, placement)
-    for at, values in zip(rows, maps, strict=True):
-        box = _box(values, pictures[at].image.size)
-        located[at] = replace(pictures[at], box=box)
+    for at, values, mask in zip(rows, maps, as_masks(maps, config), strict=True):
+        size = pictures[at].image.size
+        light = _narrowed(_inner(mask[0], size) > 0.5, _inner(values[0], size), size)
+        located[at] = replace(pictures[at], box=_box(light.numpy(), size))
     missed = [pictures[at].path.name for at in rows if located[at].box is None]
     if missed:
         say(f"no {config.superclass} was found in {', '.join(missed)}; the middle is learned from")
@@ -67,10 +70,9 @@ def object_masks(
         subject: the superclass's token ids for each text encoder.
     """
     masks = []
-    for picture, values in zip(
-        pictures, _whole_maps(base, pictures, subject, config, placement), strict=True
-    ):
-        inner = _inner(values, picture.image.size)
+    whole = as_masks(_whole_maps(base, pictures, subject, config, placement), config)
+    for picture, values in zip(pictures, whole, strict=True):
+        inner = _inner(values[0], picture.image.size).numpy()
         if not LOW <= float((inner > 0.5).mean()) <= HIGH:
             masks.append(Image.new("L", picture.image.size, 255))
             continue
@@ -82,13 +84,12 @@ def object_masks(
 def _whole_maps(
     base: BaseModel, pictures: Sequence[Picture], subject: Sequence[Sequence[int]], config: TrainingConfig,
     placement: Placement,
-) -> Array:  # fmt: skip
-    """Soft masks (n, side, side) of whole pictures, each on a square."""
+) -> Tensor:  # fmt: skip
+    """`object_maps` (n, 1, side, side) of whole pictures, each on a square, on the CPU."""
     squares = np.stack([_on_square(picture.image, base.resolution) for picture in pictures])
     pixels = torch.from_numpy(squares.transpose(0, 3, 1, 2) * 2 - 1)
     latents = encode_windows(base, pixels, config, placement)
-    maps: Array = object_maps(base, latents, pixels, subject, config, placement).cpu().numpy()[:, 0]
-    return maps
+    return object_maps(base, latents, pixels, subject, config, placement).float().cpu()
 
 
 def _is_long(picture: Picture) -> bool:
@@ -97,32 +98,60 @@ def _is_long(picture: Picture) -> bool:
 
 
 def _on_square(image: Image.Image, size: int) -> Array:
-    """All of a picture in the middle of a grey square. (size, size, 3) in [0, 1]."""
-    whole = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=GROUND)
-    return np.asarray(whole, np.float32) / np.float32(255)
+    """All of a picture in the middle of a square, (size, size, 3) in [0, 1].
+
+    The picture's rims go on over the rest: beside bars of one colour a whole desert is as much of a cake as the cake on
+    it, and what parts object from background would part the picture from its bars.
+    """
+    whole = ImageOps.contain(image, (size, size), Image.Resampling.LANCZOS)
+    spare = [(size - length) / 2 for length in (whole.height, whole.width)]
+    rims = [*((floor(length), ceil(length)) for length in spare), (0, 0)]
+    return np.pad(np.asarray(whole, np.float32) / np.float32(255), rims, mode="edge")
 
 
-def _box(mask: Array, size: tuple[int, int]) -> Box | None:
-    """Where a mask (side, side) over the square is light, in pixels of the picture; no longer than the picture's
-    shorter side, since it is a guess. None where it shows nothing."""
-    width, height = size
-    inner = _inner(mask, size) > 0.5
-    cover = float(inner.mean())
-    if not LOW <= cover <= HIGH:
+def _narrowed(light: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where a picture is light, parted again and again by its values for as long as it is longer than any window: a
+    desert beside a cake may be more like it than the sky is, and the cake is more like it still.
+
+    Args:
+        light: (h, w), of the picture itself; so are its values, of any scale.
+    """
+    while light.any() and _length(light.numpy(), size) > min(size):
+        lighter = light.clone()
+        lighter[light] = soft_threshold(values[light][None, None, None]).flatten() > 0.5
+        if lighter.float().mean() < LOW or torch.equal(lighter, light):
+            break
+        light = lighter
+    return light
+
+
+def _box(light: Array, size: tuple[int, int]) -> Box | None:
+    """Where a picture is light (h, w), in its pixels; no longer than its shorter side, since it is a guess. None where
+    it shows nothing."""
+    if not LOW <= float(light.mean()) <= HIGH:
         return None
     ends = []
-    for axis, length in ((0, width), (1, height)):
-        share = np.cumsum(inner.sum(axis)) / inner.sum()
-        first, last = (int(np.searchsorted(share, level)) for level in (OUTER, 1 - OUTER))
-        scale = length / inner.shape[1 - axis]
-        begin, end = first * scale, (last + 1) * scale
+    for begin, end in _spans(light, size):
         over = max(0.0, end - begin - min(size)) / 2
         ends.append((round(begin + over), round(end - over)))
     return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
 
 
-def _inner(mask: Array, size: tuple[int, int]) -> Array:
-    """The part of a mask (side, side) over the square that the picture itself covers."""
-    side, longest = len(mask), max(size)
+def _length(light: Array, size: tuple[int, int]) -> float:
+    return max(end - begin for begin, end in _spans(light, size))
+
+
+def _spans(light: Array, size: tuple[int, int]) -> Iterator[tuple[float, float]]:
+    """Where most of the light is, across and down, in pixels of the picture."""
+    for axis, length in enumerate(size):
+        share = np.cumsum(light.sum(axis)) / light.sum()
+        first, last = (int(np.searchsorted(share, level)) for level in (OUTER, 1 - OUTER))
+        scale = length / light.shape[1 - axis]
+        yield first * scale, (last + 1) * scale
+
+
+def _inner(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """The part of values (side, side) over the square that the picture itself covers."""
+    side, longest = len(values), max(size)
     across, down = (round((longest - length) / 2 / longest * side) for length in size)
-    return mask[down : side - down, across : side - across]
+    return values[down : side - down, across : side - across]

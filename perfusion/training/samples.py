@@ -13,14 +13,14 @@ from torch import Tensor
 from perfusion.base.base_model import BaseModel
 from perfusion.training.config import TrainingConfig
 from perfusion.training.crops import prepare
-from perfusion.training.masks import attention_masks, trusted
+from perfusion.training.masks import attention_maps, soft_threshold, trusted
 from perfusion.training.objective import Noising
 from perfusion.training.placement import Placement, on_device
 from perfusion.training.segment import segment
 from perfusion.training.templates import as_tensors, input_ids
 from perfusion.training.training_pictures import Picture
 
-__all__ = ["Samples", "encode_pictures", "encode_windows", "find_objects", "object_maps"]
+__all__ = ["Samples", "as_masks", "encode_pictures", "encode_windows", "find_objects", "object_maps"]
 
 TEMPLATE = "a photo of a {}"
 """What the UNet is told when it is asked where the object is."""
@@ -95,7 +95,7 @@ def find_objects(
     source = f"from {source} {config.superclass!r}"
     named = [names[at] for at in lacking]
     masks = samples.masks.clone()
-    masks[rows] = trusted(maps.to(masks), named)
+    masks[rows] = trusted(as_masks(maps, config).to(masks), named)
     say(f"masks {source}: {_covers(named, masks[rows])}")
     return Samples(latents=samples.latents, masks=masks, images=samples.images)
 
@@ -104,11 +104,17 @@ def object_maps(
     base: BaseModel, latents: Tensor, pixels: Tensor, subject: Sequence[Sequence[int]], config: TrainingConfig,
     placement: Placement,
 ) -> Tensor:  # fmt: skip
-    """Soft masks (n, 1, h, w) of the superclass: from the segmenter where there is one, else from attention."""
+    """How much of the superclass there is at each position, (n, 1, h, w): the segmenter's probability where there is
+    one, else the base model's attention, of any scale."""
     if config.segmenter is None:
         return _by_attention(base, latents, subject, config, placement)
     size = (latents.shape[-2], latents.shape[-1])
     return segment(config.segmenter, pixels, config.superclass, size, latents.device)
+
+
+def as_masks(maps: Tensor, config: TrainingConfig) -> Tensor:
+    """What `object_maps` says as soft masks in [0, 1], half where object and background meet."""
+    return soft_threshold(maps) if config.segmenter is None else maps
 
 
 @torch.no_grad()
@@ -122,7 +128,7 @@ def _by_attention(
     narrow = base.unet.conv_in.weight.dtype != torch.float32
     reading = replace(placement, dtype=(placement.dtype or torch.bfloat16) if narrow else None)
     with reading.autocast():
-        return attention_masks(
+        return attention_maps(
             base.unet,
             latents,
             encoded.hidden.float(),

@@ -86,6 +86,21 @@ def test_the_embedded_model_finds_what_stands_at_the_edge_of_a_wide_picture(tmp_
     assert locate_objects(base, wide, subject, unmasked, CPU, lines.append) == wide
 
 
+def test_what_stands_at_the_edge_of_a_desert_is_found_although_all_of_it_is_lighter_than_grey() -> None:
+    base, path = load_base(None), sorted((SUBJECTS / "pink-cake").glob("*.png"))[4]
+    cake, side = Image.open(path).convert("RGB"), 768
+    cake = cake.resize((side, side), Image.Resampling.LANCZOS)
+    wide = cake.crop((0, 0, 24, side)).resize((1600, side))
+    wide.paste(cake, (100, 0))
+    options, subject = TrainingConfig(superclass="cake"), check_superclass(base, "cake")
+    (located,) = locate_objects(
+        base, [Picture(path=path, image=wide, mask=None)], subject, options, CPU, print
+    )
+    assert located.box is not None
+    middle = (located.box[0] + located.box[2]) / 2
+    assert abs(middle - (100 + side / 2)) < 0.2 * side
+
+
 def test_where_nothing_is_found_the_middle_is_taken_and_said(tiny_base, monkeypatch) -> None:
     grey = Picture(path=Path("empty.png"), image=Image.new("RGB", (90, 30), (127, 127, 127)), mask=None)
     lines: list[str] = []

@@ -14,7 +14,7 @@ from perfusion.picture_input import open_picture
 from perfusion.training.config import TrainingConfig
 from perfusion.training.mask_files import find_masks, write_masks
 from perfusion.training.placement import Placement
-from perfusion.training.samples import encode_windows, object_maps
+from perfusion.training.samples import as_masks, encode_windows, object_maps
 from perfusion.training.templates import check_superclass
 from perfusion.training.training_pictures import load_picture
 
@@ -39,7 +39,8 @@ def test_the_mask_of_a_square_picture_is_what_the_model_s_attention_says_of_all_
     pixels = torch.from_numpy(np.stack(pictures).astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1)
     with torch.no_grad():
         latents = encode_windows(base, pixels, CONFIG, placement)
-        expected = object_maps(base, latents, pixels, subject, CONFIG, placement)[:, 0].numpy()
+        maps = object_maps(base, latents, pixels, subject, CONFIG, placement)
+        expected = as_masks(maps, CONFIG)[:, 0].numpy()
     for path, mask, values in zip(PHOTOS, masks, expected, strict=True):
         assert mask.size == open_picture(path).size
         small = np.asarray(mask.resize(values.shape[::-1], Image.Resampling.BOX), np.float32) / 255

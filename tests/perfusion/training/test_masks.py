@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perfusion.errors import ModelError
 from perfusion.training import masks as module
-from perfusion.training.masks import attention_masks, soft_threshold, trusted
+from perfusion.training.masks import attention_maps, soft_threshold, trusted
 from recipes.pocket.architecture import SIZES, build_unet
 
 ALPHAS = torch.linspace(0.999, 0.01, 100)
@@ -28,9 +28,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def masks_of(unet, latents: Tensor, **options) -> Tensor:
+def maps_of(unet, latents: Tensor, **options) -> Tensor:
     settings = {"subject": SUBJECT, "words": WORDS, "alphas": ALPHAS} | options
-    return attention_masks(unet, latents, random(1, 9, 32, seed=7), **settings)
+    return attention_maps(unet, latents, random(1, 9, 32, seed=7), **settings)
 
 
 class Recorder:
@@ -76,10 +76,9 @@ def expected_map(unet, latents: Tensor, spreads: int) -> Tensor:
 @pytest.mark.parametrize("spreads", [0, 3])
 def test_maps_equal_those_computed_from_diffusers_own_attention_scores(unet, monkeypatch, spreads) -> None:
     monkeypatch.setattr(module, "SPREADS", spreads)
-    monkeypatch.setattr(module, "soft_threshold", lambda maps: maps)
     latents = random(3, 4, 4, 4)
     torch.testing.assert_close(
-        masks_of(unet, latents), expected_map(unet, latents, spreads), rtol=1e-4, atol=1e-5
+        maps_of(unet, latents), expected_map(unet, latents, spreads), rtol=1e-4, atol=1e-5
     )
 
 
@@ -91,27 +90,24 @@ def test_unet_and_random_generator_are_afterwards_as_before(unet, fails) -> None
         before = unet(latents, 10, encoding).sample
         if fails:
             with pytest.raises(RuntimeError):
-                attention_masks(unet, latents, random(1, 9, 31), subject=SUBJECT, words=WORDS, alphas=ALPHAS)
+                attention_maps(unet, latents, random(1, 9, 31), subject=SUBJECT, words=WORDS, alphas=ALPHAS)
         else:
-            masks_of(unet, latents)
+            maps_of(unet, latents)
         assert torch.equal(unet(latents, 10, encoding).sample, before)
     assert all(unet.attn_processors[name] is processor for name, processor in processors.items())
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_masks_do_not_depend_on_how_many_pictures_go_at_once(unet, monkeypatch) -> None:
-    monkeypatch.setattr(
-        module, "soft_threshold", lambda maps: maps
-    )  # it would blow up the last bits of random maps
+def test_maps_do_not_depend_on_how_many_pictures_go_at_once(unet, monkeypatch) -> None:
     latents = random(5, 4, 4, 4)
-    whole = masks_of(unet, latents)
+    whole = maps_of(unet, latents)
     monkeypatch.setattr(module, "PIECE", 2)
-    torch.testing.assert_close(masks_of(unet, latents), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(maps_of(unet, latents), whole, rtol=1e-5, atol=1e-5)
     assert whole.shape == (5, 1, 4, 4)
 
 
-def test_latents_that_are_not_square_get_masks_of_their_shape(unet) -> None:
-    assert masks_of(unet, random(1, 4, 6, 4)).shape == (1, 1, 6, 4)
+def test_latents_that_are_not_square_get_maps_of_their_shape(unet) -> None:
+    assert maps_of(unet, random(1, 4, 6, 4)).shape == (1, 1, 6, 4)
 
 
 def test_unet_with_added_conditions_gets_them_once_a_picture() -> None:
@@ -126,7 +122,7 @@ def test_unet_with_added_conditions_gets_them_once_a_picture() -> None:
             projection_class_embeddings_input_dim=12 + 6 * 8,
         ).eval()  # fmt: skip
     added = {"text_embeds": random(1, 12), "time_ids": torch.ones(1, 6)}
-    found = masks_of(unet, random(3, 4, 4, 4), conditions={"added_cond_kwargs": added})
+    found = maps_of(unet, random(3, 4, 4, 4), conditions={"added_cond_kwargs": added})
     assert found.shape == (3, 1, 4, 4)
     assert added["text_embeds"].shape == (1, 12)
 
@@ -139,7 +135,7 @@ def test_unet_without_attention_to_a_prompt_is_refused() -> None:
         block_out_channels=(16,), layers_per_block=1, cross_attention_dim=32, norm_num_groups=4,
     )  # fmt: skip
     with pytest.raises(ModelError, match="use --masks none, alpha or a folder"):
-        masks_of(plain, random(1, 4, 4, 4))
+        maps_of(plain, random(1, 4, 4, 4))
 
 
 # --- from a map to a mask
@@ -218,7 +214,7 @@ def test_embedded_model_finds_the_objects_of_the_examples() -> None:
             with torch.no_grad():
                 latents = vae.encode(torch.from_numpy(picture)[None]).latent_dist.mode()
                 encoding = encoder(ids).last_hidden_state
-            found = attention_masks(
+            found = attention_maps(
                 unet,
                 latents * vae.config.scaling_factor,
                 encoding,
@@ -226,7 +222,7 @@ def test_embedded_model_finds_the_objects_of_the_examples() -> None:
                 words=range(1, 7),
                 alphas=alphas,
             )
-            mask = found[0, 0].numpy() > 0.5
+            mask = soft_threshold(found)[0, 0].numpy() > 0.5
             scores.append((mask & true).sum() / (mask | true).sum())
     assert np.mean(scores) > 0.75
     assert min(scores) > 0.4
