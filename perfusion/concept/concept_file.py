@@ -6,7 +6,6 @@ write a reader of their own. A file called *.png is a card: a picture that carri
 """
 
 import os
-import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,11 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from perfusion.concept import card
+from perfusion.concept.concept_checks import (
+    MAX_TEXT_ENCODERS,
+    TRAINING,
+    check_algebra,
+    check_shapes,
+    check_texts,
+    finite_array,
+    finite_number,
+)
 from perfusion.concept.container import pack, unpack
 from perfusion.concept.mistaken_files import refuse_mistaken
-from perfusion.concept.settings import DEFAULT_LOCK, FILE_SETTINGS, LOCKS, ConceptSettings
+from perfusion.concept.settings import DEFAULT_LOCK, FILE_SETTINGS, ConceptSettings
 from perfusion.concept.storage import narrow, stored_as, widen
-from perfusion.concept.words import hidden_character
 from perfusion.errors import ConceptError
 from perfusion.files import writing
 
@@ -34,10 +41,7 @@ __all__ = ["FORMAT", "FORMAT_VERSION", "Concept", "storage_of"]
 FORMAT = "perfusion-concept"
 FORMAT_VERSION = 1
 _MAX_FILE_BYTES = 8 * 1024 * 1024
-_MAX_TEXT_ENCODERS = 2
-_MAX_TEXT = 1000  # characters of a metadata value
 _PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
-_TRAINING = "training."  # prefix of the training facts among the metadata
 
 _VECTORS = ("direction", "dual", "energy", "superclass_encoding")
 
@@ -70,9 +74,9 @@ class Concept:
     training: Mapping[str, str] = field(default_factory=dict)  # steps, seed, pictures, …
 
     def __post_init__(self) -> None:
-        _check_texts(self)
+        check_texts(self)
         for name in FILE_SETTINGS:
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
+            object.__setattr__(self, name, finite_number(name, getattr(self, name)))
         if self.temperature <= 0:
             raise ConceptError(
                 f"The temperature is {self.temperature}, expected a number above 0, such as 0.15."
@@ -82,13 +86,15 @@ class Concept:
             raise ConceptError(
                 f"The embeddings are {type(self.embeddings).__name__}, expected a tuple of arrays."
             )
-        embeddings = (_checked(f"embeddings.{index}", array) for index, array in enumerate(self.embeddings))
+        embeddings = (
+            finite_array(f"embeddings.{index}", array) for index, array in enumerate(self.embeddings)
+        )
         object.__setattr__(self, "embeddings", tuple(embeddings))
-        for name in self._tensors():
+        for name in self.tensors():
             if not name.startswith("embeddings."):
-                object.__setattr__(self, name, _checked(name, getattr(self, name)))
-        _check_shapes(self)
-        _check_algebra(self)
+                object.__setattr__(self, name, finite_array(name, getattr(self, name)))
+        check_shapes(self)
+        check_algebra(self)
 
     def __repr__(self) -> str:
         names = f"token={self.token!r}, superclass={self.superclass!r}, base={self.base!r}"
@@ -193,7 +199,7 @@ class Concept:
         Raises:
             ConceptError: `storage` is unknown, or a number does not fit it.
         """
-        tensors = self._tensors()
+        tensors = self.tensors()
         if not keys:
             tensors.pop("target_keys", None)
         data = pack(narrow(tensors, storage), _metadata(self))
@@ -203,7 +209,7 @@ class Concept:
             )
         return data
 
-    def _tensors(self) -> dict[str, Float32]:
+    def tensors(self) -> dict[str, Float32]:
         """The tensors by their names in the file."""
         tensors = {name: getattr(self, name) for name in _VECTORS}
         tensors |= {f"embeddings.{index}": array for index, array in enumerate(self.embeddings)}
@@ -256,7 +262,7 @@ def _check_names(tensors: Mapping[str, object]) -> int:
     """Refuse missing and unknown tensors; the number of text encoders."""
     encoders = max(1, sum(name.startswith("embeddings.") for name in tensors))
     required = {*_VECTORS, "target_values"}
-    required |= {f"embeddings.{index}" for index in range(min(encoders, _MAX_TEXT_ENCODERS))}
+    required |= {f"embeddings.{index}" for index in range(min(encoders, MAX_TEXT_ENCODERS))}
     if missing := sorted(required - set(tensors)):
         raise ConceptError(f"The file lacks the tensors {missing}. Copy or train the concept again.")
     if unknown := sorted(set(tensors) - required - {"target_keys"}):
@@ -276,7 +282,7 @@ def _fields(metadata: Mapping[str, str]) -> dict[str, Any]:
     fields |= {name: metadata[name] for name in ("lock", "created_with") if name in metadata}
     fields |= {name: _parsed(name, metadata[name]) for name in FILE_SETTINGS if name in metadata}
     fields["training"] = {
-        name.removeprefix(_TRAINING): value for name, value in metadata.items() if name.startswith(_TRAINING)
+        name.removeprefix(TRAINING): value for name, value in metadata.items() if name.startswith(TRAINING)
     }
     return fields
 
@@ -293,7 +299,7 @@ def _metadata(concept: Concept) -> dict[str, str]:
         "lock": concept.lock,
         **{name: repr(getattr(concept, name)) for name in FILE_SETTINGS},
         "created_with": concept.created_with,
-        **{_TRAINING + name: value for name, value in concept.training.items()},
+        **{TRAINING + name: value for name, value in concept.training.items()},
     }
 
 
@@ -302,110 +308,3 @@ def _parsed(name: str, text: str) -> float:
         return float(text)
     except ValueError as error:
         raise ConceptError(f"The metadata's {name} is {text!r:.40}, expected a number.") from error
-
-
-def _number(name: str, value: Any) -> float:
-    """A finite Python float, so that it is written the same whatever number it came as."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConceptError(f"The {name} is {value!r:.40}, expected a number.") from error
-    if not np.isfinite(number):
-        raise ConceptError(f"The {name} is {number}, expected a finite number.")
-    return number
-
-
-def _check_texts(concept: Concept) -> None:
-    """Refuse names that could not be typed in a prompt, printed on one line or compared."""
-    if not isinstance(concept.training, Mapping):
-        raise ConceptError(f"The training facts are {concept.training!r:.100}, expected names and strings.")
-    texts = {name: getattr(concept, name) for name in ("token", "superclass", "base", "lock", "created_with")}
-    texts |= {f"{_TRAINING}{name}": value for name, value in concept.training.items()}
-    for name, text in texts.items():
-        if not isinstance(text, str) or max(len(text), len(name)) > _MAX_TEXT:
-            raise ConceptError(
-                f"{name!r:.80} is {text!r:.80}, expected one line of at most {_MAX_TEXT} characters."
-            )
-        if (hidden := hidden_character(name + text)) is not None:
-            raise ConceptError(
-                f"{name!r:.80} is {text!r:.80}, with the character {hidden}, which cannot be seen, expected one line "
-                "that can be typed."
-            )
-    if not re.fullmatch(r"<[^<>\s]{1,62}>", concept.token):
-        raise ConceptError(
-            f"The token is {concept.token!r:.80}, expected a word in angle brackets without spaces, at most "
-            "64 characters, such as '<cat>'."
-        )
-    if not concept.superclass.strip():
-        raise ConceptError(
-            "The superclass is empty, expected what kind of thing the concept is, such as 'cat'."
-        )
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,31}", concept.base):
-        raise ConceptError(
-            f"The base is {concept.base!r:.80}, expected a model family such as 'sd15' or 'pocket'."
-        )
-    if not isinstance(concept.base_fingerprint, str) or not re.fullmatch(
-        r"[0-9a-f]{64}", concept.base_fingerprint
-    ):
-        raise ConceptError(
-            f"The base fingerprint is {concept.base_fingerprint!r:.80}, expected 64 lower-case hex digits."
-        )
-    if concept.lock not in LOCKS:
-        raise ConceptError(f"The lock is {concept.lock!r:.80}, expected one of {', '.join(LOCKS)}.")
-
-
-def _checked(name: str, array: Any) -> Float32:
-    """A read-only float32 copy of a tensor, finite throughout."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        found = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ConceptError(f"Tensor {name!r} is {found}, expected a numpy array of floating-point numbers.")
-    with np.errstate(all="ignore"):  # what overflows or is not a number is refused in the next line
-        copy = np.array(array, dtype=np.float32, order="C")
-    if not np.isfinite(copy).all():
-        raise ConceptError(
-            f"Tensor {name!r} holds NaN or infinity, expected finite numbers. Train the concept again."
-        )
-    copy.setflags(write=False)
-    return copy
-
-
-def _check_shapes(concept: Concept) -> None:
-    """One number of rows everywhere, one text_dim for what lives in the encodings' space."""
-    if not 1 <= len(concept.embeddings) <= _MAX_TEXT_ENCODERS:
-        raise ConceptError(
-            f"The concept has {len(concept.embeddings)} embeddings, expected 1 or {_MAX_TEXT_ENCODERS}."
-        )
-    shape = concept.direction.shape
-    if len(shape) != 2 or 0 in shape:
-        raise ConceptError(f"Tensor 'direction' has shape {shape}, expected (rows, text_dim).")
-    expected: dict[str, tuple[int | None, ...]] = {
-        "dual": shape,
-        "superclass_encoding": shape,
-        "energy": shape[:1],
-    }
-    for name, array in concept._tensors().items():
-        wanted = expected.get(name, (shape[0], None))
-        found = array.shape
-        if (
-            len(found) != len(wanted)
-            or 0 in found
-            or any(w not in (None, f) for w, f in zip(wanted, found, strict=True))
-        ):
-            text = str(wanted).replace("None", "any")
-            raise ConceptError(
-                f"Tensor {name!r} has shape {found}, expected {text} to go with 'direction' {shape}."
-            )
-
-
-def _check_algebra(concept: Concept) -> None:
-    """The identities that hold for every concept: n > 0 and i* · w* = 1."""
-    if not (concept.energy > 0).all():
-        raise ConceptError(
-            f"The energy is {concept.energy}, expected numbers above 0. Train the concept again."
-        )
-    products = np.einsum("rd,rd->r", concept.direction, concept.dual, dtype=np.float64)
-    if not (abs(products - 1) <= 1e-2).all():
-        raise ConceptError(
-            f"direction · dual is {products}, expected 1 for every row: they belong to different concepts or "
-            "are damaged. Train the concept again."
-        )
