@@ -35,7 +35,7 @@ from perfusion.training.job_list import list_defaults
 PORT, BATCH, CLIENTS, CONCEPTS, STEPS = 8297, 8, 16, 64, 20
 SUBJECTS = Path(__file__).resolve().parents[1] / "examples" / "subjects"
 JOBS_A_WORKER = 1
-FIRST_STEPS = 4
+TRAINING_STEPS, FIRST_STEPS = 60, 4
 
 
 def main() -> int:
@@ -58,7 +58,7 @@ def main() -> int:
 
 def _trained(short: bool) -> Iterator[dict[str, Any]]:
     """Jobs an hour, with whatever a fleet adds to them, but for the start of Ray and the first import of torch."""
-    arguments = ["--steps", "4"] if short else []
+    arguments = ["--steps", str(FIRST_STEPS if short else TRAINING_STEPS)]
     names = sorted(folder.name for folder in SUBJECTS.iterdir() if folder.is_dir())
     for workers in (1, 2):
         count = (1 if short else JOBS_A_WORKER) * workers

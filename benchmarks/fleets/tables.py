@@ -24,7 +24,7 @@ def measured() -> str:
     jobs = {row["workers"]: row for row in _rows("fleet-train")}
     pictures = {row["replicas"]: row for row in _rows("fleet-serve")}
     lines = [
-        "| workers | jobs an hour | pictures a second | seconds of a picture, median |",
+        f"| workers | jobs of {jobs[1]['steps']} steps an hour | pictures a second | seconds of a picture, median |",
         "|---|---|---|---|",
     ]
     lines += [
