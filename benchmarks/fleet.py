@@ -105,7 +105,7 @@ def _served(short: bool) -> Iterator[dict[str, Any]]:
         start_listening(serve, "127.0.0.1", PORT)
         for replicas in (1, 2):
             deploy(serve, spec, FleetScale(least=replicas, most=replicas))
-            # beside the fleet at rest, since Ray's own processes take some 0.3 of these two cores all the time
+            # beside the fleet at rest, since Ray's own processes need these cores too
             costs = costs_alone(BATCH, rounds) if replicas == 1 else costs_together(replicas, BATCH, rounds)
             alone = costs["begin"] + steps * costs["calls"][0] + costs["end"]
             around = seconds_around(PORT, words[0], alone, steps, 2 * rounds)
