@@ -19,7 +19,6 @@ from perfusion.errors import CancelledError, RequestError
 from perfusion.runtime import Job, Runtime, Step
 from perfusion.runtime.picture_settings import settings_of_request
 from perfusion.serving.answers import StatusError, is_our_fault
-from perfusion.serving.gate import client_of
 from perfusion.serving.history import History
 from perfusion.serving.library import WordLibrary
 from perfusion.serving.meters import Meters
@@ -102,9 +101,8 @@ class Desk:
         self._files.shutdown()
 
     async def take(
-        self, client: str, spec: PictureSpec, *,
-        dialect: str = "own", is_stored: bool = False, is_watched: bool = True,
-    ) -> Order:  # fmt: skip
+        self, client: str, spec: PictureSpec, *, dialect: str = "own", is_stored: bool = False
+    ) -> Order:
         """Put the pictures of an order into the queue, all or none.
 
         Raises:
@@ -124,7 +122,7 @@ class Desk:
                 429, f"{self._client_queue} of your pictures wait or are drawn, and no more may. Wait for some.",
                 retry_after=_RETRY_SECONDS,
             )  # fmt: skip
-        order = Order(client, spec, dialect=dialect, is_stored=is_stored, is_watched=is_watched)
+        order = Order(client, spec, dialect=dialect, is_stored=is_stored)
         self._orders[order.id] = order
         try:
             await asyncio.to_thread(self._submit, order)
@@ -137,16 +135,15 @@ class Desk:
         self._forget_old()
         return order
 
-    async def draw(self, request: Request, spec: PictureSpec, *, dialect: str) -> tuple[list[Image], Order]:
+    async def pictures(self, request: Request, order: Order) -> list[Image]:
         """The pictures of an order for which the client waits; they are cancelled where it goes away.
 
         Raises:
-            PerfusionError: what `take` and `Order.results` raise.
+            PerfusionError: what `Order.results` raises.
         """
-        order = await self.take(client_of(request), spec, dialect=dialect, is_watched=False)
         watch = asyncio.ensure_future(cancel_when_gone(request, order))
         try:
-            return await order.results(), order
+            return await order.results()
         except CancelledError as error:
             raise (_stopping() if self._is_stopping else error) from None
         finally:

@@ -71,10 +71,11 @@ def openai_routes(desk: Desk) -> list[Route]:
 
 async def _answer(desk: Desk, request: Request, terms: ImageRequest, kind: str) -> Response:
     """The pictures in one object, or as events."""
+    order = await desk.take(client_of(request), terms.spec, dialect="openai")
     if terms.is_stream:
-        order = await desk.take(client_of(request), terms.spec, dialect="openai")
         return event_stream(_events(desk, order, terms, kind))
-    pictures, order = await desk.draw(request, terms.spec, dialect="openai")
+    usage = _usage(desk, order, terms.spec.count)  # beside the drawing, which takes longer
+    pictures = await desk.pictures(request, order)
     texts = [await _text(desk, order, terms, number, picture) for number, picture in enumerate(pictures)]
     key, start = ("url", f"data:image/{terms.kind};base64,") if terms.as_urls else ("b64_json", "")
     return JSONResponse(
@@ -82,7 +83,7 @@ async def _answer(desk: Desk, request: Request, terms: ImageRequest, kind: str) 
             "created": int(time.time()),
             "data": [{key: start + text} for text in texts],
             **_facts(terms, order),
-            "usage": _usage(desk, order, len(pictures)),
+            "usage": usage,
             **({"safety_identifier": terms.safety_identifier} if terms.safety_identifier else {}),
         }
     )

@@ -57,14 +57,9 @@ class PictureSpec:
 class Order:
     """Pictures on order. It lives in the event loop that made it; the thread that draws tells it with `touch`."""
 
-    def __init__(
-        self, client: str, spec: PictureSpec, *, dialect: str, is_stored: bool, is_watched: bool = True
-    ) -> None:
-        """`is_stored`: whether its pictures go into the history, and it is done only once they lie there.
-        `is_watched`: whether somebody may wait for its changes; each of them wakes the event loop, beside the drawing.
-        """
+    def __init__(self, client: str, spec: PictureSpec, *, dialect: str, is_stored: bool) -> None:
+        """`is_stored`: whether its pictures go into the history, and it is done only once they lie there."""
         self.id = secrets.token_hex(12)
-        self._is_watched = is_watched
         self.client, self.spec, self.dialect, self.is_stored = client, spec, dialect, is_stored
         self.created = time.time()
         self.seed = _first_seed(spec)
@@ -74,6 +69,7 @@ class Order:
         self.partials: dict[int, list[Image]] = {}  # by a picture's number, those on its way
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
+        self._is_watched = False  # by somebody who waits for changes
         self._outcome: tuple[str, str | None] | None = None  # once it is over: its state and what went wrong
         self._first_step: tuple[float, int] | None = None  # when, and how many steps were made
 
@@ -154,14 +150,20 @@ class Order:
         self.touch()
 
     def touch(self) -> None:
-        """Wake up who waits for a change; for any thread."""
+        """Wake up who waits for a change; for any thread. An event loop that is woken takes time from the drawing."""
         if not self._is_watched:
             return
         with suppress(RuntimeError):  # the server has ended meanwhile
             self._loop.call_soon_threadsafe(self._wake)
 
     async def change(self, timeout: float | None = None) -> None:
-        """Wait until something has happened to it, at most so many seconds; for orders that are watched."""
+        """Wait until something has happened to it, at most so many seconds.
+
+        The first time it returns at once: look again at what happened before it was watched.
+        """
+        if not self._is_watched:
+            self._is_watched = True
+            return
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._changed.wait(), timeout)
 
