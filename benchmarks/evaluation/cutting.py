@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.evaluation.models import base_model
-from perfusion.training.masks import attention_masks
+from perfusion.training.masks import attention_maps, soft_threshold
 from perfusion.training.objective import Noising
 from perfusion.training.templates import as_tensors, input_ids, word_ids
 
@@ -45,11 +45,12 @@ def object_masks(pictures: NDArray[np.uint8], noun: str) -> Mask:
     base = base_model()
     subject = word_ids(base.tokenizer, noun)
     prompt = input_ids(base, "a photo of a {}", [subject])
-    masks = attention_masks(
+    maps = attention_maps(
         base.unet, encoded(pictures), base.encode(as_tensors([prompt], torch.device("cpu"))).hidden.float(),
         subject=range(prompt.last - len(subject) + 1, prompt.last + 1), words=range(1, prompt.last + 2),
         alphas=Noising.of(base).scheduler.alphas_cumprod,
     )  # fmt: skip
+    masks = soft_threshold(maps)
     full = F.interpolate(masks, pictures.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
     cover = (full > 0.5).float().flatten(1).mean(1)
     full[(cover < LOW) | (cover > HIGH)] = 1.0

@@ -59,7 +59,7 @@ def test_only_pictures_without_a_mask_are_asked_about(tiny_base, pictures, monke
         asked.append((len(latents), list(options["subject"]), list(options["words"])))
         return torch.zeros(len(latents), 1, *latents.shape[-2:]).index_fill_(3, torch.tensor([0]), 1.0)
 
-    monkeypatch.setattr(samples, "attention_masks", maps)
+    monkeypatch.setattr(samples, "attention_maps", maps)
     options = TrainingConfig(superclass="teddy bear", crops=3)
     lines: list[str] = []
     loaded = [load_picture(path, "auto") for path in find_pictures(pictures)]
@@ -97,7 +97,7 @@ def test_maps_that_show_nothing_count_everywhere_and_are_told(
     tiny_base, pictures, monkeypatch, caplog
 ) -> None:
     monkeypatch.setattr(
-        samples, "attention_masks", lambda unet, latents, *_, **__: torch.zeros(len(latents), 1, 8, 8)
+        samples, "attention_maps", lambda unet, latents, *_, **__: torch.zeros(len(latents), 1, 8, 8)
     )
     options = TrainingConfig(superclass="cat", crops=2)
     loaded = [load_picture(path, "auto") for path in find_pictures(pictures)]
@@ -106,7 +106,7 @@ def test_maps_that_show_nothing_count_everywhere_and_are_told(
         tiny_base, loaded, encoded, check_superclass(tiny_base, "cat"), options, CPU, lambda _: None
     )
     assert bool((found.masks[2:] == 1).all())
-    assert "plain.png: the mask found for it covers 0% of the picture" in caplog.text
+    assert "plain.png: the mask found for it covers 100% of the picture" in caplog.text
     assert "alpha.png" not in caplog.text
 
 
