@@ -9,17 +9,22 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from perfusion.errors import PerfusionError
 from perfusion.files import sha256_of
 from perfusion.fleet.fleet_job import FleetJob
 from perfusion.fleet.result_store import Manifest, ResultStore
+from perfusion.locking import HeldError
 from perfusion.training.job_pool import JobRunner
 from perfusion.training.training_job import TrainingJob
 
 __all__ = ["Answer", "FleetWorker"]
+
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,10 @@ class FleetWorker:
         threads: of the processor; None: torch's own choice.
     """
 
+    patience: ClassVar[float] = 120.0
+    """Seconds that a job waits for another process that writes the same file: the worker of a command that was killed
+    may live on for some, and publish it."""
+
     def __init__(self, url: str, threads: int | None = None) -> None:
         self._store = ResultStore(url)
         self._runner = JobRunner()
@@ -50,15 +59,19 @@ class FleetWorker:
 
     def train(self, job: FleetJob) -> Answer:
         """Train a job, or go on with what was kept of it, and publish the result."""
-        try:
-            manifest = self._store.manifest(job.name)
-            if manifest is not None and manifest.id == job.id:  # published, and the answer was lost
-                return Answer(manifest=manifest)
-            return Answer(manifest=self._train(job))
-        except PerfusionError as error:
-            return Answer(error=str(error))
-        except (OSError, MemoryError) as error:
-            return Answer(error=f"{type(error).__name__}: {error}", may_pass=True)
+        ends = time.monotonic() + self.patience
+        while True:
+            try:
+                manifest = self._store.manifest(job.name)
+                if manifest is not None and manifest.id == job.id:  # published, and the answer was lost
+                    return Answer(manifest=manifest)
+                return Answer(manifest=self._train(job))
+            except PerfusionError as error:
+                if not isinstance(error.__cause__, HeldError) or time.monotonic() >= ends:
+                    return Answer(error=str(error))
+            except (OSError, MemoryError) as error:
+                return Answer(error=f"{type(error).__name__}: {error}", may_pass=True)
+            time.sleep(_POLL_SECONDS)
 
     def _train(self, job: FleetJob) -> Manifest:
         training = self._placed(job)

@@ -59,7 +59,8 @@ def start_listening(serve: Any, host: str, port: int) -> None:
     from ray.serve.context import _get_global_client  # nothing public tells where Serve listens
 
     serve.start(http_options={"host": host, "port": port, "location": "EveryNode"})
-    actual = _get_global_client().http_config
+    client: Any = _get_global_client()
+    actual = client.http_config
     if (actual.host, actual.port) != (host, port):
         raise RequestError(
             f"Serve runs on this cluster and listens at {actual.host}:{actual.port}, expected {host}:{port}. Give that "

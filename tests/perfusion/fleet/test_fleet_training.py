@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -13,6 +16,7 @@ from perfusion.files import sha256_of
 from perfusion.fleet.fleet_training import FleetOptions, FleetOutcome, split_done, train_fleet
 from perfusion.fleet.fleet_worker import Answer, FleetWorker
 from perfusion.fleet.result_store import Manifest, ResultStore
+from perfusion.locking import lock
 from tests.perfusion.fleet.conftest import RayActorError, RayTaskError
 
 NAMES = ("pug", "gold-hat", "pink-cake", "old-robot", "grey-fish")
@@ -187,6 +191,28 @@ def test_a_file_that_no_fleet_made_is_refused(make_jobs, tmp_path):
     (tmp_path / "pug.safetensors").write_bytes(b"somebody's")
     with pytest.raises(TrainingError, match="no manifest says that a fleet trained it"):
         split_done([job], ResultStore(str(tmp_path)))
+
+
+def test_a_file_that_a_process_of_a_killed_fleet_still_writes_is_waited_for(make_jobs, tmp_path):
+    (job,) = make_jobs("pug")
+    work = tmp_path / "out" / f"{job.name}.work"
+    work.mkdir(parents=True)
+    with ExitStack() as other:
+        other.enter_context(lock(work / "lock"))
+        Timer(1.0, other.pop_all().close).start()
+        assert FleetWorker(str(tmp_path / "out")).train(job).manifest is not None
+
+
+def test_a_file_that_somebody_goes_on_writing_fails_with_the_process(make_jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(FleetWorker, "patience", 0.0)
+    (job,) = make_jobs("pug")
+    work = tmp_path / "out" / f"{job.name}.work"
+    work.mkdir(parents=True)
+    with lock(work / "lock"):
+        answer = FleetWorker(str(tmp_path / "out")).train(job)
+    assert (
+        answer.manifest is None and f"another training is writing it (process {os.getpid()})" in answer.error
+    )
 
 
 def test_what_cannot_be_trained_is_answered_with_its_sentence(make_jobs, tmp_path):
