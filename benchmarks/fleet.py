@@ -34,7 +34,6 @@ from perfusion.training.job_list import list_defaults
 
 PORT, BATCH, CLIENTS, CONCEPTS, STEPS = 8297, 8, 16, 64, 20
 SUBJECTS = Path(__file__).resolve().parents[1] / "examples" / "subjects"
-JOBS_A_WORKER = 1
 TRAINING_STEPS, FIRST_STEPS = 60, 4
 
 
@@ -57,13 +56,12 @@ def main() -> int:
 
 
 def _trained(short: bool) -> Iterator[dict[str, Any]]:
-    """Jobs an hour, with whatever a fleet adds to them, but for the start of Ray and the first import of torch."""
+    """Jobs an hour, with whatever a fleet adds to them, but for the start of Ray and each worker's first job."""
     arguments = ["--steps", str(FIRST_STEPS if short else TRAINING_STEPS)]
     names = sorted(folder.name for folder in SUBJECTS.iterdir() if folder.is_dir())
     for workers in (1, 2):
-        count = (1 if short else JOBS_A_WORKER) * workers
         with tempfile.TemporaryDirectory() as folder, cluster(None, cpus=2) as ray:
-            jobs = _jobs(Path(folder), names[: count + workers], workers, arguments)
+            jobs = _jobs(Path(folder), names[: 2 * workers], workers, arguments)
             options = FleetOptions(workers=workers)
             began = counted = 0.0
             for number, outcome in enumerate(train_fleet(ray, jobs, f"{folder}/out", options)):
@@ -72,13 +70,13 @@ def _trained(short: bool) -> Iterator[dict[str, Any]]:
                     began = time.perf_counter()
                 counted = time.perf_counter()
         yield {
-            "workers": workers, "jobs": count, "steps": jobs[-1].training.config.steps,
-            "seconds": round(counted - began, 2), "jobs_an_hour": round(3600 * count / (counted - began), 1),
+            "workers": workers, "jobs": workers, "steps": jobs[-1].training.config.steps,
+            "seconds": round(counted - began, 2), "jobs_an_hour": round(3600 * workers / (counted - began), 1),
         }  # fmt: skip
 
 
 def _jobs(folder: Path, names: list[str], first: int, arguments: list[str]) -> tuple[FleetJob, ...]:
-    """Jobs of the twelve subjects; the `first` of them are short, as their time does not count."""
+    """A job for each of some subjects; the `first` of them are short, as their time does not count."""
     rows = [
         f"{SUBJECTS / name},{name.split('-')[-1]},<{name}>,{FIRST_STEPS if number < first else ''}"
         for number, name in enumerate(names)
