@@ -14,8 +14,14 @@ export class SuperclassField {
     this.input = h("input", { type: "text", autocomplete: "off", autocapitalize: "none", spellcheck: "false", placeholder: t("teach.superclass.example"), required: true, maxlength: 60 });
     this.note = h("div", { class: "superclass-note", role: "status" });
     this.element = h("div", { class: "stack tight" }, field(t("teach.superclass"), this.input, t("teach.superclass.help")), this.note);
-    this.input.addEventListener("input", () => { this.answer = null; clearTimeout(this.timer); this.timer = setTimeout(() => this.ask(), PAUSE_MS); });
-    this.input.addEventListener("change", () => this.ask());
+    this.input.addEventListener("input", () => { this.answer = null; this.askSoon(); });
+    // Soon, not at once: an answer between a press on a button and its release would move the button away.
+    this.input.addEventListener("change", () => this.askSoon());
+  }
+
+  askSoon() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.ask(), PAUSE_MS);
   }
 
   get value() { return this.input.value.trim(); }

@@ -174,6 +174,24 @@ def test_a_word_is_looked_up_as_it_is_typed_and_what_may_be_meant_is_taken_with_
     assert page.evaluate("document.activeElement.placeholder") == "cat"
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_lookup_that_answers_while_the_button_is_pressed_does_not_move_it(open_page, studio, drop, width):
+    page = open_page(studio, "teach", viewport={"width": width, "height": 1400})
+    lookups = []
+    page.route("**/api/superclass**", lambda route: lookups.append(route))
+    drop(page.locator(".room-teach"), PHOTOS[0])
+    page.locator(".photo").wait_for()
+    page.get_by_label("Name").fill("bat")
+    page.get_by_label("What kind of thing it is").fill("cat")
+    button = page.get_by_role("button", name="Teach", exact=True)
+    page.wait_for_timeout(500)
+    assert len(lookups) == 1
+    before = button.bounding_box()
+    lookups[0].continue_()
+    page.get_by_text("The model knows cat.").wait_for()
+    assert button.bounding_box() == before
+
+
 def test_what_is_no_photo_is_said(open_page, studio, drop, tmp_path):
     page = open_page(studio, "teach")
     (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
