@@ -1,8 +1,10 @@
 """Where the embedded model lies: pocket, a small text-to-image model that comes with the package (docs/pocket.md)."""
 
+import json
+from functools import cache
 from pathlib import Path
 
-__all__ = ["bundle_path", "model_path", "scorer_path"]
+__all__ = ["bundle_path", "embedded_fingerprint", "model_path", "scorer_path"]
 
 _POCKET = Path(__file__).parent / "pocket"
 
@@ -15,6 +17,13 @@ def model_path() -> Path:
 def bundle_path() -> Path:
     """The embedded bundle: the exported graphs lie beside the weights that they read, in one folder."""
     return model_path()
+
+
+@cache
+def embedded_fingerprint() -> str:
+    """The fingerprint of the embedded model, which its bundles and concepts carry; fine-tunes of it have others."""
+    facts = json.loads((bundle_path() / "bundle.json").read_text("utf-8"))
+    return str(facts["base_fingerprint"])
 
 
 def scorer_path() -> Path:

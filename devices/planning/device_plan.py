@@ -15,6 +15,7 @@ from perfusion.devices.planning.memory_plan import (
     workload_of,
 )
 from perfusion.devices.profiles import DeviceProfile
+from perfusion.embedded import embedded_fingerprint
 from perfusion.shell import quoted
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def plan_device(
         engine=engine,
         precision=precision,
         exported=precision == bundle.precision,
-        embedded=bundle.base == "pocket",
+        embedded=bundle.base_fingerprint == embedded_fingerprint(),
         workspace=None if engine == "onnx" else profile.workspace,
         shapes={} if engine == "onnx" else _shapes(bundle, resolution, memory),
         resolution=resolution,

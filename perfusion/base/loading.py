@@ -241,5 +241,6 @@ def first_line(error: Exception) -> str:
 
 _ADVICE = re.compile(
     r"weights_only|trust_remote_code|allow_pickle|use_safetensors|from_pt|from_tf|low_cpu_mem_usage|device_map|"
-    r"ignore_mismatched_sizes|safe_globals|force_download|local_files_only|\blogin\b|huggingface\.co"
+    r"ignore_mismatched_sizes|safe_globals|force_download|local_files_only|\blogin\b|huggingface\.co|"
+    r"github\.com"
 )

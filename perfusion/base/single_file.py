@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perfusion.base.family_settings import is_shipped
 from perfusion.base.loading import check_complete, first_line, quiet_loaders
 from perfusion.errors import ModelError
 
@@ -81,9 +82,10 @@ def read_part(
                 f"{path}: its {name} misses tensors that the settings of {config} ask for; the file is incomplete or "
                 "of another model."
             ) from error
+        usual = f"the usual settings of {config.name}" if is_shipped(config) else f"the settings of {config}"
         raise ModelError(
-            f"{path}: its {name} cannot be read with the settings of {config}: {first_line(error)}; expected the "
-            "folder of a model of the same architecture."
+            f"{path}: its {name} cannot be read with {usual}: {first_line(error)}. Give the folder of a model of the same "
+            "architecture with --config; its weights are not read."
         ) from error
     check_complete(path, name, sorted(key for key, value in part.state_dict().items() if value.is_meta))
     return part

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perfusion.concept.concept_file import Concept
+from perfusion.embedded import embedded_fingerprint
 from perfusion.errors import HubError
 from perfusion.hub import parse_name
 
@@ -92,7 +93,7 @@ def _rows(facts: CardFacts) -> list[tuple[str, str]]:
 
 def _use(facts: CardFacts) -> list[str]:
     """How to draw with it: with the embedded model at once, with any other one through a bundle of it."""
-    embedded = facts.concept.base == "pocket"
+    embedded = facts.concept.base_fingerprint == embedded_fingerprint()
     bundle, opened = ("", "") if embedded else (" --bundle BUNDLE", '"BUNDLE"')
     model = facts.base_model or "MODEL"
     first = [] if embedded else [f"perfusion-export --model {model} --output BUNDLE"]

@@ -78,7 +78,8 @@ def test_a_bundle_in_another_precision_than_the_devices_is_exported_again(pocket
     assert command is not None
     assert _arguments(shlex.split(command)[1:]).precision == "fp16"
     assert "--model" not in command  # the embedded model's is the default
-    other = plan_device(replace(pocket, base="sd15"), PROFILES["rtx-3060"]).export_command("here")
+    fine_tune = replace(pocket, base_fingerprint="0" * 64)
+    other = plan_device(fine_tune, PROFILES["rtx-3060"]).export_command("here")
     assert other is not None and "--model MODEL" in other
 
 

@@ -249,7 +249,9 @@ def test_two_that_compute_at_once_both_succeed_and_leave_one_whole_file(
 
 
 def test_our_own_captions_serve_a_model_that_brings_none(tiny_base: BaseModel, tmp_path: Path) -> None:
-    assert load_captions(replace(tiny_base, folder=tmp_path), None) == generate_captions()
+    assert load_captions(replace(tiny_base, source=tmp_path), None) == generate_captions()
+    single_file = replace(tiny_base, folder=tmp_path / "model.safetensors", source=tiny_base.folder)
+    assert load_captions(single_file, None) == load_captions(tiny_base, None)
     assert load_captions(tiny_base, None) == (tiny_base.folder / "captions.txt").read_text().splitlines()
 
 
