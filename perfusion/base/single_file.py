@@ -84,8 +84,8 @@ def read_part(
             ) from error
         usual = f"the usual settings of {config.name}" if is_shipped(config) else f"the settings of {config}"
         raise ModelError(
-            f"{path}: its {name} cannot be read with {usual}: {first_line(error)}. Give the folder of a model of the same "
-            "architecture with --config; its weights are not read."
+            f"{path}: its {name} cannot be read with {usual}: {first_line(error)}. Give the folder of a model of the "
+            "same architecture with --config; its weights are not read."
         ) from error
     check_complete(path, name, sorted(key for key, value in part.state_dict().items() if value.is_meta))
     return part

@@ -45,7 +45,7 @@ SAY_EVERY = 15.0
 
 
 def caption_file(base: BaseModel, path: Path | None) -> Path | None:
-    """Where the captions are read: the user's file, or `captions.txt` of the base model's settings; None: our corpus."""
+    """Where the captions are read: the user's file, or `captions.txt` beside the model's settings; None: our corpus."""
     source = (base.source or base.folder) / "captions.txt"
     return path or (source if source.is_file() else None)
 
