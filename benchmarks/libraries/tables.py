@@ -12,6 +12,7 @@ __all__ = ["PAGE", "block", "in_page", "lines"]
 
 PAGE = ROOT / "docs" / "providers.md"
 _MISSING = "–"
+_DISK = "on the disk"
 _LIBRARIES = {  # and the columns of the table
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO, float32",
@@ -41,7 +42,7 @@ def _text(record: Mapping[str, Any]) -> str:
         f"{title} {versions[name]}"
         for name, title in (("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO"), ("torch", "torch"))
     ]
-    packages += sorted({row["package"] for row in rows if "package" in row})
+    packages += sorted({row["package"] for row in _rows(rows, what="step") if "package" in row})
     flags = ", ".join(f"`{flag}`" for flag in facts["flags"])
     missing = "" if "avx512_bf16" in facts["flags"] else "; no `avx512_bf16`"
     sentence = (
@@ -55,7 +56,8 @@ def _text(record: Mapping[str, Any]) -> str:
 def _table(rows: Rows) -> list[str]:
     """A line for each thing that was measured, a column for each library that was."""
     cells = lines(rows)
-    columns = [name for name in _LIBRARIES if any(line.get(name) for line in cells.values())]
+    measured = [line for title, line in cells.items() if title != _DISK]
+    columns = [name for name in _LIBRARIES if any(line.get(name) for line in measured)]
     head = ["", *(_LIBRARIES[name] for name in columns)]
     body = [[title, *(line.get(name, _MISSING) for name in columns)] for title, line in cells.items()]
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)]
@@ -88,14 +90,14 @@ def lines(rows: Rows) -> dict[str, dict[str, str]]:
         rows, "seconds", "s", model="sd15", **first
     )
     table["its peak memory"] = _starts(rows, "peak_memory_mb", "MB", model="sd15", **first)
-    table["on the disk"] = _installs(rows)
+    table[_DISK] = _installs(rows)
     return {title: cells for title, cells in table.items() if cells}
 
 
 def _cells(rows: Rows, key: str, unit: str, **facts: Any) -> dict[str, str]:
     """A number of each library, with its unit."""
     return {
-        row["library"].partition(",")[0]: f"{row[key]} {unit}" for row in _rows(rows, **facts) if key in row
+        row["library"].partition(",")[0]: f"{_short(row[key])} {unit}" for row in _rows(rows, **facts) if key in row
         if row["library"] in _LIBRARIES or facts.get("library") == row["library"]
     }  # fmt: skip
 
@@ -105,6 +107,11 @@ def _starts(rows: Rows, key: str, unit: str, **facts: Any) -> dict[str, str]:
     cells = _cells(rows, key, unit, start="only", **facts)
     cold, warm = (_cells(rows, key, unit, start=start, **facts) for start in ("cold", "warm"))
     return cells | {name: f"{cold[name]}, then {number}" for name, number in warm.items()}
+
+
+def _short(number: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _installs(rows: Rows) -> dict[str, str]:

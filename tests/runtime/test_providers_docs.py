@@ -43,7 +43,7 @@ def test_a_record_becomes_a_table():
         "a picture of the embedded model, two threads": {"onnxruntime": "0.4 s", "openvino": "0.3 s"},
         "changing its concept": {"onnxruntime": "0.3 ms", "openvino": "0.2 ms"},
         "a step at Stable Diffusion 1.5's size, one concept": {"openvino bf16": "0.45 s"},
-        "the same without concepts": {"torch": "2.4 s", "stable-diffusion.cpp f16": "4.0 s"},
+        "the same without concepts": {"torch": "2.4 s", "stable-diffusion.cpp f16": "4 s"},
         "first step at Stable Diffusion 1.5's size in a new process": {
             "onnxruntime": "5.5 s",
             "openvino": "20.1 s, then 3.2 s",
@@ -70,7 +70,7 @@ def test_with_all_cores_a_concept_is_changed_within_a_millisecond():
 def test_a_second_start_does_not_pay_for_compiling_again(model):
     facts = {"library": "openvino", "model": model}
     (cold,), (warm,) = (measured("first result", start=start, **facts) for start in ("cold", "warm"))
-    assert warm["cpu_seconds"] < 0.7 * cold["cpu_seconds"]
+    assert warm["seconds"] < 0.7 * cold["seconds"]
 
 
 def test_more_than_two_rows_of_a_heavy_graph_bring_little():
