@@ -22,13 +22,15 @@ def _parser() -> argparse.ArgumentParser:
     command = parser(
         "perfusion-inspect",
         "Show what is in a concept file, a picture card or a bundle, after checking all of it: names, shapes and "
-        "numbers of a concept; settings, sizes and checksums of a bundle. Of a picture, show how it was drawn.",
+        "numbers of a concept; settings, sizes and checksums of a bundle. Of a picture, show how it was drawn; of a "
+        "folder, which concepts are in it.",
     )
     command.add_argument(
         "path",
         type=Path,
-        metavar="FILE|BUNDLE",
-        help="a concept file, a card, a drawing of perfusion-generate, the name of a sample (school-bus), or a bundle",
+        metavar="FILE|BUNDLE|DIR",
+        help="a concept file, a card, a drawing of perfusion-generate, the name of a sample (school-bus), a bundle, or "
+        "a folder of concept files",
     )
     command.add_argument(
         "--extract", type=Path, metavar="FILE", help="write the concept file that a card carries"
@@ -69,6 +71,8 @@ def _inspect(args: argparse.Namespace) -> int:
         )
     if args.heatmap and args.prompt is None:
         raise PerfusionError("A --heatmap shows the tokens of a prompt. Give --prompt too.")
+    if path.is_dir() and not (path / _MANIFEST).is_file() and (listed := _library(path, args)) is not None:
+        return listed
     after = ""
     if (path / _MANIFEST).is_file():
         facts, lines = _bundle(path)
@@ -85,13 +89,24 @@ def _inspect(args: argparse.Namespace) -> int:
         if args.extract:
             _extract(path, args.extract)
     else:
-        problem = f"a folder without {_MANIFEST}" if path.is_dir() else "not there"
+        problem = f"a folder without {_MANIFEST} and without concept files" if path.is_dir() else "not there"
         raise PerfusionError(
             f"{path} is {problem}, expected a concept file (as perfusion-train writes it), the name of a sample or a "
             "bundle's folder (as perfusion-export writes it)."
         )
     print(json.dumps(facts, indent=2) if args.json else _table(facts, lines) + after)
     return 0
+
+
+def _library(folder: Path, args: argparse.Namespace) -> int | None:
+    """List a folder of concepts; None where there are none. 1 where one of them is broken."""
+    from perfusion.commands.inspect_library import concept_files, library_facts, library_table
+
+    if not concept_files(folder):
+        return None
+    facts = library_facts(folder)
+    print(json.dumps(facts, indent=2) if args.json else library_table(facts))
+    return int(bool(facts["broken"]))
 
 
 def _drawing(path: Path) -> tuple[dict[str, Any], dict[str, str]] | None:

@@ -156,7 +156,10 @@ def test_a_changed_file_of_a_bundle_is_named(bundle, capsys):
 
 
 def test_a_path_that_is_neither_is_told_what_was_expected(tmp_path, capsys):
-    for path, found in ((tmp_path, "a folder without bundle.json"), (tmp_path / "x", "not there")):
+    for path, found in (
+        (tmp_path, "a folder without bundle.json and without concept files"),
+        (tmp_path / "x", "not there"),
+    ):
         assert main([str(path)]) == 1
         err = capsys.readouterr().err
         assert f"{path} is {found}, expected a concept file" in err
@@ -312,3 +315,25 @@ def test_a_sample_is_shown_by_its_name(tmp_path, monkeypatch, capsys):
     )
     assert main(["silver-hat"]) == 1
     assert "silver-hat is not there" in capsys.readouterr().err
+
+
+def test_a_folder_of_concepts_is_listed_and_what_is_broken_is_told(make_concept, tmp_path, capsys):
+    from PIL import Image
+
+    make_concept(token="<tom>").save(tmp_path / "tom.safetensors")
+    make_concept(token="<kitty>", superclass="lion", bias=0.6).save(tmp_path / "kitty.safetensors")
+    Image.new("RGB", (8, 8)).save(tmp_path / "tom.sheet.png")  # lies beside every training, and is no concept
+    assert main([str(tmp_path)]) == 0
+    head, names, kitty, tom = capsys.readouterr().out.splitlines()
+    assert head.endswith("2 concepts, 0 broken") and names.split()[:2] == ["file", "token"]
+    assert kitty.split()[:5] == ["kitty.safetensors", "<kitty>", "lion", "pocket", "0.6"]
+    assert tom.split()[1] == "<tom>"
+    data = (tmp_path / "tom.safetensors").read_bytes()
+    (tmp_path / "copy.safetensors").write_bytes(data)
+    (tmp_path / "half.safetensors").write_bytes(data[:-50])
+    assert main([str(tmp_path), "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert [concept["token"] for concept in facts["concepts"]] == ["<tom>", "<kitty>", "<tom>"]
+    assert [Path(file["path"]).name for file in facts["broken"]] == ["half.safetensors"]
+    main([str(tmp_path)])
+    assert "<tom>: several files have this token" in capsys.readouterr().out
