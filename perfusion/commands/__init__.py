@@ -29,7 +29,7 @@ from perfusion import __version__
 from perfusion.errors import PerfusionError
 from perfusion.numerals import decimal
 
-__all__ = ["Progress", "check_outputs", "parser", "run", "say", "told_waits"]
+__all__ = ["Progress", "check_outputs", "clock", "parser", "run", "say", "told_waits"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -206,10 +206,10 @@ class Progress:
 
     def _describe(self, done: int, now: float, fields: dict[str, str]) -> str:
         """One line: the label, a bar on a terminal, the count, both times, the fields."""
-        times = f"{_clock(now - self._began)} elapsed"
+        times = f"{clock(now - self._began)} elapsed"
         start, began = self._first or (done, now)
         if start < done < self.total:
-            times += f", {_clock((now - began) / (done - start) * (self.total - done))} left"
+            times += f", {clock((now - began) / (done - start) * (self.total - done))} left"
         share = min(max(done / self.total, 0.0), 1.0) if self.total > 0 else 1.0
         bar = f"[{'#' * round(share * _BAR):.<{_BAR}}] " if self._terminal else ""
         return ", ".join(
@@ -238,7 +238,7 @@ _LINE_SECONDS = 5.0
 _BAR = 24
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Seconds as 1:02 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

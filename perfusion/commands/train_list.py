@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perfusion.commands import Progress, say
+from perfusion.commands import Progress, clock, say
 from perfusion.commands.train import NAME, ask_to_resume
 from perfusion.errors import PerfusionError, TrainingError
 from perfusion.training.job_list import list_defaults, read_job_list
@@ -35,7 +35,7 @@ def train_list(args: argparse.Namespace) -> int:
     began, outcomes = time.monotonic(), []
     for outcome in _outcomes(left, args, resume):
         outcomes.append(outcome)
-        _tell(args, outcome, len(outcomes), len(left))
+        _tell(args, outcome, len(outcomes), len(left), time.monotonic() - began)
     failed = [outcome for outcome in outcomes if outcome.report is None]
     _print(args, outcomes, finished, time.monotonic() - began)
     return int(bool(failed))
@@ -60,6 +60,8 @@ def _devices(args: argparse.Namespace, jobs: Sequence[TrainingJob]) -> list[str]
 
 
 def _outcomes(jobs: Sequence[TrainingJob], args: argparse.Namespace, resume: bool) -> Iterator[Outcome]:
+    if not jobs:  # nothing that would be worth opening torch for
+        return
     devices = _devices(args, jobs)
     if len(devices) < 2:
         jobs = (
@@ -96,12 +98,13 @@ def _say(args: argparse.Namespace, line: str) -> None:
         say(f"{NAME}: {line}")
 
 
-def _tell(args: argparse.Namespace, outcome: Outcome, number: int, count: int) -> None:
+def _tell(args: argparse.Namespace, outcome: Outcome, number: int, count: int, seconds: float) -> None:
     """A line as soon as a training ends; what fails is told however quiet it is to be."""
     if outcome.report is None:
         say(f"{NAME}: {outcome.job.output}: {outcome.error}")
     elif not args.json:
-        print(f"{number} of {count}", *outcome.report.lines, sep="\n", flush=True)
+        rest = f", {clock(seconds / number * (count - number))} left" if number < count else ""
+        print(f"{number} of {count}{rest}", *outcome.report.lines, sep="\n", flush=True)
 
 
 def _print(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ def test_a_row_that_fails_stops_no_other_and_is_told(listed, model, capsys) -> N
 
 def test_what_is_there_is_skipped_or_resumed(listed, model, capsys) -> None:
     assert command.main(words(listed, model)) == 0
+    assert re.search(r"^1 of 2, \d+:\d\d left\n(.*\n)+2 of 2$", capsys.readouterr().out, re.MULTILINE)
     out = listed.parent / "out"
     (out / "kitty.safetensors").unlink()
     before = (out / "tom.safetensors").stat().st_mtime_ns
@@ -79,6 +81,15 @@ def test_what_is_there_is_skipped_or_resumed(listed, model, capsys) -> None:
         facts = json.loads(capsys.readouterr().out)
         assert str(out / "tom.safetensors") in facts["done"]
         assert (out / "tom.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_list_that_is_done_says_so_without_opening_a_model(listed, model, capsys, monkeypatch) -> None:
+    (listed.parent / "out").mkdir()
+    for name in ("tom", "kitty"):
+        (listed.parent / "out" / f"{name}.safetensors").touch()
+    monkeypatch.setattr("perfusion.training.placement.Placement.pick", None)  # not to be called
+    assert command.main(words(listed, model, "--skip-existing")) == 0
+    assert "0 trained, 0 failed, 2 done before" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
