@@ -65,7 +65,7 @@ def _inspect(args: argparse.Namespace) -> int:
         raise PerfusionError(
             f"{path} is no card, expected a PNG that carries a concept. Give one with --extract."
         )
-    if (args.bundle or args.prompt is not None) and not path.is_file():
+    if (args.bundle or args.prompt is not None) and path.is_dir():
         raise PerfusionError(
             f"{path} is no concept file; only a concept is held against a --bundle or --prompt."
         )
@@ -135,16 +135,15 @@ def _shown(value: Any) -> str:
 
 
 def _sample(path: Path, folder: Path | None) -> Path:
-    """The file of the sample of this name, in the bundle or the embedded one; any other path as it is."""
+    """The file of the sample of this name, in the bundle or else the embedded one; any other path as it is."""
     if path.exists() or len(path.parts) != 1:
         return path
     from perfusion.bundle.reader import read_bundle
     from perfusion.embedded import bundle_path
 
-    folder = folder or bundle_path()
-    if not (folder / _MANIFEST).is_file():
-        return path
-    return read_bundle(folder, verify=False).samples.get(str(path), path)
+    folders = [place for place in (folder, bundle_path()) if place and (place / _MANIFEST).is_file()]
+    samples = [read_bundle(place, verify=False).samples for place in folders]
+    return next((names[str(path)] for names in samples if str(path) in names), path)
 
 
 def _table(facts: dict[str, Any], lines: dict[str, str]) -> str:

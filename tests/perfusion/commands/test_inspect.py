@@ -305,7 +305,7 @@ def test_a_folder_has_no_gates(options, bundle, capsys):
     assert "--" in capsys.readouterr().err
 
 
-def test_a_sample_is_shown_by_its_name(tmp_path, monkeypatch, capsys):
+def test_a_sample_is_shown_by_its_name(tmp_path, toy_bundle, monkeypatch, capsys):
     from perfusion.embedded import bundle_path
 
     monkeypatch.chdir(tmp_path)
@@ -313,8 +313,11 @@ def test_a_sample_is_shown_by_its_name(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["path"] == str(
         bundle_path() / "concepts" / "gold-hat.safetensors"
     )
-    assert main(["silver-hat"]) == 1
-    assert "silver-hat is not there" in capsys.readouterr().err
+    for more in ([], ["--bundle", str(bundle_path())], ["--prompt", "a hat"]):
+        assert main(["silver-hat", *more]) == 1
+        assert "silver-hat is not there" in capsys.readouterr().err
+    assert main(["gold-hat", "--bundle", str(toy_bundle)]) == 1  # which has no samples of its own
+    assert "Train it on this bundle's base model" in capsys.readouterr().err
 
 
 def test_a_folder_of_concepts_is_listed_and_what_is_broken_is_told(make_concept, tmp_path, capsys):
