@@ -32,6 +32,8 @@ def train_list(args: argparse.Namespace) -> int:
     resume = args.resume or ask_to_resume(left, args)
     for job in finished:
         _say(args, f"{job.output} is done")
+    if again := sum(job.output.is_file() for job in left):
+        _say(args, f"{again} of the files are there and are trained anew; --skip-existing leaves them out")
     began, outcomes = time.monotonic(), []
     for outcome in _outcomes(left, args, resume):
         outcomes.append(outcome)

@@ -87,9 +87,13 @@ def test_a_list_that_is_done_says_so_without_opening_a_model(listed, model, caps
     (listed.parent / "out").mkdir()
     for name in ("tom", "kitty"):
         (listed.parent / "out" / f"{name}.safetensors").touch()
-    monkeypatch.setattr("perfusion.training.placement.Placement.pick", None)  # not to be called
-    assert command.main(words(listed, model, "--skip-existing")) == 0
+    with monkeypatch.context() as context:
+        context.setattr("perfusion.training.placement.Placement.pick", None)  # not to be called
+        assert command.main(words(listed, model, "--skip-existing")) == 0
     assert "0 trained, 0 failed, 2 done before" in capsys.readouterr().out
+    loud = [word for word in words(listed, model) if word != "--quiet"]
+    assert command.main(loud) == 0
+    assert "2 of the files are there and are trained anew; --skip-existing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
