@@ -127,10 +127,12 @@ def make_manifest(
 
 
 def _made_from(base: BaseModel) -> dict[str, Any]:
-    """What went into the model beside its own files; empty where nothing did."""
+    """Where the model came from, as far as its name tells, and what went into it beside its own files."""
     content: dict[str, Any] = {}
     if origin := origin_of(base.folder):
         content["model"] = origin
+    if base.folder.is_file():
+        content["file"] = base.folder.name
     if base.skipped_layers:
         content["clip_skip"] = base.skipped_layers + 1
     if base.loras:

@@ -339,6 +339,7 @@ def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "width": defaults.width,
         "height": defaults.height,
         "size_step": bundle.size_step,
+        "made_from": manifest.get("made_from", {}),
         "controlnets": list(bundle.controlnets),
         "engines": engines,
         "files": files,
@@ -350,12 +351,22 @@ def _bundle(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "layers": f"{len(unet.layers)}, with {unet.key_width} key and {unet.value_width} value numbers",
         "pictures": f"{defaults.width} x {defaults.height}, in steps of {bundle.size_step} pixels",
         "drawing": f"{defaults.num_inference_steps} steps, guidance scale {defaults.guidance_scale:g}",
+        **({"made from": origin} if (origin := _origin(facts["made_from"])) else {}),
         **({"controlnets": ", ".join(bundle.controlnets)} if bundle.controlnets else {}),
         "engines": "; ".join(f"{name} of {', '.join(graphs)}" for name, graphs in engines.items())
         or "none, so ONNX Runtime draws; perfusion-export --engine builds some",
         **{f"file {name}": f"{size:,} bytes, checksum matches" for name, size in files.items()},
     }
     return facts, lines
+
+
+def _origin(made_from: dict[str, Any]) -> str:
+    """What a bundle was made from, in words; empty where its manifest does not say."""
+    parts = [str(made_from[name]) for name in ("model", "file") if name in made_from]
+    if "clip_skip" in made_from:
+        parts.append(f"clip skip {made_from['clip_skip']}")
+    parts += [f"LoRA {lora['file']} × {lora.get('scale', 1)}" for lora in made_from.get("loras", ())]
+    return ", ".join(parts)
 
 
 def _engines(folder: Path) -> dict[str, list[str]]:

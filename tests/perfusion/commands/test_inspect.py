@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,16 @@ def test_a_bundle_is_one_json_object_for_a_program(bundle, capsys):
     assert facts["kind"] == "bundle"
     assert (facts["layers"], facts["key_width"], facts["value_width"]) == (3, 12, 36)
     assert facts["bytes"] == sum(facts["files"].values()) > 0
+
+
+def test_a_bundle_tells_what_it_was_made_from(bundle, capsys):
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    loras = [{"file": "ink.safetensors", "scale": 0.5, "sha256": "0" * 64}]
+    manifest["made_from"] = {"file": "anything.safetensors", "clip_skip": 2, "loras": loras}
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    assert main([str(bundle)]) == 0
+    origin = "anything.safetensors, clip skip 2, LoRA ink.safetensors × 0.5"
+    assert re.search(rf"^  made from +{origin}$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_changed_file_of_a_bundle_is_named(bundle, capsys):
