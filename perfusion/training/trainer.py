@@ -294,6 +294,7 @@ class _Keeper:
         }  # fmt: skip
         origin = origin_of(self.base.folder)
         facts |= {} if origin is None else {"base_model": origin}
+        facts |= {"base_file": self.base.folder.name} if self.base.folder.is_file() else {}
         return as_concept(self.base, run.edit, self.super_encoding, self.config, facts)
 
 

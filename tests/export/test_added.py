@@ -70,7 +70,7 @@ def test_a_bundle_is_made_of_a_file_its_vae_and_a_lora(fused):
     manifest = json.loads((fused / "bundle.json").read_text())
     assert manifest["scheduler"]["sampler"] == "lcm"
     assert manifest["defaults"]["num_inference_steps"] == 2
-    assert manifest["made_from"]["file"] == files["model"].name
+    assert manifest["made_from"]["file"] == "model.safetensors"
     (lora,) = manifest["made_from"]["loras"]
     assert (lora["file"], lora["scale"]) == ("lcm_2steps.safetensors", 0.5)
 

@@ -1,6 +1,7 @@
 """Training as a whole, on a tiny base model with random weights."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def test_training_changes_the_concept_and_nothing_of_the_base(tiny_base: BaseMod
     word = token_embedding(tiny_base.text_encoder).weight[check_superclass(tiny_base, "cat")[0]].numpy()
     assert np.abs(concept.embeddings[0] - word).max() > 0.005
     assert np.abs(concept.direction - encoding.numpy()).max() > 1e-4
+
+
+def test_a_concept_of_a_single_file_tells_its_name(
+    tiny_base: BaseModel, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "anything.safetensors").touch()
+    single = replace(tiny_base, folder=tmp_path / "anything.safetensors", source=tiny_base.folder)
+    facts = [train_concept(pictures, config(steps=1), model=base).training for base in (single, tiny_base)]
+    assert facts[0] == {**facts[1], "base_file": "anything.safetensors"}
 
 
 def test_direction_does_not_depend_on_the_precision_of_the_unet(tiny_base: BaseModel, pictures: Path) -> None:
