@@ -17,6 +17,7 @@ from PIL import Image
 from perfusion.judging.probes import MOSTLY, Probes
 from perfusion.judging.scales import Similarities, similarities
 from perfusion.judging.scorer import Scorer
+from perfusion.pocket.vocabulary import article
 
 __all__ = ["Evidence", "Remedy", "TrainingVerdict", "compare", "gather", "pass_verdict", "tell"]
 
@@ -156,9 +157,7 @@ def _grade(
     if evidence.scene < MOSTLY:
         return NOT_LEARNED, f"most pictures of {token} have become texture", remedies
     if evidence.noun < SURE * evidence.plain_noun:
-        reason = (
-            f"the pictures of {token} have its colours, and a {superclass} is seen in only {noun} of them"
-        )
+        reason = f"the pictures of {token} have its colours, and {article(superclass)} is seen in only {noun} of them"
         return COLOURS if evidence.nearer >= NEARER else NOT_LEARNED, reason, remedies
     if evidence.place < KEEPS * evidence.plain_place:
         reason = f"only {place} of the pictures of {token} keep the place that the prompt asks for"
@@ -166,7 +165,7 @@ def _grade(
     if evidence.nearer < NEARER:
         reason = f"in only {evidence.nearer:.0%} of the pictures {token} is nearer to yours than any {superclass} is"
         return NOT_LEARNED, reason, _UNDERFITTED
-    reason = f"the pictures of {token} are like yours, {noun} show a {superclass} and {place} keep the place"
+    reason = f"the pictures of {token} are like yours, {noun} show {article(superclass)} and {place} keep the place"
     return LEARNED, reason, ()
 
 

@@ -14,6 +14,7 @@ from perfusion.base.model_arguments import model_options
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import TrainingError
 from perfusion.files import check_writable, writing
+from perfusion.pocket.vocabulary import article
 from perfusion.training.config import TrainingConfig
 from perfusion.training.loss_log import losses_path, open_loss_log
 from perfusion.training.training_options import config_of
@@ -199,7 +200,9 @@ def _report(job: TrainingJob, result: TrainingResult, seconds: float) -> Trainin
         facts |= {"chosen_step": result.selection.best.step, "choice": result.selection.why}
         facts["snapshots"] = json.loads(result.selection.to_json())
         chosen, table = f"step {result.selection.best.step} of {steps}, ", result.selection.table()
-    summary = f"{concept.token} is a {concept.superclass}; {chosen}{size / 1000:.1f} kB, {seconds:.0f} s"
+    summary = (
+        f"{concept.token} is {article(concept.superclass)}; {chosen}{size / 1000:.1f} kB, {seconds:.0f} s"
+    )
     lines = [f"{job.output}: {summary}"]
     if job.losses_path is not None:
         facts["losses"] = str(job.losses_path)

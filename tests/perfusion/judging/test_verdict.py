@@ -38,6 +38,11 @@ def test_the_grade_follows_from_the_evidence(change: dict[str, float], grade: st
     assert "--" not in verdict.sentence
 
 
+@pytest.mark.parametrize("noun", [0.9, 0.1])
+def test_the_noun_has_its_article(noun: float) -> None:
+    assert "an owl" in pass_verdict(replace(GOOD, noun=noun), "<my-owl>", "owl", [Remedy("fog")]).sentence
+
+
 def test_a_remedy_names_the_switch_of_the_place_where_it_is_read() -> None:
     remedies = (Remedy("fewer steps", "--steps"), Remedy("more light"), Remedy("a larger model", "--model"))
     assert tell("not learned", "it is fog", remedies, {"--steps": "--steps", "--model": "ask the owner"}) == (
