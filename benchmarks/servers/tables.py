@@ -45,7 +45,9 @@ def _pocket(row: Row) -> str:
         f"{row['mean_pictures_a_call']:.1f} pictures of {row['mean_concepts_a_call']:.1f} concepts at "
         f"{row['mean_steps_a_call']:.1f} different steps in the mean. The longest wait was "
         f"{row['longest_over_mean_wait']:.2f} times the mean. The first preview came at step "
-        f"{row['first_preview_step']}. A request took {row['overhead_ms']:.1f} ms more than its picture alone."
+        f"{row['first_preview_step']}. A request took {row['overhead_ms']:.1f} ms more than its picture alone, "
+        f"which takes {row['alone_ms']:.0f} ms in four steps; {row['overhead_outside_graphs_ms']:.1f} ms where the "
+        "time in the model's graphs is left out, which wavers."
     )
 
 

@@ -21,7 +21,8 @@ def test_records_become_sentences(tmp_path):
         "clients": 16, "batch": 8, "pictures_a_second": 2.34, "share_of_batch": 0.97, "at_batch_size_1": 2.0,
         "mean_pictures_a_call": 7.6, "mean_concepts_a_call": 7.5, "mean_steps_a_call": 4.2, "steps": 3,
         "longest_over_mean_wait": 1.4,
-        "first_preview_step": 2, "overhead_ms": 3.3, "size": 256, "minutes": 60, "pictures": 9876, "most_levels": 1,
+        "first_preview_step": 2, "overhead_ms": 3.3, "overhead_outside_graphs_ms": 2.2, "alone_ms": 234.5, "size": 256,
+        "minutes": 60, "pictures": 9876, "most_levels": 1,
         "faults": [], "memory_mb": [[210, 214], [215, 218]],
     }  # fmt: skip
     machine = {"processor": "A Processor", "cores": 2}
@@ -35,6 +36,7 @@ def test_records_become_sentences(tmp_path):
         "0.97 times",
         "7.6 pictures",
         "3.3 ms",
+        "2.2 ms",
         "1.17 times",
         "60 minutes",
         "9876",
