@@ -191,11 +191,18 @@ class Bundle:
             ConceptError: there is neither such a file nor such a sample.
         """
         path = Path(name)
-        if path.is_file() or not self.samples:
+        if path.is_file() or (path.suffix and not self.samples):
             return path
         if str(name) in self.samples:
             return self.samples[str(name)]
         if path.exists():
             return path
         known = ", ".join(self.samples)
-        raise ConceptError(f"{name}: no such file, and no sample concept of that name; there is {known}.")
+        samples = (
+            f"no sample concept of that name; there is {known}"
+            if known
+            else "this bundle has no sample concepts"
+        )
+        raise ConceptError(
+            f"{name}: no such file, and {samples}. Give a concept file such as cat.safetensors."
+        )

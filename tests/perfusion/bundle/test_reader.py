@@ -182,7 +182,13 @@ def test_no_single_wrong_value_gives_anything_but_a_sentence(bundle_copy):
 def test_sample_concepts_are_found_by_name_and_files_by_path(bundle_copy: Path, tmp_path: Path) -> None:
     sample = bundle_copy / "concepts" / "school-bus.safetensors"
     bundle = read_bundle(bundle_copy)
-    assert bundle.find_concept("school-bus") == Path("school-bus"), "without samples a name is a path"
+    assert bundle.find_concept("a.safetensors") == Path("a.safetensors"), (
+        "who reads it says that it is not there"
+    )
+    with pytest.raises(
+        ConceptError, match="school-bus: no such file, and this bundle has no sample concepts"
+    ):
+        bundle.find_concept("school-bus")
     sample.parent.mkdir()
     sample.write_bytes(b"")
     assert bundle.find_concept("school-bus") == sample
