@@ -78,8 +78,8 @@ def _done(units: Sequence[Unit], context: Context, processes: int) -> Iterator[t
             finished, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in finished:
                 unit = futures.pop(future)
-                for unit in itertools.islice(pending, 1):
-                    futures[pool.submit(_do, unit, context)] = unit
+                for following in itertools.islice(pending, 1):
+                    futures[pool.submit(_do, following, context)] = following
                 yield unit, future.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -183,6 +183,8 @@ def test_two_processes_do_all_units_and_begin_few_after_one_has_failed(tmp_path)
     assert "ValueError: broken" in run.stderr
     done = {int(path.name) for path in (tmp_path / "work").iterdir()}
     assert set(range(5)) <= done and 5 not in done and len(done) < 10
+    told = [int(line.split()[1]) for line in run.stdout.splitlines()]
+    assert set(told) <= done and len(set(told)) == len(told) >= 3  # each is told when it is done, and once
 
 
 @pytest.mark.slow
