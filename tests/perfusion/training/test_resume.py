@@ -183,7 +183,7 @@ def test_what_a_base_model_brings_along_is_part_of_the_training(
     tiny_base, tiny_model, pictures, tmp_path
 ) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    base = replace(tiny_base, folder=folder)
+    base = replace(tiny_base, folder=folder, source=folder)
     work = WorkFolder(tmp_path / "cat.safetensors")
     interrupted(pictures, base, work, 3)
     other = replace(base, scheduler={**base.scheduler, "prediction_type": "epsilon"})
