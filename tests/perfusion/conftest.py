@@ -105,10 +105,10 @@ def tiny_xl_pipeline() -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_xl_model(tiny_xl_pipeline: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder of that pipeline, with captions."""
+def tiny_xl_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of such a pipeline, with captions."""
     folder = tmp_path_factory.mktemp("tiny-xl") / "model"
-    tiny_xl_pipeline.save_pretrained(folder)
+    build_tiny_xl().save_pretrained(folder)
     (folder / "perfusion.json").write_text('{"family": "tinyxl"}')
     shutil.copy(tiny_model / "captions.txt", folder)
     return folder
