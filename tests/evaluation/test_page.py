@@ -20,6 +20,10 @@ WORDS = " ".join(PLACE.sub("", PAGE).replace("*", "").split())
 RECORDS = ROOT / "benchmarks" / "records"
 ROWS = json.loads((RECORDS / "evaluation-amd-epyc-2.json").read_text("utf-8"))["rows"]
 RECORD = Record(ROWS)
+FOCUS = {
+    row["name"]: row["subjects"]
+    for row in json.loads((RECORDS / "focus-amd-epyc-2.json").read_text("utf-8"))["rows"]
+}
 PROBE = {
     row["what"]: row
     for row in json.loads((RECORDS / "probe_accuracy-amd-epyc-2.json").read_text("utf-8"))["rows"]
@@ -87,6 +91,11 @@ def leakage(kind, name):
     return interval([row[kind][name] for row in LEAKAGE]).mean
 
 
+def focus(name, key="alone"):
+    mean = FOCUS[name][key][0]
+    return f"{mean:.2f}" if key == "alone" else f"{100 * mean:.0f} %"
+
+
 GAP = interval([100 * (row["renders"]["trained-keys"] - row["renders"]["unselected"]) for row in LEAKAGE])
 
 SENTENCES = [
@@ -133,6 +142,13 @@ SENTENCES = [
     f"{level(setting('unselected', 'local 0.6'))}",
     f"Custom Diffusion, at {TIMES['custom-diffusion']:.0f} times the bytes, by {-margin('custom-diffusion'):.2f}",
     f"({level(WITHOUT_MASKS)} and {level(WITHOUT_MASKS, 'text')}, ablations)",
+    f"a picture of one thing ({focus('shut-after')} for {focus('product')}). A training with it shut does not win that "
+    f"back ({focus('padding-shut')}), and with the superclass's prompt there it is less still "
+    f"({focus('padding-plain')})",
+    f"costs a tenth of the likeness ({focus('padding-hidden')})",
+    f"both nouns come in {focus('context-lock', 'both')} of the pictures for {focus('product', 'both')}, at a higher "
+    "likeness of one thing",
+    f"hardly more ({focus('context-lock', 'subjects')} for {focus('product', 'subjects')})",
     f"DreamBooth, at {TIMES['dreambooth']:,.0f} times the bytes, by {-margin('dreambooth'):.2f}, and by far where a "
     f"second thing is asked for: {share(default('dreambooth'))} against {share(OURS)}",
     f"the base model's own words, too ({100 * leakage('renders', 'base'):.0f} %)",
@@ -183,6 +199,12 @@ def test_what_the_page_says_without_numbers_is_so():
     assert not any(entry["at_edge"] for entry in RECORD.part("tuning").values())
     drawings = [row["drawings"]["trained-keys"] - row["drawings"]["unselected"] for row in LEAKAGE]
     assert interval(drawings).low < 0 < interval(drawings).high
+    assert 0.7 <= FOCUS["context-lock"]["second_seen"][0] <= 0.8
+    assert all(
+        FOCUS[name]["subjects"][0] < FOCUS["product-regions"]["subjects"][0]
+        for name in FOCUS
+        if name != "product-regions"
+    )
 
 
 def test_every_number_of_a_share_is_in_a_sentence_that_is_held():
