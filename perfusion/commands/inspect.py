@@ -102,9 +102,10 @@ def _library(folder: Path, args: argparse.Namespace) -> int | None:
     """List a folder of concepts; None where there are none. 1 where one of them is broken."""
     from perfusion.commands.inspect_library import concept_files, library_facts, library_table
 
-    if not concept_files(folder):
+    files = concept_files(folder)
+    if not files:
         return None
-    facts = library_facts(folder)
+    facts = library_facts(folder, files)
     print(json.dumps(facts, indent=2) if args.json else library_table(facts))
     return int(bool(facts["broken"]))
 
@@ -142,7 +143,7 @@ def _sample(path: Path, folder: Path | None) -> Path:
     from perfusion.embedded import bundle_path
 
     folders = [place for place in (folder, bundle_path()) if place and (place / _MANIFEST).is_file()]
-    samples = [read_bundle(place, verify=False).samples for place in folders]
+    samples = (read_bundle(place, verify=False).samples for place in folders)
     return next((names[str(path)] for names in samples if str(path) in names), path)
 
 

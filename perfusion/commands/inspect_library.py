@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ def _is_card(path: Path) -> bool:
     return True
 
 
-def library_facts(folder: Path) -> dict[str, Any]:
-    """All of it for a program; every file is checked as when it is loaded."""
+def library_facts(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """All of a folder's `concept_files` for a program; every file is checked as when it is loaded."""
     concepts, broken = list[dict[str, Any]](), list[dict[str, Any]]()
-    for path in concept_files(folder):
+    for path in files:
         try:
             concept = Concept.load(path)
         except ConceptError as error:
