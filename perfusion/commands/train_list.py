@@ -32,7 +32,7 @@ def train_list(args: argparse.Namespace) -> int:
     resume = args.resume or ask_to_resume(left, args)
     for job in finished:
         _say(args, f"{job.output} is done")
-    if again := sum(job.output.is_file() for job in left):
+    if again := sum(map(_is_there, left)):
         _say(args, f"{again} of the files are there and are trained anew; --skip-existing leaves them out")
     began, outcomes = time.monotonic(), []
     for outcome in _outcomes(left, args, resume):
@@ -44,9 +44,14 @@ def train_list(args: argparse.Namespace) -> int:
 
 
 def _is_finished(job: TrainingJob, args: argparse.Namespace) -> bool:
-    if args.skip_existing and job.output.is_file() and job.kept_step() is None:
+    if args.skip_existing and _is_there(job):
         return True
     return bool(args.resume and job.is_done())
+
+
+def _is_there(job: TrainingJob) -> bool:
+    """Whether its file is there, and nothing is kept of a training that would go on."""
+    return job.output.is_file() and job.kept_step() is None
 
 
 def _devices(args: argparse.Namespace, jobs: Sequence[TrainingJob]) -> list[str]:
