@@ -70,7 +70,25 @@ def test_with_all_cores_a_concept_is_changed_within_a_millisecond():
 def test_a_second_start_does_not_pay_for_compiling_again(model):
     facts = {"library": "openvino", "model": model}
     (cold,), (warm,) = (measured("first result", start=start, **facts) for start in ("cold", "warm"))
-    assert warm["seconds"] < 0.7 * cold["seconds"]
+    assert warm["seconds"] < 0.6 * cold["seconds"]
+    # with the first step, and at true size with reading 3.4 GB and their checksum
+    assert warm["cpu_seconds"] < {"pocket": 0.7, "sd15": 0.71}[model] * cold["cpu_seconds"]
+
+
+def test_the_page_says_what_compiling_takes():
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    peaks = {
+        (row["model"], row["compiled"]): (row["peak_memory_mb"] - row["library_mb"]) / 1000
+        for row in measured("compile memory")
+    }
+    assert f"peaked (`VmHWM`) {peaks['pocket', 'stored']:.3f} GB above the library" in text
+    assert f"size (3.4 GB) it was {peaks['sd15', 'stored']:.1f} GB" in text
+    assert f"one that stored nothing {peaks['sd15', 'forgotten']:.1f} GB" in text
+    times = {row["rows"]: row["a_row_of_two_over_it"] for row in measured("rows at once", model="sd15")}
+    assert (
+        f"four at once were {times[4]:.2f} times as fast a row in the record below, eight {times[8]:.2f} times"
+        in text
+    )
 
 
 def test_more_than_two_rows_of_a_heavy_graph_bring_little():
