@@ -28,9 +28,8 @@ class Library:
 
     def __init__(self, runtime: Runtime, folder: Path) -> None:
         self._runtime, self._folder = runtime, folder
-        self._tokens: dict[
-            tuple[Path, int], str | None
-        ] = {}  # by file and its time; None: it cannot be loaded
+        self._tokens: dict[tuple[Path, int], str | None] = {}
+        """By file and its time; None: it cannot be loaded."""
 
     def follow(self) -> list[str]:
         """Load what is new in the folder, forget what is gone, and give the words that prompts may have now."""
