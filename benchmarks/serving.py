@@ -172,10 +172,13 @@ def _throughput(load: Load) -> dict[str, Any]:
     """Pictures a second of all clients, beside 8 equal pictures in one call, and beside the same clients at batch 1."""
     with server_of(load.bundle, load.clients, BATCH) as (port, runtime), Client(port) as client:
         client.draw(0, 0, num_inference_steps=1, **load.options)
+        batch = _batches(runtime, load)
         before = _calls(client)
         served, waits = _served(port, load)
         calls = _calls(client) - before
-        batch = [_seconds(lambda: _draw(runtime, load)) for _ in range(load.rounds)]
+        batch += _batches(
+            runtime, load
+        )  # before and after, so that a machine that slows down counts for both
     with server_of(load.bundle, load.clients, 1) as (port, _), Client(port) as client:
         client.draw(0, 0, num_inference_steps=1, **load.options)
         single, _ = _served(port, load, rounds=max(1, load.rounds // 2))
@@ -242,6 +245,11 @@ def _means(calls: Counter[tuple[int, int, int]]) -> dict[str, float]:
     total = sum(calls.values())
     sums = [sum(call[place] * count for call, count in calls.items()) for place in range(3)]
     return {name: value / total for name, value in zip(("pictures", "concepts", "steps"), sums, strict=True)}
+
+
+def _batches(runtime: Runtime, load: Load) -> list[float]:
+    """Seconds of each of some calls for eight equal pictures."""
+    return [_seconds(lambda: _draw(runtime, load)) for _ in range(max(1, load.rounds // 2))]
 
 
 def _draw(runtime: Runtime, load: Load) -> None:

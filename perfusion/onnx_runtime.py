@@ -7,7 +7,7 @@ from typing import Any
 
 from perfusion.errors import DeviceError
 
-__all__ = ["import_onnxruntime"]
+__all__ = ["import_onnxruntime", "session_options"]
 
 
 def import_onnxruntime(missing: str) -> Any:
@@ -24,3 +24,14 @@ def import_onnxruntime(missing: str) -> Any:
     except ImportError as error:
         raise DeviceError(missing) from error
     return onnxruntime
+
+
+def session_options(onnxruntime: Any, threads: int) -> Any:
+    """What each of our sessions is opened with: the same bits every time, and at most `threads` (0: its own choice)."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns about its own optimiser's work
+    options.use_deterministic_compute = True
+    options.intra_op_num_threads = threads
+    # Each session has threads of its own. Left to wait awake after a run, they take the cores from the next session's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from perfusion.errors import ModelError
-from perfusion.onnx_runtime import import_onnxruntime
+from perfusion.onnx_runtime import import_onnxruntime, session_options
 
 __all__ = ["OnnxScorer", "Scorer", "open_session", "picture_array", "unit"]
 
@@ -144,10 +144,7 @@ def open_session(path: Path, threads: int | None) -> Any:
     onnxruntime = import_onnxruntime(
         'Scoring pictures by ONNX graphs needs onnxruntime. pip install "perfusion-edge[cpu]".'
     )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; it warns about its own optimiser's work
-    options.use_deterministic_compute = True
-    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+    options = session_options(onnxruntime, threads or int(os.environ.get("OMP_NUM_THREADS") or 0))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no other base

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion.errors import BundleError, DeviceError, PerfusionError
-from perfusion.onnx_runtime import import_onnxruntime
+from perfusion.onnx_runtime import import_onnxruntime, session_options
 from perfusion.runtime.compute.binding import Binding
 from perfusion.runtime.compute.graph_ends import check_ends, check_shape
 
@@ -141,11 +141,8 @@ class OnnxGraph:
 def _open(path: Path, provider: str, threads: int | None, capture: bool) -> Any:
     """A session on the provider that was asked for, and on no other."""
     onnxruntime = _onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; it warns about its own optimiser's work
-    options.use_deterministic_compute = True
+    options = session_options(onnxruntime, _allowed_threads() if threads is None else threads)
     options.enable_mem_pattern = capture  # else the second run takes as much memory again, and is no faster
-    options.intra_op_num_threads = _allowed_threads() if threads is None else threads
     if provider == "cuda" and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries, where pip installed them
     settings = {**_CUDA_OPTIONS, **({"enable_cuda_graph": "1"} if capture else {})}

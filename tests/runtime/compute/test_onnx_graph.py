@@ -56,6 +56,22 @@ def test_threads_are_as_many_as_cores_may_be_used(monkeypatch, bundle, threads, 
     assert counts == [expected]
 
 
+def test_threads_of_a_graph_do_not_wait_awake_after_its_run(monkeypatch, bundle):
+    """They would take the cores from the threads of the graph that runs next."""
+    import onnxruntime
+
+    waits = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path, options, providers):
+            waits.append(options.get_session_config_entry("session.force_spinning_stop"))
+            super().__init__(path, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    OnnxGraph(bundle.decoder.file, ["latent_sample"], "sample", "cpu")
+    assert waits == ["1"]
+
+
 def test_an_unknown_provider_is_refused_with_the_known_ones(toy_bundle):
     with pytest.raises(RequestError, match="'tpu', expected one of auto, cpu, cuda, trt, trt-rtx"):
         Runtime(toy_bundle, provider="tpu")
