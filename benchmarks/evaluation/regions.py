@@ -8,7 +8,7 @@ subjects. The concepts are those of the row `unselected`; where one has not been
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ __all__ = [
     "jobs_of",
     "measure_variant",
     "region_results",
+    "record_of",
     "region_units",
     "teach_probe",
     "text_of",
@@ -113,6 +114,13 @@ def chosen_variants(names: Iterable[str] | None) -> tuple[Variant, ...]:
     if unknown := [name for name in wanted if name not in known]:
         raise RequestError(f"There is no variant {unknown[0]!r}; choose among {', '.join(known)}.")
     return tuple(variant for name, variant in known.items() if name in wanted)
+
+
+def record_of(variants: Collection[Variant]) -> str | None:
+    """The record that some variants make: "regions" with all of the product's, "rivals" of rivals alone."""
+    if set(VARIANTS) <= set(variants):
+        return "regions"
+    return "rivals" if set(variants) <= set(RIVALS) else None
 
 
 def region_units(

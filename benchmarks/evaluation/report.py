@@ -71,17 +71,18 @@ def report(context: Context, methods: Sequence[Method], subjects: Sequence[str],
 
 
 def report_regions(
-    context: Context, subjects: Sequence[str], variants: Sequence[Variant], *, publish: bool
+    context: Context, subjects: Sequence[str], variants: Sequence[Variant], record: str | None
 ) -> None:
-    """Write and print the tables of regions, with `publish` the record and the page, too."""
+    """Write and print the tables of regions. With a record's name, "regions" or "rivals", the record and the page get
+    them, too."""
     rows = region_results(context, subjects, variants)
-    new_tables = region_tables(rows)
+    new_tables = region_tables(rows, record or "regions")
     text = "\n\n".join(new_tables.values())
     print(text)
     with writing(context.work / "docs" / "regions.md", "w") as file:
         file.write(text + "\n")
-    if publish:
-        print(write_record("regions", rows))
+    if record:
+        print(write_record(record, rows))
         page = ROOT / "docs" / "evaluation.md"
         new_page = filled(page.read_text("utf-8"), new_tables)
         with writing(page, "w") as file:

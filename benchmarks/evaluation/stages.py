@@ -11,7 +11,7 @@ from benchmarks.evaluation.measuring import measuring_units
 from benchmarks.evaluation.methods import Method, chosen_methods, trainings
 from benchmarks.evaluation.plan import FULL, SMALL, TUNING_SUBJECTS, open_work, subject_named
 from benchmarks.evaluation.prior import prior_units
-from benchmarks.evaluation.regions import VARIANTS, Variant, chosen_variants, region_units
+from benchmarks.evaluation.regions import VARIANTS, Variant, chosen_variants, record_of, region_units
 from benchmarks.evaluation.report import finished_methods, report, report_regions
 from benchmarks.evaluation.training import training_units
 from benchmarks.evaluation.tuning import choose, tuning_units, unmasking_units, widening_units
@@ -49,8 +49,8 @@ def run(
         for title, units in units_of(stage, named_methods, named_subjects, context, named_variants):
             _do(title, units, context, processes, estimate)
         if stage == "regions" and not estimate:
-            whole = set(VARIANTS) <= set(named_variants) and not (small or subjects)
-            report_regions(context, named_subjects, named_variants, publish=whole)
+            record = None if small or subjects else record_of(named_variants)
+            report_regions(context, named_subjects, named_variants, record)
         if stage == "tune" and not estimate:
             while units := widening_units(named_methods, context):
                 _do("tuning beyond the grid", units, context, processes, estimate)

@@ -65,8 +65,9 @@ def filled(page: str, new_tables: Mapping[str, str]) -> str:
     return PLACE.sub(replaced, page)
 
 
-def region_tables(rows: Sequence[Row]) -> dict[str, str]:
-    """Of `regions.region_results`: what every variant draws where a second thing is asked for, and of pairs."""
+def region_tables(rows: Sequence[Row], record: str = "regions") -> dict[str, str]:
+    """Of `regions.region_results`: what every variant draws where a second thing is asked for, and of pairs. Their
+    names begin with the record's."""
     seconds = _head(
         "drawn | image similarity | text similarity | place | both nouns | second thing seen | subject and second | "
         "in order"
@@ -86,7 +87,7 @@ def region_tables(rows: Sequence[Row]) -> dict[str, str]:
             *_intervals(pair, ("image", "lesser")), *_percents(pair, ("in_order",)),
         ]  # fmt: skip
         pairs.append(_line(row["title"], *cells))
-    return {"regions": "\n".join(seconds), "region_pairs": "\n".join(pairs)}
+    return {record: "\n".join(seconds), f"{record.removesuffix('s')}_pairs": "\n".join(pairs)}
 
 
 def best(points: Iterable[Row], key: str, default: Row) -> Row:

@@ -15,6 +15,7 @@ from benchmarks.evaluation.regions import (
     answer_shares,
     chosen_variants,
     concept_path,
+    record_of,
     region_results,
     region_units,
     text_of,
@@ -125,6 +126,12 @@ def test_rivals_are_drawn_when_they_are_named_and_have_been_trained(tmp_path):
         (folder / "pytorch_lora_weights.safetensors").touch()
     groups = dict(region_units(Context(plan=SMALL, work=tmp_path), SMALL.subjects, [LORA]))
     assert [unit.path.parts[1] for unit in groups["drawing"]] == ["regions-lora-4"] * 3
+
+
+def test_a_record_is_of_all_of_the_products_variants_or_of_rivals_alone():
+    assert record_of(VARIANTS) == record_of((*VARIANTS, LORA)) == "regions"
+    assert record_of([LORA, LORA_IN_REGIONS]) == "rivals"
+    assert record_of(VARIANTS[:2]) is None and record_of([NOUNS, LORA]) is None
 
 
 @pytest.mark.slow
