@@ -8,7 +8,7 @@ measurable where its gates are no farther from the others' than theirs.
 - The embedded model: its trained encoder and the captions of its world.
 - An encoder of Stable Diffusion 1.5's width with two layers and random weights, our corpus of captions, and each of
   its words one token. What an estimate of a moment errs by depends on the width and the captions, little on the rest.
-- Three subjects are trained on the embedded model with a tenth and a fiftieth of its captions, and measured as
+- Three subjects are trained on the embedded model with all and with a tenth of its captions, and measured as
   benchmarks/subjects.py does.
 
 Concepts and their rows are kept in build/second_moment, so that an interrupted run goes on. About half an hour.
@@ -38,7 +38,7 @@ from perfusion.files import writing
 from perfusion.judging.pocket_scorer import PocketScorer
 from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig, train_concept
-from perfusion.training.captions import CAPTIONS, generate_captions
+from perfusion.training.captions import generate_captions
 from perfusion.training.covariance import caption_ids, inverse, load_captions, real_tokens, second_moment
 from recipes.pocket.editions import EDITIONS
 from recipes.pocket.recipe import write_captions
@@ -46,12 +46,13 @@ from recipes.pocket.subjects import SUBJECTS, Subject
 from recipes.pocket.tokenizer import build_tokenizer
 
 BUILD = ROOT / "build" / "second_moment"
-SIZES = (100, 500, 1000, 2000, 5000, 10_000, CAPTIONS)
+CORPUS = 20_000
+SIZES = (100, 500, 1000, 2000, 5000, 10_000)
 LAYERS = 2
 FRESH = 1000
 """Prompts whose tokens' gates are compared."""
 TRAINED = ("gold-hat", "school-bus", "pink-mushroom")
-SHARES = (1, 10, 50)
+SHARES = (1, 10)
 BIAS, TEMPERATURE = TrainingConfig.bias, TrainingConfig.temperature
 
 
@@ -61,11 +62,7 @@ def main() -> int:
     base = load_base(None)
     rows = [*gate_rows("pocket", base, *pocket_captions(base), [subject.noun for subject in SUBJECTS])]
     rows += concept_rows(base)
-    ours, others, fresh = (
-        generate_captions(CAPTIONS),
-        generate_captions(CAPTIONS, 1),
-        generate_captions(FRESH, 2),
-    )
+    ours, others, fresh = generate_captions(CORPUS), generate_captions(CORPUS, 1), generate_captions(FRESH, 2)
     wide, nouns = wide_encoder([*ours, *others, *fresh]), ["cat", "dog", "teapot", "chair", "man", "car"]
     rows += gate_rows("768 wide, random weights", wide, ours, others, fresh, nouns)
     print(write_record("second_moment", rows))

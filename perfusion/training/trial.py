@@ -94,7 +94,8 @@ def try_out(
     )  # fmt: skip
     verdict = None
     if judges:
-        subject = object_pictures(samples, config.crops)
+        whole, _ = variant_pictures(samples, config.crops)
+        subject = [*whole, *object_pictures(samples, config.crops)]
         try:
             scorer, probes = judges
             measures = compare(own, plain, subject, plain_prompts, scorer)
