@@ -233,3 +233,19 @@ def test_times_of_readings_on_the_method_page_are_those_of_the_record() -> None:
     assert f"by {min(apart):.0f} to {max(apart):.0f} of 255" in page
     assert ratios["pocket", "one reading over format 1"] <= 1.02
     assert ratios["sd15", "two readings over one"] <= 1.05
+
+
+def test_what_the_page_of_training_says_of_verdicts_is_that_of_the_record() -> None:
+    from perfusion.judging.verdict import SURE
+
+    (path,) = (ROOT / "benchmarks" / "records").glob("verdicts-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    seeds = [row for row in rows if row.get("what") == "seed"]
+    agree = [row["agree"] for row in seeds]
+    assert [row["subjects"] for row in seeds] == [12, 12, 12]
+    assert min(agree) >= 11
+    assert not any(row["wrongly_learned"] for row in seeds)
+    shares = [row["noun"] for row in rows if "noun" in row]
+    assert not any(0.34 < share < SURE for share in shares)  # so the border has room on both sides
+    page = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
+    assert f"agreed on {agree[0]}, {agree[1]} and {agree[2]} of 12" in page

@@ -15,7 +15,7 @@ from perfusion.training import caption_words as words
 __all__ = ["CAPTIONS", "generate_captions"]
 
 CAPTIONS = 10_000
-"""Gates stay where they are from 2,000 on (`benchmarks/second_moment.py`); 10,000 hold nearly all of its words."""
+"""Gates stay where they are from 2,000 on; 10,000 hold nearly all words of the corpus."""
 
 _AN = ("hourglass", "heir", "honest", "honor")
 _NOT_AN = ("unicorn", "uniform", "university", "ukulele", "european", "one-")
