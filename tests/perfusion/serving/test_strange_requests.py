@@ -265,7 +265,8 @@ def test_event_streams_left_open_are_bounded_and_given_back(serve):
     wait_for(lambda: http.delete(f"{server.address}/api/jobs/{job['id']}").status_code == 200)
 
 
-def test_concepts_come_and_go_while_they_are_drawn(server, toy_concept, tmp_path):
+def test_concepts_come_and_go_while_they_are_drawn(serve, toy_concept, tmp_path):
+    server = serve(limits=Limits(rate=1e6, burst=1e6))  # a quick machine would meet the limit of requests
     faults, ends = [], threading.Event()
 
     def come_and_go(place):
