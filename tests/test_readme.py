@@ -249,3 +249,24 @@ def test_what_the_page_of_training_says_of_verdicts_is_that_of_the_record() -> N
     assert not any(0.34 < share < SURE for share in shares)  # so the border has room on both sides
     page = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
     assert f"agreed on {agree[0]}, {agree[1]} and {agree[2]} of 12" in page
+
+
+def test_so_many_captions_as_ours_leave_every_gate_where_more_would_put_it() -> None:
+    from perfusion.training.captions import CAPTIONS
+
+    (path,) = (ROOT / "benchmarks" / "records").glob("second_moment-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    wide = {row["captions"]: row for row in rows if row.get("encoder", "").startswith("768")}
+    trained = [row for row in rows if row["what"] == "concept"]
+    most = max(row["captions"] for row in trained)
+    assert wide[CAPTIONS]["changed_percent"] <= 0.02
+    assert wide[CAPTIONS]["mean_change"] <= 2 * wide[20_000]["mean_change"]
+    gains = {
+        is_all: [row["gain"] for row in trained if (row["captions"] == most) is is_all]
+        for is_all in (True, False)
+    }
+    assert len(gains[True]) == len(gains[False]) == 3
+    page = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
+    assert f"{wide[CAPTIONS]['changed_percent']} % of the gates" in page
+    assert f"{wide[2000]['changed_percent']} % with 2,000" in page
+    assert all(f"{sum(gains[is_all]) / 3:.3f}" in page for is_all in gains)
