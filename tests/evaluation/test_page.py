@@ -9,7 +9,7 @@ from benchmarks.evaluation.figures import interval
 from benchmarks.evaluation.findings import LEAST
 from benchmarks.evaluation.methods import FOR_PAIRS, METHODS, method_named
 from benchmarks.evaluation.plan import FULL
-from benchmarks.evaluation.tables import PLACE, Record, best, filled, tables
+from benchmarks.evaluation.tables import PLACE, Record, best, filled, region_tables, tables
 from benchmarks.evaluation.tuning import MORE_RATES
 from benchmarks.record import ROOT
 from perfusion.training import TrainingConfig
@@ -24,6 +24,10 @@ FOCUS = {
     row["name"]: row["subjects"]
     for row in json.loads((RECORDS / "focus-amd-epyc-2.json").read_text("utf-8"))["rows"]
 }
+REGIONS, RIVALS = (
+    json.loads((RECORDS / f"{name}-amd-epyc-2.json").read_text("utf-8"))["rows"]
+    for name in ("regions", "rivals")
+)
 PROBE = {
     row["what"]: row
     for row in json.loads((RECORDS / "probe_accuracy-amd-epyc-2.json").read_text("utf-8"))["rows"]
@@ -50,6 +54,15 @@ def share(row, key="both"):
 
 def level(row, key="image"):
     return f"{row[key][0]:.2f}"
+
+
+def in_regions(rows, name, part="subjects", key="subjects"):
+    """A share in percent, over the subjects or pairs of the rivals alone."""
+    names = RIVALS[0][part]["by_name"]
+    (row,) = (row for row in rows if row["name"] == name)
+    shares = [figures[key] for subject, figures in row[part]["by_name"].items() if subject in names]
+    assert len(shares) == len(names)
+    return f"{100 * sum(shares) / len(shares):.0f} %"
 
 
 def margin(method, label=""):
@@ -109,6 +122,12 @@ SENTENCES = [
     "recognised in {:.0f} % of the pictures (95 % interval {:.0f}–{:.0f} %)".format(*(100 * n for n in PAIR["both"])),
     f"nouns are recognised in {100 * RECORD.over_subjects('base pairs', 'both').mean:.0f} %, true pictures of the two "
     f"subjects in {100 * TRUE_PAIRS.mean:.0f} %",
+    f"both subjects are there in {in_regions(RIVALS, 'textual-inversion-regions', 'pairs')} of the pairs "
+    f"({in_regions(RIVALS, 'textual-inversion', 'pairs')} without), with LoRAs in "
+    f"{in_regions(RIVALS, 'lora-4-regions', 'pairs')} ({in_regions(RIVALS, 'lora-4', 'pairs')}), with our concepts "
+    f"on the same pairs in {in_regions(REGIONS, 'concepts-regions', 'pairs')} "
+    f"({in_regions(REGIONS, 'concepts', 'pairs')}). Beside a second thing the subject is there in {in_regions(RIVALS, 'textual-inversion-regions')}, "
+    f"{in_regions(RIVALS, 'lora-4-regions')} and {in_regions(REGIONS, 'concepts-regions')}.",
     f"nearer to the front than {LEAST:g}",
     f"would have {100 * interval([row['background'] for row in LEAKAGE]).mean:.0f} % there",
     f"left out: {sum(row['left_out']['unselected'] for row in LEAKAGE)} with locked keys, none with trained keys",
@@ -176,6 +195,8 @@ def test_a_sentence_gives_the_numbers_of_the_record(sentence):
 
 def test_the_tables_are_those_of_the_record():
     assert filled(PAGE, tables(ROWS)) == PAGE
+    assert filled(PAGE, region_tables(REGIONS)) == PAGE
+    assert filled(PAGE, region_tables(RIVALS, "rivals")) == PAGE
 
 
 def test_what_the_answer_says_of_the_front_is_so():
@@ -199,6 +220,7 @@ def test_what_the_page_says_without_numbers_is_so():
     assert not any(entry["at_edge"] for entry in RECORD.part("tuning").values())
     drawings = [row["drawings"]["trained-keys"] - row["drawings"]["unselected"] for row in LEAKAGE]
     assert interval(drawings).low < 0 < interval(drawings).high
+    assert all(row["subjects"]["second_seen"][0] == 1 for row in RIVALS if row["name"].endswith("-regions"))
     assert 0.7 <= FOCUS["context-lock"]["second_seen"][0] <= 0.8
     assert all(
         FOCUS[name]["subjects"][0] < FOCUS["product-regions"]["subjects"][0]
