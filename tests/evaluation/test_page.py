@@ -126,7 +126,8 @@ SENTENCES = [
     f"({in_regions(RIVALS, 'textual-inversion', 'pairs')} without), with LoRAs in "
     f"{in_regions(RIVALS, 'lora-4-regions', 'pairs')} ({in_regions(RIVALS, 'lora-4', 'pairs')}), with our concepts "
     f"on the same pairs in {in_regions(REGIONS, 'concepts-regions', 'pairs')} "
-    f"({in_regions(REGIONS, 'concepts', 'pairs')}). Beside a second thing the subject is there in {in_regions(RIVALS, 'textual-inversion-regions')}, "
+    f"({in_regions(REGIONS, 'concepts', 'pairs')}). Beside a second thing the subject is there in "
+    f"{in_regions(RIVALS, 'textual-inversion-regions')}, "
     f"{in_regions(RIVALS, 'lora-4-regions')} and {in_regions(REGIONS, 'concepts-regions')}.",
     f"nearer to the front than {LEAST:g}",
     f"would have {100 * interval([row['background'] for row in LEAKAGE]).mean:.0f} % there",
