@@ -172,13 +172,12 @@ def _throughput(load: Load) -> dict[str, Any]:
     """Pictures a second of all clients, beside 8 equal pictures in one call, and beside the same clients at batch 1."""
     with server_of(load.bundle, load.clients, BATCH) as (port, runtime), Client(port) as client:
         client.draw(0, 0, num_inference_steps=1, **load.options)
+        # before and after, so that a machine that slows down counts for both
         batch = _batches(runtime, load)
         before = _calls(client)
         served, waits = _served(port, load)
         calls = _calls(client) - before
-        batch += _batches(
-            runtime, load
-        )  # before and after, so that a machine that slows down counts for both
+        batch += _batches(runtime, load)
     with server_of(load.bundle, load.clients, 1) as (port, _), Client(port) as client:
         client.draw(0, 0, num_inference_steps=1, **load.options)
         single, _ = _served(port, load, rounds=max(1, load.rounds // 2))
