@@ -61,7 +61,7 @@ def orthogonalise(matrix: torch.Tensor, steps: int = 4) -> torch.Tensor:
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a X + (b G + c G²) X
     return (x.T if tall else x).to(matrix.dtype)
 
 
