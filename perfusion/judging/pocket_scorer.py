@@ -21,6 +21,7 @@ from perfusion.judging.scorer import open_session, picture_array
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
 
 __all__ = [
+    "AS_IT_IS",
     "COLOUR_NAMES",
     "FORMAT",
     "MAX_COUNT",
@@ -33,9 +34,12 @@ __all__ = [
 
 NOUN_NAMES = tuple(NOUNS)
 PLACE_NAMES = (*PLACES, *COLOURS)
-COLOUR_NAMES = ("as it is", *COLOURS)
+AS_IT_IS = "as it is"
+COLOUR_NAMES = (AS_IT_IS, *COLOURS)
 MAX_COUNT = 3
 OUTPUTS = ("embeddings", "nouns", "place", "colour", "count", "scene")
+WHERE = "where"
+"""An output that scorers of the first edition do not have."""
 SCORER_FILE, FORMAT = "scorer.json", "perfusion-scorer"
 
 Array = NDArray[np.float32]
@@ -55,6 +59,9 @@ class ProbeAnswers:
     count: tuple[int, ...]
     scene: Array
     """(batch,): above zero for a scene, below for texture and noise."""
+    where: Array | None = None
+    """(batch, nouns): the middle of each noun's object, 0 the left end … 1 the right; None from a scorer that does not
+    tell."""
 
     def best_nouns(self, row: int, how_many: int = 1) -> tuple[str, ...]:
         """The most likely nouns of one picture, the likeliest first."""
@@ -76,7 +83,9 @@ class PocketScorer:
             folder = scorer_path()
         self.facts = _read_facts(folder)
         self._session = open_session(folder / "image.onnx", threads)
-        missing = set(OUTPUTS) - {end.name for end in self._session.get_outputs()}
+        given = {end.name for end in self._session.get_outputs()}
+        self._outputs = (*OUTPUTS, WHERE) if WHERE in given else OUTPUTS
+        missing = set(OUTPUTS) - given
         if missing:
             raise ModelError(
                 f"{folder / 'image.onnx'} does not give {', '.join(sorted(missing))}: it is another scorer's. Train "
@@ -93,9 +102,9 @@ class PocketScorer:
         parts, size = list[dict[str, Array]](), int(self.facts["size"])
         for start in range(0, len(pictures), 32):
             batch = np.stack([picture_array(picture, size) for picture in pictures[start : start + 32]])
-            answers = self._session.run(OUTPUTS, {"pictures": batch})
-            parts.append(dict(zip(OUTPUTS, answers, strict=True)))
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in OUTPUTS}
+            answers = self._session.run(self._outputs, {"pictures": batch})
+            parts.append(dict(zip(self._outputs, answers, strict=True)))
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
         return ProbeAnswers(
             embeddings=joined["embeddings"],
             nouns=joined["nouns"],
@@ -103,6 +112,7 @@ class PocketScorer:
             colour=tuple(COLOUR_NAMES[index] for index in joined["colour"].argmax(1)),
             count=tuple(int(index) + 1 for index in joined["count"].argmax(1)),
             scene=joined["scene"],
+            where=joined.get(WHERE),
         )
 
 

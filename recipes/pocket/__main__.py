@@ -48,14 +48,19 @@ def _parser() -> argparse.ArgumentParser:
         part.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
         part.add_argument(
             "--start-from", type=Path, metavar="FILE",
-            help="weights that the autoencoder begins with, where there is no checkpoint yet",
+            help="weights of `keep`, to begin with where there is no checkpoint yet",
         )  # fmt: skip
         part.add_argument("--vae-steps", type=int, metavar="N")
         part.add_argument("--unet-steps", type=int, metavar="N")
         part.add_argument("--scorer-steps", type=int, metavar="N")
     pack = parts.add_parser("pack", help="write the model folder and its bundle from the checkpoints")
     pack.add_argument("--work", type=Path, required=True, metavar="DIR")
-    for name in ("train", "vae", "unet", "pack"):
+    keep = parts.add_parser(
+        "keep", help="write the newest weights to one small file, to begin with elsewhere"
+    )
+    keep.add_argument("--work", type=Path, required=True, metavar="DIR")
+    keep.add_argument("--output", type=Path, required=True, metavar="FILE")
+    for name in ("train", "vae", "unet", "scorer", "pack", "keep"):
         parts.choices[name].add_argument(
             "--edition", type=int, default=1, choices=(1, 2), help="1 is what ships"
         )
@@ -99,6 +104,12 @@ def _body(args: argparse.Namespace) -> int:
 
         draw_sheet(args.output)
         return 0
+    if args.part == "keep":
+        from recipes.pocket.editions import EDITIONS
+        from recipes.pocket.keep import keep
+
+        keep(args.work, EDITIONS[args.edition].family, args.output)
+        return 0
     if args.part == "pack" or (_train(args) and args.part == "train" and (args.edition == 1 or args.output)):
         _pack(args)
     return 0
@@ -125,9 +136,10 @@ def _pack(args: argparse.Namespace) -> None:
         raise ModelError(
             "Only the first edition has a folder of its own yet; name one for this with --output."
         )
-    pack(args.work, EDITIONS[args.edition], args.output or model_path())
-    if args.edition == 1:
-        pack_scorer(args.work, args.scorer_output or scorer_path())
+    edition = EDITIONS[args.edition]
+    pack(args.work, edition, args.output or model_path())
+    if args.edition == 1 or args.scorer_output:
+        pack_scorer(args.work, edition, args.scorer_output or scorer_path())
 
 
 def _train(args: argparse.Namespace) -> bool:
@@ -138,25 +150,24 @@ def _train(args: argparse.Namespace) -> bool:
 
     from perfusion.training.placement import Placement
     from recipes.pocket.editions import EDITIONS
+    from recipes.pocket.keep import read_kept
     from recipes.pocket.recipe import run_scorer, run_unet, run_vae
-    from recipes.pocket.train_scorer import ScorerConfig
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, edition = Placement.pick(args.device).device.type, EDITIONS[getattr(args, "edition", 1)]
+    device, edition = Placement.pick(args.device).device.type, EDITIONS[args.edition]
     args.work.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * args.minutes
-    done = True
+    done, kept = True, read_kept(args.start_from, edition.family) if args.start_from else None
     if args.part in ("train", "vae"):
         vae = replace(edition.vae, steps=args.vae_steps or edition.vae.steps)
-        done = run_vae(args.work, edition, vae, args.minutes, device, args.start_from)
+        done = run_vae(args.work, edition, vae, args.minutes, device, kept)
     if done and args.part in ("train", "unet"):
         unet = replace(edition.unet, steps=args.unet_steps or edition.unet.steps)
-        done = run_unet(args.work, edition, unet, (ends - time.monotonic()) / 60, device)
-    if done and (args.part == "scorer" or (args.part == "train" and edition is EDITIONS[1])):
-        scorer = ScorerConfig()
-        scorer = replace(scorer, steps=args.scorer_steps or scorer.steps)
-        done = run_scorer(args.work, scorer, (ends - time.monotonic()) / 60, device)
+        done = run_unet(args.work, edition, unet, (ends - time.monotonic()) / 60, device, kept)
+    if done and args.part in ("train", "scorer"):
+        scorer = replace(edition.scorer, steps=args.scorer_steps or edition.scorer.steps)
+        done = run_scorer(args.work, edition, scorer, (ends - time.monotonic()) / 60, device)
     return done
 
 

@@ -11,7 +11,9 @@ import torch
 
 from perfusion.embedded import model_path
 from recipes.pocket.drawings import wide_atlas
+from recipes.pocket.scorer import ScorerSize
 from recipes.pocket.sprites import training_atlas
+from recipes.pocket.train_scorer import ScorerConfig
 from recipes.pocket.train_unet import Trainer, UnetConfig
 from recipes.pocket.train_vae import Pictures, VaeConfig, gauge_pictures
 from recipes.pocket.train_wide import WideConfig, WideTrainer, wide_taste_at
@@ -22,6 +24,9 @@ from recipes.pocket.world import Taste, World
 __all__ = ["EDITIONS", "Edition"]
 
 WIDE_SCENES = WideTaste(pairs=0.3, triples=0.15, counts=0.12, recoloured=0.6)
+"""What the autoencoder sees."""
+JUDGED = WideTaste(spread=0.18, pairs=0.3, triples=0.05, counts=0.15, recoloured=0.5)
+"""What the scorer sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,7 @@ class Edition:
     """Takes `size`, `backdrops`, `device`, `seed`."""
     vae: VaeConfig
     unet: UnetConfig
+    scorer: ScorerConfig
     trainer: Callable[[Any, Any, Any], Trainer]
     caption_taste: Taste
     """The scenes whose captions describe the model's language."""
@@ -93,6 +99,7 @@ EDITIONS = {
         world=first_world,
         vae=VaeConfig(),
         unet=UnetConfig(),
+        scorer=ScorerConfig(),
         trainer=Trainer,
         caption_taste=Taste(pairs=0.25, counts=0.1),
         gauge=gauge_pictures,
@@ -110,6 +117,9 @@ EDITIONS = {
             taste=WIDE_SCENES,
         ),
         unet=WideConfig(),
+        scorer=ScorerConfig(
+            steps=8_000, taste=JUDGED, size=ScorerSize(channels=(48, 96, 192, 256), blocks=2, counts=5)
+        ),
         trainer=WideTrainer,
         caption_taste=wide_taste_at(1.0),
         gauge=old_and_new_drawings,

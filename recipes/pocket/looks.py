@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from perfusion.pocket.vocabulary import COLOURS
 from recipes.pocket.world import rotate_hue
 
-__all__ = ["PARTS", "Coat", "find_parts", "paint", "sample_look"]
+__all__ = ["PARTS", "WHOLE", "Coat", "find_parts", "paint", "sample_look"]
 
 PARTS = 4
 """Regions told apart in a drawing, the largest first."""
 WHOLE = -1
+"""In place of a part: all of the drawing."""
 LUMINANCE = (0.3, 0.59, 0.11)
 COLOUR_NAMES = tuple(COLOURS)
 PATTERN_NAMES = {"stripes": "striped", "spots": "spotted", "halves": "two-tone", "patches": "patched",

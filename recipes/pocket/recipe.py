@@ -15,23 +15,19 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from perfusion.contact_sheet import contact_sheet
-from perfusion.errors import ModelError
 from perfusion.files import writing
-from perfusion.pocket.vocabulary import words
-from recipes.pocket.architecture import build_pipeline
+from recipes.pocket.architecture import SIZES, build_pipeline
 from recipes.pocket.editions import Edition
+from recipes.pocket.keep import Kept, averaged
 from recipes.pocket.pool import encode
 from recipes.pocket.scorer import build_scorer
 from recipes.pocket.sheet import PROMPTS
-from recipes.pocket.sprites import training_atlas
 from recipes.pocket.tokenizer import build_tokenizer
 from recipes.pocket.train_scorer import ScorerConfig, accuracies, train_scorer
 from recipes.pocket.train_unet import Trainer, UnetConfig, train_unet
 from recipes.pocket.train_vae import VaeConfig, train_vae
-from recipes.pocket.warm_start import start_vae, weights_in
 from recipes.pocket.world import Taste, World
 
 __all__ = [
@@ -56,29 +52,38 @@ def run_vae(
     config: VaeConfig,
     minutes: float,
     device: str,
-    start_from: Path | None = None,
+    kept: Kept | None = None,
 ) -> bool:
-    """Train the autoencoder in `work`; True when its steps are done. `start_from` replaces the first weights."""
+    """Train the autoencoder in `work`; True when its steps are done. Begins with what was kept, where there is no
+    checkpoint."""
     pipeline, world = build_pipeline(edition.family), edition.world(device=device)
-    start = edition.start_vae
-    if start_from:
-        earlier = weights_in(start_from)
-        start = lambda vae: start_vae(vae, earlier)  # noqa: E731
+    start, begin = edition.start_vae, 0
+    if kept and "vae" in kept.steps:
+        weights, begin = kept.weights["vae"], kept.steps["vae"]
+        start = lambda vae: vae.load_state_dict(weights)  # noqa: E731
     checkpoint, gauge = work / "vae.safetensors", edition.gauge(world)
-    return train_vae(pipeline.vae, world, config, checkpoint, minutes, start=start, gauge=gauge)
+    return train_vae(pipeline.vae, world, config, checkpoint, minutes, start=start, begin=begin, gauge=gauge)
 
 
-def run_unet(work: Path, edition: Edition, config: UnetConfig, minutes: float, device: str) -> bool:
-    """Train the UNet and the text encoder in `work`; writes a sample sheet at every checkpoint."""
+def run_unet(
+    work: Path, edition: Edition, config: UnetConfig, minutes: float, device: str, kept: Kept | None = None
+) -> bool:
+    """Train the UNet and the text encoder in `work`; writes a sample sheet at every checkpoint. Begins as `run_vae`."""
     world, pipeline, checkpoint = (
         edition.world(device=device),
         build_pipeline(edition.family),
         work / "unet.safetensors",
     )
     load_vae(pipeline, world, work / "vae.safetensors")
-    if edition.start_unet and not checkpoint.exists():
+    known = kept if kept and "unet" in kept.steps and not checkpoint.exists() else None
+    if known:
+        pipeline.unet.load_state_dict(known.weights["unet"])
+        pipeline.text_encoder.load_state_dict(known.weights["text"], strict=False)  # buffers are no weights
+    elif edition.start_unet and not checkpoint.exists():
         edition.start_unet(pipeline)
     trainer = edition.trainer(pipeline, world, config)
+    if known:
+        trainer.begin(known.steps["unet"])
 
     def show(_: Trainer) -> None:
         save_sheet(pipeline, work / "sheet.png")
@@ -86,24 +91,11 @@ def run_unet(work: Path, edition: Edition, config: UnetConfig, minutes: float, d
     return train_unet(trainer, checkpoint, minutes, show)
 
 
-def run_scorer(work: Path, config: ScorerConfig, minutes: float, device: str) -> bool:
+def run_scorer(work: Path, edition: Edition, config: ScorerConfig, minutes: float, device: str) -> bool:
     """Train the scorer of the pictures in `work`; True when its steps are done."""
-    world, tokenizer = World(training_atlas(), device=device), build_tokenizer(words())
-    scorer = build_scorer(tokenizer)
+    world, tokenizer = edition.world(device=device), build_tokenizer(SIZES[edition.family].words())
+    scorer = build_scorer(tokenizer, config.size)
     return train_scorer(scorer, world, tokenizer, config, work / "scorer.safetensors", minutes)
-
-
-def averaged(path: Path, group: str) -> dict[str, torch.Tensor]:
-    """The averaged weights of one network in a checkpoint."""
-    if not path.is_file():
-        raise ModelError(f"{path}: no such checkpoint; train this part first")
-    prefix = group + "/"
-    with safe_open(path, "pt") as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (safe_open has no iterator)
-        weights = {name[len(prefix) :]: file.get_tensor(name) for name in names}
-    if not weights:
-        raise ModelError(f"{path}: holds no {group}; it is not the checkpoint of this part")
-    return weights
 
 
 def load_vae(pipeline: Any, world: World, checkpoint: Path) -> None:
@@ -179,14 +171,16 @@ def _open_in_float32(config: Path) -> None:
     config.write_text(json.dumps(settings, indent=2) + "\n", newline="\n")
 
 
-def pack_scorer(work: Path, folder: Path) -> None:
+def pack_scorer(work: Path, edition: Edition, folder: Path) -> None:
     """Write the shipped scorer, with its accuracies on scenes from seeds that no training uses."""
     from recipes.pocket.scorer_files import save_scorer
 
-    scorer = build_scorer(build_tokenizer(words())).eval()
+    config, tokenizer = edition.scorer, build_tokenizer(SIZES[edition.family].words())
+    scorer = build_scorer(tokenizer, config.size).eval()
     scorer.load_state_dict(averaged(work / "scorer.safetensors", "average"), strict=False)
-    world = World(training_atlas(), backdrops=16, seed=1234)
-    save_scorer(scorer, folder, accuracies(scorer, world, count=2048, seed=4321))
+    world = edition.world(backdrops=16, seed=1234)
+    shares = accuracies(scorer, world, taste=config.taste, count=2048, seed=4321)
+    save_scorer(scorer, tokenizer, folder, shares)
 
 
 def write_captions(path: Path, edition: Edition, count: int = CAPTIONS, seed: int = 9) -> None:

@@ -1,8 +1,8 @@
 """A scorer for pocket's pictures: a small contrastive image and text encoder in CLIP's form, with exact probes.
 
 The world is synthetic, so everything about a scene is known; beside the contrastive loss the image tower learns
-which nouns, which place, which colour and how many, and to tell scenes from texture. Embeddings compare pictures
-with pictures and with prompts; the probes answer what CLIP would guess.
+which nouns, where each stands, which place, which colour and how many, and to tell scenes from texture. Embeddings
+compare pictures with pictures and with prompts; the probes answer what CLIP would guess.
 """
 
 from __future__ import annotations
@@ -18,10 +18,21 @@ from torch import Tensor, nn
 from perfusion.judging.pocket_scorer import COLOUR_NAMES, MAX_COUNT, NOUN_NAMES, PLACE_NAMES
 from recipes.pocket.tokenizer import CONTEXT_LENGTH
 
-__all__ = ["ImageTower", "Answers", "Scorer", "build_scorer"]
+__all__ = ["EMBEDDING", "Answers", "ImageTower", "Scorer", "ScorerSize", "build_scorer"]
 
-CHANNELS = (32, 64, 128, 192)
 EMBEDDING = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerSize:
+    """The widths of one scorer."""
+
+    channels: tuple[int, ...] = (32, 64, 128, 192)
+    """Of the image tower's stages, each at half the resolution of the one before."""
+    blocks: int = 1
+    """In each stage."""
+    counts: int = MAX_COUNT
+    """As many are told apart; the last stands for more as well."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,9 +48,12 @@ class Answers:
     colour: Tensor
     """(batch, 1 + colours), the first for an object that nobody painted."""
     count: Tensor
-    """(batch, 3)"""
+    """(batch, counts)"""
     scene: Tensor
     """(batch,): above zero for a scene, below for texture and noise."""
+    where: Tensor
+    """(batch, nouns): the middle of each noun's object, 0 the left end … 1 the right; no logits, and chance where there
+    is none."""
 
 
 class Block(nn.Module):
@@ -58,46 +72,49 @@ class Block(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Pictures (batch, 3, size, size) in [−1, 1] to features (batch, 384), at half the resolution for speed."""
+    """Pictures (batch, 3, size, size) in [−1, 1] to maps (batch, channels, size / 32, …); half the resolution is looked
+    at, for speed."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: ScorerSize) -> None:
         super().__init__()
-        widths = (3, *CHANNELS)
         stages: list[nn.Module] = []
-        for before, after in pairwise(widths):
+        for before, after in pairwise((3, *size.channels)):
             stages += [
                 nn.Conv2d(before, after, 3, stride=2, padding=1),
                 nn.GroupNorm(8, after),
                 nn.GELU(),
-                Block(after),
+                *(Block(after) for _ in range(size.blocks)),
             ]
         self.stages = nn.Sequential(*stages)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        maps = self.stages(F.avg_pool2d(pictures, 2))
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+        maps: Tensor = self.stages(F.avg_pool2d(pictures, 2))
+        return maps
 
 
 class Scorer(nn.Module):
     """Both towers and the probes."""
 
-    def __init__(self, text_encoder: Any) -> None:
+    def __init__(self, text_encoder: Any, size: ScorerSize) -> None:
         super().__init__()
-        features = 2 * CHANNELS[-1]
-        self.tower = ImageTower()
+        features = 2 * size.channels[-1]
+        self.size = size
+        self.tower = ImageTower(size)
         self.hidden = nn.Linear(features, features)
         self.embed = nn.Linear(features, EMBEDDING)
         self.nouns = nn.Linear(features, len(NOUN_NAMES))
         self.place = nn.Linear(features, len(PLACE_NAMES))
         self.colour = nn.Linear(features, len(COLOUR_NAMES))
-        self.count = nn.Linear(features, MAX_COUNT)
+        self.count = nn.Linear(features, size.counts)
         self.scene = nn.Linear(features, 1)
+        self.signs = nn.Conv2d(size.channels[-1], len(NOUN_NAMES), 1)
         self.text = text_encoder
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
     def answer(self, pictures: Tensor) -> Answers:
         """What is in pictures (batch, 3, size, size) in [−1, 1]."""
-        features = F.gelu(self.hidden(self.tower(pictures)))
+        maps = self.tower(pictures)
+        features = F.gelu(self.hidden(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)))
         return Answers(
             embeddings=F.normalize(self.embed(features).float(), dim=-1),
             nouns=self.nouns(features).float(),
@@ -105,6 +122,7 @@ class Scorer(nn.Module):
             colour=self.colour(features).float(),
             count=self.count(features).float(),
             scene=self.scene(features).float()[:, 0],
+            where=_middles(self.signs(maps).float()),
         )
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
@@ -112,7 +130,14 @@ class Scorer(nn.Module):
         return F.normalize(self.text(input_ids).text_embeds.float(), dim=-1)
 
 
-def build_scorer(tokenizer: Any, seed: int = 0) -> Scorer:
+def _middles(signs: Tensor) -> Tensor:
+    """Where the signs of each noun lie in the mean, across. (batch, nouns, height, width) → (batch, nouns)."""
+    columns = signs.flatten(2).softmax(-1).unflatten(2, signs.shape[2:]).sum(2)
+    places = (torch.arange(signs.shape[3], device=signs.device) + 0.5) / signs.shape[3]
+    return columns @ places
+
+
+def build_scorer(tokenizer: Any, size: ScorerSize = ScorerSize(), seed: int = 0) -> Scorer:
     """A scorer with random weights for the tokenizer's vocabulary."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -126,4 +151,4 @@ def build_scorer(tokenizer: Any, seed: int = 0) -> Scorer:
                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
             )
         )  # fmt: skip
-        return Scorer(text)
+        return Scorer(text, size)

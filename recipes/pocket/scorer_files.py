@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +22,13 @@ from perfusion.files import writing
 from perfusion.judging.pocket_scorer import (
     COLOUR_NAMES,
     FORMAT,
-    MAX_COUNT,
     NOUN_NAMES,
     PLACE_NAMES,
     SCORER_FILE,
 )
-from perfusion.pocket.vocabulary import words
 from recipes.pocket.architecture import SIZES
 from recipes.pocket.scorer import EMBEDDING, Scorer
-from recipes.pocket.tokenizer import CONTEXT_LENGTH, build_tokenizer
+from recipes.pocket.tokenizer import CONTEXT_LENGTH
 
 __all__ = ["graphs_of_scorer", "save_scorer"]
 
@@ -44,7 +43,8 @@ class Image(nn.Module):
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         """The numbers of `Answers`, in its order."""
         answers = self.scorer.answer(pictures)
-        return answers.embeddings, answers.nouns, answers.place, answers.colour, answers.count, answers.scene
+        probes = (answers.nouns, answers.place, answers.colour, answers.count, answers.scene, answers.where)
+        return answers.embeddings, *probes
 
 
 class Text(nn.Module):
@@ -74,8 +74,9 @@ def graphs_of_scorer(scorer: Scorer) -> tuple[Graph, Graph]:
             End(name="nouns", dims=("batch", len(NOUN_NAMES))),
             End(name="place", dims=("batch", len(PLACE_NAMES))),
             End(name="colour", dims=("batch", len(COLOUR_NAMES))),
-            End(name="count", dims=("batch", MAX_COUNT)),
+            End(name="count", dims=("batch", scorer.size.counts)),
             End(name="scene", dims=("batch",)),
+            End(name="where", dims=("batch", len(NOUN_NAMES))),
         ),
         example={"batch": 2},
     )
@@ -89,11 +90,12 @@ def graphs_of_scorer(scorer: Scorer) -> tuple[Graph, Graph]:
     return image, text
 
 
-def save_scorer(scorer: Scorer, folder: Path, accuracies: Mapping[str, float]) -> None:
+def save_scorer(scorer: Scorer, tokenizer: Any, folder: Path, accuracies: Mapping[str, float]) -> None:
     """Write image.onnx, text.onnx, tokenizer.json and scorer.json; weights are rounded to float16 first.
 
     Args:
         scorer: trained; it is rounded in place.
+        tokenizer: the one that its prompts were read with.
         folder: made when it is missing.
         accuracies: the probes' shares of right answers on scenes they were not trained on, by their names.
 
@@ -102,7 +104,6 @@ def save_scorer(scorer: Scorer, folder: Path, accuracies: Mapping[str, float]) -
     """
     folder.mkdir(parents=True, exist_ok=True)
     scorer.half().float().eval()
-    tokenizer = build_tokenizer(words())
     for graph in graphs_of_scorer(scorer):
         model = to_onnx(graph)
         store_as_float16(model)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perfusion.judging.pocket_scorer import MAX_COUNT, NOUN_NAMES, PLACE_NAMES
+from perfusion.judging.pocket_scorer import AS_IT_IS, COLOUR_NAMES, MAX_COUNT, NOUN_NAMES, PLACE_NAMES
 from recipes.pocket.optim import (
     Average,
     Muon,
@@ -25,7 +25,7 @@ from recipes.pocket.optim import (
     set_rate,
 )
 from recipes.pocket.pool import tokenise
-from recipes.pocket.scorer import Answers, Scorer
+from recipes.pocket.scorer import Answers, Scorer, ScorerSize
 from recipes.pocket.world import Scene, Taste, World
 
 __all__ = ["Labels", "ScorerConfig", "accuracies", "label", "spoil", "texture", "train_scorer"]
@@ -33,6 +33,7 @@ __all__ = ["Labels", "ScorerConfig", "accuracies", "label", "spoil", "texture", 
 logger = logging.getLogger(__name__)
 
 TASTE = Taste(size=(0.45, 0.88), pairs=0.2, counts=0.15, spread=0.15, recoloured=0.45)
+SIZE = ScorerSize()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,33 +49,42 @@ class ScorerConfig:
     average: float = 0.998
     seed: int = 0
     save_every: int = 60
+    taste: Taste = TASTE
+    """The scenes that it sees."""
+    size: ScorerSize = SIZE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labels:
-    """What is true of a batch of scenes: nouns (batch, nouns) in {0, 1}; the rest indices, −1 where nothing is said."""
+    """What is true of a batch of scenes."""
 
     nouns: Tensor
+    """(batch, nouns) in {0, 1}"""
+    where: Tensor
+    """(batch, nouns): the middle of each noun's object, 0 the left end … 1 the right; −1 where nothing is said."""
     place: Tensor
     colour: Tensor
     count: Tensor
+    """(batch,) indices, −1 where nothing is said: a colour of single plain objects only, a count of one kind only."""
 
 
-def label(scenes: Sequence[Scene]) -> Labels:
-    """The labels of scenes. A colour is asked of single plain objects only, a count of one kind of object only."""
+def label(scenes: Sequence[Scene], counts: int = MAX_COUNT) -> Labels:
+    """The labels of scenes for a scorer that counts to `counts`."""
     nouns = torch.zeros(len(scenes), len(NOUN_NAMES))
+    where = torch.full_like(nouns, -1)
     colour, count = [], []
     for row, scene in enumerate(scenes):
         for noun in scene.nouns:
             nouns[row, NOUN_NAMES.index(noun)] = 1
-        item, single = scene.items[0], len(scene.items) == 1
-        plain = single and item.pattern == 0 and item.hue == 0
-        colour.append(item.tint + 1 if plain else -1)
-        count.append(min(len(scene.items), MAX_COUNT) - 1 if len(scene.nouns) == 1 else -1)
+        for noun, middle in scene.middles().items():
+            where[row, NOUN_NAMES.index(noun)] = middle
+        painted = scene.colour()
+        colour.append(-1 if painted is None else COLOUR_NAMES.index(painted or AS_IT_IS))
+        count.append(min(len(scene.items), counts) - 1 if len(scene.nouns) == 1 else -1)
     place = [PLACE_NAMES.index(scene.place) for scene in scenes]
     return Labels(
-        nouns=nouns, place=torch.tensor(place), colour=torch.tensor(colour), count=torch.tensor(count)
-    )
+        nouns=nouns, where=where, place=torch.tensor(place), colour=torch.tensor(colour), count=torch.tensor(count)
+    )  # fmt: skip
 
 
 def spoil(pictures: Tensor, rng: random.Random) -> Tensor:
@@ -121,24 +131,32 @@ def loss_of(scorer: Scorer, answers: Answers, text: Tensor, labels: Labels, real
     count = F.cross_entropy(answers.count[:real], labels.count, ignore_index=-1)
     is_scene = (torch.arange(len(answers.scene), device=logits.device) < real).float()
     scene = F.binary_cross_entropy_with_logits(answers.scene, is_scene)
-    return contrastive + nouns + 0.5 * place + 0.5 * colour + 0.3 * count + 0.3 * scene
+    told = labels.where >= 0
+    where = ((answers.where[:real] - labels.where).square() * told).sum() / told.sum().clamp(min=1)
+    return contrastive + nouns + 0.5 * place + 0.5 * colour + 0.3 * count + 0.3 * scene + 5 * where
 
 
 @torch.no_grad()
-def accuracies(scorer: Scorer, world: World, *, count: int = 512, seed: int = 77) -> dict[str, float]:
-    """Shares of right answers on clean scenes: noun (single objects, the best of all), place, colour, count, and
-    scene (against as many textures)."""
+def accuracies(
+    scorer: Scorer, world: World, *, taste: Taste = TASTE, count: int = 512, seed: int = 77
+) -> dict[str, float]:
+    """Shares of right answers on clean scenes: noun (single objects, the best of all), pair (the best two), side (which
+    of two things stands left, 0.1 of the picture apart or more), place, colour, count, and scene (against as many
+    textures)."""
     rng = random.Random(seed)
     right: dict[str, list[Tensor]] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(0, count, 64):
-            scenes = [world.sample(rng, TASTE) for _ in range(64)]
+            scenes = [world.sample(rng, taste) for _ in range(64)]
             pictures = world.render(scenes)[0] * 2 - 1
-            answers, labels = scorer.answer(pictures), label(scenes)
-            single = torch.tensor([len(scene.nouns) == 1 for scene in scenes])
+            answers, labels = scorer.answer(pictures), label(scenes, scorer.size.counts)
+            kinds = labels.nouns.sum(1)
             hits = answers.nouns.cpu().argmax(1) == labels.nouns.argmax(1)
-            right.setdefault("noun", []).append(hits[single])
+            right.setdefault("noun", []).append(hits[kinds == 1])
+            best = torch.zeros_like(labels.nouns).scatter(1, answers.nouns.cpu().topk(2).indices, 1)
+            right.setdefault("pair", []).append((best == labels.nouns).all(1)[kinds == 2])
+            right.setdefault("side", []).append(_sides(answers.where.cpu(), labels))
             for name in ("place", "colour", "count"):
                 truth = getattr(labels, name)
                 hits = getattr(answers, name).cpu().argmax(1) == truth
@@ -146,6 +164,16 @@ def accuracies(scorer: Scorer, world: World, *, count: int = 512, seed: int = 77
             nothing = scorer.answer(texture(32, world.size, rng, pictures)).scene.cpu() < 0
             right.setdefault("scene", []).append(torch.cat([answers.scene.cpu() > 0, nothing]))
     return {name: float(torch.cat(parts).float().mean()) for name, parts in right.items()}
+
+
+def _sides(where: Tensor, labels: Labels) -> Tensor:
+    """For each scene of two things that stand apart, whether they are seen in their order."""
+    hits = []
+    for seen, truth in zip(where, labels.where, strict=True):
+        told = (truth >= 0).nonzero()[:, 0]
+        if len(told) == 2 and abs(float(truth[told[0]] - truth[told[1]])) >= 0.1:
+            hits.append(bool((seen[told[0]] < seen[told[1]]) == (truth[told[0]] < truth[told[1]])))
+    return torch.tensor(hits, dtype=torch.bool)
 
 
 def train_scorer(
@@ -190,7 +218,7 @@ def train_scorer(
                 {"step": step, "average_steps": average.steps},
             )  # fmt: skip
             with average.applied():
-                shares = accuracies(scorer, world, count=192)
+                shares = accuracies(scorer, world, taste=config.taste, count=192)
             said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
             saved = time.monotonic()
             speed = (step - first) / (saved - started)
@@ -205,11 +233,11 @@ def scorer_step(
     scorer: Scorer, world: World, tokenizer: Any, config: ScorerConfig, rng: random.Random
 ) -> Tensor:
     """The loss of one fresh batch."""
-    scenes = [world.sample(rng, TASTE) for _ in range(config.batch)]
+    scenes = [world.sample(rng, config.taste) for _ in range(config.batch)]
     pictures = spoil(world.render(scenes)[0] * 2 - 1, rng)
     nothing = texture(config.textures, world.size, rng, pictures)
     input_ids = tokenise(tokenizer, [scene.caption for scene in scenes]).to(world.device)
-    labels = label(scenes)
+    labels = label(scenes, scorer.size.counts)
     with mixed_precision(world.device):
         answers, text = scorer.answer(torch.cat([pictures, nothing])), scorer.embed_text(input_ids)
     on_device = Labels(**{name: value.to(world.device) for name, value in vars(labels).items()})

@@ -132,7 +132,9 @@ class Trainer:
         self.unet = pipeline.unet.to(world.device).train()
         self.text_encoder = pipeline.text_encoder.to(world.device).train()
         if world.device.type == "cpu":
-            self.unet.set_attn_processor(AttnProcessor())  # torch's fused attention is slow backward on CPUs
+            # torch's fused attention is slow backward on CPUs
+            self.unet.set_attn_processor(AttnProcessor())
+            self.text_encoder.set_attn_implementation("eager")
         self.optimisers = optimisers_for(self.unet, self.text_encoder, config)
         self.averages = {
             "unet": Average(self.unet, config.average),
@@ -158,6 +160,14 @@ class Trainer:
         """What the log says of the averaged networks."""
         gap = wrong_noun_gap(self.world, self.vae, self.text_encoder, self.unet, self.tokenizer)
         return f"wrong-noun gap {100 * gap:+.1f}%"
+
+    def begin(self, step: int) -> None:
+        """Go on at a step with the networks' present weights, and scenes other than those of the steps before."""
+        self.step = step
+        self.rng.seed(self.config.seed + step)
+        torch.manual_seed(self.config.seed + step)
+        for average in self.averages.values():
+            average.steps = step
 
     def advance(self) -> float:
         """One step: fresh scenes into the pool, a batch out of it, an update. Returns the plain error."""
@@ -199,7 +209,9 @@ class Trainer:
         self.unet.load_state_dict(groups["unet"])
         self.text_encoder.load_state_dict(groups["text"])
         if facts.get("latents") == self.latents:
-            self.pool.tensors = {name: part.to(self.world.device) for name, part in groups["pool"].items()}
+            self.pool.tensors = {
+                name: part.to(self.world.device) for name, part in groups.get("pool", {}).items()
+            }
             self.pool.count, self.pool.next = facts["count"], facts["next"]
         else:
             logger.info("the autoencoder is another than this training's: scenes are encoded anew")

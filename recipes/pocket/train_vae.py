@@ -139,9 +139,15 @@ def qualities(vae: torch.nn.Module, pictures: Pictures) -> dict[str, float]:
     return {name: psnr(reconstruct(vae, picture).float(), picture) for name, picture in pictures.items()}
 
 
+def _optimisers_for(vae: torch.nn.Module, config: VaeConfig) -> list[torch.optim.Optimizer]:
+    hidden, rest = split_parameters(vae, ("conv_in", "decoder.conv_out", "post_quant_conv"))
+    adam = torch.optim.AdamW(rest, config.adam_lr, betas=(0.9, 0.99), weight_decay=0)
+    return [Muon(hidden, config.muon_lr), adam]
+
+
 def train_vae(
     vae: torch.nn.Module, world: World, config: VaeConfig, checkpoint: Path, minutes: float, *,
-    start: Callable[[torch.nn.Module], None] | None = None, gauge: Pictures | None = None,
+    start: Callable[[torch.nn.Module], None] | None = None, begin: int = 0, gauge: Pictures | None = None,
     stop: int | None = None,
 ) -> bool:  # fmt: skip
     """Train until the steps are done (True) or the minutes are over (False); the module ends with averaged weights.
@@ -155,30 +161,35 @@ def train_vae(
         checkpoint: where the state is kept.
         minutes: how long at most.
         start: gives the module its first weights, where there is no checkpoint yet.
+        begin: the step that these weights have reached.
         gauge: pictures to read the quality from.
         stop: a step to stop at, before the last.
     """
-    torch.manual_seed(config.seed)
-    rng = random.Random(config.seed)
+    torch.manual_seed(config.seed + begin)
+    rng = random.Random(config.seed + begin)
     vae.train().to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    hidden, rest = split_parameters(vae, ("conv_in", "decoder.conv_out", "post_quant_conv"))
-    optimisers: list[torch.optim.Optimizer] = [
-        Muon(hidden, config.muon_lr),
-        torch.optim.AdamW(rest, config.adam_lr, betas=(0.9, 0.99), weight_decay=0),
-    ]
+    optimisers = _optimisers_for(vae, config)
     if not checkpoint.exists() and start:
         start(vae)
     elif not checkpoint.exists():
         with torch.no_grad():
             channels = vae.config.latent_channels  # type: ignore[union-attr]
             vae.quant_conv.bias[channels:] = -5.0  # type: ignore[operator, union-attr]  # start with little latent noise
-    average = Average(vae, config.average)
-    step = 0
+    average, step = Average(vae, config.average), begin
+    average.steps = begin
     if checkpoint.exists():
         groups, facts = load_checkpoint(checkpoint, optimisers, rng)
         vae.load_state_dict(groups["live"])
         average.restore(groups["average"], facts["average_steps"])
         step = facts["step"]
+
+    def keep_state() -> None:
+        networks = {"live": vae.state_dict(), "average": average.state}
+        facts = {"step": step, "average_steps": average.steps}
+        save_checkpoint(checkpoint, networks, optimisers, rng, facts)
+
+    if not checkpoint.exists():
+        keep_state()
     gauge = gauge or gauge_pictures(world)
     started = saved = time.monotonic()
     first, shown = step, 0.0
@@ -197,10 +208,7 @@ def train_vae(
         over = time.monotonic() - started >= 60 * minutes
         if over or time.monotonic() - saved > config.save_every or step == last:
             saved = time.monotonic()
-            facts = {"step": step, "average_steps": average.steps}
-            save_checkpoint(
-                checkpoint, {"live": vae.state_dict(), "average": average.state}, optimisers, rng, facts
-            )
+            keep_state()
             with average.applied(), mixed_precision(world.device):
                 quality = ", ".join(f"{name} {value:.2f} dB" for name, value in qualities(vae, gauge).items())
             speed = (step - first) / (saved - started)

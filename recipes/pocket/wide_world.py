@@ -35,7 +35,7 @@ from recipes.pocket.layouts import (
     related,
     row,
 )
-from recipes.pocket.looks import Coat, find_parts, paint, sample_look
+from recipes.pocket.looks import WHOLE, Coat, find_parts, paint, sample_look
 from recipes.pocket.sprites import Atlas
 from recipes.pocket.withheld import allowed
 from recipes.pocket.world import OPENINGS, Item, Scene, Taste, World
@@ -84,6 +84,22 @@ class WideScene(Scene):
     """A picture's description; `items` are drawn in their order, `things` are numbered by it."""
 
     things: tuple[Thing, ...] = ()
+
+    def colour(self) -> str | None:
+        """As `Scene.colour`, and None as well where the caption is left out."""
+        if len(self.items) > 1:
+            return None
+        coats = _wide(self.items[0]).coats
+        if not coats:
+            return ""
+        named = [word for thing in self.things for word in thing.phrase.split() if word in COLOURS]
+        return named[0] if len(named) == 1 and coats[0].part == WHOLE and not coats[0].pattern else None
+
+    def middles(self) -> dict[str, float]:
+        """As `Scene.middles`."""
+        if len(self.items) != len(self.nouns):
+            return {}
+        return {self.nouns[_wide(item).thing]: item.x for item in self.items}
 
 
 Placed = tuple[str, list[Thing], list[tuple[int, Spot]]]

@@ -68,6 +68,19 @@ class Scene:
     items: tuple[Item, ...]
     nouns: tuple[str, ...] = ()
 
+    def colour(self) -> str | None:
+        """What a single object is painted in, "" for nothing; None where a colour's name does not say it all."""
+        item = self.items[0]
+        if len(self.items) > 1 or item.pattern or item.hue:
+            return None
+        return COLOUR_NAMES[item.tint] if item.tint >= 0 else ""
+
+    def middles(self) -> dict[str, float]:
+        """Noun → where its object's middle stands, 0 the left end … 1 the right. Copies have no middle."""
+        if len(self.items) != len(self.nouns):
+            return {}
+        return dict(zip(self.nouns, sorted(item.x for item in self.items), strict=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Taste:

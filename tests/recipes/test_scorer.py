@@ -8,11 +8,15 @@ import torch
 
 from perfusion.judging.pocket_scorer import COLOUR_NAMES, NOUN_NAMES, PLACE_NAMES
 from perfusion.pocket.vocabulary import words
-from recipes.pocket.scorer import build_scorer
-from recipes.pocket.sprites import training_atlas
+from recipes.pocket.drawings import wide_atlas
+from recipes.pocket.editions import EDITIONS
+from recipes.pocket.looks import Coat
+from recipes.pocket.scorer import ScorerSize, build_scorer
+from recipes.pocket.sprites import Atlas, training_atlas
 from recipes.pocket.tokenizer import build_tokenizer
 from recipes.pocket.train_scorer import ScorerConfig, accuracies, label, spoil, texture, train_scorer
-from recipes.pocket.world import Item, Scene, World
+from recipes.pocket.wide_world import Thing, WideItem, WideScene, WideTaste, WideWorld
+from recipes.pocket.world import Item, Scene, Taste, World
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,59 @@ def test_labels_say_what_is_in_the_scene_and_nothing_where_it_is_ambiguous() -> 
     assert [PLACE_NAMES[i] for i in labels.place] == ["beach", "blue", "beach", "beach"]
     assert labels.colour.tolist() == [red + 1, -1, -1, -1]
     assert labels.count.tolist() == [0, 1, -1, 0]
+
+
+def test_middles_belong_to_the_nouns_and_copies_have_none() -> None:
+    """The first noun of a pair is the left one, whatever the order of drawing."""
+    labels = label(
+        [
+            scene(item(x=0.75), item(x=0.25), nouns=("cat", "owl")),
+            scene(item(x=0.25), item(x=0.75), nouns=("dog",)),
+        ]
+    )
+    cat, owl, dog = (NOUN_NAMES.index(noun) for noun in ("cat", "owl", "dog"))
+    assert (labels.where[0, cat], labels.where[0, owl]) == (0.25, 0.75)
+    assert (labels.where[0] >= 0).sum() == 2
+    assert (labels.where[1] == -1).all()
+    assert (labels.where[0, dog], labels.nouns[1, dog]) == (-1, 1)
+
+
+def wide_scene(phrases: str, *items: WideItem, nouns: tuple[str, ...] = ("cat",)) -> WideScene:
+    things = tuple(Thing(noun=noun, phrase=phrase, name=noun) for noun, phrase in
+                   zip(nouns, phrases.split(","), strict=True)) if phrases else ()  # fmt: skip
+    return WideScene(caption=phrases, place="beach", backdrop=0, items=items, nouns=nouns, things=things)
+
+
+def wide_item(*coats: Coat, thing: int = 0, x: float = 0.5) -> WideItem:
+    return WideItem(sprite=0, x=x, base=0.9, size=0.5, coats=coats, thing=thing)
+
+
+def test_wide_scenes_tell_a_colour_only_where_its_name_says_it_all() -> None:
+    red, spots = Coat(colour=(1, 0, 0)), Coat(colour=(0, 0, 1), pattern="spots")
+    cases = {
+        "": wide_scene("cat", wide_item()),
+        "red": wide_scene("small red cat", wide_item(red)),
+        "red, its ears too": wide_scene("red cat", wide_item(red, Coat(colour=(0, 1, 0), part=1))),
+        "not named": wide_scene("", wide_item(red)),
+        "a part": wide_scene("cat", wide_item(Coat(colour=(1, 0, 0), part=0))),
+        "two": wide_scene("red and blue cat", wide_item(red, spots)),
+        "hue": wide_scene("cat", wide_item(Coat(hue=0.3))),
+        "several": wide_scene("two cats", wide_item(), wide_item()),
+    }
+    colours = {name: scene.colour() for name, scene in cases.items()}
+    assert (colours.pop(""), colours.pop("red"), colours.pop("red, its ears too")) == ("", "red", "red")
+    assert set(colours.values()) == {None}
+
+
+def test_wide_scenes_know_their_things_middles_in_any_order_of_drawing() -> None:
+    things = wide_item(thing=1, x=0.3), wide_item(thing=0, x=0.8)
+    assert wide_scene("cat,owl", *things, nouns=("cat", "owl")).middles() == {"owl": 0.3, "cat": 0.8}
+    assert wide_scene("two cats", *things).middles() == {}
+
+
+def test_counts_reach_as_far_as_the_scorer_does() -> None:
+    five = wide_scene("five cats", *(wide_item() for _ in range(5)))
+    assert (label([five]).count.tolist(), label([five], counts=5).count.tolist()) == ([2], [4])
 
 
 def test_spoiled_pictures_and_textures_stay_in_range_and_about_half_are_left_alone(world: World) -> None:
@@ -79,3 +136,33 @@ def test_learns_places_in_a_few_steps_and_resumes(world: World, tmp_path: Path) 
     again = build_scorer(tokenizer)
     assert train_scorer(again, world, tokenizer, config, checkpoint, minutes=5)
     assert accuracies(again, world, count=128)["place"] == place
+
+
+def test_learns_which_of_two_things_stands_left(world: World, tmp_path: Path) -> None:
+    """Two nouns that look unlike, at the two sides: after a few steps their places are told from the pictures."""
+    atlas = training_atlas()
+    rows = [row for row, noun in enumerate(atlas.nouns) if noun in ("bus", "sunflower")]
+    nouns, styles = (tuple(names[row] for row in rows) for names in (atlas.nouns, atlas.styles))
+    some = Atlas(pixels=atlas.pixels[rows], nouns=nouns, styles=styles)
+    two = World(some, size=64, backdrops=1)
+    taste, tokenizer = Taste(pairs=1.0, recoloured=0.0), build_tokenizer(words())
+    scorer = build_scorer(tokenizer)
+    before = accuracies(scorer, two, taste=taste, count=128)["side"]
+    config = ScorerConfig(steps=60, batch=16, textures=2, taste=taste)
+    assert train_scorer(scorer, two, tokenizer, config, tmp_path / "scorer.safetensors", minutes=5)
+    after = accuracies(scorer, two, taste=taste, count=128)["side"]
+    assert after >= 0.9 > 0.8 > before
+
+
+def test_scorer_of_the_second_edition_looks_at_its_world() -> None:
+    edition = EDITIONS[2].scorer
+    world = WideWorld(wide_atlas(), size=64, backdrops=1)
+    scorer = build_scorer(build_tokenizer(words()), edition.size).eval()
+    with torch.no_grad():
+        answers = scorer.answer(torch.rand(2, 3, 64, 64) * 2 - 1)
+        shares = accuracies(scorer, world, taste=edition.taste, count=64)
+    assert answers.count.shape == (2, 5)
+    assert ((answers.where > 0) & (answers.where < 1)).all()
+    assert set(shares) == {"noun", "pair", "side", "place", "colour", "count", "scene"}
+    assert isinstance(edition.taste, WideTaste)
+    assert edition.size != ScorerSize()

@@ -1,6 +1,7 @@
 """The second edition's recipe at sizes that take seconds: warm starts, words and their things, exact resume."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from perfusion.errors import ModelError
+from recipes.pocket import recipe
 from recipes.pocket.architecture import SIZES, build_pipeline
 from recipes.pocket.attention import (
     FAIR_SHARE,
@@ -21,7 +23,8 @@ from recipes.pocket.attention import (
     without_padding,
 )
 from recipes.pocket.drawings import wide_atlas
-from recipes.pocket.editions import EDITIONS, old_and_new_drawings
+from recipes.pocket.editions import EDITIONS, Edition, old_and_new_drawings
+from recipes.pocket.keep import Kept, keep, read_kept
 from recipes.pocket.train_unet import train_unet
 from recipes.pocket.train_vae import VaeConfig, edge_weights, train_vae
 from recipes.pocket.train_wide import WideConfig, WideTrainer, attention_gauge, wide_taste_at
@@ -270,3 +273,79 @@ def test_second_edition_starts_from_the_first() -> None:
     latents[:, 4:] = 0
     error = (pipeline.vae.decode(latents).sample - pictures).square().mean()
     assert float(error) < 4 * 10**-2.4, "worse than 24 dB: these are not the shipped weights"
+
+
+# --- weights that are kept
+
+
+def trained_work(
+    folder: Path, world: WideWorld, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Edition, WideTrainer]:
+    """A work folder whose autoencoder is done and whose UNet has made three steps of six."""
+    config = WideConfig(steps=6, batch=4, pool=16, fresh=4, first=8, save_every=10_000)
+    vae = VaeConfig(steps=2, crop=16, save_every=10_000, taste=WideTaste())
+    edition = replace(
+        EDITIONS[2], family="tiny2", world=lambda **_: world, vae=vae, unet=config, start_vae=None,
+        start_unet=None, gauge=lambda world: old_and_new_drawings(world, count=1),
+    )  # fmt: skip
+    monkeypatch.setattr(recipe, "save_sheet", lambda *_: None)
+    assert recipe.run_vae(folder, edition, vae, 5, "cpu")
+    pipeline = build_pipeline("tiny2")
+    recipe.load_vae(pipeline, world, folder / "vae.safetensors")
+    trainer = WideTrainer(pipeline, world, config)
+    for _ in range(3):
+        trainer.advance()
+    trainer.save(folder / "unet.safetensors")
+    return edition, trainer
+
+
+def test_kept_weights_begin_another_training_at_their_step(
+    world: WideWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, other, file = tmp_path / "work", tmp_path / "other", tmp_path / "kept.safetensors"
+    work.mkdir()
+    other.mkdir()
+    edition, trainer = trained_work(work, world, monkeypatch)
+    keep(work, "tiny2", file)
+    assert file.stat().st_size < 0.3 * sum(path.stat().st_size for path in work.iterdir())
+    kept = read_kept(file, "tiny2")
+    assert kept.steps == {"vae": 2, "unet": 3, "text": 3}
+    assert recipe.run_vae(other, edition, edition.vae, 0, "cpu", kept), "the autoencoder was done"
+    assert not recipe.run_unet(other, edition, edition.unet, 0, "cpu", kept)
+    again = read_kept_from(other, tmp_path)
+    assert again.steps == kept.steps
+    for part, weights in kept.weights.items():
+        for name, value in weights.items():
+            assert torch.equal(again.weights[part][name], value), f"{part} {name}"
+    assert recipe.run_unet(other, edition, edition.unet, 5, "cpu", kept)
+    assert read_kept_from(other, tmp_path).steps["unet"] == 6
+    state = trainer.averages["unet"].state["conv_in.weight"]
+    assert torch.equal(kept.weights["unet"]["conv_in.weight"], state.half().float())
+
+
+def read_kept_from(work: Path, folder: Path) -> Kept:
+    keep(work, "tiny2", folder / "again.safetensors")
+    return read_kept(folder / "again.safetensors", "tiny2")
+
+
+def test_kept_autoencoder_is_kept_before_there_is_a_unet(
+    world: WideWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_work(tmp_path, world, monkeypatch)
+    (tmp_path / "unet.safetensors").unlink()
+    assert read_kept_from(tmp_path, tmp_path).steps == {"vae": 2}
+
+
+def test_files_that_hold_no_kept_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has no checkpoint of a training; train first"):
+        keep(tmp_path, "pocket2", tmp_path / "kept.safetensors")
+    save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
+    with pytest.raises(ModelError, match="holds no edition's weights, expected pocket2"):
+        read_kept(tmp_path / "plain.safetensors", "pocket2")
+    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors", {"family": "pocket", "steps": "{}"})
+    with pytest.raises(ModelError, match="holds pocket, expected pocket2"):
+        read_kept(tmp_path / "other.safetensors", "pocket2")
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights at all")
+    for name in ("broken", "absent"):
+        with pytest.raises(ModelError, match=f"{name}.safetensors cannot be read"):
+            read_kept(tmp_path / f"{name}.safetensors", "pocket2")

@@ -27,9 +27,10 @@ EXAMPLES = Path(__file__).parents[3] / "examples" / "subjects"
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scorer, Path]:
-    scorer = build_scorer(build_tokenizer(words()), seed=3).eval()
+    tokenizer = build_tokenizer(words())
+    scorer = build_scorer(tokenizer, seed=3).eval()
     folder = tmp_path_factory.mktemp("scorer")
-    save_scorer(scorer, folder, {"noun": 0.04})
+    save_scorer(scorer, tokenizer, folder, {"noun": 0.04})
     return scorer, folder
 
 
@@ -56,6 +57,8 @@ def test_saved_scorer_says_what_the_trained_one_says(
     np.testing.assert_allclose(verdict.embeddings, answers.embeddings.numpy(), atol=1e-5)
     np.testing.assert_allclose(verdict.nouns, answers.nouns.numpy(), atol=1e-4)
     np.testing.assert_allclose(verdict.scene, answers.scene.numpy(), atol=1e-4)
+    assert verdict.where is not None
+    np.testing.assert_allclose(verdict.where, answers.where.numpy(), atol=1e-5)
     assert verdict.best_nouns(0)[0] == NOUN_NAMES[int(answers.nouns[0].argmax())]
 
 
@@ -119,6 +122,12 @@ def test_shipped_scorer_is_right_about_scenes_whose_truth_is_known(
     assert np.mean(places) >= 0.95
     assert np.mean(nouns) >= 0.8
     assert (verdict.scene > 0).mean() >= 0.95
+
+
+def test_scorer_of_the_first_edition_does_not_tell_where_things_stand(
+    scenes: tuple[list[Scene], list[Image.Image]],
+) -> None:
+    assert PocketScorer()(scenes[1][:1]).where is None
 
 
 def test_shipped_scorer_knows_noise_from_a_scene() -> None:
