@@ -84,7 +84,8 @@ class PocketScorer:
         self.facts = _read_facts(folder)
         self._session = open_session(folder / "image.onnx", threads)
         given = {end.name for end in self._session.get_outputs()}
-        self._outputs = (*OUTPUTS, WHERE) if WHERE in given else OUTPUTS
+        self.answers = (*OUTPUTS, WHERE) if WHERE in given else OUTPUTS
+        """What it tells, by the names in `ProbeAnswers`."""
         missing = set(OUTPUTS) - given
         if missing:
             raise ModelError(
@@ -102,9 +103,9 @@ class PocketScorer:
         parts, size = list[dict[str, Array]](), int(self.facts["size"])
         for start in range(0, len(pictures), 32):
             batch = np.stack([picture_array(picture, size) for picture in pictures[start : start + 32]])
-            answers = self._session.run(self._outputs, {"pictures": batch})
-            parts.append(dict(zip(self._outputs, answers, strict=True)))
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
+            answers = self._session.run(self.answers, {"pictures": batch})
+            parts.append(dict(zip(self.answers, answers, strict=True)))
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in self.answers}
         return ProbeAnswers(
             embeddings=joined["embeddings"],
             nouns=joined["nouns"],

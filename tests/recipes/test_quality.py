@@ -1,0 +1,98 @@
+"""The prompts that the embedded model is judged by, and how the probes' answers are counted."""
+
+import hashlib
+from collections import Counter
+
+import numpy as np
+
+from benchmarks.quality import composed, make_compositions, make_prompts, score_prompt, shares
+from perfusion.judging.pocket_scorer import NOUN_NAMES, ProbeAnswers
+from perfusion.pocket.vocabulary import NOUNS, PLACES, words
+from recipes.pocket.withheld import is_withheld, withheld_noun_pairs, withheld_noun_places
+
+
+def answers(*pictures: tuple[dict[str, float], str, int]) -> ProbeAnswers:
+    """What a scorer says that sees nouns at their middles, a place and a count."""
+    nouns = np.full((len(pictures), len(NOUN_NAMES)), -5, np.float32)
+    where = np.full_like(nouns, 0.5)
+    for row, (seen, _, _) in enumerate(pictures):
+        for noun, middle in seen.items():
+            nouns[row, NOUN_NAMES.index(noun)], where[row, NOUN_NAMES.index(noun)] = 5, middle
+    return ProbeAnswers(
+        embeddings=np.zeros((len(pictures), 1), np.float32), nouns=nouns, where=where,
+        place=tuple(place for _, place, _ in pictures), colour=("red",) * len(pictures),
+        count=tuple(count for _, _, count in pictures), scene=np.ones(len(pictures), np.float32),
+    )  # fmt: skip
+
+
+def test_first_set_is_the_one_of_ever() -> None:
+    """Both editions are held against the same sentences."""
+    prompts = make_prompts()
+    assert (
+        hashlib.sha256("\n".join(prompt.text for prompt in prompts).encode())
+        .hexdigest()
+        .startswith("e00f02c3e9ba0970")
+    )
+    assert Counter(prompt.kind for prompt in prompts) == {"noun": 80, "colour": 60, "pair": 60}
+
+
+def test_compositions_ask_for_all_that_is_withheld_and_nothing_else_of_it() -> None:
+    prompts = make_compositions()
+    assert prompts == make_compositions()
+    withheld = [prompt for prompt in prompts if prompt.withheld]
+    assert {(p.nouns[0], p.place) for p in withheld if p.kind == "noun"} == set(withheld_noun_places())
+    assert {p.nouns for p in withheld if p.kind == "pair"} == set(withheld_noun_pairs())
+    assert {p.kind for p in withheld} == {"noun", "pair"}
+    for prompt in withheld:
+        if prompt.kind == "pair":
+            assert not any(is_withheld(noun, prompt.place) for noun in prompt.nouns), "only the pair is new"
+    known = set(words())
+    for prompt in prompts:
+        assert {word for word in prompt.text.split() if word not in known} == set(), prompt.text
+
+
+def test_left_one_comes_first_whichever_way_it_is_said() -> None:
+    sides = [prompt for prompt in make_compositions() if prompt.kind == "side"]
+    assert len(sides) == 60
+    for prompt in sides:
+        first, second = (prompt.text.index(noun) for noun in prompt.nouns)
+        assert (first < second) == ("left" in prompt.text), prompt.text
+
+
+def test_counts_go_to_three_in_equal_parts() -> None:
+    counts = [prompt for prompt in make_compositions() if prompt.kind == "count"]
+    assert Counter(prompt.count for prompt in counts) == {1: len(NOUNS), 2: len(NOUNS), 3: len(NOUNS)}
+    assert all(prompt.place in PLACES for prompt in counts)
+
+
+def test_sides_are_right_only_where_both_things_are() -> None:
+    prompt = next(prompt for prompt in make_compositions() if prompt.kind == "side")
+    left, right = prompt.nouns
+    other = next(noun for noun in NOUNS if noun not in prompt.nouns)
+    seen = answers(
+        ({left: 0.2, right: 0.8}, prompt.place, 1),
+        ({left: 0.8, right: 0.2}, prompt.place, 1),
+        ({left: 0.2, other: 0.8}, prompt.place, 1),
+    )
+    right_ones = score_prompt(prompt, seen)
+    assert right_ones["left and right"] == [True, False, False]
+    assert right_ones["both nouns"] == [True, True, False]
+    assert "noun" not in right_ones
+
+
+def test_withheld_and_trained_combinations_are_counted_apart() -> None:
+    prompts = make_prompts() + make_compositions()
+    scored = []
+    for prompt in prompts:
+        wrong = prompt.withheld and prompt.kind == "noun"
+        nouns = dict.fromkeys(prompt.nouns, 0.5)
+        scored.append(
+            (prompt, score_prompt(prompt, answers((nouns, "" if wrong else prompt.place, prompt.count))))
+        )
+    place, pair = composed(scored)
+    assert (place["trained"], place["withheld"]) == (100, 0)
+    assert (pair["trained"], pair["withheld"]) == (100, 100)
+    assert pair["withheld_pictures"] == len([p for p in prompts if p.kind == "pair" and p.withheld])
+    counted = shares(scored)
+    assert counted["noun"][0] == counted["count"][0] == 100
+    assert counted["place"][0] < 100
