@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from perfusion.base.attention import ConceptAttnProcessor
 from perfusion.base.base_model import BaseModel
+from perfusion.embedded import is_embedded
 from perfusion.errors import ExportError
 from perfusion.export.graph_modules import End, Graph
 
@@ -43,7 +44,7 @@ def _has_xl_vae(base: BaseModel) -> bool:
 
 
 def _is_pocket(base: BaseModel) -> bool:
-    return base.family == "pocket"
+    return is_embedded(base.family)
 
 
 def _upcasts_attention(base: BaseModel) -> bool:

@@ -11,6 +11,7 @@ __all__ = ["kept_places"]
 _KEPT: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "pocket": frozenset({"vae_encoder"}),
+        "pocket2": frozenset({"vae_encoder"}),
         "sd21": frozenset({"unet.attention"}),
         "sdxl": frozenset({"vae_decoder", "vae_encoder"}),
     }

@@ -16,6 +16,7 @@ from perfusion.commands.drawing_arguments import at_least_one
 from perfusion.commands.provider_arguments import add_provider
 from perfusion.commands.region_arguments import add_regions, check_regions, region_masks, regions_of
 from perfusion.concept.settings import FILE_SETTINGS, LOCKS, SETTINGS, ConceptSettings
+from perfusion.embedded import is_embedded
 from perfusion.errors import ModelError, RequestError
 from perfusion.files import cache_folder, writing
 from perfusion.hub import hub_name
@@ -238,7 +239,7 @@ def open_judges(folder: Path | None, runtime: "Runtime") -> "tuple[Scorer, Probe
     """The scorer that was given, or pocket's for pocket, and the probes that go with it."""
     from perfusion.judging.probes import open_probes
 
-    if folder is None and runtime.bundle.base == "pocket":
+    if folder is None and is_embedded(runtime.bundle.base):
         from perfusion.embedded import scorer_path
 
         folder = scorer_path()

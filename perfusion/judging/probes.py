@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from perfusion.embedded import is_embedded
 from perfusion.judging.pocket_scorer import SCORER_FILE, PocketScorer
 from perfusion.judging.scorer import Scorer
 from perfusion.pocket.vocabulary import NOUNS, PLACES, plural
@@ -123,7 +124,7 @@ def open_probes(folder: Path, scorer: Scorer, family: str) -> Probes:
         folder: of the scorer.
         family: of the base model that draws.
     """
-    knows_world = family == "pocket" and (folder / SCORER_FILE).is_file()
+    knows_world = is_embedded(family) and (folder / SCORER_FILE).is_file()
     return PocketProbes(folder) if knows_world else ScorerProbes(scorer)
 
 

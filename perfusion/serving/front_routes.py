@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from perfusion.concept.settings import SETTINGS
+from perfusion.embedded import is_embedded
 from perfusion.judging.probes import Probes, open_probes
 from perfusion.judging.scales import Similarities, similarities
 from perfusion.judging.scorer import OnnxScorer, Scorer
@@ -59,7 +60,7 @@ class Judge:
         """
         base = self._library.runtime.bundle.base
         folder = self._folder
-        if folder is None and base == "pocket":
+        if folder is None and is_embedded(base):
             from perfusion.embedded import scorer_path
 
             folder = scorer_path()

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from perfusion.bundle.description import Bundle
+from perfusion.embedded import is_embedded
 from perfusion.runtime import Runtime
 from perfusion.serving.answers import StatusError
 from perfusion.serving.body_fields import text_of
@@ -72,7 +73,7 @@ def check_superclass(superclass: str) -> str:
 
 def look_up(bundle: Bundle, superclass: str) -> SuperclassAnswer:
     """Whether a bundle's model can know a superclass, and what else may be meant."""
-    if bundle.base == "pocket":
+    if is_embedded(bundle.base):
         return _in_pocket(superclass)
     pieces, whole_words = _vocabulary(bundle.tokenizer)
     counts = {word: pieces(word) for word in superclass.split()}

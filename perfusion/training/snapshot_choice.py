@@ -12,6 +12,7 @@ from torch import Tensor
 
 from perfusion.base.base_model import BaseModel
 from perfusion.concept.concept_file import Concept
+from perfusion.embedded import is_embedded
 from perfusion.errors import DeviceError, ModelError
 from perfusion.judging.scorer import OnnxScorer, Scorer
 from perfusion.judging.selection import PROMPTS, Selection, cut_to_mask, score_snapshots
@@ -51,7 +52,7 @@ def find_scorer(base: BaseModel, config: TrainingConfig, device: torch.device, s
         return None
     if config.scorer is not None:
         return open_scorer(config.scorer, device)
-    if base.family != "pocket":
+    if not is_embedded(base.family):
         say("no scorer for the snapshots (--scorer DIR, a CLIP model), so the last step is taken")
         return None
     from perfusion.embedded import scorer_path
@@ -99,12 +100,12 @@ def choose(
 
     def drawing(concept: Concept, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         size = 1 if config.checkpointing else 4
-        steps = min(POCKET_STEPS if base.family == "pocket" else STEPS, base.num_inference_steps)
+        steps = min(POCKET_STEPS if is_embedded(base.family) else STEPS, base.num_inference_steps)
         return draw(
             base, concept, prompts, seeds, num_inference_steps=steps, placement=placement, batch_size=size
         )
 
-    prompts = POCKET_PROMPTS if base.family == "pocket" else PROMPTS
+    prompts = POCKET_PROMPTS if is_embedded(base.family) else PROMPTS
     pictures = object_pictures(samples, config.crops)
     return score_snapshots(snapshots, drawing, scorer, pictures, prompts=prompts, seeds=SEEDS, report=report)
 

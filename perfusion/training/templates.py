@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from perfusion.base.base_model import BaseModel
+from perfusion.embedded import is_embedded
 from perfusion.errors import TrainingError
 from perfusion.pocket.vocabulary import noun_fault
 from perfusion.training.config import check_visible
@@ -78,7 +79,7 @@ def check_superclass(base: BaseModel, superclass: str) -> tuple[list[int], ...]:
     """The superclass's token ids for each text encoder. Raises `TrainingError` for a word that the base cannot know."""
     check_visible("superclass", superclass)
     tokenizer: Any = base.tokenizer
-    if base.family == "pocket" and (fault := noun_fault(superclass)):
+    if is_embedded(base.family) and (fault := noun_fault(superclass)):
         raise TrainingError(fault)
     for word in superclass.split():
         pieces = word_ids(tokenizer, word)

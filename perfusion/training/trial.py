@@ -13,6 +13,7 @@ from PIL import Image
 from perfusion.base.base_model import BaseModel
 from perfusion.concept.concept_file import Concept
 from perfusion.contact_sheet import contact_sheet
+from perfusion.embedded import is_embedded
 from perfusion.errors import DeviceError, ModelError, RequestError
 from perfusion.judging.probes import Probes, open_probes
 from perfusion.judging.scorer import Scorer
@@ -103,7 +104,7 @@ def try_out(
         except RequestError as error:  # the scorer sees no difference between the subject and the superclass
             say(f"the concept cannot be judged: {error}")
         else:
-            remedies = POCKET_REMEDIES if base.family == "pocket" else REMEDIES
+            remedies = POCKET_REMEDIES if is_embedded(base.family) else REMEDIES
             verdict = pass_verdict(evidence, concept.token, config.superclass, remedies)
     sheet = _sheet(own[::seeds], plain[::seeds], samples, names, concept, config, _tell(verdict))
     return Trial(verdict=verdict, sheet=sheet)
@@ -120,7 +121,7 @@ def _judges(
 ) -> tuple[Scorer, Probes] | None:
     """A scorer and probes: those that were given, or the embedded model's own for itself."""
     folder: Path | None = config.scorer
-    if folder is None and base.family == "pocket":
+    if folder is None and is_embedded(base.family):
         from perfusion.embedded import scorer_path
 
         folder = scorer_path()

@@ -22,6 +22,7 @@ from perfusion.concept.prompt_syntax import ParsedPrompt, parse_prompt
 from perfusion.concept.reading import Encoding, joined, read_parts, weights_of
 from perfusion.concept.weighted_text import WeightedText
 from perfusion.concept.words import Word, check_text, named
+from perfusion.embedded import is_embedded
 from perfusion.errors import RequestError
 from perfusion.runtime.cache import Cache
 from perfusion.runtime.compute.graphs import Graphs
@@ -102,7 +103,7 @@ class PromptEncoder:
         self._context_length = bundle.text_encoder.context_length
         self._zeros = bundle.force_zeros_for_empty_prompt
         self._has_regions = bundle.has_regions
-        self._has_few_words = bundle.base == "pocket"
+        self._has_few_words = is_embedded(bundle.base)
         self._downscale = bundle.decoder.downscale
         self._encoded: Cache[EncodedPrompt] = Cache(_MOST_BYTES, lambda prompt: _bytes(prompt.state))
         self._plain_rows: Cache[Row] = Cache(_MOST_PLAIN_BYTES, lambda row: _bytes(row.state))
