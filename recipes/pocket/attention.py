@@ -6,6 +6,7 @@ tokens behind the sentence. The same maps are the training's loss and the gauge'
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from recipes.pocket.pool import Batch, encode, tokenise
 from recipes.pocket.wide_world import THINGS, WideScene, WideWorld
 
 __all__ = [
+    "Recording",
     "WideBatch",
     "area_under_curve",
     "attention_loss",
@@ -86,11 +88,23 @@ def without_padding(input_ids: torch.Tensor, end: int) -> torch.Tensor:
     return (ends.cumsum(1) - ends.long()) == 0
 
 
+class Recording(threading.local):
+    """The attention that was seen, each thread's own."""
+
+    def __init__(self) -> None:
+        self.maps: list[torch.Tensor] = []
+
+    def take(self) -> list[torch.Tensor]:
+        """The maps of this thread's calls since the last time. (batch, positions, tokens)."""
+        maps, self.maps = self.maps, []
+        return maps
+
+
 class _RecordingProcessor:
     """Plain attention that also notes its probabilities, the mean over heads. Others' processors stay as they are."""
 
-    def __init__(self, maps: list[torch.Tensor]) -> None:
-        self.maps = maps
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
 
     def __call__(
         self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor,
@@ -102,24 +116,24 @@ class _RecordingProcessor:
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
         value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
         probabilities = attn.get_attention_scores(query, key, mask)
-        self.maps.append(probabilities.unflatten(0, (batch, -1)).mean(1).float())
+        self.recording.maps.append(probabilities.unflatten(0, (batch, -1)).mean(1).float())
         output = attn.batch_to_head_dim(torch.bmm(probabilities, value))
         mixed: torch.Tensor = attn.to_out[1](attn.to_out[0](output))
         return mixed
 
 
 @contextmanager
-def recorded_attention(unet: Any) -> Iterator[list[torch.Tensor]]:
-    """Note the cross-attention of every call within: maps (batch, positions, tokens), emptied by whoever reads them."""
-    before, maps = dict(unet.attn_processors), list[torch.Tensor]()
+def recorded_attention(unet: Any) -> Iterator[Recording]:
+    """Note the cross-attention of every call within."""
+    before, recording = dict(unet.attn_processors), Recording()
     chosen = {
-        name: _RecordingProcessor(maps)
+        name: _RecordingProcessor(recording)
         for name in before
         if name.startswith(RECORDED) and "transformer_blocks.0.attn2" in name
     }
     unet.set_attn_processor(before | chosen)
     try:
-        yield maps
+        yield recording
     finally:
         unet.set_attn_processor(before)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from perfusion.training.placement import Placement
 from perfusion.training.state import read_checkpoint, write_checkpoint
+from recipes.pocket.slices import on_cores, slices
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration that pushes singular values towards one (Jordan et al., Muon, 2024)."""
@@ -41,16 +43,21 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                gradient = param.grad.reshape(param.shape[0], -1)
-                buffer = self.state[param].setdefault("momentum", torch.zeros_like(gradient))
-                buffer.lerp_(gradient, 1 - group["momentum"])
-                update = orthogonalise(gradient.lerp(buffer, group["momentum"]), group["steps"])
-                scale = max(1, update.shape[0] / update.shape[1]) ** 0.5
-                param.add_(update.view(param.shape), alpha=-group["lr"] * scale)
+        params = ((param, group) for group in self.param_groups for param in group["params"])
+        work = [(param, param.grad, group) for param, group in params if param.grad is not None]
+        work.sort(key=lambda item: -item[0].numel())  # so that each core has as much to do
+        cores = len(slices(len(work), work[0][0].device)) if work else 1
+        on_cores([partial(self._update, work[core::cores]) for core in range(cores)])
+
+    @torch.no_grad()
+    def _update(self, work: Sequence[tuple[torch.Tensor, torch.Tensor, Mapping[str, Any]]]) -> None:
+        for param, gradient, group in work:
+            gradient = gradient.reshape(param.shape[0], -1)
+            buffer = self.state[param].setdefault("momentum", torch.zeros_like(gradient))
+            buffer.lerp_(gradient, 1 - group["momentum"])
+            update = orthogonalise(gradient.lerp(buffer, group["momentum"]), group["steps"])
+            scale = max(1, update.shape[0] / update.shape[1]) ** 0.5
+            param.add_(update.view(param.shape), alpha=-group["lr"] * scale)
 
 
 def orthogonalise(matrix: torch.Tensor, steps: int = 4) -> torch.Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,10 @@ class Batch:
     latents: torch.Tensor
     masks: torch.Tensor
     input_ids: torch.Tensor
+
+    def __getitem__(self, rows: slice) -> Self:
+        """Some of the rows."""
+        return replace(self, **{name: part[rows] for name, part in vars(self).items()})
 
 
 @torch.no_grad()

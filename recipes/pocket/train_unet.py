@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from recipes.pocket.optim import (
 )
 from recipes.pocket.pool import Batch, Pool, encode_scenes
 from recipes.pocket.schedule import alphas, noised, velocity
+from recipes.pocket.slices import learn_in_slices, slices
 from recipes.pocket.world import Taste, World
 
 logger = logging.getLogger(__name__)
@@ -83,18 +85,18 @@ def weigh(error: torch.Tensor, batch: Batch, alpha: torch.Tensor, object_weight:
     return (weight * inside * error).mean()
 
 
-def loss_of(
-    unet: torch.nn.Module, text_encoder: torch.nn.Module, batch: Batch, object_weight: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted velocity error and, for the log, the plain one."""
-    device = batch.latents.device
-    steps = draw_timesteps(len(batch.latents), device)
-    alpha, noise = alphas(device)[steps], torch.randn_like(batch.latents)
-    with mixed_precision(device):
-        hidden = text_encoder(batch.input_ids).last_hidden_state
-        output = unet(noised(batch.latents, noise, alpha), steps, hidden).sample.float()
-    error = (output - velocity(batch.latents, noise, alpha)).square()
-    return weigh(error, batch, alpha, object_weight), error.detach().mean()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chance:
+    """What is drawn for each sample of a batch: timesteps (batch,) and noise of the latents' shape."""
+
+    steps: torch.Tensor
+    noise: torch.Tensor
+    padded: torch.Tensor
+    """(batch, 1) bool: whose cross-attention sees the padding."""
+
+    def __getitem__(self, rows: slice) -> Chance:
+        """Some of the rows."""
+        return Chance(steps=self.steps[rows], noise=self.noise[rows], padded=self.padded[rows])
 
 
 def optimisers_for(
@@ -152,9 +154,38 @@ class Trainer:
         scenes = [self.world.sample(self.rng, taste_at(progress)) for _ in range(count)]
         return encode_scenes(self.world, self.vae, self.tokenizer, scenes)
 
-    def loss(self, batch: Any, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is minimised and, for the log, the plain error."""
-        return loss_of(self.unet, self.text_encoder, batch, object_weight=4 - 2 * progress)
+    def chance(self, batch: Batch) -> Chance:
+        """Timesteps and noise for a batch."""
+        count, device = len(batch.latents), batch.latents.device
+        return Chance(
+            steps=draw_timesteps(count, device),
+            noise=torch.randn_like(batch.latents),
+            padded=torch.ones(count, 1, dtype=torch.bool, device=device),
+        )
+
+    def loss(self, batch: Any, chance: Chance, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is minimised, the weighted velocity error, and, for the log, the plain one."""
+        alpha = alphas(batch.latents.device)[chance.steps]
+        with mixed_precision(batch.latents.device):
+            hidden = self.text_encoder(batch.input_ids).last_hidden_state
+            output = self.unet(
+                noised(batch.latents, chance.noise, alpha), chance.steps, hidden
+            ).sample.float()
+        error = (output - velocity(batch.latents, chance.noise, alpha)).square()
+        return weigh(error, batch, alpha, object_weight=4 - 2 * progress), error.detach().mean()
+
+    def learn(self, batch: Any, progress: float) -> float:
+        """Leave the gradients of a batch in the networks; returns the plain error."""
+        chance = self.chance(batch)
+        losses = [
+            partial(self.loss, batch[rows], chance[rows], progress)
+            for rows in slices(len(batch.latents), batch.latents.device)
+        ]
+        return float(learn_in_slices(losses, self.parameters()))
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All that learns."""
+        return [*self.unet.parameters(), *self.text_encoder.parameters()]
 
     def gauges(self) -> str:
         """What the log says of the averaged networks."""
@@ -179,17 +210,15 @@ class Trainer:
             missing -= count
         set_rate(self.optimisers, rate(self.step, self.config.steps))
         batch = self.pool.draw(self.rng, self.config.batch)
-        loss, error = self.loss(batch, progress)
-        loss.backward()
-        params = [*self.unet.parameters(), *self.text_encoder.parameters()]
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        error = self.learn(batch, progress)
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         for average in self.averages.values():
             average.update()
         self.step += 1
-        return float(error)
+        return error
 
     def save(self, path: Path) -> None:
         """Write the whole state; `restore` continues as if nothing had happened."""

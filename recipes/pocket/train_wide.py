@@ -7,12 +7,13 @@ the masks of their things; pairs come from the first third on.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from recipes.pocket.attention import (
+    Recording,
     WideBatch,
     areas_between,
     attention_loss,
@@ -22,9 +23,9 @@ from recipes.pocket.attention import (
     without_padding,
 )
 from recipes.pocket.optim import mixed_precision
-from recipes.pocket.pool import Pool
+from recipes.pocket.pool import Batch, Pool
 from recipes.pocket.schedule import alphas, noised, velocity
-from recipes.pocket.train_unet import Trainer, UnetConfig, draw_timesteps, weigh
+from recipes.pocket.train_unet import Chance, Trainer, UnetConfig, weigh
 from recipes.pocket.wide_world import WideTaste, WideWorld
 
 __all__ = ["WideConfig", "WideTrainer", "attention_gauge", "wide_taste_at"]
@@ -65,6 +66,7 @@ class WideTrainer(Trainer):
 
     def __init__(self, pipeline: Any, world: WideWorld, config: WideConfig) -> None:
         super().__init__(pipeline, world, config)
+        self.recording = Recording()
 
     def new_pool(self) -> Pool[WideBatch]:
         return Pool(self.config.pool, WideBatch)
@@ -73,20 +75,27 @@ class WideTrainer(Trainer):
         scenes = [self.world.sample(self.rng, wide_taste_at(progress)) for _ in range(count)]
         return encode_things(self.world, self.vae, self.tokenizer, scenes)
 
-    def loss(self, batch: WideBatch, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def chance(self, batch: Batch) -> Chance:
+        chance = super().chance(batch)
+        padded = torch.rand(len(batch.latents), 1, device=batch.latents.device) >= self.config.unpadded
+        return replace(chance, padded=padded)
+
+    def learn(self, batch: WideBatch, progress: float) -> float:
+        with recorded_attention(self.unet) as self.recording:
+            return super().learn(batch, progress)
+
+    def loss(self, batch: WideBatch, chance: Chance, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
         """What is minimised, denoising and a share of the attention's; and the plain error, to be shown."""
-        device, count = batch.latents.device, len(batch.latents)
-        steps = draw_timesteps(count, device)
-        alpha, noise = alphas(device)[steps], torch.randn_like(batch.latents)
+        device, steps = batch.latents.device, chance.steps
+        alpha = alphas(device)[steps]
         sentence = without_padding(batch.input_ids, self.tokenizer.eos_token_id)
-        padded = torch.rand(count, 1, device=device) >= self.config.unpadded
-        with mixed_precision(device), recorded_attention(self.unet) as maps:
+        with mixed_precision(device):
             hidden = self.text_encoder(batch.input_ids).last_hidden_state
-            noisy = noised(batch.latents, noise, alpha)
-            output = self.unet(noisy, steps, hidden, encoder_attention_mask=sentence | padded).sample.float()
-        error = (output - velocity(batch.latents, noise, alpha)).square()
+            noisy, mask = noised(batch.latents, chance.noise, alpha), sentence | chance.padded
+            output = self.unet(noisy, steps, hidden, encoder_attention_mask=mask).sample.float()
+        error = (output - velocity(batch.latents, chance.noise, alpha)).square()
         denoising = weigh(error, batch, alpha, object_weight=4 - 2 * progress)
-        attention = attention_loss(maps, batch, steps < KNOWABLE)
+        attention = attention_loss(self.recording.take(), batch, steps < KNOWABLE)
         return denoising + self.config.attention * attention, error.detach().mean()
 
     def gauges(self) -> str:
@@ -111,8 +120,9 @@ def attention_gauge(
     readings = {}
     for timestep in timesteps:
         steps = torch.full((count,), timestep, device=world.device)
-        with mixed_precision(world.device), recorded_attention(unet) as maps:
+        with mixed_precision(world.device), recorded_attention(unet) as recording:
             hidden = text_encoder(batch.input_ids).last_hidden_state
             unet(noised(batch.latents, noise, alphas(world.device)[steps]), steps, hidden)
+            maps = recording.take()
         readings[timestep] = (noun_shares(maps, batch), areas_between(maps, batch))
     return readings

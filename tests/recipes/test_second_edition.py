@@ -25,6 +25,7 @@ from recipes.pocket.attention import (
 from recipes.pocket.drawings import wide_atlas
 from recipes.pocket.editions import EDITIONS, Edition, old_and_new_drawings
 from recipes.pocket.keep import Kept, keep, read_kept
+from recipes.pocket.slices import slices
 from recipes.pocket.train_unet import train_unet
 from recipes.pocket.train_vae import VaeConfig, edge_weights, train_vae
 from recipes.pocket.train_wide import WideConfig, WideTrainer, attention_gauge, wide_taste_at
@@ -135,14 +136,16 @@ def test_recording_attention_changes_no_output_and_notes_probabilities() -> None
     pipeline = build_pipeline("pocket2")
     latents, steps, hidden = torch.randn(2, 12, 16, 16), torch.tensor([5, 900]), torch.randn(2, 11, 128)
     plain = pipeline.unet(latents, steps, hidden).sample
-    with recorded_attention(pipeline.unet) as maps:
+    with recorded_attention(pipeline.unet) as recording:
         recorded = pipeline.unet(latents, steps, hidden).sample
+    maps = recording.take()
     torch.testing.assert_close(recorded, plain, atol=1e-4, rtol=1e-4)
     assert {tuple(probabilities.shape) for probabilities in maps} == {(2, 64, 11), (2, 256, 11)}
     for probabilities in maps:
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:2]))
     pipeline.unet(latents, steps, hidden)
-    assert len(maps) == 5, "recording has ended"
+    assert len(maps) == 5
+    assert recording.take() == [], "recording has ended"
 
 
 def attention_of(batch: WideBatch, swapped: bool) -> torch.Tensor:
@@ -232,6 +235,38 @@ def test_resumed_autoencoder_equals_an_uninterrupted_one(world: WideWorld, tmp_p
         weights.append(vae.state_dict())
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
+
+
+def test_batch_in_slices_learns_what_the_whole_batch_does_and_repeats_exactly(world: WideWorld) -> None:
+    """Each slice is learned in a thread of its own, which must not see the others' attention."""
+    threads, gradients = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 2):
+            trainer = wide_trainer(world)
+            batch = trainer.fresh(4, 0.5)
+            same = batch.input_ids.new_zeros(4, dtype=torch.long)
+            torch.set_num_threads(count)
+            torch.manual_seed(3)
+            alike = WideBatch(**{name: part[same] for name, part in vars(batch).items()})
+            trainer.learn(alike, 0.5)
+            learned = [param.grad.flatten() for param in trainer.parameters() if param.grad is not None]
+            gradients.append(torch.cat(learned))
+    finally:
+        torch.set_num_threads(threads)
+    whole, sliced, again = gradients
+    assert torch.equal(sliced, again)
+    assert float((whole - sliced).norm()) < 0.1 * float(whole.norm())
+
+
+def test_slices_cover_a_batch_once() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert slices(8, torch.device("cpu")) == [slice(0, 2), slice(2, 5), slice(5, 8)]
+        assert slices(2, torch.device("cpu")) == [slice(0, 1), slice(1, 2)]
+        assert slices(8, torch.device("cuda")) == [slice(0, 8)]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_stopped_training_has_saved_its_last_step(world: WideWorld, tmp_path: Path) -> None:
