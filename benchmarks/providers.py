@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -211,13 +211,18 @@ def install_rows() -> Rows:
     return rows
 
 
+def record_name(flags: Sequence[str]) -> str:
+    """Processors of one name have bfloat16 or not: each kind has a record of its own."""
+    return "providers-bf16" if "avx512_bf16" in flags else "providers"
+
+
 def record(folder: Path) -> int:
     """Write what the parts measured as one record; 1 where a target is missed on a processor that it is for."""
     rows = [processor_row(), *install_rows()]
     for part in PARTS:
         path = folder / f"{part}.json"
         rows += json.loads(path.read_text()) if path.exists() else [{"what": "not measured", "part": part}]
-    print(write_record("providers", rows))
+    print(write_record(record_name(rows[0]["flags"]), rows))
     late = [
         row["library"] for row in rows
         if row["what"] == "step" and row.get("onnxruntime_over_it", 9) < TARGETS.get(row["library"], 0)

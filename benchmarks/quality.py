@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
 from benchmarks.record import write_record
-from perfusion.judging.pocket_scorer import NOUN_NAMES, PocketScorer, ProbeAnswers
+from perfusion.judging.pocket_scorer import NOUN_NAMES, WHERE, PocketScorer, ProbeAnswers
 from perfusion.pocket.vocabulary import COLOURS, COUNTS, NOUNS, PLACES, article, plural
 from perfusion.runtime import Runtime
 from recipes.pocket.withheld import is_withheld, withheld_noun_pairs, withheld_noun_places
@@ -39,7 +39,7 @@ BARS = {
 COMPOSED = ("a noun in its place", "both nouns of a pair")
 """What is told apart by whether the training had it together."""
 ALLOWED_LOSS = 5.0
-"""Percent points that withheld combinations may be behind the trained ones."""
+"""Percentage points that withheld combinations may be behind the trained ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,13 @@ class Prompt:
 
     @property
     def withheld(self) -> bool:
-        """Whether the second edition's training never had these things together, or in this place."""
-        in_place = any(is_withheld(noun, self.place) for noun in self.nouns)
-        return in_place or (len(self.nouns) == 2 and is_withheld(*self.nouns))
+        """Whether the second edition's training never had these two things together, or the one in this place."""
+        return is_withheld(*self.nouns) if len(self.nouns) == 2 else is_withheld(self.nouns[0], self.place)
+
+    @property
+    def pair_in_withheld_place(self) -> bool:
+        """Whether one of two things was never in this place: what is wrong then may be the place's fault."""
+        return len(self.nouns) == 2 and any(is_withheld(noun, self.place) for noun in self.nouns)
 
 
 def make_prompts(seed: int = 20) -> list[Prompt]:
@@ -130,8 +134,8 @@ def score_prompt(prompt: Prompt, answers: ProbeAnswers) -> dict[str, list[bool]]
         right["noun"] = [answers.best_nouns(row)[0] == prompt.nouns[0] for row in rows]
     if prompt.kind == "colour":
         right["colour"] = [answers.colour[row] == prompt.colour for row in rows]
-    if prompt.kind == "count":
-        right["count"] = [answers.count[row] == prompt.count for row in rows]
+    if prompt.kind == "count":  # of the right things
+        right["count"] = [right["noun"][row] and answers.count[row] == prompt.count for row in rows]
     if prompt.kind == "side" and answers.where is not None:
         left, other = (answers.where[:, NOUN_NAMES.index(noun)] for noun in prompt.nouns)
         # things that are not both there stand in no order
@@ -170,7 +174,9 @@ def composed(scored: Scored) -> list[dict[str, object]]:
         row: dict[str, object] = {"what": what, "allowed_loss": ALLOWED_LOSS}
         for title, withheld in (("trained", False), ("withheld", True)):
             chosen = [
-                right for prompt, right in scored if prompt.kind == kind and prompt.withheld == withheld
+                right
+                for prompt, right in scored
+                if prompt.kind == kind and prompt.withheld == withheld and not prompt.pair_in_withheld_place
             ]
             hits = [
                 all(together)
@@ -185,14 +191,16 @@ def composed(scored: Scored) -> list[dict[str, object]]:
 def main() -> int:
     """Draw, score, record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--bundle", type=Path, help="another edition's folder (the embedded model)")
-    parser.add_argument("--scorer", type=Path, help="the scorer that belongs to it (the embedded one)")
-    parser.add_argument("--record", default="quality", help="the record's name (quality)")
+    parser.add_argument(
+        "--bundle", type=Path, help="the folder of another edition (default: the embedded model)"
+    )
+    parser.add_argument("--scorer", type=Path, help="the folder of a scorer (default: the embedded one)")
     args = parser.parse_args()
     scorer, started = PocketScorer(args.scorer), time.perf_counter()
     with Runtime(args.bundle) if args.bundle else Runtime() as runtime:
+        family = runtime.bundle.base
         first = score_all(runtime, scorer, make_prompts(), 0)
-        whole = "where" in scorer.answers
+        whole = WHERE in scorer.answers
         second = score_all(runtime, scorer, make_compositions(), SEEDS * len(first)) if whole else []
     sides_and_counts = [pair for pair in second if pair[0].kind in ("side", "count")]
     found = shares(sides_and_counts) | shares(first)
@@ -212,7 +220,7 @@ def main() -> int:
     for row in rows:
         print(row)
     print(f"{time.perf_counter() - started:.0f} s")
-    print(write_record(args.record, rows))
+    print(write_record("quality" if args.bundle is None else f"{family}-quality", rows))
     return 0
 
 

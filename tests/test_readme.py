@@ -182,7 +182,7 @@ def test_shares_that_the_model_page_gives_are_those_of_the_records() -> None:
     )
     takes = sum(bool(row["takes"]) for row in subjects)
     page = (ROOT / "docs" / "pocket.md").read_text(encoding="utf-8")
-    for row in quality[:4]:
+    for row in (row for row in quality if "bar" in row):
         assert f"| {row['percent']} % |" in page
         assert row["percent"] >= row["bar"]
     assert f"**{takes} of {len(subjects)} do**" in page

@@ -28,6 +28,7 @@ __all__ = [
     "NOUN_NAMES",
     "PLACE_NAMES",
     "SCORER_FILE",
+    "WHERE",
     "PocketScorer",
     "ProbeAnswers",
 ]

@@ -45,11 +45,13 @@ def _parser() -> argparse.ArgumentParser:
             "--minutes", type=float, default=170, help="stop, ready to be continued, after this long"
         )
         part.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-        part.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
         part.add_argument(
-            "--start-from", type=Path, metavar="FILE",
-            help="weights of `keep`, to begin with where there is no checkpoint yet",
-        )  # fmt: skip
+            "--threads",
+            type=int,
+            default=0,
+            metavar="N",
+            help="CPU threads (default: all); a training goes on exactly with as many",
+        )
         part.add_argument("--vae-steps", type=int, metavar="N")
         part.add_argument("--unet-steps", type=int, metavar="N")
         part.add_argument("--scorer-steps", type=int, metavar="N")
@@ -60,16 +62,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     keep.add_argument("--work", type=Path, required=True, metavar="DIR")
     keep.add_argument("--output", type=Path, required=True, metavar="FILE")
+    for name in ("train", "vae", "unet"):
+        parts.choices[name].add_argument(
+            "--start-from", type=Path, metavar="FILE",
+            help="weights of `keep`, to begin with where there is no checkpoint yet",
+        )  # fmt: skip
     for name in ("train", "vae", "unet", "scorer", "pack", "keep"):
         parts.choices[name].add_argument(
             "--edition", type=int, default=1, choices=(1, 2), help="1 is what ships"
         )
     for part in (parts.choices["train"], pack):
         part.add_argument(
-            "--output", type=Path, metavar="DIR", help="default: the embedded model's own folder"
+            "--output",
+            type=Path,
+            metavar="DIR",
+            help="default: the embedded model's own folder, for edition 1",
         )
         part.add_argument(
-            "--scorer-output", type=Path, metavar="DIR", help="default: the scorer's own folder"
+            "--scorer-output",
+            type=Path,
+            metavar="DIR",
+            help="default: the scorer's own folder, for edition 1",
         )
     sheet = parts.add_parser(
         "sheet", help="draw the fixed prompts, two seeds each, with the model as it ships"
@@ -110,9 +123,19 @@ def _body(args: argparse.Namespace) -> int:
 
         keep(args.work, EDITIONS[args.edition].family, args.output)
         return 0
-    if args.part == "pack" or (_train(args) and args.part == "train" and (args.edition == 1 or args.output)):
+    if args.part == "pack" or (_train(args) and args.part == "train" and _has_folder(args)):
         _pack(args)
     return 0
+
+
+def _has_folder(args: argparse.Namespace) -> bool:
+    """Whether it is known where the model goes; the log says so where it is not."""
+    known = args.edition == 1 or args.output is not None
+    if not known:
+        logging.getLogger("recipes").info(
+            "trained; pack --edition %d --output DIR writes the model", args.edition
+        )
+    return known
 
 
 def _build_atlases(args: argparse.Namespace) -> None:
@@ -158,7 +181,9 @@ def _train(args: argparse.Namespace) -> bool:
     device, edition = Placement.pick(args.device).device.type, EDITIONS[args.edition]
     args.work.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * args.minutes
-    done, kept = True, read_kept(args.start_from, edition.family) if args.start_from else None
+    done, kept = True, None
+    if args.part != "scorer" and args.start_from:
+        kept = read_kept(args.start_from, edition.family)
     if args.part in ("train", "vae"):
         vae = replace(edition.vae, steps=args.vae_steps or edition.vae.steps)
         done = run_vae(args.work, edition, vae, args.minutes, device, kept)

@@ -25,8 +25,8 @@ __all__ = ["EDITIONS", "Edition"]
 
 WIDE_SCENES = WideTaste(pairs=0.3, triples=0.15, counts=0.12, recoloured=0.6)
 """What the autoencoder sees."""
-JUDGED = WideTaste(spread=0.18, pairs=0.3, triples=0.05, counts=0.15, recoloured=0.5)
-"""What the scorer sees."""
+JUDGED = WideTaste(spread=0.18, pairs=0.3, triples=0.05, counts=0.15, recoloured=0.5, withheld=True)
+"""What the scorer sees: all of the world, since it judges what the model composes."""
 
 
 @dataclass(frozen=True, kw_only=True)

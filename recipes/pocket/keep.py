@@ -40,14 +40,19 @@ def keep(work: Path, family: str, output: Path) -> None:
         ModelError: nothing is trained yet, or a checkpoint is damaged.
     """
     tensors, steps = dict[str, torch.Tensor](), dict[str, int]()
-    for part, (name, group) in PARTS.items():
-        if (work / name).is_file():
-            steps[part] = _step(work / name)
-            tensors |= {f"{part}/{key}": value.half() for key, value in averaged(work / name, group).items()}
+    for name in dict.fromkeys(name for name, _ in PARTS.values()):
+        if not (work / name).is_file():
+            continue
+        checkpoint = _read(work / name)  # once: the training may write the next one meanwhile
+        for part, (file, group) in PARTS.items():
+            if file == name:
+                steps[part] = checkpoint.step
+                weights = checkpoint.group(group)
+                tensors |= {f"{part}/{key}": value.half() for key, value in weights.items()}
     if not tensors:
         raise ModelError(f"{work} has no checkpoint of a training; train first.")
-    with writing(output) as file:
-        file.write(save(tensors, {"family": family, "steps": json.dumps(steps)}))
+    with writing(output) as target:
+        target.write(save(tensors, {"family": family, "steps": json.dumps(steps)}))
 
 
 def read_kept(path: Path, family: str) -> Kept:
@@ -56,41 +61,51 @@ def read_kept(path: Path, family: str) -> Kept:
     Raises:
         ModelError: the file is missing, damaged, or of another edition.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            facts: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be read: {str(error).rstrip('.')}.") from error
-    if facts.get("family") != family or "steps" not in facts:
-        found = facts.get("family", "no edition's weights")
-        raise ModelError(f"{path} holds {found}, expected {family} as `keep` writes it.")
-    steps: dict[str, int] = json.loads(facts["steps"])
-    weights = {
-        part: {
-            name.removeprefix(f"{part}/"): value
-            for name, value in tensors.items()
-            if name.startswith(f"{part}/")
-        }
-        for part in steps
-    }
-    return Kept(weights=weights, steps=steps)
+    file = _read(path)
+    found = file.facts.get("family", "something else")
+    if found != family or "steps" not in file.facts:
+        raise ModelError(f"{path} holds {found}, expected the weights of {family} that `keep` writes.")
+    steps: dict[str, int] = json.loads(file.facts["steps"])
+    return Kept(weights={part: file.group(part) for part in steps}, steps=steps)
 
 
 def averaged(path: Path, group: str) -> dict[str, torch.Tensor]:
     """The averaged weights of one network in a checkpoint."""
     if not path.is_file():
-        raise ModelError(f"{path}: no such checkpoint; train this part first")
-    prefix = group + "/"
-    with safe_open(path, "pt") as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (safe_open has no iterator)
-        weights = {name[len(prefix) :]: file.get_tensor(name) for name in names}
-    if not weights:
-        raise ModelError(f"{path}: holds no {group}; it is not the checkpoint of this part")
-    return weights
+        raise ModelError(f"{path}: no such checkpoint; train this part first.")
+    return _read(path).group(group)
 
 
-def _step(checkpoint: Path) -> int:
-    with safe_open(checkpoint, "pt") as file:
-        facts: dict[str, int] = json.loads(file.metadata()["facts"])
-    return facts["step"]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _File:
+    path: Path
+    facts: dict[str, str]
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def step(self) -> int:
+        """That a training had reached when it wrote this."""
+        if "facts" not in self.facts:
+            raise ModelError(f"{self.path} is not the checkpoint of a training.")
+        return int(json.loads(self.facts["facts"])["step"])
+
+    def group(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of one network, in float32."""
+        prefix = f"{name}/"
+        found = {
+            key.removeprefix(prefix): value.float()
+            for key, value in self.tensors.items()
+            if key.startswith(prefix)
+        }
+        if not found:
+            raise ModelError(f"{self.path} holds no {name}: it is not the checkpoint of this part.")
+        return found
+
+
+def _read(path: Path) -> _File:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return _File(path=path, facts=dict(file.metadata() or {}), tensors=tensors)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read: {str(error).rstrip('.')}.") from error

@@ -1,4 +1,4 @@
-"""What both trainings of pocket share: Muon, averaged weights, the learning-rate curve, checkpoints."""
+"""What the trainings of pocket share: Muon, averaged weights, the learning-rate curve, checkpoints."""
 
 from __future__ import annotations
 
@@ -105,10 +105,11 @@ class Average:
         torch._foreach_lerp_(list(self.state.values()), list(self.live.values()), 1 - decay)
 
 
-def rate(step: int, total: int, warm_up: int = 60, decay_from: float = 0.6) -> float:
-    """The share of the learning rate at a step: up over `warm_up` steps, flat, then down to 2% in a line."""
+def rate(step: int, total: int, warm_up: int = 60, decay_from: float = 0.6, begun: int = 0) -> float:
+    """The share of the learning rate at a step: up over `warm_up` steps from the one that was begun at, flat, then down
+    to 2 % in a line."""
     progress = min(1.0, step / total)
-    return min(1.0, (step + 1) / warm_up) * (
+    return min(1.0, (step - begun + 1) / warm_up) * (
         1 if progress < decay_from else max(0.02, (1 - progress) / (1 - decay_from))
     )
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from perfusion.contact_sheet import contact_sheet
+from perfusion.errors import ModelError
 from perfusion.files import writing
 from recipes.pocket.architecture import SIZES, build_pipeline
 from recipes.pocket.editions import Edition
@@ -177,7 +178,10 @@ def pack_scorer(work: Path, edition: Edition, folder: Path) -> None:
 
     config, tokenizer = edition.scorer, build_tokenizer(SIZES[edition.family].words())
     scorer = build_scorer(tokenizer, config.size).eval()
-    scorer.load_state_dict(averaged(work / "scorer.safetensors", "average"), strict=False)
+    weights = averaged(work / "scorer.safetensors", "average")
+    if missing := sorted(dict(scorer.named_parameters()).keys() - weights.keys()):
+        raise ModelError(f"{work}: the scorer there has no {missing[0]}, it is an older one. Train it anew.")
+    scorer.load_state_dict(weights, strict=False)  # it has no buffers that are whole numbers
     world = edition.world(backdrops=16, seed=1234)
     shares = accuracies(scorer, world, taste=config.taste, count=2048, seed=4321)
     save_scorer(scorer, tokenizer, folder, shares)

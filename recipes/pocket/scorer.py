@@ -52,8 +52,8 @@ class Answers:
     scene: Tensor
     """(batch,): above zero for a scene, below for texture and noise."""
     where: Tensor
-    """(batch, nouns): the middle of each noun's object, 0 the left end … 1 the right; no logits, and chance where there
-    is none."""
+    """(batch, nouns): the middle of each noun's object, 0 the left end … 1 the right. Means nothing for a noun that
+    is not there."""
 
 
 class Block(nn.Module):
@@ -134,7 +134,7 @@ def _middles(signs: Tensor) -> Tensor:
     """Where the signs of each noun lie in the mean, across. (batch, nouns, height, width) → (batch, nouns)."""
     columns = signs.flatten(2).softmax(-1).unflatten(2, signs.shape[2:]).sum(2)
     places = (torch.arange(signs.shape[3], device=signs.device) + 0.5) / signs.shape[3]
-    return columns @ places
+    return (columns * places).sum(-1)
 
 
 def build_scorer(tokenizer: Any, size: ScorerSize = ScorerSize(), seed: int = 0) -> Scorer:

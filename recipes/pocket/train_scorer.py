@@ -141,11 +141,11 @@ def accuracies(
     scorer: Scorer, world: World, *, taste: Taste = TASTE, count: int = 512, seed: int = 77
 ) -> dict[str, float]:
     """Shares of right answers on clean scenes: noun (single objects, the best of all), pair (the best two), side (which
-    of two things stands left, 0.1 of the picture apart or more), place, colour, count, and scene (against as many
-    textures)."""
+    of two things stands left, 0.1 of the picture apart or more), place, colour, count, and scene (against half as
+    many textures)."""
     rng = random.Random(seed)
     right: dict[str, list[Tensor]] = {}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for _ in range(0, count, 64):
             scenes = [world.sample(rng, taste) for _ in range(64)]
@@ -201,7 +201,8 @@ def train_scorer(
         step = facts["step"]
     started = saved = time.monotonic()
     first, shown = step, 0.0
-    while step < config.steps and time.monotonic() - started < 60 * minutes:
+    over = minutes <= 0
+    while step < config.steps and not over:
         set_rate(optimisers, rate(step, config.steps))
         loss = scorer_step(scorer, world, tokenizer, config, rng)
         loss.backward()
@@ -212,7 +213,8 @@ def train_scorer(
         average.update()
         step += 1
         shown = 0.98 * shown + 0.02 * float(loss.detach()) if step > first + 1 else float(loss.detach())
-        if time.monotonic() - saved > config.save_every or step == config.steps:
+        over = time.monotonic() - started >= 60 * minutes
+        if over or time.monotonic() - saved > config.save_every or step == config.steps:
             save_checkpoint(
                 checkpoint, {"live": scorer.state_dict(), "average": average.state}, optimisers, rng,
                 {"step": step, "average_steps": average.steps},

@@ -129,7 +129,8 @@ class Trainer:
         from diffusers.models.attention_processor import AttnProcessor
 
         torch.manual_seed(config.seed)
-        self.config, self.world, self.rng, self.step = config, world, random.Random(config.seed), 0
+        self.config, self.world, self.rng = config, world, random.Random(config.seed)
+        self.step = self.begun = 0
         self.vae, self.tokenizer = pipeline.vae.to(world.device).eval(), pipeline.tokenizer
         self.unet = pipeline.unet.to(world.device).train()
         self.text_encoder = pipeline.text_encoder.to(world.device).train()
@@ -176,12 +177,9 @@ class Trainer:
 
     def learn(self, batch: Any, progress: float) -> float:
         """Leave the gradients of a batch in the networks; returns the plain error."""
-        chance = self.chance(batch)
-        losses = [
-            partial(self.loss, batch[rows], chance[rows], progress)
-            for rows in slices(len(batch.latents), batch.latents.device)
-        ]
-        return float(learn_in_slices(losses, self.parameters()))
+        chance, parts = self.chance(batch), slices(len(batch.latents), batch.latents.device)
+        losses = [partial(self.loss, batch[part], chance[part], progress) for part in parts]
+        return float(learn_in_slices(losses, [part.stop - part.start for part in parts], self.parameters()))
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """All that learns."""
@@ -194,7 +192,7 @@ class Trainer:
 
     def begin(self, step: int) -> None:
         """Go on at a step with the networks' present weights, and scenes other than those of the steps before."""
-        self.step = step
+        self.step = self.begun = step
         self.rng.seed(self.config.seed + step)
         torch.manual_seed(self.config.seed + step)
         for average in self.averages.values():
@@ -208,7 +206,7 @@ class Trainer:
             count = min(missing, 64)
             self.pool.add(self.fresh(count, progress))
             missing -= count
-        set_rate(self.optimisers, rate(self.step, self.config.steps))
+        set_rate(self.optimisers, rate(self.step, self.config.steps, begun=self.begun))
         batch = self.pool.draw(self.rng, self.config.batch)
         error = self.learn(batch, progress)
         torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -228,8 +226,14 @@ class Trainer:
             "pool": self.pool.tensors,
         }
         tensors |= {f"average.{name}": average.state for name, average in self.averages.items()}
-        facts = {"step": self.step, "count": self.pool.count, "next": self.pool.next,
-                 "average_steps": self.averages["unet"].steps, "latents": self.latents}  # fmt: skip
+        facts = {
+            "step": self.step,
+            "begun": self.begun,
+            "count": self.pool.count,
+            "next": self.pool.next,
+            "average_steps": self.averages["unet"].steps,
+            "latents": self.latents,
+        }
         save_checkpoint(path, tensors, self.optimisers, self.rng, facts)
 
     def restore(self, path: Path) -> None:
@@ -246,7 +250,7 @@ class Trainer:
             logger.info("the autoencoder is another than this training's: scenes are encoded anew")
         for name, average in self.averages.items():
             average.restore(groups[f"average.{name}"], facts["average_steps"])
-        self.step = facts["step"]
+        self.step, self.begun = facts["step"], facts.get("begun", 0)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -296,6 +300,6 @@ def train_unet(
             shown,
             gauges,
         )
-    if trainer.step < config.steps:
+    if trainer.step < config.steps or not checkpoint.exists():
         trainer.save(checkpoint)
     return trainer.step >= config.steps

@@ -181,11 +181,11 @@ def train_vae(
         groups, facts = load_checkpoint(checkpoint, optimisers, rng)
         vae.load_state_dict(groups["live"])
         average.restore(groups["average"], facts["average_steps"])
-        step = facts["step"]
+        step, begin = facts["step"], facts.get("begun", 0)
 
     def keep_state() -> None:
         networks = {"live": vae.state_dict(), "average": average.state}
-        facts = {"step": step, "average_steps": average.steps}
+        facts = {"step": step, "average_steps": average.steps, "begun": begin}
         save_checkpoint(checkpoint, networks, optimisers, rng, facts)
 
     if not checkpoint.exists():
@@ -195,7 +195,7 @@ def train_vae(
     first, shown = step, 0.0
     last = min(config.steps, stop or config.steps)
     while step < last:
-        set_rate(optimisers, rate(step, config.steps, decay_from=0.3))
+        set_rate(optimisers, rate(step, config.steps, decay_from=0.3, begun=begin))
         loss, absolute = loss_of(vae, draw_pictures(world, rng, config, step), config)
         vae.zero_grad()
         loss.backward()

@@ -1,7 +1,7 @@
 """Training of the second edition's UNet and text encoder: words that carry their things.
 
 As the first edition's, and: in half of the samples the padding is left out of the cross-attention; words are drawn to
-the masks of their things; pairs come from the first third on.
+the masks of their things; there are pairs from the start, and many from the first third on.
 """
 
 from __future__ import annotations

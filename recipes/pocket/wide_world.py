@@ -54,6 +54,8 @@ class WideTaste(Taste):
     """Share of scenes with three different things."""
     sized: float = 0.15
     """Share of objects that are small or large and called so."""
+    withheld: bool = False
+    """Whether there is also what the model never sees together: for those who judge it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class WideScene(Scene):
     things: tuple[Thing, ...] = ()
 
     def colour(self) -> str | None:
-        """As `Scene.colour`, and None as well where the caption is left out."""
+        """As `Scene.colour`, and None as well for what is painted and has no caption."""
         if len(self.items) > 1:
             return None
         coats = _wide(self.items[0]).coats
@@ -131,7 +133,7 @@ class WideWorld(World):
         kind = 1.0 if noun else rng.random()
         count = 3 if kind < wide.triples else 2 if kind < wide.triples + wide.pairs else 1
         relation = rng.choice(RELATIONS) if count == 2 else ""
-        nouns, where = self._choose(rng, count, relation, noun, place)
+        nouns, where = self._choose(rng, count, relation, noun, place, wide.withheld)
         low, high = GROUND.get(where, PLAIN_GROUND)
         sprites = {name: rng.choice(rng.choice(self.poses[name])) for name in nouns}
         base = ground(rng, low, high)
@@ -157,9 +159,15 @@ class WideWorld(World):
         return self._scene(rng, WideTaste(), place, [first, second], sprites, said, things, spots)
 
     def _choose(
-        self, rng: random.Random, count: int, relation: str, noun: str | None, place: str | None
+        self,
+        rng: random.Random,
+        count: int,
+        relation: str,
+        noun: str | None,
+        place: str | None,
+        withheld: bool,
     ) -> tuple[list[str], str]:
-        """Nouns that fit the relation and a place, nothing of it withheld unless it was asked for."""
+        """Nouns that fit the relation and a place; what is withheld only where it is asked for."""
         while True:
             where = place or rng.choice(tuple(PLACES) if rng.random() < 0.72 else tuple(COLOURS))
             nouns = [noun] if noun else rng.sample(self.nouns, count)
@@ -170,7 +178,11 @@ class WideWorld(World):
             elif relation == "under":
                 nouns[1] = "umbrella"
             known = all(name in self.by_noun for name in nouns)
-            if len(set(nouns)) == len(nouns) and known and ((noun and place) or allowed(nouns, where)):
+            if (
+                len(set(nouns)) == len(nouns)
+                and known
+                and (withheld or (noun and place) or allowed(nouns, where))
+            ):
                 return nouns, where
 
     def _dress(

@@ -138,7 +138,7 @@ def test_learns_places_in_a_few_steps_and_resumes(world: World, tmp_path: Path) 
     assert accuracies(again, world, count=128)["place"] == place
 
 
-def test_learns_which_of_two_things_stands_left(world: World, tmp_path: Path) -> None:
+def test_learns_which_of_two_things_stands_left(tmp_path: Path) -> None:
     """Two nouns that look unlike, at the two sides: after a few steps their places are told from the pictures."""
     atlas = training_atlas()
     rows = [row for row, noun in enumerate(atlas.nouns) if noun in ("bus", "sunflower")]

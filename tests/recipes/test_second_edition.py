@@ -1,6 +1,7 @@
 """The second edition's recipe at sizes that take seconds: warm starts, words and their things, exact resume."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from recipes.pocket.attention import (
 from recipes.pocket.drawings import wide_atlas
 from recipes.pocket.editions import EDITIONS, Edition, old_and_new_drawings
 from recipes.pocket.keep import Kept, keep, read_kept
-from recipes.pocket.slices import slices
+from recipes.pocket.optim import rate
+from recipes.pocket.slices import on_cores, slices
 from recipes.pocket.train_unet import train_unet
 from recipes.pocket.train_vae import VaeConfig, edge_weights, train_vae
 from recipes.pocket.train_wide import WideConfig, WideTrainer, attention_gauge, wide_taste_at
@@ -258,6 +260,18 @@ def test_batch_in_slices_learns_what_the_whole_batch_does_and_repeats_exactly(wo
     assert float((whole - sliced).norm()) < 0.1 * float(whole.norm())
 
 
+def test_tasks_have_one_core_each_and_leave_the_others_theirs() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert on_cores([torch.get_num_threads] * 2) == [1, 1]
+        assert on_cores([torch.get_num_threads]) == [3]
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_slices_cover_a_batch_once() -> None:
     threads = torch.get_num_threads()
     try:
@@ -363,6 +377,23 @@ def read_kept_from(work: Path, folder: Path) -> Kept:
     return read_kept(folder / "again.safetensors", "tiny2")
 
 
+def test_weights_that_are_trained_to_the_end_are_there_to_be_packed(
+    world: WideWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun from the last step, a training has nothing to do and leaves its checkpoint all the same."""
+    edition, trainer = trained_work(tmp_path, world, monkeypatch)
+    trainer.begin(6)
+    (tmp_path / "unet.safetensors").unlink()
+    assert train_unet(trainer, tmp_path / "unet.safetensors", minutes=5)
+    assert read_kept_from(tmp_path, tmp_path).steps == {"vae": 2, "unet": 6, "text": 6}
+    assert edition.family == "tiny2"
+
+
+def test_learning_warms_up_again_where_a_training_begins() -> None:
+    assert rate(600, 1000, begun=600) == pytest.approx(rate(0, 1000))
+    assert rate(700, 1000, begun=600) == rate(700, 1000)
+
+
 def test_kept_autoencoder_is_kept_before_there_is_a_unet(
     world: WideWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,11 +406,14 @@ def test_files_that_hold_no_kept_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no checkpoint of a training; train first"):
         keep(tmp_path, "pocket2", tmp_path / "kept.safetensors")
     save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
-    with pytest.raises(ModelError, match="holds no edition's weights, expected pocket2"):
+    with pytest.raises(ModelError, match="holds something else, expected the weights of pocket2"):
         read_kept(tmp_path / "plain.safetensors", "pocket2")
     save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors", {"family": "pocket", "steps": "{}"})
-    with pytest.raises(ModelError, match="holds pocket, expected pocket2"):
+    with pytest.raises(ModelError, match="holds pocket, expected the weights of pocket2"):
         read_kept(tmp_path / "other.safetensors", "pocket2")
+    (tmp_path / "plain.safetensors").rename(tmp_path / "vae.safetensors")
+    with pytest.raises(ModelError, match="is not the checkpoint of a training"):
+        keep(tmp_path, "pocket2", tmp_path / "kept.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"no weights at all")
     for name in ("broken", "absent"):
         with pytest.raises(ModelError, match=f"{name}.safetensors cannot be read"):

@@ -54,6 +54,15 @@ def test_what_is_withheld_never_changes_and_has_no_order() -> None:
     assert all(is_withheld(second, first) for first, second in withheld_noun_pairs())
 
 
+def test_judges_see_what_is_withheld_as_well(world: WideWorld) -> None:
+    rng, taste = random.Random(5), WideTaste(pairs=0.5, withheld=True)
+    scenes = [world.sample(rng, taste) for _ in range(300)]
+    assert any(
+        is_withheld(noun, scene.place) for scene in scenes for noun in scene.nouns if scene.place in PLACES
+    )
+    assert any(is_withheld(*pair) for scene in scenes for pair in combinations(scene.nouns, 2))
+
+
 def test_nothing_withheld_comes_out_of_the_sampler(scenes: list[WideScene]) -> None:
     for scene in scenes:
         assert not any(is_withheld(noun, scene.place) for noun in scene.nouns if scene.place in PLACES)

@@ -5,16 +5,23 @@ import json
 import pytest
 
 from benchmarks.libraries.tables import PAGE, block, in_page, lines
+from benchmarks.providers import TARGETS
 from benchmarks.record import RECORDS
 
-ROWS = [row for path in RECORDS.glob("providers-*.json") for row in json.loads(path.read_text())["rows"]]
+PATHS = sorted(RECORDS.glob("providers-*.json"))
 
 
-def measured(what, **facts):
-    """The record's rows with these facts; without them there is nothing to hold."""
-    rows = [row for row in ROWS if {"what": what, **facts}.items() <= row.items()]
-    if not rows:
-        pytest.skip(f"benchmarks/providers.py has left no record of {what} yet")
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def measured(request):
+    """Rows of one machine's record by their facts; without them there is nothing to hold."""
+    record = json.loads(request.param.read_text())["rows"]
+
+    def rows(what, **facts):
+        found = [row for row in record if {"what": what, **facts}.items() <= row.items()]
+        if not found:
+            pytest.skip(f"benchmarks/providers.py did not measure {what} there")
+        return found
+
     return rows
 
 
@@ -53,21 +60,29 @@ def test_a_record_becomes_a_table():
     }
 
 
-def test_float32_is_that_of_onnxruntime():
+def test_bfloat16_keeps_its_promise_where_the_processor_has_it(measured):
+    (processor,) = measured("processor")
+    if "avx512_bf16" not in processor["flags"]:
+        pytest.skip("this processor has none")
+    for library, least in TARGETS.items():
+        assert min(row["onnxruntime_over_it"] for row in measured("step", library=library)) >= least
+
+
+def test_float32_is_that_of_onnxruntime(measured):
     steps = measured("step", library="openvino")
     assert {row["concepts"] for row in steps} == {1, 4}
     assert max(row["relative_l2"] for row in steps) < 1e-4
     assert min(row["psnr_db"] for row in measured("picture", library="openvino")) >= 60
 
 
-def test_with_all_cores_a_concept_is_changed_within_a_millisecond():
+def test_with_all_cores_a_concept_is_changed_within_a_millisecond(measured):
     rows = measured("picture")
     cores = max(row["threads"] for row in rows)
     assert max(row["swap_ms"] for row in rows if row["threads"] == cores) <= 1
 
 
 @pytest.mark.parametrize("model", ["pocket", "sd15"])
-def test_a_second_start_does_not_pay_for_compiling_again(model):
+def test_a_second_start_does_not_pay_for_compiling_again(measured, model):
     facts = {"library": "openvino", "model": model}
     (cold,), (warm,) = (measured("first result", start=start, **facts) for start in ("cold", "warm"))
     assert warm["seconds"] < 0.6 * cold["seconds"]
@@ -75,7 +90,8 @@ def test_a_second_start_does_not_pay_for_compiling_again(model):
     assert warm["cpu_seconds"] < {"pocket": 0.7, "sd15": 0.71}[model] * cold["cpu_seconds"]
 
 
-def test_the_page_says_what_compiling_takes():
+@pytest.mark.parametrize("measured", PATHS[:1], indirect=True)
+def test_the_page_says_what_compiling_takes(measured):
     text = " ".join(PAGE.read_text(encoding="utf-8").split())
     peaks = {
         (row["model"], row["compiled"]): (row["peak_memory_mb"] - row["library_mb"]) / 1000
@@ -91,6 +107,6 @@ def test_the_page_says_what_compiling_takes():
     )
 
 
-def test_more_than_two_rows_of_a_heavy_graph_bring_little():
+def test_more_than_two_rows_of_a_heavy_graph_bring_little(measured):
     """What the limit of two rows rests on."""
     assert max(row["a_row_of_two_over_it"] for row in measured("rows at once", model="sd15")) < 1.1

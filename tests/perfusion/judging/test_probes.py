@@ -90,5 +90,6 @@ def test_a_scorer_finds_a_place_kept_where_no_other_prompt_is_nearer() -> None:
 
 def test_the_classifier_judges_the_embedded_model_and_nobody_else() -> None:
     scorer = OnnxScorer(scorer_path(), threads=1)
-    assert isinstance(open_probes(scorer_path(), scorer, "pocket"), PocketProbes)
+    for edition in ("pocket", "pocket2"):
+        assert isinstance(open_probes(scorer_path(), scorer, edition), PocketProbes)
     assert isinstance(open_probes(scorer_path(), scorer, "sd15"), ScorerProbes)
