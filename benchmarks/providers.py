@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -211,24 +211,20 @@ def install_rows() -> Rows:
     return rows
 
 
-def record_name(flags: Sequence[str]) -> str:
-    """Processors of one name have bfloat16 or not: each kind has a record of its own."""
-    return "providers-bf16" if "avx512_bf16" in flags else "providers"
-
-
 def record(folder: Path) -> int:
     """Write what the parts measured as one record; 1 where a target is missed on a processor that it is for."""
     rows = [processor_row(), *install_rows()]
+    bfloat16 = "avx512_bf16" in rows[0]["flags"]  # processors of one name have it or not
     for part in PARTS:
         path = folder / f"{part}.json"
         rows += json.loads(path.read_text()) if path.exists() else [{"what": "not measured", "part": part}]
-    print(write_record(record_name(rows[0]["flags"]), rows))
+    print(write_record("providers", rows, kind="bf16" if bfloat16 else ""))
     late = [
         row["library"] for row in rows
         if row["what"] == "step" and row.get("onnxruntime_over_it", 9) < TARGETS.get(row["library"], 0)
     ]  # fmt: skip
     slow = [row["library"] for row in rows if row.get("swap_ms", 0) > MOST_SWAP_MS]
-    problems = (late if "avx512_bf16" in rows[0]["flags"] else []) + slow
+    problems = (late if bfloat16 else []) + slow
     if problems:
         print(f"below the target: {', '.join(problems)}", file=sys.stderr)
     return int(bool(problems))

@@ -29,11 +29,14 @@ PACKAGES = (
 )
 
 
-def write_record(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write `rows` to benchmarks/records/NAME-MACHINE.json; an older record of the same machine is replaced."""
+def write_record(name: str, rows: Sequence[Mapping[str, Any]], kind: str = "") -> Path:
+    """Write `rows` to benchmarks/records/NAME-MACHINE.json; an older record of the same machine is replaced.
+
+    `kind` tells machines apart that call themselves the same.
+    """
     machine = _machine()
     slug = re.sub("[^a-z0-9]+", "-", machine["processor"].lower()).strip("-")
-    path = RECORDS / f"{name}-{slug}-{machine['cores']}.json"
+    path = RECORDS / f"{'-'.join(filter(None, (name, slug, str(machine['cores']), kind)))}.json"
     record = {
         "benchmark": name,
         "commit": _commit(),

@@ -28,7 +28,6 @@ _BEST = {
     "trt": "the bundle holds TensorRT engines for this machine",
     "trt-rtx": "the bundle holds engines of TensorRT for RTX for this machine",
     "cuda": "onnxruntime has CUDA here",
-    "openvino": "OpenVINO is faster than onnxruntime on this processor",
     "cpu": "onnxruntime on the processor",
 }
 

@@ -150,24 +150,12 @@ def test_a_shorter_precision_is_computed_in_where_there_are_instructions(openvin
         assert 20 < decibels(*pictures) < 100  # near, and not the same
 
 
-@pytest.mark.parametrize(
-    "flags, large, provider, reason",
-    [
-        (("avx2", "avx512f"), True, "openvino", "OpenVINO is faster than onnxruntime on this processor"),
-        (("avx2",), True, "cpu", "faster only on processors with AVX-512"),
-        (("avx2", "avx512f"), False, "cpu", "longer to compile a model this small"),
-    ],
-)
-def test_auto_takes_it_where_it_is_measured_to_be_faster(
-    openvino, toy_bundle, monkeypatch, flags, large, provider, reason
-):
-    monkeypatch.setattr("perfusion.devices.system.cpu_flags", lambda root: flags)
-    if large:
-        monkeypatch.setattr("perfusion.runtime.compute.backend._LARGE", 1)
+def test_auto_leaves_it_to_those_who_ask_for_it(openvino, toy_bundle):
+    """In float32 it gained 3 to 7 % in the records, for 2.8 times the memory."""
     with Runtime(toy_bundle, provider="auto", threads=1) as runtime:
-        assert runtime.provider == provider
-        assert reason in runtime.provider_reason
-        assert runtime.precision == ("fp32" if provider == "openvino" else None)
+        assert runtime.provider == "cpu"
+        assert "used where it is asked for" in runtime.provider_reason
+        assert runtime.precision is None
 
 
 def test_auto_says_that_it_is_not_installed(toy_bundle, monkeypatch):
