@@ -20,6 +20,7 @@ from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import locked_keys
 from perfusion.concept.settings import SETTINGS, ConceptSettings, SettingChanges
 from perfusion.concept.words import Word
+from perfusion.embedded import is_embedded
 from perfusion.errors import ConceptError, RequestError
 
 if TYPE_CHECKING:
@@ -265,9 +266,15 @@ def _check_fits(concept: Concept, base: BaseTraits) -> None:
     """Refuse a concept of another family, or whose arrays are not as long as this base model's."""
     same = not base.family_is_certain and concept.base_fingerprint == base.fingerprint
     if concept.base != base.family and not same:
+        remedy = f"Use a {base.noun} of {concept.base}, or train the concept on this one's base model."
+        if is_embedded(concept.base) and is_embedded(base.family):
+            remedy = (
+                "These are two editions of the embedded model, and a concept works with its own. Train it anew: "
+                f'perfusion-train --images DIR --superclass "{concept.superclass}" --token "{concept.token}" '
+                "--output FILE"
+            )
         raise ConceptError(
-            f"{concept.token} was trained for {concept.base}, this {base.noun} is {base.family}. "
-            f"Use a {base.noun} of {concept.base}, or train the concept on this one's base model."
+            f"{concept.token} was trained for {concept.base}, this {base.noun} is {base.family}. {remedy}"
         )
     if len(concept.embeddings) != len(base.hidden_sizes):
         raise ConceptError(

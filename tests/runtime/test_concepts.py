@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -77,6 +78,25 @@ def test_a_concept_that_is_not_loaded_is_named_with_those_that_are(bundle, make_
 def test_a_concept_of_another_family_is_refused_by_name(bundle, make_concept):
     with pytest.raises(ConceptError, match="<cat> was trained for sd15, this bundle is pocket"):
         Bank(bundle).load(make_concept(base="sd15"))
+
+
+@pytest.mark.parametrize("editions", [("pocket", "pocket2"), ("pocket2", "pocket")])
+def test_a_concept_of_another_edition_is_refused_with_the_command_that_trains_it_anew(
+    bundle, make_concept, editions
+):
+    trained_for, drawn_with = editions
+    other = replace(bundle, base=drawn_with)
+    concept = make_concept(base=trained_for, superclass="teddy bear")
+    with pytest.raises(
+        ConceptError, match=f"trained for {trained_for}, this bundle is {drawn_with}"
+    ) as caught:
+        Bank(other).load(concept)
+    message = str(caught.value)
+    command = shlex.split(message.partition("anew: ")[2])
+    assert command == [
+        "perfusion-train", "--images", "DIR", "--superclass", "teddy bear",
+        "--token", concept.token, "--output", "FILE",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
