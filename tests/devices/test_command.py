@@ -150,6 +150,18 @@ def test_plan_says_the_bundles_own_precision_beside_the_one_to_export_in(capsys)
     assert answer(capsys, "plan", "--device", "rtx-3060")["exported"] is False
 
 
+def test_plan_says_what_the_command_to_export_cannot_know(capsys, toy_bundle):
+    """A bundle keeps no options; that of the embedded model needs none."""
+    assert main(["plan", "--device", "rtx-3060", "--bundle", str(toy_bundle)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--model MODEL" in text
+    assert "MODEL is what the bundle was exported from. Give its other options too" in text
+    for option in ("--config", "--vae", "--lora"):
+        assert option in text
+    assert main(["plan", "--device", "rtx-3060"]) == 0
+    assert "MODEL" not in capsys.readouterr().out
+
+
 def test_plan_shows_the_sizes_of_engines_and_counts_a_picture_to_draw_over(capsys):
     assert main(["plan", "--device", "rtx-3060", "--image"]) == 0
     text = capsys.readouterr().out
