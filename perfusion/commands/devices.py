@@ -173,7 +173,7 @@ def _plan(args: argparse.Namespace) -> int:
     print(f"{model} on {plan.profile.title}: {plan.memory.explain()}\n")
     rows = [("bundle", _bundle_line(folder)), *_plan_rows(plan), *_openvino_rows(plan, folder)]
     print(_aligned([*rows, *([("export", export)] if export else [])]))
-    if export and "--model MODEL" in export:
+    if export and not plan.exported and not plan.embedded:
         print(
             "\nMODEL is what the bundle was exported from. Give its other options too, such as --config, --vae and "
             "--lora: a bundle does not keep them."

@@ -19,16 +19,21 @@ from recipes.pocket.world import Scene, World
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
+class Rows:
+    """Tensors that have a row for each sample."""
+
+    def __getitem__(self, rows: slice) -> Self:
+        """Some of the rows."""
+        return replace(self, **{name: part[rows] for name, part in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch(Rows):
     """Latents (batch, channels, h, w), already scaled; soft object masks (batch, 1, h, w); token ids (batch, 77)."""
 
     latents: torch.Tensor
     masks: torch.Tensor
     input_ids: torch.Tensor
-
-    def __getitem__(self, rows: slice) -> Self:
-        """Some of the rows."""
-        return replace(self, **{name: part[rows] for name, part in vars(self).items()})
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from recipes.pocket.optim import (
     save_checkpoint,
     set_rate,
 )
-from recipes.pocket.pool import Batch, Pool, encode_scenes
+from recipes.pocket.pool import Batch, Pool, Rows, encode_scenes
 from recipes.pocket.schedule import alphas, noised, velocity
 from recipes.pocket.slices import learn_in_slices, slices
 from recipes.pocket.world import Taste, World
@@ -86,17 +86,13 @@ def weigh(error: torch.Tensor, batch: Batch, alpha: torch.Tensor, object_weight:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chance:
+class Chance(Rows):
     """What is drawn for each sample of a batch: timesteps (batch,) and noise of the latents' shape."""
 
     steps: torch.Tensor
     noise: torch.Tensor
     padded: torch.Tensor
     """(batch, 1) bool: whose cross-attention sees the padding."""
-
-    def __getitem__(self, rows: slice) -> Chance:
-        """Some of the rows."""
-        return Chance(steps=self.steps[rows], noise=self.noise[rows], padded=self.padded[rows])
 
 
 def optimisers_for(
