@@ -69,8 +69,7 @@ def old_and_new_drawings(world: World, seed: int = 7, count: int = 24) -> Pictur
         known = {item.sprite < first for item in scene.items}
         if len(known) == 1 and isinstance(scene, WideScene):
             scenes["old drawings" if known.pop() else "new drawings"].append(scene)
-    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with world.seeded(seed):
         return {name: world.render(some[:count])[0] * 2 - 1 for name, some in scenes.items()}
 
 

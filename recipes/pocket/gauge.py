@@ -29,8 +29,7 @@ def wrong_noun_gap(
     wrong = [
         _renamed(scene.caption, scene.nouns[0], _another(rng, world, scene.nouns[0])) for scene in scenes
     ]
-    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with world.seeded(seed):
         batch = encode_scenes(world, vae, tokenizer, scenes)
         noise = torch.randn_like(batch.latents)
     steps = torch.full((count,), timestep, device=world.device)

@@ -105,8 +105,7 @@ def load_vae(pipeline: Any, world: World, checkpoint: Path) -> None:
     vae = pipeline.vae.to(world.device).eval()
     vae.register_to_config(scaling_factor=1.0)
     rng = random.Random(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+    with world.seeded(1):
         scenes = [world.sample(rng, Taste()) for _ in range(256)]
         latents = torch.cat(
             [encode(vae, world.render(scenes[row : row + 32])[0]) for row in range(0, 256, 32)]

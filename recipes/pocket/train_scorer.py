@@ -145,8 +145,7 @@ def accuracies(
     many textures)."""
     rng = random.Random(seed)
     right: dict[str, list[Tensor]] = {}
-    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with world.seeded(seed):
         for _ in range(0, count, 64):
             scenes = [world.sample(rng, taste) for _ in range(64)]
             pictures = world.render(scenes)[0] * 2 - 1

@@ -128,8 +128,7 @@ Pictures = Mapping[str, torch.Tensor]
 
 def gauge_pictures(world: World, seed: int = 7, count: int = 32) -> Pictures:
     """The same scenes at every call."""
-    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with world.seeded(seed):
         rng = random.Random(seed)
         return {"scenes": world.render([world.sample(rng, SCENES) for _ in range(count)])[0] * 2 - 1}
 

@@ -113,8 +113,7 @@ def attention_gauge(
     things apart (area under the curve, 0.5 for not at all), in scenes of two things."""
     rng = random.Random(seed)
     taste = WideTaste(pairs=1.0, recoloured=0.0, sized=0.0)
-    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with world.seeded(seed):
         batch = encode_things(world, vae, tokenizer, [world.sample(rng, taste) for _ in range(count)])
         noise = torch.randn_like(batch.latents)
     readings = {}

@@ -7,7 +7,8 @@ batch of descriptions into pictures and gives each picture's object mask for fre
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -208,6 +209,13 @@ class World:
             _, item = self._item(rng, noun, place, x, size * rng.uniform(0.85, 1.1), 0.0)
             items.append(replace(item, sprite=sprite))
         return f"{COUNTS[count]} {plural(noun)}", items, (noun,)
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """The same chances at every call; torch's generators, this device's too, then go on as if it had not been."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     @torch.no_grad()
     def render(self, scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
