@@ -182,6 +182,9 @@ def train_scorer(
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
     scorer.train().to(world.device)
+    if world.device.type == "cpu":
+        # torch's fused attention is slow backward on CPUs
+        scorer.text.set_attn_implementation("eager")
     hidden = [p for n, p in scorer.named_parameters() if p.ndim == 2 and "embedding" not in n and "text" in n]
     hidden += [
         p for p in scorer.tower.parameters() if p.ndim == 4 and min(p.shape[:2]) > 8 and p.shape[1] > 1
