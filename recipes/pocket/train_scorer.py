@@ -126,6 +126,8 @@ def loss_of(scorer: Scorer, answers: Answers, text: Tensor, labels: Labels, real
     target = torch.arange(real, device=logits.device)
     contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     nouns = F.binary_cross_entropy_with_logits(answers.nouns[:real], labels.nouns) * 8
+    # the same as a choice between them: yes or no alone stays long at "none of them is likely"
+    nouns = nouns + F.cross_entropy(answers.nouns[:real], labels.nouns / labels.nouns.sum(1, keepdim=True))
     place = F.cross_entropy(answers.place[:real], labels.place)
     colour = F.cross_entropy(answers.colour[:real], labels.colour, ignore_index=-1)
     count = F.cross_entropy(answers.count[:real], labels.count, ignore_index=-1)
