@@ -54,6 +54,8 @@ class Answers:
     where: Tensor
     """(batch, nouns): the middle of each noun's object, 0 the left end … 1 the right. Means nothing for a noun that
     is not there."""
+    signs: Tensor
+    """(batch, nouns, size / 32, size / 32): how much of each noun is seen at a place."""
 
 
 class Block(nn.Module):
@@ -120,14 +122,16 @@ class Scorer(nn.Module):
         """What is in pictures (batch, 3, size, size) in [−1, 1]."""
         maps = self.tower(pictures)
         features = F.gelu(self.hidden(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)))
+        signs = self.signs(maps).float()
         return Answers(
             embeddings=F.normalize(self.embed(features).float(), dim=-1),
-            nouns=self.nouns(features).float(),
+            nouns=self.nouns(features).float() + signs.amax((2, 3)),
             place=self.place(features).float(),
             colour=self.colour(features).float(),
             count=self.count(features).float(),
             scene=self.scene(features).float()[:, 0],
-            where=_middles(self.signs(maps).float()),
+            where=_middles(signs),
+            signs=signs,
         )
 
     def embed_text(self, input_ids: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from recipes.pocket.optim import (
 )
 from recipes.pocket.pool import tokenise
 from recipes.pocket.scorer import Answers, Scorer, ScorerSize
+from recipes.pocket.wide_world import WideWorld
 from recipes.pocket.world import Scene, Taste, World
 
 __all__ = ["Labels", "ScorerConfig", "accuracies", "label", "spoil", "texture", "train_scorer"]
@@ -120,8 +121,27 @@ def texture(count: int, size: int, rng: random.Random, pictures: Tensor) -> Tens
     return torch.stack(pieces)
 
 
-def loss_of(scorer: Scorer, answers: Answers, text: Tensor, labels: Labels, real: int) -> Tensor:
-    """Contrastive loss between pictures and captions, and the probes' losses. The first `real` rows are scenes."""
+def coverage(scenes: Sequence[Scene], masks: Tensor, cells: int) -> Tensor:
+    """How much of each noun there is in each cell of a picture: the masks of the scenes' things, (batch, things, size,
+    size), as (batch, nouns, cells, cells)."""
+    small = F.adaptive_avg_pool2d(masks, cells)
+    covered = small.new_zeros(len(scenes), len(NOUN_NAMES), cells, cells)
+    for row, scene in enumerate(scenes):
+        for thing, noun in enumerate(scene.nouns):
+            index = NOUN_NAMES.index(noun)
+            covered[row, index] = torch.maximum(covered[row, index], small[row, thing])
+    return covered
+
+
+def loss_of(
+    scorer: Scorer, answers: Answers, text: Tensor, labels: Labels, real: int, covered: Tensor | None = None
+) -> Tensor:
+    """Contrastive loss between pictures and captions, and the probes' losses.
+
+    Args:
+        real: the first rows that are scenes.
+        covered: of the scenes, see `coverage`; None where the world does not tell its things apart.
+    """
     logits = answers.embeddings[:real] @ text.T * scorer.log_scale.exp().clamp(max=50)
     target = torch.arange(real, device=logits.device)
     contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -135,7 +155,11 @@ def loss_of(scorer: Scorer, answers: Answers, text: Tensor, labels: Labels, real
     scene = F.binary_cross_entropy_with_logits(answers.scene, is_scene)
     told = labels.where >= 0
     where = ((answers.where[:real] - labels.where).square() * told).sum() / told.sum().clamp(min=1)
-    return contrastive + nouns + 0.5 * place + 0.5 * colour + 0.3 * count + 0.3 * scene + 5 * where
+    loss = contrastive + nouns + 0.5 * place + 0.5 * colour + 0.3 * count + 0.3 * scene + 5 * where
+    if covered is not None:
+        signs = F.binary_cross_entropy_with_logits(answers.signs[:real], covered, reduction="none")
+        loss = loss + 0.5 * signs.sum(1).mean()
+    return loss
 
 
 @torch.no_grad()
@@ -240,11 +264,13 @@ def scorer_step(
 ) -> Tensor:
     """The loss of one fresh batch."""
     scenes = [world.sample(rng, config.taste) for _ in range(config.batch)]
-    pictures = spoil(world.render(scenes)[0] * 2 - 1, rng)
+    pictures, masks = world.compose(scenes) if isinstance(world, WideWorld) else world.render(scenes)
+    pictures = spoil(pictures * 2 - 1, rng)
     nothing = texture(config.textures, world.size, rng, pictures)
     input_ids = tokenise(tokenizer, [scene.caption for scene in scenes]).to(world.device)
     labels = label(scenes, scorer.size.counts)
     with mixed_precision(world.device):
         answers, text = scorer.answer(torch.cat([pictures, nothing])), scorer.embed_text(input_ids)
     on_device = Labels(**{name: value.to(world.device) for name, value in vars(labels).items()})
-    return loss_of(scorer, answers, text, on_device, len(scenes))
+    covered = coverage(scenes, masks, answers.signs.shape[-1]) if isinstance(world, WideWorld) else None
+    return loss_of(scorer, answers, text, on_device, len(scenes), covered)

@@ -8,13 +8,22 @@ import torch
 
 from perfusion.judging.pocket_scorer import COLOUR_NAMES, NOUN_NAMES, PLACE_NAMES
 from perfusion.pocket.vocabulary import words
+from recipes.pocket import language
 from recipes.pocket.drawings import wide_atlas
 from recipes.pocket.editions import EDITIONS
 from recipes.pocket.looks import Coat
 from recipes.pocket.scorer import ScorerSize, build_scorer
 from recipes.pocket.sprites import Atlas, training_atlas
 from recipes.pocket.tokenizer import build_tokenizer
-from recipes.pocket.train_scorer import ScorerConfig, accuracies, label, spoil, texture, train_scorer
+from recipes.pocket.train_scorer import (
+    ScorerConfig,
+    accuracies,
+    coverage,
+    label,
+    spoil,
+    texture,
+    train_scorer,
+)
 from recipes.pocket.wide_world import Thing, WideItem, WideScene, WideTaste, WideWorld
 from recipes.pocket.world import Item, Scene, Taste, World
 
@@ -101,6 +110,37 @@ def test_wide_scenes_know_their_things_middles_in_any_order_of_drawing() -> None
 def test_counts_reach_as_far_as_the_scorer_does() -> None:
     five = wide_scene("five cats", *(wide_item() for _ in range(5)))
     assert (label([five]).count.tolist(), label([five], counts=5).count.tolist()) == ([2], [4])
+
+
+def test_coverage_is_each_nouns_share_of_each_cell() -> None:
+    masks = torch.zeros(1, 3, 8, 8)
+    masks[0, 0, :, :4] = 1
+    masks[0, 1, 4:, 4:6] = 1
+    covered = coverage([scene(item(), item(), nouns=("cat", "owl"))], masks, cells=2)
+    cat, owl = NOUN_NAMES.index("cat"), NOUN_NAMES.index("owl")
+    assert covered[0, cat].tolist() == [[1, 0], [1, 0]]
+    assert covered[0, owl].tolist() == [[0, 0], [0, 0.5]]
+    assert covered.sum() == 2.5
+
+
+def test_what_a_thing_looks_like_is_learned_where_its_mask_is(tmp_path: Path) -> None:
+    """In scenes of one bus or one sunflower the signs soon lie on the masks rather than beside them."""
+    atlas = wide_atlas()
+    rows = [row for row, noun in enumerate(atlas.nouns) if noun in ("bus", "sunflower")]
+    told = {key: tuple(getattr(atlas, key)[row] for row in rows) for key in ("nouns", "styles", "drawings")}
+    two = WideWorld(Atlas(pixels=atlas.pixels[rows], **told), size=128, backdrops=1)
+    taste = WideTaste(size=(0.4, 0.5), spread=0.2, recoloured=0.0)
+    tokenizer = build_tokenizer(language.words())
+    scorer = build_scorer(tokenizer)
+    config = ScorerConfig(steps=80, batch=16, textures=2, taste=taste)
+    assert train_scorer(scorer, two, tokenizer, config, tmp_path / "scorer.safetensors", minutes=5)
+    scenes = [two.sample(random.Random(seed), taste) for seed in range(64)]
+    pictures, masks = two.compose(scenes)
+    with torch.no_grad():
+        signs = scorer.answer(pictures * 2 - 1).signs
+    covered = coverage(scenes, masks, signs.shape[-1])[label(scenes).nouns.bool()]
+    own = signs[label(scenes).nouns.bool()]
+    assert own[covered > 0.5].mean() > own[covered == 0].mean() + 1
 
 
 def test_spoiled_pictures_and_textures_stay_in_range_and_about_half_are_left_alone(world: World) -> None:
