@@ -124,7 +124,7 @@ def test_coverage_is_each_nouns_share_of_each_cell() -> None:
 
 
 def test_what_a_thing_looks_like_is_learned_where_its_mask_is(tmp_path: Path) -> None:
-    """In scenes of one bus or one sunflower the signs soon lie on the masks rather than beside them."""
+    """Without the masks the signs beside a thing stay near zero: nothing says that it is not there."""
     atlas = wide_atlas()
     rows = [row for row, noun in enumerate(atlas.nouns) if noun in ("bus", "sunflower")]
     told = {key: tuple(getattr(atlas, key)[row] for row in rows) for key in ("nouns", "styles", "drawings")}
@@ -140,7 +140,7 @@ def test_what_a_thing_looks_like_is_learned_where_its_mask_is(tmp_path: Path) ->
         signs = scorer.answer(pictures * 2 - 1).signs
     covered = coverage(scenes, masks, signs.shape[-1])[label(scenes).nouns.bool()]
     own = signs[label(scenes).nouns.bool()]
-    assert own[covered > 0.5].mean() > own[covered == 0].mean() + 1
+    assert own[covered == 0].mean() < -1.5 < own[covered > 0.5].mean()
 
 
 def test_spoiled_pictures_and_textures_stay_in_range_and_about_half_are_left_alone(world: World) -> None:
