@@ -111,7 +111,9 @@ def train_variant(
         edit = as_kind(edit, EDITS[variant])
     run = Run.begin(edit.train(), config, Placement.pick("cpu"))
     if isinstance(edit, TrainedKeys):
-        run.optimiser.add_param_group({"params": [edit.target_keys], "lr": config.lr_values})
+        run.optimiser.add_param_group(
+            {"params": [edit.target_keys], "lr": run.optimiser.param_groups[1]["lr"]}
+        )
 
     def after(loss: float) -> None:
         if run.step in context_plan.checkpoints or run.step == config.steps:

@@ -89,6 +89,7 @@ def config_of(plan: Plan, subject: Subject, pictures: Path, **options: Any) -> T
     defaults: dict[str, Any] = {
         "superclass": subject.noun, "token": subject.token, "masks": pictures / "masks", "steps": plan.steps,
         "batch_size": plan.batch_size, "crops": plan.crops, "save_every": plan.save_every,
+        "lr_values": base_model().lr_values,
     }  # fmt: skip
     return TrainingConfig(**(defaults | options))
 

@@ -49,7 +49,7 @@ class Trial:
     """Whose concepts are drawn, where it trains none of its own."""
     kind: str = "product"
     """How prompts are read, one of `edits.KINDS`; in training, too, where it has one."""
-    lr_values: float = 0.03
+    lr_values: float | None = None
     """The product's own rate, unless it says otherwise."""
     hides: int = 0
     """Every so many samples of the training do not see padding."""
@@ -135,9 +135,8 @@ def teach(context: Context) -> None:
 def train_trial(context: Context, trial: Trial, subject_name: str) -> None:
     """As `perfusion.training.train` does, with the trial's edit; the last step is taken."""
     base, plan, subject = base_model(), context.plan, subject_named(subject_name)
-    config = config_of(
-        plan, subject, pictures_of(context.work, subject), select="last", lr_values=trial.lr_values
-    )
+    own_rate = {} if trial.lr_values is None else {"lr_values": trial.lr_values}
+    config = config_of(plan, subject, pictures_of(context.work, subject), select="last", **own_rate)
     edit, encoding = initial_edit_of(trial, plan, subject_name)
     samples = samples_of(plan, context.work, subject)
     run = Run.begin(edit.train(), config, Placement.pick("cpu"))

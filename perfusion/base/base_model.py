@@ -36,7 +36,13 @@ from perfusion.base.lora import LoRAFile, fuse_lora
 from perfusion.base.model_options import ModelOptions
 from perfusion.base.part_checks import check_configs, check_parts
 from perfusion.base.single_file import load_single_file
-from perfusion.base.usual_drawing import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, read_own, usual_drawing
+from perfusion.base.usual_drawing import (
+    DEFAULT_GUIDANCE_SCALE,
+    DEFAULT_LR_VALUES,
+    DEFAULT_STEPS,
+    read_own,
+    usual_drawing,
+)
 from perfusion.base.vae_file import load_vae
 from perfusion.errors import ModelError
 from perfusion.hub import local_lora, local_model, local_settings, local_vae
@@ -83,6 +89,8 @@ class BaseModel:
     """The folder of its settings (model_index.json and the parts'): `folder`, but for a single file."""
     guidance_scale: float = DEFAULT_GUIDANCE_SCALE
     num_inference_steps: int = DEFAULT_STEPS
+    lr_values: float = DEFAULT_LR_VALUES
+    """The learning rate of a concept's values: the more attention a word's thing gets, the smaller."""
     scheduler_class: str = "DDIMScheduler"
     """What diffusers calls its scheduler."""
     skipped_layers: int = 0
@@ -340,6 +348,7 @@ def _assemble(
         source=source,
         guidance_scale=own.get("guidance_scale", scale),
         num_inference_steps=own.get("num_inference_steps", steps),
+        lr_values=own.get("lr_values", DEFAULT_LR_VALUES),
         skipped_layers=skipped,
         loras=options.loras,
     )

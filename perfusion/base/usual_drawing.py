@@ -1,4 +1,4 @@
-"""The guidance and the steps that a model is drawn with, where a request leaves them open."""
+"""What suits a model where a request leaves it open: guidance and steps in drawing, and the rate in training."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from perfusion.errors import ModelError
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-__all__ = ["DEFAULT_GUIDANCE_SCALE", "DEFAULT_STEPS", "FAMILY_FILE", "read_own", "usual_drawing"]
+__all__ = [
+    "DEFAULT_GUIDANCE_SCALE",
+    "DEFAULT_LR_VALUES",
+    "DEFAULT_STEPS",
+    "FAMILY_FILE",
+    "read_own",
+    "usual_drawing",
+]
 
 FAMILY_FILE = "perfusion.json"
 """Beside model_index.json, for models that are not Stable Diffusion's: those are told apart by their shapes.
 
-``{"family": "pocket", "guidance_scale": 3.0, "num_inference_steps": 20}``; the last two may be missing.
+``{"family": "pocket2", "guidance_scale": 3.0, "num_inference_steps": 20, "lr_values": 0.003}``; all but the family may
+be missing.
 """
 
 DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS = 5.0, 20
+DEFAULT_LR_VALUES = 0.03
+"""The paper's, for Stable Diffusion (appendix of arXiv 2305.01644)."""
 CONSISTENCY_GUIDANCE_SCALE, CONSISTENCY_STEPS = 8.5, 4
 """Of models that were distilled with their guidance (LCM): diffusers' own defaults, amid the scales they learned."""
 TURBO_GUIDANCE_SCALE, TURBO_STEPS = 1.0, 4
@@ -46,11 +56,15 @@ def read_own(folder: Path) -> dict[str, Any]:
     own = read_json(path)
     for name, kind, expected in (
         ("family", str, "a word"),
-        ("guidance_scale", (int, float), "a number"),
+        ("guidance_scale", (int, float), "a number above 0"),
         ("num_inference_steps", int, "a whole number above 0"),
+        ("lr_values", (int, float), "a number above 0"),
     ):
-        if name in own and (not isinstance(own[name], kind) or not own[name]):
-            raise ModelError(f"{path}: {name} is {own[name]!r}, expected {expected}.")
+        if name not in own:
+            continue
+        value = own[name]
+        if not isinstance(value, kind) or not value or (not isinstance(value, str) and value < 0):
+            raise ModelError(f"{path}: {name} is {value!r}, expected {expected}.")
     if "family" not in own:
         raise ModelError(f'{path}: it names no family, expected {{"family": "<name>"}}.')
     return own

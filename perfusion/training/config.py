@@ -17,7 +17,8 @@ MASKS = ("auto", "alpha", "clipseg", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The options of one training. Rates and gate constants are the paper's (appendix of arXiv 2305.01644)."""
+    """The options of one training. The gate's constants and the word's rate are the paper's (appendix of arXiv
+    2305.01644)."""
 
     superclass: str
     """What kind of thing the pictures show, in the base model's words: "cat", "teddy bear"."""
@@ -30,7 +31,8 @@ class TrainingConfig:
     batch_size: int = 16
     seed: int = 0
     lr_embedding: float = 0.006
-    lr_values: float = 0.03
+    lr_values: float | None = None
+    """None: what suits the base model, 0.03 for Stable Diffusion."""
     direction_decay: float = 0.99
     """The direction follows the mean encoding of the concept's token, 1 % a step."""
     direction_gradient: str = "ema"
@@ -105,7 +107,7 @@ class TrainingConfig:
             if not low <= value <= high:
                 raise TrainingError(f"The option {name} is {value}, expected {low} to {high}.")
         for name in ("lr_embedding", "lr_values", "temperature"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise TrainingError(f"The option {name} is {getattr(self, name)}, expected a number above 0.")
         if not 0 < self.direction_decay < 1:
             raise TrainingError(

@@ -140,6 +140,7 @@ def train(
             if isinstance(model, BaseModel)
             else open_base(model, model_config, config, placement, model_options)
         )
+        config = replace(config, lr_values=config.lr_values or base.lr_values)
         subject = _check(base, config)
         device = placement.device
         scorer = find_scorer(base, config, device, say) if world().main else None

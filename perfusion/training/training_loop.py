@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from perfusion.base.base_model import BaseModel
+from perfusion.base.usual_drawing import DEFAULT_LR_VALUES
 from perfusion.errors import TrainingError
 from perfusion.training.config import TrainingConfig
 from perfusion.training.initial_edit import concept_prompt
@@ -54,7 +55,7 @@ class Run:
         optimiser = torch.optim.Adam(
             [
                 {"params": list(edit.embeddings), "lr": config.lr_embedding},
-                {"params": [edit.target_values], "lr": config.lr_values},
+                {"params": [edit.target_values], "lr": config.lr_values or DEFAULT_LR_VALUES},
             ]
         )
         scaled = placement.dtype is torch.float16

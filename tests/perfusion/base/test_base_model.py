@@ -215,6 +215,12 @@ def test_a_model_may_say_how_it_is_best_drawn(copy, base):
     assert (own.family, own.guidance_scale, own.num_inference_steps) == ("pocket", 3.0, 12)
 
 
+def test_a_model_may_say_how_fast_its_concepts_learn(copy, base):
+    assert base.lr_values == 0.03
+    edit_json(copy / "perfusion.json", lr_values=0.004)
+    assert load_base(copy).lr_values == 0.004
+
+
 def without(*names: str) -> Callable[[Path], None]:
     def remove(folder: Path) -> None:
         for name in names:
@@ -291,6 +297,10 @@ BROKEN = {
     "steps that are no number": (
         own('{"family": "pocket", "num_inference_steps": "many"}'),
         "num_inference_steps is 'many', expected a whole number",
+    ),
+    "a rate below zero": (
+        own('{"family": "pocket", "lr_values": -0.1}'),
+        "lr_values is -0.1, expected a number above 0",
     ),
 }
 

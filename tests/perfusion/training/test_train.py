@@ -159,6 +159,20 @@ def test_loss_falls_on_pictures_that_can_be_learned(tiny_base: BaseModel, pictur
     assert np.mean(learning[-15:]) < 0.98 * np.mean(still[-15:])
 
 
+@pytest.mark.parametrize(
+    ("own", "asked", "used"), [(0.03, None, 0.03), (0.004, None, 0.004), (0.004, 0.03, 0.03)]
+)
+def test_values_learn_at_the_rate_of_the_base_or_the_one_asked_for(
+    tiny_base: BaseModel, pictures: Path, own: float, asked: float | None, used: float
+) -> None:
+    """Adam's first step is the rate, whatever the gradient."""
+    base = replace(tiny_base, lr_values=own)
+    concept = train_concept(pictures, config(steps=1, lr_values=asked), model=base)
+    start = concept.superclass_encoding @ value_projections(base.unet).detach().numpy().T
+    moved = np.abs(concept.target_values - start)
+    assert float(np.median(moved)) == pytest.approx(used, rel=0.05)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_rows_of_a_concept_share_their_first_dimension(
     tiny_base: BaseModel, pictures: Path, rows: int
