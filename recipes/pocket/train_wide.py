@@ -38,6 +38,7 @@ KNOWABLE = 850
 class WideConfig(UnetConfig):
     """How the second edition is trained."""
 
+    steps: int = 16_800
     pool: int = 12_000
     """Encoded scenes kept, 9 KB each: 100 MB, in the checkpoint as well."""
     save_every: int = 600
@@ -48,14 +49,17 @@ class WideConfig(UnetConfig):
 
 
 def wide_taste_at(progress: float) -> WideTaste:
-    """The curriculum: large single objects first, pairs from the start and many from the first third on."""
+    """The curriculum: large single objects first, pairs from the start and many from the first third on; in the last
+    two fifths half of the scenes hold one object again, since shapes take longer than arrangements."""
     if progress < 0.1:
         return WideTaste(size=(0.6, 0.88), spread=0.08, recoloured=0.35, pairs=0.1, empty_caption=0.1)
     if progress < 0.33:
         return WideTaste(size=(0.5, 0.88), recoloured=0.5, pairs=0.2, counts=0.05, empty_caption=0.1)
-    return WideTaste(
-        spread=0.18, recoloured=0.55, pairs=0.38, triples=0.12, counts=0.12, empty_caption=0.1
-    )  # fmt: skip
+    if progress < 0.57:
+        return WideTaste(
+            spread=0.18, recoloured=0.55, pairs=0.38, triples=0.12, counts=0.12, empty_caption=0.1
+        )  # fmt: skip
+    return WideTaste(spread=0.18, recoloured=0.5, pairs=0.33, triples=0.06, counts=0.11, empty_caption=0.1)
 
 
 class WideTrainer(Trainer):
