@@ -57,17 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         part.add_argument("--scorer-steps", type=int, metavar="N")
     pack = parts.add_parser("pack", help="write the model folder and its bundle from the checkpoints")
     pack.add_argument("--work", type=Path, required=True, metavar="DIR")
-    keep = parts.add_parser(
-        "keep", help="write the newest weights to one small file, to begin with elsewhere"
-    )
-    keep.add_argument("--work", type=Path, required=True, metavar="DIR")
-    keep.add_argument("--output", type=Path, required=True, metavar="FILE")
     for name in ("train", "vae", "unet"):
         parts.choices[name].add_argument(
-            "--start-from", type=Path, metavar="FILE",
-            help="weights of `keep`, to begin with where there is no checkpoint yet",
+            "--start-from", type=Path, metavar="DIR",
+            help="a model that `pack` wrote, to begin with where there is no checkpoint yet",
         )  # fmt: skip
-    for name in ("train", "vae", "unet", "scorer", "pack", "keep"):
+    for name in ("train", "vae", "unet", "scorer", "pack"):
         parts.choices[name].add_argument(
             "--edition", type=int, default=1, choices=(1, 2), help="1 is what ships"
         )
@@ -116,12 +111,6 @@ def _body(args: argparse.Namespace) -> int:
         from recipes.pocket.sheet import draw_sheet
 
         draw_sheet(args.output)
-        return 0
-    if args.part == "keep":
-        from recipes.pocket.editions import EDITIONS
-        from recipes.pocket.keep import keep
-
-        keep(args.work, EDITIONS[args.edition].family, args.output)
         return 0
     if args.part == "pack" or (_train(args) and args.part == "train" and _has_folder(args)):
         _pack(args)
@@ -173,23 +162,23 @@ def _train(args: argparse.Namespace) -> bool:
 
     from perfusion.training.placement import Placement
     from recipes.pocket.editions import EDITIONS
-    from recipes.pocket.keep import read_kept
     from recipes.pocket.recipe import run_scorer, run_unet, run_vae
+    from recipes.pocket.weights import read_packed
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device, edition = Placement.pick(args.device).device.type, EDITIONS[args.edition]
     args.work.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * args.minutes
-    done, kept = True, None
+    done, packed = True, None
     if args.part != "scorer" and args.start_from:
-        kept = read_kept(args.start_from, edition.family)
+        packed = read_packed(args.start_from, edition.family)
     if args.part in ("train", "vae"):
         vae = replace(edition.vae, steps=args.vae_steps or edition.vae.steps)
-        done = run_vae(args.work, edition, vae, args.minutes, device, kept)
+        done = run_vae(args.work, edition, vae, args.minutes, device, packed)
     if done and args.part in ("train", "unet"):
         unet = replace(edition.unet, steps=args.unet_steps or edition.unet.steps)
-        done = run_unet(args.work, edition, unet, (ends - time.monotonic()) / 60, device, kept)
+        done = run_unet(args.work, edition, unet, (ends - time.monotonic()) / 60, device, packed)
     if done and args.part in ("train", "scorer"):
         scorer = replace(edition.scorer, steps=args.scorer_steps or edition.scorer.steps)
         done = run_scorer(args.work, edition, scorer, (ends - time.monotonic()) / 60, device)

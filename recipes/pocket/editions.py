@@ -45,6 +45,11 @@ class Edition:
     """The scenes whose captions describe the model's language."""
     gauge: Callable[[World], Pictures]
     """Fixed pictures that the autoencoder is judged by."""
+    guidance_scale: float = 3.0
+    steps: int = 20
+    """Of a picture."""
+    lr_values: float = 0.03
+    """At which its concepts' values learn."""
     start_vae: Callable[[torch.nn.Module], None] | None = None
     start_unet: Callable[[Any], None] | None = None
     """Take over earlier weights: of the autoencoder, and, given the pipeline, of the UNet and the text encoder."""
@@ -122,6 +127,8 @@ EDITIONS = {
         trainer=WideTrainer,
         caption_taste=wide_taste_at(1.0),
         gauge=old_and_new_drawings,
+        guidance_scale=5.0,
+        lr_values=0.002,
         start_vae=start_vae_from_first,
         start_unet=start_unet_from_first,
     ),

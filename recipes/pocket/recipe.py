@@ -21,7 +21,6 @@ from perfusion.errors import ModelError
 from perfusion.files import writing
 from recipes.pocket.architecture import SIZES, build_pipeline
 from recipes.pocket.editions import Edition
-from recipes.pocket.keep import Kept, averaged
 from recipes.pocket.pool import encode
 from recipes.pocket.scorer import build_scorer
 from recipes.pocket.sheet import PROMPTS
@@ -29,6 +28,7 @@ from recipes.pocket.tokenizer import build_tokenizer
 from recipes.pocket.train_scorer import ScorerConfig, accuracies, train_scorer
 from recipes.pocket.train_unet import Trainer, UnetConfig, train_unet
 from recipes.pocket.train_vae import VaeConfig, train_vae
+from recipes.pocket.weights import Packed, averaged, steps_done
 from recipes.pocket.world import Taste, World
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-GUIDANCE_SCALE, STEPS = 3.0, 20
 CAPTIONS = 5_000
 
 
@@ -53,21 +52,26 @@ def run_vae(
     config: VaeConfig,
     minutes: float,
     device: str,
-    kept: Kept | None = None,
+    packed: Packed | None = None,
 ) -> bool:
-    """Train the autoencoder in `work`; True when its steps are done. Begins with what was kept, where there is no
+    """Train the autoencoder in `work`; True when its steps are done. Begins with a packed model's, where there is no
     checkpoint."""
     pipeline, world = build_pipeline(edition.family), edition.world(device=device)
     start, begin = edition.start_vae, 0
-    if kept and "vae" in kept.steps:
-        weights, begin = kept.weights["vae"], kept.steps["vae"]
+    if packed:
+        weights, begin = packed.weights["vae"], packed.steps["vae"]
         start = lambda vae: vae.load_state_dict(weights)  # noqa: E731
     checkpoint, gauge = work / "vae.safetensors", edition.gauge(world)
     return train_vae(pipeline.vae, world, config, checkpoint, minutes, start=start, begin=begin, gauge=gauge)
 
 
 def run_unet(
-    work: Path, edition: Edition, config: UnetConfig, minutes: float, device: str, kept: Kept | None = None
+    work: Path,
+    edition: Edition,
+    config: UnetConfig,
+    minutes: float,
+    device: str,
+    packed: Packed | None = None,
 ) -> bool:
     """Train the UNet and the text encoder in `work`; writes a sample sheet at every checkpoint. Begins as `run_vae`."""
     world, pipeline, checkpoint = (
@@ -76,7 +80,7 @@ def run_unet(
         work / "unet.safetensors",
     )
     load_vae(pipeline, world, work / "vae.safetensors")
-    known = kept if kept and "unet" in kept.steps and not checkpoint.exists() else None
+    known = packed if not checkpoint.exists() else None
     if known:
         pipeline.unet.load_state_dict(known.weights["unet"])
         pipeline.text_encoder.load_state_dict(known.weights["text"], strict=False)  # buffers are no weights
@@ -87,7 +91,7 @@ def run_unet(
         trainer.begin(known.steps["unet"])
 
     def show(_: Trainer) -> None:
-        save_sheet(pipeline, work / "sheet.png")
+        save_sheet(pipeline, edition, work / "sheet.png")
 
     return train_unet(trainer, checkpoint, minutes, show)
 
@@ -122,19 +126,22 @@ def load_trained(work: Path, edition: Edition) -> Any:
     return pipeline
 
 
-def draw(pipeline: Any, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+def draw(pipeline: Any, edition: Edition, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
     """Pictures through diffusers, at the shipped settings."""
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     images: list[Image.Image] = pipeline(
-        prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE_SCALE, generator=generators
+        prompts,
+        num_inference_steps=edition.steps,
+        guidance_scale=edition.guidance_scale,
+        generator=generators,
     ).images
     return images
 
 
-def save_sheet(pipeline: Any, path: Path) -> None:
+def save_sheet(pipeline: Any, edition: Edition, path: Path) -> None:
     """A sheet of the fixed prompts, one seed each."""
-    pictures = draw(pipeline, list(PROMPTS), list(range(len(PROMPTS))))
+    pictures = draw(pipeline, edition, list(PROMPTS), list(range(len(PROMPTS))))
     with writing(path) as file:
         contact_sheet(pictures, PROMPTS).save(file, "PNG")
 
@@ -147,7 +154,13 @@ def pack(work: Path, edition: Edition, folder: Path) -> None:
     from perfusion.export import export_bundle
 
     pipeline = load_trained(work, edition).to(dtype=torch.float16)
-    facts = {"family": edition.family, "guidance_scale": GUIDANCE_SCALE, "num_inference_steps": STEPS}
+    facts = {
+        "family": edition.family,
+        "guidance_scale": edition.guidance_scale,
+        "num_inference_steps": edition.steps,
+        "lr_values": edition.lr_values,
+        "steps": {part: steps_done(work / f"{part}.safetensors") for part in ("vae", "unet")},
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         draft = Path(temporary) / folder.name

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from perfusion.base.base_model import load_base
 from perfusion.errors import ModelError
 from recipes.pocket import recipe
 from recipes.pocket.architecture import SIZES, build_pipeline
@@ -25,13 +26,13 @@ from recipes.pocket.attention import (
 )
 from recipes.pocket.drawings import wide_atlas
 from recipes.pocket.editions import EDITIONS, Edition, old_and_new_drawings
-from recipes.pocket.keep import Kept, keep, read_kept
 from recipes.pocket.optim import rate
 from recipes.pocket.slices import on_cores, slices
 from recipes.pocket.train_unet import train_unet
 from recipes.pocket.train_vae import VaeConfig, edge_weights, train_vae
 from recipes.pocket.train_wide import WideConfig, WideTrainer, attention_gauge, wide_taste_at
 from recipes.pocket.warm_start import start_text_encoder, start_unet, start_vae, weights_in
+from recipes.pocket.weights import averaged, read_packed, steps_done
 from recipes.pocket.wide_world import THINGS, WideTaste, WideWorld
 
 
@@ -327,7 +328,7 @@ def test_second_edition_starts_from_the_first() -> None:
     assert float(error) < 4 * 10**-2.4, "worse than 24 dB: these are not the shipped weights"
 
 
-# --- weights that are kept
+# --- weights to begin with
 
 
 def trained_work(
@@ -351,45 +352,41 @@ def trained_work(
     return edition, trainer
 
 
-def test_kept_weights_begin_another_training_at_their_step(
+def test_a_packed_model_begins_another_training_at_its_step(
     world: WideWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work, other, file = tmp_path / "work", tmp_path / "other", tmp_path / "kept.safetensors"
+    work, other = tmp_path / "work", tmp_path / "other"
     work.mkdir()
     other.mkdir()
     edition, trainer = trained_work(work, world, monkeypatch)
-    keep(work, "tiny2", file)
-    assert file.stat().st_size < 0.3 * sum(path.stat().st_size for path in work.iterdir())
-    kept = read_kept(file, "tiny2")
-    assert kept.steps == {"vae": 2, "unet": 3, "text": 3}
-    assert recipe.run_vae(other, edition, edition.vae, 0, "cpu", kept), "the autoencoder was done"
-    assert not recipe.run_unet(other, edition, edition.unet, 0, "cpu", kept)
-    again = read_kept_from(other, tmp_path)
-    assert again.steps == kept.steps
-    for part, weights in kept.weights.items():
-        for name, value in weights.items():
-            assert torch.equal(again.weights[part][name], value), f"{part} {name}"
-    assert recipe.run_unet(other, edition, edition.unet, 5, "cpu", kept)
-    assert read_kept_from(other, tmp_path).steps["unet"] == 6
+    recipe.pack(work, replace(edition, guidance_scale=4.5, steps=7, lr_values=0.004), tmp_path / "model")
+    base = load_base(tmp_path / "model")
+    assert (base.guidance_scale, base.num_inference_steps, base.lr_values) == (4.5, 7, 0.004)
+    packed = read_packed(tmp_path / "model", "tiny2")
+    assert packed.steps == {"vae": 2, "unet": 3}
     state = trainer.averages["unet"].state["conv_in.weight"]
-    assert torch.equal(kept.weights["unet"]["conv_in.weight"], state.half().float())
+    assert torch.equal(packed.weights["unet"]["conv_in.weight"], state.half().float())
+    assert recipe.run_vae(other, edition, edition.vae, 0, "cpu", packed), "the autoencoder was done"
+    assert not recipe.run_unet(other, edition, edition.unet, 0, "cpu", packed)
+    assert steps_done(other / "unet.safetensors") == 3
+    for part, file, group in (
+        ("vae", "vae", "average"), ("unet", "unet", "average.unet"), ("text", "unet", "average.text")
+    ):  # fmt: skip
+        again = averaged(other / f"{file}.safetensors", group)
+        for name, value in packed.weights[part].items():
+            assert torch.equal(again[name], value), f"{part} {name}"
+    assert recipe.run_unet(other, edition, edition.unet, 5, "cpu", packed)
+    assert steps_done(other / "unet.safetensors") == 6
 
 
-def read_kept_from(work: Path, folder: Path) -> Kept:
-    keep(work, "tiny2", folder / "again.safetensors")
-    return read_kept(folder / "again.safetensors", "tiny2")
-
-
-def test_weights_that_are_trained_to_the_end_are_there_to_be_packed(
+def test_a_training_begun_from_its_last_step_leaves_a_checkpoint_to_be_packed(
     world: WideWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Begun from the last step, a training has nothing to do and leaves its checkpoint all the same."""
-    edition, trainer = trained_work(tmp_path, world, monkeypatch)
+    _, trainer = trained_work(tmp_path, world, monkeypatch)
     trainer.begin(6)
     (tmp_path / "unet.safetensors").unlink()
     assert train_unet(trainer, tmp_path / "unet.safetensors", minutes=5)
-    assert read_kept_from(tmp_path, tmp_path).steps == {"vae": 2, "unet": 6, "text": 6}
-    assert edition.family == "tiny2"
+    assert steps_done(tmp_path / "unet.safetensors") == 6
 
 
 def test_learning_warms_up_again_where_a_training_begins() -> None:
@@ -397,27 +394,21 @@ def test_learning_warms_up_again_where_a_training_begins() -> None:
     assert rate(700, 1000, begun=600) == rate(700, 1000)
 
 
-def test_kept_autoencoder_is_kept_before_there_is_a_unet(
-    world: WideWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained_work(tmp_path, world, monkeypatch)
-    (tmp_path / "unet.safetensors").unlink()
-    assert read_kept_from(tmp_path, tmp_path).steps == {"vae": 2}
-
-
-def test_files_that_hold_no_kept_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="has no checkpoint of a training; train first"):
-        keep(tmp_path, "pocket2", tmp_path / "kept.safetensors")
+def test_what_is_no_packed_model_or_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match="holds something else, expected a model of pocket2 that `pack` wrote"
+    ):
+        read_packed(tmp_path, "pocket2")
+    (tmp_path / "perfusion.json").write_text('{"family": "pocket"}')
+    with pytest.raises(ModelError, match="holds pocket, expected a model of pocket2"):
+        read_packed(tmp_path, "pocket2")
+    with pytest.raises(ModelError, match=r"absent\.safetensors: no such checkpoint; train this part first"):
+        averaged(tmp_path / "absent.safetensors", "average")
     save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
-    with pytest.raises(ModelError, match="holds something else, expected the weights of pocket2"):
-        read_kept(tmp_path / "plain.safetensors", "pocket2")
-    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors", {"family": "pocket", "steps": "{}"})
-    with pytest.raises(ModelError, match="holds pocket, expected the weights of pocket2"):
-        read_kept(tmp_path / "other.safetensors", "pocket2")
-    (tmp_path / "plain.safetensors").rename(tmp_path / "vae.safetensors")
-    with pytest.raises(ModelError, match="is not the checkpoint of a training"):
-        keep(tmp_path, "pocket2", tmp_path / "kept.safetensors")
+    with pytest.raises(ModelError, match=r"plain\.safetensors is not the checkpoint of a training"):
+        steps_done(tmp_path / "plain.safetensors")
+    with pytest.raises(ModelError, match="holds no average: it is not the checkpoint of this part"):
+        averaged(tmp_path / "plain.safetensors", "average")
     (tmp_path / "broken.safetensors").write_bytes(b"no weights at all")
-    for name in ("broken", "absent"):
-        with pytest.raises(ModelError, match=f"{name}.safetensors cannot be read"):
-            read_kept(tmp_path / f"{name}.safetensors", "pocket2")
+    with pytest.raises(ModelError, match=r"broken\.safetensors cannot be read"):
+        steps_done(tmp_path / "broken.safetensors")
