@@ -15,7 +15,7 @@ from benchmarks.record import write_record
 from perfusion.base.base_model import load_base
 from recipes.pocket.editions import EDITIONS
 from recipes.pocket.gauge import wrong_noun_gap
-from recipes.pocket.train_vae import psnr, reconstruct
+from recipes.pocket.train_vae import qualities
 from recipes.pocket.train_wide import attention_gauge
 from recipes.pocket.wide_world import WideWorld
 
@@ -43,9 +43,9 @@ def main() -> int:
                 percent=round(100 * share, 1),
             )
             told(f"two things told apart by it at timestep {timestep}", area=round(area, 3))
-    for name, pictures in edition.gauge(world).items():
-        kept = psnr(reconstruct(base.vae, pictures), pictures)
-        told(f"autoencoder, PSNR of {name}", scenes=len(pictures), decibels=round(kept, 2))
+    pictures = edition.gauge(world)
+    for name, decibels in qualities(base.vae, pictures).items():
+        told(f"autoencoder, PSNR of {name}", scenes=len(pictures[name]), decibels=round(decibels, 2))
     print(write_record("pocket", rows))
     return 0
 
