@@ -1,5 +1,6 @@
 """The scorer of pocket's pictures: what it is taught, and that it learns."""
 
+import json
 import random
 from pathlib import Path
 
@@ -141,6 +142,18 @@ def test_what_a_thing_looks_like_is_learned_where_its_mask_is(tmp_path: Path) ->
     covered = coverage(scenes, masks, signs.shape[-1])[label(scenes).nouns.bool()]
     own = signs[label(scenes).nouns.bool()]
     assert own[covered == 0].mean() < -1.5 < own[covered > 0.5].mean()
+
+
+def test_the_shares_that_the_page_gives_of_the_scorer_so_far_are_its_own() -> None:
+    root = Path(__file__).parents[2]
+    own = json.loads((root / "recipes" / "pocket" / "data" / "pocket2-scorer" / "scorer.json").read_text())
+    page = " ".join((root / "docs" / "pocket.md").read_text(encoding="utf-8").split())
+    sentence = page.split("it is right on 2,048 unseen scenes about")[1].split(";")[0]
+    for name, said in (
+        ("noun", "the noun in"), ("pair", "both of a pair in"), ("side", "the side in"), ("place", "the place in"),
+        ("colour", "the colour in"), ("count", "the count in"),
+    ):  # fmt: skip
+        assert f"{said} {100 * own['accuracies'][name]:.1f} %" in sentence
 
 
 def test_spoiled_pictures_and_textures_stay_in_range_and_about_half_are_left_alone(world: World) -> None:
