@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from recipes.pocket.pool import Batch, encode, tokenise
+from recipes.pocket.portraits import portraits_of, unlocked
 from recipes.pocket.wide_world import THINGS, WideScene, WideWorld
 
 __all__ = [
@@ -42,6 +43,8 @@ class WideBatch(Batch):
     """Masks of what is seen of each thing, (batch, THINGS, h, w)."""
     owners: torch.Tensor
     """For each token (batch, 77): k + 1 in the noun of thing k, −k − 1 in its other words, 0 elsewhere."""
+    portraits: torch.Tensor
+    """The drawing of the first thing, (batch, 4, SIDE, SIDE)."""
 
 
 @torch.no_grad()
@@ -62,6 +65,7 @@ def encode_things(
         input_ids=input_ids.to(latents.device),
         things=things,
         owners=owners.to(latents.device),
+        portraits=portraits_of(world, scenes),
     )
 
 
@@ -100,10 +104,14 @@ class Recording(threading.local):
         return maps
 
 
-class _RecordingProcessor:
-    """Plain attention that also notes its probabilities, the mean over heads. Others' processors stay as they are."""
+class _PlainProcessor:
+    """Plain cross-attention to encodings that may say a look in the values alone (`portraits.locked`).
 
-    def __init__(self, recording: Recording) -> None:
+    Args:
+        recording: notes the probabilities, the mean over heads; None notes nothing.
+    """
+
+    def __init__(self, recording: Recording | None) -> None:
         self.recording = recording
 
     def __call__(
@@ -111,12 +119,14 @@ class _RecordingProcessor:
         attention_mask: torch.Tensor | None = None, temb: torch.Tensor | None = None, **_: Any,
     ) -> torch.Tensor:  # fmt: skip
         batch, tokens = encoder_hidden_states.shape[:2]
+        for_keys, for_values = unlocked(encoder_hidden_states, attn.to_k.in_features)
         mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(for_keys))
+        value = attn.head_to_batch_dim(attn.to_v(for_values))
         probabilities = attn.get_attention_scores(query, key, mask)
-        self.recording.maps.append(probabilities.unflatten(0, (batch, -1)).mean(1).float())
+        if self.recording is not None:
+            self.recording.maps.append(probabilities.unflatten(0, (batch, -1)).mean(1).float())
         output = attn.batch_to_head_dim(torch.bmm(probabilities, value))
         mixed: torch.Tensor = attn.to_out[1](attn.to_out[0](output))
         return mixed
@@ -124,12 +134,14 @@ class _RecordingProcessor:
 
 @contextmanager
 def recorded_attention(unet: Any) -> Iterator[Recording]:
-    """Note the cross-attention of every call within."""
+    """Note the cross-attention of every call within, which may have a look in its values."""
     before, recording = dict(unet.attn_processors), Recording()
     chosen = {
-        name: _RecordingProcessor(recording)
+        name: _PlainProcessor(
+            recording if name.startswith(RECORDED) and "transformer_blocks.0." in name else None
+        )
         for name in before
-        if name.startswith(RECORDED) and "transformer_blocks.0.attn2" in name
+        if "attn2" in name
     }
     unet.set_attn_processor(before | chosen)
     try:

@@ -93,6 +93,8 @@ class Chance(Rows):
     noise: torch.Tensor
     padded: torch.Tensor
     """(batch, 1) bool: whose cross-attention sees the padding."""
+    shown: torch.Tensor
+    """(batch, 1) bool: whose first thing's portrait is seen."""
 
 
 def optimisers_for(
@@ -135,10 +137,8 @@ class Trainer:
             self.unet.set_attn_processor(AttnProcessor())
             self.text_encoder.set_attn_implementation("eager")
         self.optimisers = optimisers_for(self.unet, self.text_encoder, config)
-        self.averages = {
-            "unet": Average(self.unet, config.average),
-            "text": Average(self.text_encoder, config.average),
-        }
+        self.networks: dict[str, torch.nn.Module] = {"unet": self.unet, "text": self.text_encoder}
+        self.averages = {name: Average(part, config.average) for name, part in self.networks.items()}
         self.pool: Pool[Any] = self.new_pool()
         self.latents = _digest(self.vae)
 
@@ -158,6 +158,7 @@ class Trainer:
             steps=draw_timesteps(count, device),
             noise=torch.randn_like(batch.latents),
             padded=torch.ones(count, 1, dtype=torch.bool, device=device),
+            shown=torch.zeros(count, 1, dtype=torch.bool, device=device),
         )
 
     def loss(self, batch: Any, chance: Chance, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,7 +180,7 @@ class Trainer:
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """All that learns."""
-        return [*self.unet.parameters(), *self.text_encoder.parameters()]
+        return [param for network in self.networks.values() for param in network.parameters()]
 
     def gauges(self) -> str:
         """What the log says of the averaged networks."""
@@ -216,11 +217,8 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write the whole state; `restore` continues as if nothing had happened."""
-        tensors = {
-            "unet": self.unet.state_dict(),
-            "text": self.text_encoder.state_dict(),
-            "pool": self.pool.tensors,
-        }
+        tensors = {name: network.state_dict() for name, network in self.networks.items()}
+        tensors["pool"] = self.pool.tensors
         tensors |= {f"average.{name}": average.state for name, average in self.averages.items()}
         facts = {
             "step": self.step,
@@ -235,8 +233,8 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Read a state written by `save`."""
         groups, facts = load_checkpoint(path, self.optimisers, self.rng)
-        self.unet.load_state_dict(groups["unet"])
-        self.text_encoder.load_state_dict(groups["text"])
+        for name, network in self.networks.items():
+            network.load_state_dict(groups[name])
         if facts.get("latents") == self.latents:
             self.pool.tensors = {
                 name: part.to(self.world.device) for name, part in groups.get("pool", {}).items()

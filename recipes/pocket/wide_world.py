@@ -279,6 +279,14 @@ class WideWorld(World):
             masks[index, things] = torch.maximum(masks[index, things], alpha[:, 0])
         return picture.clamp(0, 1), masks
 
+    def portraits(self, scenes: Sequence[WideScene]) -> torch.Tensor:
+        """The drawing of each scene's first thing in its coats, whole and upright however it stands in the scene.
+
+        Premultiplied, (batch, 4, 128, 128).
+        """
+        items = [next(item for item in map(_wide, scene.items) if item.thing == 0) for scene in scenes]
+        return self._paint(items)
+
     def _paint(self, items: Sequence[Item]) -> torch.Tensor:
         """The objects' pictures in their coats, premultiplied. (batch, 4, 128, 128)."""
         index = torch.tensor([item.sprite for item in items], device=self.device)
