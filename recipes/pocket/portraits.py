@@ -34,8 +34,7 @@ class PortraitEncoder(torch.nn.Module):
         super().__init__()
         widths = (4, 48, 96, 192)
         self.convolutions = torch.nn.ModuleList(
-            torch.nn.Conv2d(before, after, 3, stride=2, padding=1)
-            for before, after in pairwise(widths)
+            torch.nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         self.norms = torch.nn.ModuleList(torch.nn.GroupNorm(8, width) for width in widths[1:])
         self.inner = torch.nn.Linear(widths[-1] * (SIDE // 8) ** 2, 2 * text_dim)

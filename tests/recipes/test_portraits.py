@@ -1,0 +1,135 @@
+"""Portraits: what says a look in the values of a noun, and only there."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.pocket.architecture import build_pipeline
+from recipes.pocket.attention import WideBatch, encode_things, recorded_attention
+from recipes.pocket.drawings import wide_atlas
+from recipes.pocket.portraits import SIDE, PortraitEncoder, locked, portraits_of, unlocked
+from recipes.pocket.train_wide import WideConfig, WideTrainer, portrait_gap
+from recipes.pocket.wide_world import WideTaste, WideWorld
+
+
+@pytest.fixture(scope="module")
+def world() -> WideWorld:
+    return WideWorld(wide_atlas(), size=32, backdrops=1)
+
+
+def trainer_of(world: WideWorld) -> WideTrainer:
+    config = WideConfig(steps=6, batch=4, pool=16, fresh=4, first=8, save_every=10_000)
+    return WideTrainer(build_pipeline("tiny2"), world, config)
+
+
+def test_a_portrait_is_the_first_things_drawing_whole_wherever_it_stands(world: WideWorld) -> None:
+    scene = world.sample(random.Random(3), WideTaste(pairs=1.0))
+    moved = replace(
+        scene, items=tuple(replace(item, x=0.1, size=0.2, angle=30.0, flip=True) for item in scene.items)
+    )
+    with world.seeded(1):
+        portrait = portraits_of(world, [scene])
+    with world.seeded(1):
+        again = portraits_of(world, [moved])
+    assert portrait.shape == (1, 4, SIDE, SIDE)
+    assert torch.equal(portrait, again)
+    first = next(item for item in scene.items if item.thing == 0)  # type: ignore[attr-defined]
+    opaque = world.sprites[first.sprite, 3].float() / 255
+    assert float(portrait[0, 3].mean()) == pytest.approx(float(opaque.mean()), abs=1e-5)
+
+
+def test_a_portrait_is_mirrored_in_half_of_the_cases(world: WideWorld) -> None:
+    scene = world.sample(random.Random(4), WideTaste())
+    torch.manual_seed(0)
+    shapes = portraits_of(world, [scene] * 40)[:, 3]
+    same = [bool(torch.equal(shape, shapes[0])) for shape in shapes]
+    assert 8 < sum(same) < 32
+    assert all(
+        torch.equal(shape if ok else shape.flip(1), shapes[0]) for shape, ok in zip(shapes, same, strict=True)
+    )
+
+
+def test_an_untaught_encoder_says_nothing_and_every_weight_can_learn() -> None:
+    encoder = PortraitEncoder(32)
+    portraits = torch.rand(3, 4, SIDE, SIDE)
+    assert torch.equal(encoder(portraits), torch.zeros(3, 32))
+    torch.nn.init.normal_(encoder.outer.weight)
+    encoder(portraits).square().sum().backward()
+    assert all(param.grad is not None and bool(param.grad.any()) for param in encoder.parameters())
+
+
+def test_a_look_is_said_in_the_values_of_the_first_things_noun_alone() -> None:
+    hidden, owners = torch.randn(1, 5, 8), torch.tensor([[0, -1, 1, 2, -2]])
+    look = torch.randn(1, 8)
+    keys, values = unlocked(locked(hidden, owners, look), 8)
+    assert torch.equal(keys, hidden)
+    assert torch.equal(values[0, 2], hidden[0, 2] + look[0])
+    others = [0, 1, 3, 4]
+    assert torch.equal(values[0, others], hidden[0, others])
+    plain = unlocked(hidden, 8)
+    assert plain[0] is plain[1] is hidden
+
+
+@torch.no_grad()
+def test_the_unet_takes_keys_and_values_from_their_halves() -> None:
+    pipeline = build_pipeline("tiny2")
+    latents, steps, hidden = torch.randn(2, 12, 8, 8), torch.tensor([5, 900]), torch.randn(2, 6, 32)
+    plain = pipeline.unet(latents, steps, hidden).sample
+    owners = torch.tensor([[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    with recorded_attention(pipeline.unet):
+        silent = pipeline.unet(latents, steps, locked(hidden, owners, torch.zeros(2, 32))).sample
+        said = pipeline.unet(latents, steps, locked(hidden, owners, torch.randn(2, 32))).sample
+    torch.testing.assert_close(silent, plain, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(said[0], plain[0], atol=1e-4), "its noun says a look"
+    torch.testing.assert_close(said[1], plain[1], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_look_moves_no_attention() -> None:
+    layer = (unet := build_pipeline("tiny2").unet).down_blocks[1].attentions[0].transformer_blocks[0].attn2
+    states, hidden, owners = torch.randn(1, 16, 32), torch.randn(1, 3, 32), torch.tensor([[0, 1, 0]])
+    outputs = []
+    with recorded_attention(unet) as recording:
+        for looks in (torch.zeros(1, 32), torch.randn(1, 32)):
+            outputs.append(layer(states, encoder_hidden_states=locked(hidden, owners, looks)))
+        plain, said = recording.take()
+    assert torch.equal(plain, said)
+    assert not torch.allclose(*outputs)
+
+
+def test_training_shows_a_share_of_the_portraits_and_teaches_their_encoder(world: WideWorld) -> None:
+    trainer = trainer_of(world)
+    batch = trainer.fresh(4, 0.9)
+    many = WideBatch(**{name: part.repeat(100, *[1] * (part.ndim - 1)) for name, part in vars(batch).items()})
+    assert 0.4 < float(trainer.chance(many).shown.float().mean()) < 0.6
+    before = {name: value.clone() for name, value in trainer.portrait_encoder.state_dict().items()}
+    assert portrait_gap(trainer, count=4) == 0, "nothing is said yet"
+    for _ in range(3):
+        trainer.advance()
+    changed = [
+        not torch.equal(value, before[name]) for name, value in trainer.portrait_encoder.state_dict().items()
+    ]
+    assert all(changed)
+    assert portrait_gap(trainer, count=4) != 0
+
+
+def test_resuming_brings_the_portraits_encoder_back(world: WideWorld, tmp_path: Path) -> None:
+    trainer = trainer_of(world)
+    for _ in range(2):
+        trainer.advance()
+    trainer.save(tmp_path / "state.safetensors")
+    again = trainer_of(world)
+    again.restore(tmp_path / "state.safetensors")
+    for name, value in trainer.portrait_encoder.state_dict().items():
+        assert torch.equal(value, again.portrait_encoder.state_dict()[name]), name
+
+
+def test_a_batch_carries_the_portraits_of_its_scenes(world: WideWorld) -> None:
+    pipeline = build_pipeline("tiny2")
+    scenes = [world.sample(random.Random(seed), WideTaste(counts=0.5)) for seed in range(4)]
+    batch = encode_things(world, pipeline.vae, pipeline.tokenizer, scenes)
+    assert batch.portraits.shape == (4, 4, SIDE, SIDE)
+    assert float(batch.portraits.min()) >= 0
