@@ -25,7 +25,7 @@ from recipes.pocket.attention import (
 )
 from recipes.pocket.optim import mixed_precision
 from recipes.pocket.pool import Batch, Pool
-from recipes.pocket.portraits import PortraitEncoder, locked
+from recipes.pocket.portraits import PortraitEncoder, known_portraits, locked
 from recipes.pocket.schedule import alphas, noised, velocity
 from recipes.pocket.train_unet import Chance, Trainer, UnetConfig, weigh
 from recipes.pocket.wide_world import WideTaste, WideWorld
@@ -50,6 +50,8 @@ class WideConfig(UnetConfig):
     """Weight of the attention's loss."""
     shown: float = 0.5
     """Share of samples whose first thing's portrait is seen."""
+    known: int = 1_024
+    """Drawings among which the differences are found that a look can say."""
 
 
 def wide_taste_at(progress: float) -> WideTaste:
@@ -75,7 +77,10 @@ class WideTrainer(Trainer):
     def __init__(self, pipeline: Any, world: WideWorld, config: WideConfig) -> None:
         super().__init__(pipeline, world, config)
         self.recording = Recording()
-        self.portrait_encoder = PortraitEncoder(self.text_encoder.config.hidden_size).to(world.device)
+        self.portrait_encoder = PortraitEncoder(
+            self.text_encoder.config.hidden_size, known_portraits(world, config.known)
+        )
+        self.portrait_encoder.to(world.device)
         self.networks["portrait"] = self.portrait_encoder
         self.optimisers.append(
             torch.optim.AdamW(

@@ -209,7 +209,7 @@ def test_curriculum_has_pairs_from_the_first_third_on() -> None:
 
 
 def wide_trainer(world: WideWorld) -> WideTrainer:
-    config = WideConfig(steps=6, batch=4, pool=16, fresh=4, first=8, save_every=10_000)
+    config = WideConfig(steps=6, batch=4, pool=16, fresh=4, first=8, known=128, save_every=10_000)
     return WideTrainer(build_pipeline("tiny2"), world, config)
 
 
@@ -336,7 +336,7 @@ def trained_work(
     folder: Path, world: WideWorld, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Edition, WideTrainer]:
     """A work folder whose autoencoder is done and whose UNet has made three steps of six."""
-    config = WideConfig(steps=6, batch=4, pool=16, fresh=4, first=8, save_every=10_000)
+    config = WideConfig(steps=6, batch=4, pool=16, fresh=4, first=8, known=128, save_every=10_000)
     vae = VaeConfig(steps=2, crop=16, save_every=10_000, taste=WideTaste())
     edition = replace(
         EDITIONS[2], family="tiny2", world=lambda **_: world, vae=vae, unet=config, start_vae=None,
