@@ -62,12 +62,9 @@ class PortraitEncoder(torch.nn.Module):
         return looks
 
 
-@torch.no_grad()
 def portraits_of(world: WideWorld, scenes: Sequence[WideScene]) -> torch.Tensor:
-    """Portraits of the scenes' first things, mirrored by chance. (batch, 4, SIDE, SIDE), premultiplied."""
-    portraits = F.adaptive_avg_pool2d(world.portraits(scenes), SIDE)
-    mirrored = torch.rand(len(scenes), 1, 1, 1, device=portraits.device) < 0.5
-    return torch.where(mirrored, portraits.flip(3), portraits)
+    """The drawing of each scene's first thing in its coats, small. (batch, 4, SIDE, SIDE), premultiplied."""
+    return F.adaptive_avg_pool2d(world.portraits(scenes), SIDE)
 
 
 def known_portraits(world: WideWorld, count: int = 1024, seed: int = 5) -> torch.Tensor:

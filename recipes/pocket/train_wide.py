@@ -128,7 +128,7 @@ class WideTrainer(Trainer):
 
 
 @torch.no_grad()
-def portrait_gap(trainer: WideTrainer, *, timestep: int = 500, count: int = 64, seed: int = 79) -> float:
+def portrait_gap(trainer: WideTrainer, *, timestep: int = 850, count: int = 64, seed: int = 79) -> float:
     """How much larger the squared error within single things is without their portraits; zero where these say
     nothing."""
     rng, world = random.Random(seed), trainer.world

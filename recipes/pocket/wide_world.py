@@ -279,6 +279,7 @@ class WideWorld(World):
             masks[index, things] = torch.maximum(masks[index, things], alpha[:, 0])
         return picture.clamp(0, 1), masks
 
+    @torch.no_grad()
     def portraits(self, scenes: Sequence[WideScene]) -> torch.Tensor:
         """The drawing of each scene's first thing in its coats, whole and upright however it stands in the scene.
 
