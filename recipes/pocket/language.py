@@ -28,22 +28,26 @@ SPARE = (
 def relation_phrases(relation: str, first: str, second: str) -> tuple[str, ...]:
     """The ways to say how the first of two things stands to the second; both come with their articles.
 
-    `beside` has the first thing on the left.
+    `beside` and `sides` have the first thing on the left; `sides` always says so.
 
     >>> relation_phrases("behind", "a tree", "an owl")
     ('a tree behind an owl', 'an owl in front of a tree')
     """
+    sides = (
+        f"{first} to the left of {second}",
+        f"{second} to the right of {first}",
+        f"{first} on the left and {second} on the right",
+        f"{second} on the right and {first} on the left",
+    )
     return {
         "beside": (
             f"{first} and {second}",
             f"{second} and {first}",
             f"{first} next to {second}",
             f"{second} next to {first}",
-            f"{first} to the left of {second}",
-            f"{second} to the right of {first}",
-            f"{first} on the left and {second} on the right",
-            f"{second} on the right and {first} on the left",
+            *sides,
         ),
+        "sides": sides,
         "behind": (f"{first} behind {second}", f"{second} in front of {first}"),
         "on": (f"{first} on {second}", f"{first} on top of {second}"),
         "wearing": (f"{first} with {second}", f"{first} wearing {second}"),

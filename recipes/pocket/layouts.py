@@ -10,10 +10,23 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-__all__ = ["RELATIONS", "SUPPORTS", "WEARERS", "Extent", "Spot", "beside", "copies", "related", "row"]
+__all__ = [
+    "RELATIONS",
+    "SIDE_BY_SIDE",
+    "SUPPORTS",
+    "WEARERS",
+    "Extent",
+    "Spot",
+    "beside",
+    "copies",
+    "related",
+    "row",
+]
 
 RELATIONS = ("beside", "beside", "beside", "behind", "on", "wearing", "under")
 """How two things may stand, the plain ones more often."""
+SIDE_BY_SIDE = ("beside", "sides")
+"""Things that stand so; with `sides` the caption always says who is left."""
 SUPPORTS = ("car", "bus", "house", "elephant", "turtle", "mushroom", "cake", "chair", "hat")
 """What other things stand on."""
 WEARERS = ("cat", "dog", "rabbit", "owl", "penguin", "teddy bear", "robot", "elephant", "cactus")
@@ -64,7 +77,7 @@ def related(
 ) -> list[Spot]:
     """Two things in a relation, in the order in which they are drawn in words: the first behind, on, under or wearing
     the second. `seat`: the second is stood on below its top."""
-    if relation == "beside":
+    if relation in SIDE_BY_SIDE:
         return beside(rng, base)
     if relation == "behind":
         far, near = rng.uniform(0.5, 0.68), rng.uniform(0.38, 0.5)

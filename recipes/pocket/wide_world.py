@@ -24,6 +24,7 @@ from perfusion.pocket.vocabulary import (
 from recipes.pocket.language import COUNTS, SIZES, listing, place_phrases, relation_phrases
 from recipes.pocket.layouts import (
     RELATIONS,
+    SIDE_BY_SIDE,
     SUPPORTS,
     WEARERS,
     Extent,
@@ -54,6 +55,8 @@ class WideTaste(Taste):
     """Share of scenes with three different things."""
     sized: float = 0.15
     """Share of objects that are small or large and called so."""
+    sides: float = 0.0
+    """Share of pairs that stand side by side and whose caption says who is left; so do some of the others."""
     withheld: bool = False
     """Whether there is also what the model never sees together: for those who judge it."""
 
@@ -133,13 +136,15 @@ class WideWorld(World):
         kind = 1.0 if noun else rng.random()
         count = 3 if kind < wide.triples else 2 if kind < wide.triples + wide.pairs else 1
         relation = rng.choice(RELATIONS) if count == 2 else ""
+        if count == 2 and wide.sides and rng.random() < wide.sides:
+            relation = "sides"
         nouns, where = self._choose(rng, count, relation, noun, place, wide.withheld)
         low, high = GROUND.get(where, PLAIN_GROUND)
         sprites = {name: rng.choice(rng.choice(self.poses[name])) for name in nouns}
         base = ground(rng, low, high)
         if count == 1 and kind < wide.triples + wide.pairs + wide.counts:
             return self._scene(rng, wide, where, nouns, sprites, *self._counted(rng, nouns[0], base))
-        sized = wide.sized if relation in ("", "beside") else 0.0
+        sized = wide.sized if relation in ("", *SIDE_BY_SIDE) else 0.0
         dressed = [
             self._dress(rng, wide.recoloured * (1 if count == 1 else 0.75), sized, name) for name in nouns
         ]
@@ -209,10 +214,10 @@ class WideWorld(World):
             extents = [self.extents[sprites[thing.noun]] for thing in things]
             seat = things[1].noun == "chair"
             spots = related(rng, relation, base, *extents, seat=seat)
-            if relation == "beside":
+            if relation in SIDE_BY_SIDE:
                 spots = [_resized(spot, size) for spot, size in zip(spots, sizes, strict=True)]
             said = rng.choice(relation_phrases(relation, *named))
-            if relation == "beside":
+            if relation in SIDE_BY_SIDE:
                 return said, _far_first(spots)
             numbered = list(enumerate(spots))
             return said, numbered[::-1] if relation in ("on", "under") else numbered

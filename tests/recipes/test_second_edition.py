@@ -205,6 +205,7 @@ def test_curriculum_has_pairs_from_the_first_third_on() -> None:
     assert wide_taste_at(0.2).pairs > 0
     last = wide_taste_at(1.0)
     assert last.pairs >= 0.3
+    assert last.sides == 0.5
     assert last.pairs + last.triples + last.counts == pytest.approx(0.5)
 
 
