@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help="default: the scorer's own folder, for edition 1",
         )
+    samples = parts.add_parser("samples", help="train the sample concepts of a model that is packed")
+    samples.add_argument("--model", type=Path, metavar="DIR", help="default: the embedded model")
     sheet = parts.add_parser(
         "sheet", help="draw the fixed prompts, two seeds each, with the model as it ships"
     )
@@ -106,6 +108,12 @@ def _body(args: argparse.Namespace) -> int:
             save_all(args.output)
         else:
             save(args.noun, args.style, args.output)
+        return 0
+    if args.part == "samples":
+        from perfusion.embedded import model_path
+        from recipes.pocket.samples import train_samples
+
+        train_samples(args.model or model_path())
         return 0
     if args.part == "sheet":
         from recipes.pocket.sheet import draw_sheet

@@ -1,0 +1,39 @@
+"""The sample concepts that lie beside the embedded model, trained for it as a user would train them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from recipes.pocket.subjects import SUBJECTS
+
+__all__ = ["SAMPLES", "train_samples"]
+
+SAMPLES = ("pink-cake", "gold-hat", "school-bus")
+STEPS = 300
+PICTURES = Path(__file__).resolve().parents[2] / "examples" / "subjects"
+
+
+def train_samples(model: Path, names: Sequence[str] = SAMPLES, steps: int = STEPS) -> list[Path]:
+    """Train the named subjects of `examples/subjects`; each is saved as soon as it is done.
+
+    Args:
+        model: the folder of the model, in whose `concepts` they are written.
+        names: of the subjects.
+        steps: of each training.
+
+    Returns:
+        The files.
+    """
+    from perfusion.base.base_model import load_base
+    from perfusion.training import TrainingConfig, train_concept
+
+    base, files = load_base(model), []
+    for subject in (subject for subject in SUBJECTS if subject.name in names):
+        pictures = PICTURES / subject.name
+        config = TrainingConfig(
+            superclass=subject.noun, token=subject.token, masks=pictures / "masks", steps=steps
+        )
+        files.append(model / "concepts" / f"{subject.name}.safetensors")
+        train_concept(pictures, config, model=base).save(files[-1])
+    return files
