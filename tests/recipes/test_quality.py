@@ -1,11 +1,13 @@
 """The prompts that the embedded model is judged by, and how the probes' answers are counted."""
 
 import hashlib
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality import composed, make_compositions, make_prompts, score_prompt, shares
+from benchmarks.quality import COMPOSED, composed, make_compositions, make_prompts, score_prompt, shares
 from perfusion.judging.pocket_scorer import NOUN_NAMES, ProbeAnswers
 from perfusion.pocket.vocabulary import NOUNS, PLACES, words
 from recipes.pocket.withheld import is_withheld, withheld_noun_pairs, withheld_noun_places
@@ -100,3 +102,21 @@ def test_withheld_and_trained_combinations_are_counted_apart() -> None:
     counted = shares(scored)
     assert counted["noun"][0] == counted["count"][0] == 100
     assert counted["place"][0] < 100
+
+
+def test_the_page_gives_the_shares_of_the_interim_weights_as_they_were_measured() -> None:
+    root = Path(__file__).parents[2]
+    (record,) = (root / "benchmarks" / "records").glob("pocket2-quality-*.json")
+    rows = {row["what"]: row for row in json.loads(record.read_text())["rows"]}
+    page = " ".join((root / "docs" / "pocket.md").read_text(encoding="utf-8").split())
+    for what, said in (
+        ("place", "the place right"), ("noun", "the noun"), ("colour", "the colour"),
+        ("both nouns", "both nouns of a pair"), ("count", "the count"), ("left and right", "left and right"),
+    ):  # fmt: skip
+        assert f"{said} in {rows[f'{what} right']['percent']:.1f} %" in page
+    for what in COMPOSED:
+        row = rows[what]
+        assert (
+            f"{row['trained']:.1f} % of what was trained together and in {row['withheld']:.1f} %" in page
+            or (f"{row['trained']:.1f} % and {row['withheld']:.1f} %" in page)
+        )
