@@ -123,7 +123,8 @@ def _export(plain: Path) -> Any:
     # the older package's other one reads no tokenizer.json
     index["tokenizer"] = ["transformers", "CLIPTokenizerFast"]
     (plain / "model_index.json").write_text(json.dumps(index))
-    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    channels = json.loads((model_path() / "unet" / "config.json").read_text())["in_channels"]
+    latents = torch.randn(1, channels, 16, 16, generator=torch.Generator().manual_seed(0))
     np.save(plain / "latents.npy", latents.numpy())
     return _draw_with_diffusers(model_path(), latents)
 

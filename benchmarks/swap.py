@@ -24,6 +24,7 @@ from benchmarks.record import write_record
 from perfusion import Concept
 from perfusion.bundle.description import Bundle, Decoder, Defaults, Layer, TextEncoder, UNet
 from perfusion.bundle.noise_model import NoiseModel
+from perfusion.bundle.reader import read_bundle
 from perfusion.embedded import bundle_path
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
@@ -34,8 +35,9 @@ from perfusion.runtime.text.prompt_encoder import PromptEncoder
 TARGET_MS = 1.0
 TARGET_US = 50.0  # of host work for a picture whose settings changed
 FINGERPRINT = "0" * 64
+_EMBEDDED = read_bundle(bundle_path(), verify=False)
 SIZES = {  # text_dim, and the widths of all cross-attention layers together
-    "pocket": (128, 1344),
+    _EMBEDDED.base: (_EMBEDDED.text_dim, sum(layer.value_dim for layer in _EMBEDDED.unet.layers)),
     "sd15": (768, 12480),
 }
 

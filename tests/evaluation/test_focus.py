@@ -74,7 +74,7 @@ def test_every_second_sample_does_not_see_its_padding_and_the_others_do():
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(1, 77, base.text_dim, generator=generator).expand(2, -1, -1).clone()
     edit.padding = (torch.arange(77) > 5).expand(2, -1)
-    noisy = torch.randn(1, 4, 16, 16, generator=generator).expand(2, -1, -1, -1)
+    noisy = torch.randn(1, base.unet.config.in_channels, 16, 16, generator=generator).expand(2, -1, -1, -1)
     times = torch.tensor([500, 500])
 
     def predicted(changed_from: int | None) -> torch.Tensor:

@@ -81,7 +81,8 @@ def drawn(pipeline, prompt=PROMPT, seed=0, latents_dtype=torch.float32, **call) 
     """The last latents; every picture of a batch starts from the same noise."""
     count = (len(prompt) if isinstance(prompt, list) else 1) * call.get("num_images_per_prompt", 1)
     side = pipeline.unet.config.sample_size
-    noise = torch.from_numpy(initial_noise(seed, (1, 4, side, side))).repeat(count, 1, 1, 1)
+    shape = (1, pipeline.unet.config.in_channels, side, side)
+    noise = torch.from_numpy(initial_noise(seed, shape)).repeat(count, 1, 1, 1)
     noise = noise.to(latents_dtype)
     call = {"num_inference_steps": 1, "guidance_scale": 3.0, **call}
     height = side * pipeline.vae_scale_factor

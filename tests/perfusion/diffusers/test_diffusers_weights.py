@@ -68,9 +68,8 @@ def test_a_picture_is_our_runtimes(pocket, runtime, prompt):
     options = {"num_inference_steps": 3, "guidance_scale": 3.0, "negative_prompt": "a (tree:1.2)"}
     expected = runtime.generate(prompt, seed=3, regions="auto", scheduler="ddim", **options)
     with perfusion.diffusers.apply(pocket, concepts, regions="auto"):
-        noise = torch.randn(
-            (1, 4, *[side // 8 for side in expected.size]), generator=torch.Generator().manual_seed(3)
-        )
+        shape = (1, pocket.unet.config.in_channels, *[side // 8 for side in expected.size])
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
         picture = pocket(prompt, latents=noise, **options).images[0]
     difference = np.asarray(picture, float) - np.asarray(expected, float)
     assert 10 * np.log10(255**2 / max(float(np.mean(difference**2)), 1e-9)) > 45

@@ -107,7 +107,7 @@ def test_damaged_or_foreign_scorer_is_refused(
 def test_shipped_scorer_is_small_and_reports_its_accuracies() -> None:
     scorer = PocketScorer()
     assert sum(path.stat().st_size for path in scorer_path().iterdir()) <= 6_000_000
-    assert set(scorer.accuracies) == {"noun", "place", "colour", "count", "scene"}
+    assert set(scorer.accuracies) >= {"noun", "place", "colour", "count", "scene"}
     assert set(OUTPUTS) >= {"embeddings", "nouns", "place", "colour", "count", "scene"}
 
 

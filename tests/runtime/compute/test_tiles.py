@@ -78,8 +78,11 @@ def test_the_decoder_that_ships_makes_nearly_the_same_picture_in_tiles():
     bundle = read_bundle(bundle_path(), verify=False)
     ends = graph_io_of(bundle)["vae_decoder"]
     graph = OnnxGraph(ends.file, ends.inputs, ends.outputs, "cpu", 1)
-    coarse = normal(1, 4, 8, 8, seed=1)
-    latents = np.repeat(np.repeat(coarse, 6, axis=2), 6, axis=3) + 0.1 * normal(1, 4, 48, 48)  # 384 pixels
+    channels = bundle.unet.in_channels
+    coarse = normal(1, channels, 8, 8, seed=1)
+    latents = np.repeat(np.repeat(coarse, 6, axis=2), 6, axis=3) + 0.1 * normal(
+        1, channels, 48, 48
+    )  # 384 pixels
 
     def decode(piece):
         return graph(latent_sample=piece)
