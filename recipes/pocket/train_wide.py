@@ -57,7 +57,8 @@ class WideConfig(UnetConfig):
 def wide_taste_at(progress: float) -> WideTaste:
     """The curriculum: large single objects first, pairs from the start and many from the first third on; in the last
     two fifths half of the scenes hold one object again, since shapes take longer than arrangements, and half of the
-    pairs say who is left: at 9,600 steps without these, left and right were a coin's throw."""
+    pairs say who is left: at 9,600 steps without these, left and right were a coin's throw. Patterns become rare, or an
+    unnamed cat has patches."""
     if progress < 0.1:
         return WideTaste(size=(0.6, 0.88), spread=0.08, recoloured=0.35, pairs=0.1, empty_caption=0.1)
     if progress < 0.33:
@@ -67,7 +68,8 @@ def wide_taste_at(progress: float) -> WideTaste:
             spread=0.18, recoloured=0.55, pairs=0.38, triples=0.12, counts=0.12, empty_caption=0.1
         )  # fmt: skip
     return WideTaste(
-        spread=0.18, recoloured=0.5, pairs=0.38, sides=0.5, triples=0.04, counts=0.08, empty_caption=0.1
+        spread=0.18, recoloured=0.5, unpatterned=0.7, pairs=0.38, sides=0.5, triples=0.04, counts=0.08,
+        empty_caption=0.1,
     )  # fmt: skip
 
 

@@ -57,6 +57,8 @@ class WideTaste(Taste):
     """Share of objects that are small or large and called so."""
     sides: float = 0.0
     """Share of pairs that stand side by side and whose caption says who is left; so do some of the others."""
+    unpatterned: float = 0.0
+    """Share of the patterned things that keep their own colours instead."""
     withheld: bool = False
     """Whether there is also what the model never sees together: for those who judge it."""
 
@@ -146,7 +148,8 @@ class WideWorld(World):
             return self._scene(rng, wide, where, nouns, sprites, *self._counted(rng, nouns[0], base))
         sized = wide.sized if relation in ("", *SIDE_BY_SIDE) else 0.0
         dressed = [
-            self._dress(rng, wide.recoloured * (1 if count == 1 else 0.75), sized, name) for name in nouns
+            self._dress(rng, wide, wide.recoloured * (1 if count == 1 else 0.75), sized, name)
+            for name in nouns
         ]
         things = [thing for thing, _, _ in dressed]
         said, spots = self._layout(
@@ -191,10 +194,13 @@ class WideWorld(World):
                 return nouns, where
 
     def _dress(
-        self, rng: random.Random, recoloured: float, sized: float, noun: str
+        self, rng: random.Random, taste: WideTaste, recoloured: float, sized: float, noun: str
     ) -> tuple[Thing, tuple[Coat, ...], str]:
         """A thing of the noun in some look: what it is called, its coats, and its size where that is named."""
         adjective, coats = sample_look(rng) if rng.random() < recoloured else ("", ())
+        patterned = any(coat.pattern for coat in coats)
+        if patterned and taste.unpatterned and rng.random() < taste.unpatterned:
+            adjective, coats = "", ()
         size = rng.choice(tuple(SIZES)) if rng.random() < sized else ""
         phrase = " ".join(word for word in (size, adjective, noun) if word)
         return Thing(noun=noun, phrase=phrase, name=noun), coats, size

@@ -180,3 +180,32 @@ def test_first_edition_composes_its_subjects_as_ever(subject: Subject) -> None:
     for number, picture in enumerate(pictures, 1):
         stored = np.asarray(Image.open(EXAMPLES / subject.name / f"{number}.png"))
         assert np.array_equal(np.asarray(picture), stored)
+
+
+def test_patterns_are_as_rare_as_they_are_asked_to_be(world: WideWorld) -> None:
+    def share(unpatterned: float) -> float:
+        rng = random.Random(1)
+        taste = WideTaste(recoloured=1.0, unpatterned=unpatterned)
+        scenes = [world.sample(rng, taste) for _ in range(300)]
+        coats = [item.coats for scene in scenes for item in scene.items if isinstance(item, WideItem)]
+        return sum(any(coat.pattern for coat in layers) for layers in coats) / len(coats)
+
+    usual = share(0.0)
+    assert usual > 0.3
+    assert share(1.0) == 0
+    assert 0.2 * usual < share(0.7) < 0.5 * usual
+
+
+def test_sides_are_said_where_they_are_asked_for(world: WideWorld) -> None:
+    rng = random.Random(2)
+    scenes = [world.sample(rng, WideTaste(pairs=1.0, sides=1.0)) for _ in range(60)]
+    for scene in scenes:
+        caption, middles = scene.caption, scene.middles()
+        first, second = (thing.noun for thing in scene.things)
+        assert "left" in caption or "right" in caption
+        assert middles[first] < middles[second]
+        left_named_first = caption.index(scene.things[0].phrase) < caption.index(scene.things[1].phrase)
+        if "to the left of" in caption:
+            assert left_named_first
+        elif "to the right of" in caption:
+            assert not left_named_first
