@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from recipes.pocket.pool import Batch, encode, tokenise
-from recipes.pocket.portraits import portraits_of, unlocked
+from recipes.pocket.portraits import portraits_of, split_encodings
 from recipes.pocket.wide_world import THINGS, WideScene, WideWorld
 
 __all__ = [
@@ -105,7 +105,7 @@ class Recording(threading.local):
 
 
 class _PlainProcessor:
-    """Plain cross-attention to encodings that may say a look in the values alone (`portraits.locked`).
+    """Plain cross-attention to encodings that may say a look in the values alone (`portraits.joined_encodings`).
 
     Args:
         recording: notes the probabilities, the mean over heads; None notes nothing.
@@ -119,7 +119,7 @@ class _PlainProcessor:
         attention_mask: torch.Tensor | None = None, temb: torch.Tensor | None = None, **_: Any,
     ) -> torch.Tensor:  # fmt: skip
         batch, tokens = encoder_hidden_states.shape[:2]
-        for_keys, for_values = unlocked(encoder_hidden_states, attn.to_k.in_features)
+        for_keys, for_values = split_encodings(encoder_hidden_states, attn.to_k.in_features)
         mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(for_keys))
@@ -134,7 +134,7 @@ class _PlainProcessor:
 
 @contextmanager
 def recorded_attention(unet: Any) -> Iterator[Recording]:
-    """Note the cross-attention of every call within, which may have a look in its values."""
+    """Within, the UNet also takes what `joined_encodings` returns, and its cross-attention is noted."""
     before, recording = dict(unet.attn_processors), Recording()
     chosen = {
         name: _PlainProcessor(

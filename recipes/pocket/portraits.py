@@ -1,10 +1,10 @@
-"""Looks that no word says: so that one cat can be told from another, and a concept finds its own.
+"""Looks that no word says.
 
-A caption says "a cat"; which of a thousand cats it is, the model must guess, and it never learns that the values of a
-noun could say so. Here an encoder looks at the drawing of a scene's first thing and adds what it sees to the values of
+A caption says "a cat", not which of a thousand cats; the model must guess, and never learns that the values of a noun
+could say so. Here an encoder looks at the drawing of a scene's first thing and adds what it sees to the values of
 the thing's noun, in all cross-attention layers; keys stay those of the plain noun. That is where Perfusion puts a
-concept (Tewel et al., 2023, key-locking), so the values that it learns lead to things the model can draw. The encoder
-is left behind when training ends.
+concept (Tewel et al., 2023, key-locking), so the values that it learns should lead to things the model can draw. The
+encoder is left behind when training ends.
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ import torch.nn.functional as F
 
 from recipes.pocket.wide_world import WideScene, WideTaste, WideWorld
 
-__all__ = ["COMPONENTS", "SIDE", "PortraitEncoder", "known_portraits", "locked", "portraits_of", "unlocked"]
+__all__ = [
+    "COMPONENTS",
+    "SIDE",
+    "PortraitEncoder",
+    "joined_encodings",
+    "known_portraits",
+    "portraits_of",
+    "split_encodings",
+]
 
 SIDE = 32
 """Width and height of a portrait, in pixels."""
 COMPONENTS = 64
 """Differences between drawings that a look can say."""
-LOUDNESS = 0.3
+INITIAL_STD = 0.3
 """Deviation of each of a look's numbers before training; those of a token have one of about 1."""
 
 
@@ -43,22 +51,28 @@ class PortraitEncoder(torch.nn.Module):
 
     def __init__(self, text_dim: int, known: torch.Tensor) -> None:
         super().__init__()
+        if len(known) <= COMPONENTS:
+            raise ValueError(f"{len(known)} drawings, expected more than {COMPONENTS}.")
         flat = known.flatten(1)
         mean = flat.mean(0)
-        variances, turned = torch.linalg.eigh((flat - mean) @ (flat - mean).T / len(flat))  # smallest first
+        eigenvalues, eigenvectors = torch.linalg.eigh(
+            (flat - mean) @ (flat - mean).T / len(flat)
+        )  # smallest first
         # a row of the transposed product is a component times its deviation and √count
         scaled = (
-            turned[:, -COMPONENTS:].T @ (flat - mean) / (variances[-COMPONENTS:, None] * len(flat) ** 0.5)
+            eigenvectors[:, -COMPONENTS:].T
+            @ (flat - mean)
+            / (eigenvalues[-COMPONENTS:, None] * len(flat) ** 0.5)
         )
         self.register_buffer("mean", mean)
         self.register_buffer("components", scaled)
-        self.outer = torch.nn.Linear(COMPONENTS, text_dim)
-        torch.nn.init.normal_(self.outer.weight, std=LOUDNESS / COMPONENTS**0.5)
-        torch.nn.init.zeros_(self.outer.bias)
+        self.projection = torch.nn.Linear(COMPONENTS, text_dim)
+        torch.nn.init.normal_(self.projection.weight, std=INITIAL_STD / COMPONENTS**0.5)
+        torch.nn.init.zeros_(self.projection.bias)
 
     def forward(self, portraits: torch.Tensor) -> torch.Tensor:
         """Premultiplied drawings (batch, 4, SIDE, SIDE) in [0, 1] → (batch, text_dim)."""
-        looks: torch.Tensor = self.outer((portraits.flatten(1) - self.mean) @ self.components.T)
+        looks: torch.Tensor = self.projection((portraits.flatten(1) - self.mean) @ self.components.T)
         return looks
 
 
@@ -73,12 +87,13 @@ def known_portraits(world: WideWorld, count: int = 1024, seed: int = 5) -> torch
     taste = WideTaste(recoloured=0.5)
     with world.seeded(seed):
         parts = [
-            portraits_of(world, [world.sample(rng, taste) for _ in range(64)]) for _ in range(count // 64)
+            portraits_of(world, [world.sample(rng, taste) for _ in range(min(64, count - start))])
+            for start in range(0, count, 64)
         ]
     return torch.cat(parts).cpu()
 
 
-def locked(hidden: torch.Tensor, owners: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
+def joined_encodings(hidden: torch.Tensor, owners: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
     """Encodings for keys, and beside them those for values, which say a look as well.
 
     Args:
@@ -87,13 +102,13 @@ def locked(hidden: torch.Tensor, owners: torch.Tensor, looks: torch.Tensor) -> t
         looks: of the first thing, (batch, width); zeros where nothing is said.
 
     Returns:
-        (batch, tokens, 2 · width), for `unlocked`.
+        (batch, tokens, 2 · width), for `split_encodings`.
     """
     return torch.cat([hidden, hidden + (owners == 1)[..., None] * looks[:, None]], -1)
 
 
-def unlocked(hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What keys and what values are made of: the halves of what `locked` returned, or twice a plain encoding."""
+def split_encodings(hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What keys and values are made of: the halves of what `joined_encodings` returned, or twice a plain encoding."""
     if hidden.shape[-1] == width:
         return hidden, hidden
     keys, values = hidden.chunk(2, -1)

@@ -11,6 +11,7 @@ __all__ = ["SAMPLES", "train_samples"]
 
 SAMPLES = ("pink-cake", "gold-hat", "school-bus")
 STEPS = 300
+"""Of each training; the best of its snapshots is kept."""
 PICTURES = Path(__file__).resolve().parents[2] / "examples" / "subjects"
 
 
@@ -19,7 +20,7 @@ def train_samples(model: Path, names: Sequence[str] = SAMPLES, steps: int = STEP
 
     Args:
         model: the folder of the model, in whose `concepts` they are written.
-        names: of the subjects.
+        names: of subjects, as `recipes.pocket.subjects` has them.
         steps: of each training.
 
     Returns:
@@ -28,8 +29,8 @@ def train_samples(model: Path, names: Sequence[str] = SAMPLES, steps: int = STEP
     from perfusion.base.base_model import load_base
     from perfusion.training import TrainingConfig, train_concept
 
-    base, files = load_base(model), []
-    for subject in (subject for subject in SUBJECTS if subject.name in names):
+    base, files, known = load_base(model), [], {subject.name: subject for subject in SUBJECTS}
+    for subject in (known[name] for name in names):
         pictures = PICTURES / subject.name
         config = TrainingConfig(
             superclass=subject.noun, token=subject.token, masks=pictures / "masks", steps=steps

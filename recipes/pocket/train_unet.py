@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,7 +93,7 @@ class Chance(Rows):
     noise: torch.Tensor
     padded: torch.Tensor
     """(batch, 1) bool: whose cross-attention sees the padding."""
-    shown: torch.Tensor
+    portrayed: torch.Tensor
     """(batch, 1) bool: whose first thing's portrait is seen."""
 
 
@@ -158,7 +158,7 @@ class Trainer:
             steps=draw_timesteps(count, device),
             noise=torch.randn_like(batch.latents),
             padded=torch.ones(count, 1, dtype=torch.bool, device=device),
-            shown=torch.zeros(count, 1, dtype=torch.bool, device=device),
+            portrayed=torch.zeros(count, 1, dtype=torch.bool, device=device),
         )
 
     def loss(self, batch: Any, chance: Chance, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -249,7 +249,9 @@ class Trainer:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The networks with their averaged weights, for drawing and for the gauge."""
-        with self.averages["unet"].applied(), self.averages["text"].applied():
+        with ExitStack() as stack:
+            for average in self.averages.values():
+                stack.enter_context(average.applied())
             yield
 
 

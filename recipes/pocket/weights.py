@@ -1,7 +1,7 @@
 """Weights that trainings left: averaged ones in their checkpoints, and those of a packed model, to begin with.
 
-A training that begins from a packed model goes on at the step where that was packed; the optimisers' state and the
-encoded scenes are made anew.
+A training that begins from a packed model goes on at the step where that was packed; the optimisers' state, the
+encoded scenes and the encoder of portraits are made anew.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class WideTaste(Taste):
     sides: float = 0.0
     """Share of pairs that stand side by side and whose caption says who is left; so do some of the others."""
     unpatterned: float = 0.0
-    """Share of the patterned things that keep their own colours instead."""
+    """Share of the things with a pattern that no word names which keep their own colours instead."""
     withheld: bool = False
     """Whether there is also what the model never sees together: for those who judge it."""
 
@@ -198,9 +198,9 @@ class WideWorld(World):
     ) -> tuple[Thing, tuple[Coat, ...], str]:
         """A thing of the noun in some look: what it is called, its coats, and its size where that is named."""
         adjective, coats = sample_look(rng) if rng.random() < recoloured else ("", ())
-        patterned = any(coat.pattern for coat in coats)
-        if patterned and taste.unpatterned and rng.random() < taste.unpatterned:
-            adjective, coats = "", ()
+        unnamed = not adjective and any(coat.pattern for coat in coats)
+        if unnamed and taste.unpatterned and rng.random() < taste.unpatterned:
+            coats = ()
         size = rng.choice(tuple(SIZES)) if rng.random() < sized else ""
         phrase = " ".join(word for word in (size, adjective, noun) if word)
         return Thing(noun=noun, phrase=phrase, name=noun), coats, size
@@ -294,7 +294,7 @@ class WideWorld(World):
     def portraits(self, scenes: Sequence[WideScene]) -> torch.Tensor:
         """The drawing of each scene's first thing in its coats, whole and upright however it stands in the scene.
 
-        Premultiplied, (batch, 4, 128, 128).
+        Premultiplied, (batch, 4, 128, 128). The balance of colours is drawn anew: it differs a little from the scene's.
         """
         items = [next(item for item in map(_wide, scene.items) if item.thing == 0) for scene in scenes]
         return self._paint(items)

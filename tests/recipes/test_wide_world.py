@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
+from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES, article
 from recipes.pocket.drawings import wide_atlas
 from recipes.pocket.language import words
 from recipes.pocket.layouts import Extent, ground, related
@@ -182,30 +182,41 @@ def test_first_edition_composes_its_subjects_as_ever(subject: Subject) -> None:
         assert np.array_equal(np.asarray(picture), stored)
 
 
-def test_patterns_are_as_rare_as_they_are_asked_to_be(world: WideWorld) -> None:
-    def share(unpatterned: float) -> float:
+def test_patterns_that_no_word_names_are_as_rare_as_they_are_asked_to_be(world: WideWorld) -> None:
+    def shares(unpatterned: float) -> tuple[float, float]:
+        """Of things with a pattern, those that a word tells of and the others."""
         rng = random.Random(1)
-        taste = WideTaste(recoloured=1.0, unpatterned=unpatterned)
-        scenes = [world.sample(rng, taste) for _ in range(300)]
-        coats = [item.coats for scene in scenes for item in scene.items if isinstance(item, WideItem)]
-        return sum(any(coat.pattern for coat in layers) for layers in coats) / len(coats)
+        taste = WideTaste(recoloured=1.0, sized=0.0, unpatterned=unpatterned)
+        scenes = [world.sample(rng, taste) for _ in range(400)]
+        named, unnamed = 0, 0
+        for scene in scenes:
+            (item,), (thing,) = scene.items, scene.things
+            assert isinstance(item, WideItem)
+            if any(coat.pattern for coat in item.coats):
+                named, unnamed = named + (thing.phrase != thing.noun), unnamed + (thing.phrase == thing.noun)
+        return named / 400, unnamed / 400
 
-    usual = share(0.0)
-    assert usual > 0.3
-    assert share(1.0) == 0
-    assert 0.2 * usual < share(0.7) < 0.5 * usual
+    named, unnamed = shares(0.0)
+    assert unnamed > 0.12
+    assert shares(1.0)[1] == 0
+    rarer = shares(0.7)
+    assert 0.15 * unnamed < rarer[1] < 0.5 * unnamed
+    assert 0.7 * named < rarer[0] < 1.4 * named
 
 
-def test_sides_are_said_where_they_are_asked_for(world: WideWorld) -> None:
+def test_sides_are_said_where_they_are_asked_for_and_said_right(world: WideWorld) -> None:
     rng = random.Random(2)
     scenes = [world.sample(rng, WideTaste(pairs=1.0, sides=1.0)) for _ in range(60)]
     for scene in scenes:
-        caption, middles = scene.caption, scene.middles()
-        first, second = (thing.noun for thing in scene.things)
-        assert "left" in caption or "right" in caption
-        assert middles[first] < middles[second]
-        left_named_first = caption.index(scene.things[0].phrase) < caption.index(scene.things[1].phrase)
-        if "to the left of" in caption:
-            assert left_named_first
-        elif "to the right of" in caption:
-            assert not left_named_first
+        middles = scene.middles()
+        left, right = (thing.noun for thing in scene.things)
+        assert middles[left] < middles[right]
+        left, right = (article(thing.phrase) for thing in scene.things)
+        said = (
+            f"{left} to the left of {right}", f"{right} to the right of {left}",
+            f"{left} on the left and {right} on the right", f"{right} on the right and {left} on the left",
+        )  # fmt: skip
+        assert sum(phrase in scene.caption for phrase in said) == 1
+    half = [world.sample(rng, WideTaste(pairs=1.0, sides=0.5)).caption for _ in range(400)]
+    share = sum(" left" in caption or " right" in caption for caption in half) / 400
+    assert 0.53 < share < 0.69, "half of them, and four in eight of those who stand side by side by chance"
