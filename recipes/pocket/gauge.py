@@ -13,7 +13,7 @@ import torch
 
 from recipes.pocket.optim import mixed_precision
 from recipes.pocket.pool import encode_scenes, tokenise
-from recipes.pocket.schedule import alphas, noised, velocity
+from recipes.pocket.schedule import squared_error
 from recipes.pocket.world import Taste, World
 
 
@@ -33,13 +33,11 @@ def wrong_noun_gap(
         batch = encode_scenes(world, vae, tokenizer, scenes)
         noise = torch.randn_like(batch.latents)
     steps = torch.full((count,), timestep, device=world.device)
-    alpha = alphas(world.device)[steps]
     errors = []
     for input_ids in (batch.input_ids, tokenise(tokenizer, wrong).to(world.device)):
         with mixed_precision(world.device):
             hidden = text_encoder(input_ids).last_hidden_state
-            output = unet(noised(batch.latents, noise, alpha), steps, hidden).sample.float()
-        errors.append(float((output - velocity(batch.latents, noise, alpha)).square().mean()))
+        errors.append(float(squared_error(unet, batch.latents, noise, steps, hidden).mean()))
     return errors[1] / errors[0] - 1
 
 

@@ -30,7 +30,7 @@ from recipes.pocket.optim import (
     set_rate,
 )
 from recipes.pocket.pool import Batch, Pool, Rows, encode_scenes
-from recipes.pocket.schedule import alphas, noised, velocity
+from recipes.pocket.schedule import alphas, squared_error
 from recipes.pocket.slices import learn_in_slices, slices
 from recipes.pocket.world import Taste, World
 
@@ -163,13 +163,10 @@ class Trainer:
 
     def loss(self, batch: Any, chance: Chance, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
         """What is minimised, the weighted velocity error, and, for the log, the plain one."""
-        alpha = alphas(batch.latents.device)[chance.steps]
         with mixed_precision(batch.latents.device):
             hidden = self.text_encoder(batch.input_ids).last_hidden_state
-            output = self.unet(
-                noised(batch.latents, chance.noise, alpha), chance.steps, hidden
-            ).sample.float()
-        error = (output - velocity(batch.latents, chance.noise, alpha)).square()
+        error = squared_error(self.unet, batch.latents, chance.noise, chance.steps, hidden)
+        alpha = alphas(batch.latents.device)[chance.steps]
         return weigh(error, batch, alpha, object_weight=4 - 2 * progress), error.detach().mean()
 
     def learn(self, batch: Any, progress: float) -> float:

@@ -26,7 +26,7 @@ from recipes.pocket.attention import (
 from recipes.pocket.optim import Average, mixed_precision
 from recipes.pocket.pool import Batch, Pool
 from recipes.pocket.portraits import PortraitEncoder, joined_encodings, known_portraits
-from recipes.pocket.schedule import alphas, noised, velocity
+from recipes.pocket.schedule import alphas, noised, squared_error
 from recipes.pocket.train_unet import Chance, Trainer, UnetConfig, weigh
 from recipes.pocket.wide_world import WideTaste, WideWorld
 
@@ -115,15 +115,15 @@ class WideTrainer(Trainer):
     def loss(self, batch: WideBatch, chance: Chance, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
         """What is minimised, denoising and a share of the attention's; and the plain error, to be shown."""
         device, steps = batch.latents.device, chance.steps
-        alpha = alphas(device)[steps]
-        sentence = without_padding(batch.input_ids, self.tokenizer.eos_token_id)
         with mixed_precision(device):
             hidden = self.text_encoder(batch.input_ids).last_hidden_state
             looks = self.portrait_encoder(batch.portraits) * chance.portrayed
-            hidden = joined_encodings(hidden, batch.owners, looks)
-            noisy, mask = noised(batch.latents, chance.noise, alpha), sentence | chance.padded
-            output = self.unet(noisy, steps, hidden, encoder_attention_mask=mask).sample.float()
-        error = (output - velocity(batch.latents, chance.noise, alpha)).square()
+        hidden = joined_encodings(hidden, batch.owners, looks)
+        mask = without_padding(batch.input_ids, self.tokenizer.eos_token_id) | chance.padded
+        error = squared_error(
+            self.unet, batch.latents, chance.noise, steps, hidden, encoder_attention_mask=mask
+        )
+        alpha = alphas(device)[steps]
         denoising = weigh(error, batch, alpha, object_weight=4 - 2 * progress)
         attention = attention_loss(self.recording.take(), batch, steps < KNOWABLE)
         return denoising + self.config.attention * attention, error.detach().mean()
@@ -145,16 +145,13 @@ def portrait_gap(trainer: WideTrainer, *, timestep: int = 850, count: int = 64, 
         batch = encode_things(world, trainer.vae, trainer.tokenizer, scenes)
         noise = torch.randn_like(batch.latents)
     steps = torch.full((count,), timestep, device=world.device)
-    alpha = alphas(world.device)[steps]
     errors = []
     for seen in (1.0, 0.0):
         with mixed_precision(world.device), recorded_attention(trainer.unet):
             looks = trainer.portrait_encoder(batch.portraits) * seen
-            hidden = joined_encodings(
-                trainer.text_encoder(batch.input_ids).last_hidden_state, batch.owners, looks
-            )
-            output = trainer.unet(noised(batch.latents, noise, alpha), steps, hidden).sample.float()
-        error = (output - velocity(batch.latents, noise, alpha)).square()
+            hidden = trainer.text_encoder(batch.input_ids).last_hidden_state
+            hidden = joined_encodings(hidden, batch.owners, looks)
+            error = squared_error(trainer.unet, batch.latents, noise, steps, hidden)
         errors.append(float((error * batch.masks).sum() / batch.masks.sum()))
     return errors[1] / errors[0] - 1
 

@@ -9,7 +9,6 @@ import torch
 
 from recipes.pocket.architecture import build_pipeline
 from recipes.pocket.attention import WideBatch, encode_things, recorded_attention
-from recipes.pocket.drawings import wide_atlas
 from recipes.pocket.looks import Coat
 from recipes.pocket.portraits import (
     COMPONENTS,
@@ -20,19 +19,15 @@ from recipes.pocket.portraits import (
     portraits_of,
     split_encodings,
 )
-from recipes.pocket.train_wide import WideConfig, WideTrainer, portrait_gap
+from recipes.pocket.train_wide import portrait_gap
 from recipes.pocket.wide_world import WideItem, WideTaste, WideWorld
 from recipes.pocket.world import Item
+from tests.recipes.small import small_trainer, small_world
 
 
 @pytest.fixture(scope="module")
 def world() -> WideWorld:
-    return WideWorld(wide_atlas(), size=32, backdrops=1)
-
-
-def trainer_of(world: WideWorld) -> WideTrainer:
-    config = WideConfig(steps=6, batch=4, pool=16, fresh=4, first=8, known=128, save_every=10_000)
-    return WideTrainer(build_pipeline("tiny2"), world, config)
+    return small_world()
 
 
 def test_a_portrait_is_the_first_things_drawing_whole_wherever_it_stands(world: WideWorld) -> None:
@@ -117,7 +112,7 @@ def test_a_look_moves_no_attention() -> None:
 
 
 def test_training_shows_a_share_of_the_portraits_and_teaches_their_encoder(world: WideWorld) -> None:
-    trainer = trainer_of(world)
+    trainer = small_trainer(world)
     batch = trainer.fresh(4, 0.9)
     many = WideBatch(**{name: part.repeat(100, *[1] * (part.ndim - 1)) for name, part in vars(batch).items()})
     assert 0.4 < float(trainer.chance(many).portrayed.float().mean()) < 0.6
@@ -130,7 +125,7 @@ def test_training_shows_a_share_of_the_portraits_and_teaches_their_encoder(world
 
 
 def test_only_who_is_portrayed_teaches_the_encoder(world: WideWorld) -> None:
-    trainer = trainer_of(world)
+    trainer = small_trainer(world)
     batch = trainer.fresh(4, 0.0)
     for portrayed in (False, True):
         chance = replace(trainer.chance(batch), portrayed=torch.full((4, 1), portrayed))
@@ -147,14 +142,14 @@ def test_too_few_drawings_have_no_differences(world: WideWorld) -> None:
 
 
 def test_resuming_brings_the_portraits_encoder_back(world: WideWorld, tmp_path: Path) -> None:
-    trainer = trainer_of(world)
+    trainer = small_trainer(world)
     gap = portrait_gap(trainer, count=4)
     assert gap != 0
     assert portrait_gap(trainer, count=4) == gap, "the same scenes and noise"
     for _ in range(2):
         trainer.advance()
     trainer.save(tmp_path / "state.safetensors")
-    again = trainer_of(world)
+    again = small_trainer(world)
     again.restore(tmp_path / "state.safetensors")
     for name, value in trainer.portrait_encoder.state_dict().items():
         assert torch.equal(value, again.portrait_encoder.state_dict()[name]), name

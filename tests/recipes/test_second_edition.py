@@ -24,22 +24,22 @@ from recipes.pocket.attention import (
     recorded_attention,
     without_padding,
 )
-from recipes.pocket.drawings import wide_atlas
 from recipes.pocket.editions import EDITIONS, Edition, old_and_new_drawings
 from recipes.pocket.gauge import wrong_noun_gap
 from recipes.pocket.optim import rate
 from recipes.pocket.slices import on_cores, slices
 from recipes.pocket.train_unet import train_unet
 from recipes.pocket.train_vae import VaeConfig, edge_weights, qualities, train_vae
-from recipes.pocket.train_wide import WideConfig, WideTrainer, attention_gauge, wide_taste_at
+from recipes.pocket.train_wide import WideTrainer, attention_gauge, wide_taste_at
 from recipes.pocket.warm_start import start_text_encoder, start_unet, start_vae, weights_in
 from recipes.pocket.weights import averaged, read_packed, steps_done
 from recipes.pocket.wide_world import THINGS, WideTaste, WideWorld
+from tests.recipes.small import CONFIG, small_trainer, small_world
 
 
 @pytest.fixture(scope="module")
 def world() -> WideWorld:
-    return WideWorld(wide_atlas(), size=32, backdrops=1)
+    return small_world()
 
 
 @pytest.fixture(scope="module")
@@ -209,20 +209,15 @@ def test_curriculum_has_pairs_from_the_first_third_on() -> None:
     assert last.pairs + last.triples + last.counts == pytest.approx(0.5)
 
 
-def wide_trainer(world: WideWorld) -> WideTrainer:
-    config = WideConfig(steps=6, batch=4, pool=16, fresh=4, first=8, known=128, save_every=10_000)
-    return WideTrainer(build_pipeline("tiny2"), world, config)
-
-
 def test_resumed_second_edition_equals_an_uninterrupted_one(world: WideWorld, tmp_path: Path) -> None:
-    whole = wide_trainer(world)
+    whole = small_trainer(world)
     for _ in range(6):
         whole.advance()
-    first = wide_trainer(world)
+    first = small_trainer(world)
     for _ in range(3):
         first.advance()
     first.save(tmp_path / "state.safetensors")
-    second = wide_trainer(world)
+    second = small_trainer(world)
     torch.manual_seed(99)
     assert train_unet(second, tmp_path / "state.safetensors", minutes=5)
     for name, value in whole.unet.state_dict().items():
@@ -250,7 +245,7 @@ def test_batch_in_slices_learns_what_the_whole_batch_does_and_repeats_exactly(wo
     threads, gradients = torch.get_num_threads(), []
     try:
         for count in (1, 2, 2):
-            trainer = wide_trainer(world)
+            trainer = small_trainer(world)
             batch = trainer.fresh(4, 0.5)
             same = batch.input_ids.new_zeros(4, dtype=torch.long)
             torch.set_num_threads(count)
@@ -290,10 +285,10 @@ def test_slices_cover_a_batch_once() -> None:
 
 
 def test_stopped_training_has_saved_its_last_step(world: WideWorld, tmp_path: Path) -> None:
-    trainer = wide_trainer(world)
+    trainer = small_trainer(world)
     trainer.advance()
     assert not train_unet(trainer, tmp_path / "state.safetensors", minutes=0)
-    again = wide_trainer(world)
+    again = small_trainer(world)
     again.restore(tmp_path / "state.safetensors")
     assert again.step == 1
 
@@ -337,17 +332,16 @@ def trained_work(
     folder: Path, world: WideWorld, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Edition, WideTrainer]:
     """A work folder whose autoencoder is done and whose UNet has made three steps of six."""
-    config = WideConfig(steps=6, batch=4, pool=16, fresh=4, first=8, known=128, save_every=10_000)
     vae = VaeConfig(steps=2, crop=16, save_every=10_000, taste=WideTaste())
     edition = replace(
-        EDITIONS[2], family="tiny2", world=lambda **_: world, vae=vae, unet=config, start_vae=None,
+        EDITIONS[2], family="tiny2", world=lambda **_: world, vae=vae, unet=CONFIG, start_vae=None,
         start_unet=None, gauge=lambda world: old_and_new_drawings(world, count=1),
     )  # fmt: skip
     monkeypatch.setattr(recipe, "save_sheet", lambda *_: None)
     assert recipe.run_vae(folder, edition, vae, 5, "cpu")
     pipeline = build_pipeline("tiny2")
     recipe.load_vae(pipeline, world, folder / "vae.safetensors")
-    trainer = WideTrainer(pipeline, world, config)
+    trainer = WideTrainer(pipeline, world, CONFIG)
     for _ in range(3):
         trainer.advance()
     trainer.save(folder / "unet.safetensors")
