@@ -90,6 +90,8 @@ export class Form {
     const [width, height] = this.shape;
     if (!width || !height) return;
     const plan = await get(`/api/plan?width=${width}&height=${height}`).catch((error) => ({ fits: ![400, 413].includes(error.status), sentence: error.message }));
+    // Answers may come in another order than they were asked for: one of an earlier size says nothing of this one.
+    if (this.shape.join() !== [width, height].join()) return;
     this.plan.textContent = plan.fits ? "" : plan.sentence;
     this.plan.classList.toggle("failure", !plan.fits);
   }

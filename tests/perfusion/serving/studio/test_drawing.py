@@ -211,3 +211,17 @@ def test_an_empty_prompt_and_a_size_that_cannot_be_are_said_where_they_happen(pa
     page.get_by_label("Width").fill("100")
     page.get_by_label("Width").press("Tab")
     page.locator(".draw-panel .help.failure", has_text="100").wait_for()
+
+
+def test_an_answer_about_an_earlier_size_says_nothing_of_the_present_one(page):
+    earlier = []
+    page.route("**/api/plan?*", lambda route: earlier.append(route) if not earlier else route.continue_())
+    page.get_by_label("Size", exact=True).select_option("other")
+    page.get_by_label("Width").fill("100")
+    page.get_by_label("Width").press("Tab")
+    said = page.locator(".draw-panel .help.failure", has_text="100")
+    said.wait_for()
+    with page.expect_response("**/api/plan?*"):
+        earlier[0].continue_()
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    assert said.is_visible()
