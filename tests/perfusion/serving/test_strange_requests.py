@@ -189,8 +189,10 @@ def raw(server, data, seconds=10):
     """What comes back on a connection until it is closed."""
     host, _, port = server.address.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=seconds) as connection:
-        connection.sendall(data)
         answer = b""
+        # A server may answer and hang up before it has read everything.
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(data)
         with contextlib.suppress(TimeoutError, ConnectionError):
             while part := connection.recv(65536):
                 answer += part
