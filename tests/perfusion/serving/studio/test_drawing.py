@@ -2,6 +2,7 @@
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,7 +215,7 @@ def test_an_empty_prompt_and_a_size_that_cannot_be_are_said_where_they_happen(pa
 
 
 def test_an_answer_about_an_earlier_size_says_nothing_of_the_present_one(page):
-    earlier = []
+    earlier: list[Any] = []
     page.route("**/api/plan?*", lambda route: earlier.append(route) if not earlier else route.continue_())
     page.get_by_label("Size", exact=True).select_option("other")
     page.get_by_label("Width").fill("100")
