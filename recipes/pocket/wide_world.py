@@ -37,14 +37,16 @@ from recipes.pocket.layouts import (
     row,
 )
 from recipes.pocket.looks import WHOLE, Coat, find_parts, paint, sample_look
-from recipes.pocket.sprites import Atlas
+from recipes.pocket.sprites import NOUNS, Atlas
 from recipes.pocket.withheld import allowed
 from recipes.pocket.world import OPENINGS, Item, Scene, Taste, World
 
-__all__ = ["THINGS", "Thing", "WideScene", "WideTaste", "WideWorld"]
+__all__ = ["FAVOURITES", "THINGS", "Thing", "WideScene", "WideTaste", "WideWorld"]
 
 THINGS = 3
 """Most things in a scene; copies of one thing count once."""
+FAVOURITES = NOUNS | {"cat": "🐱", "dog": "🐶", "rabbit": "🐰"}
+"""Noun → the emoji that pictures it best, a face where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class WideTaste(Taste):
     """Share of pairs that stand side by side and whose caption says who is left; so do some of the others."""
     unpatterned: float = 0.0
     """Share of the things with a pattern that no word names which keep their own colours instead."""
+    favoured: float = 0.0
+    """Share of the things that are drawn as the favourite emoji of their noun; so do some of the others."""
     withheld: bool = False
     """Whether there is also what the model never sees together: for those who judge it."""
 
@@ -123,11 +127,14 @@ class WideWorld(World):
         self.parts = torch.from_numpy(find_parts(atlas.pixels)).to(self.device)
         self.extents = [_extent(tile[..., 3]) for tile in atlas.pixels]
         self.poses: dict[str, list[list[int]]] = {noun: [] for noun in self.nouns}
+        self.favourites: dict[str, list[list[int]]] = {noun: [] for noun in self.nouns}
         drawings: dict[str, list[int]] = {}
         for index, (noun, drawing) in enumerate(zip(atlas.nouns, atlas.drawings, strict=True)):
             if drawing not in drawings:
                 drawings[drawing] = []
                 self.poses[noun].append(drawings[drawing])
+                if drawing.endswith(f"/{FAVOURITES[noun]}"):
+                    self.favourites[noun].append(drawings[drawing])
             drawings[drawing].append(index)
 
     def sample(
@@ -142,7 +149,7 @@ class WideWorld(World):
             relation = "sides"
         nouns, where = self._choose(rng, count, relation, noun, place, wide.withheld)
         low, high = GROUND.get(where, PLAIN_GROUND)
-        sprites = {name: rng.choice(rng.choice(self.poses[name])) for name in nouns}
+        sprites = {name: self._drawing(rng, name, wide.favoured) for name in nouns}
         base = ground(rng, low, high)
         if count == 1 and kind < wide.triples + wide.pairs + wide.counts:
             return self._scene(rng, wide, where, nouns, sprites, *self._counted(rng, nouns[0], base))
@@ -160,11 +167,16 @@ class WideWorld(World):
 
     def pair(self, rng: random.Random, first: str, second: str, place: str) -> WideScene:
         """Two things side by side, whether or not they are withheld: for measuring."""
-        sprites = {name: rng.choice(rng.choice(self.poses[name])) for name in (first, second)}
+        sprites = {name: self._drawing(rng, name) for name in (first, second)}
         things = [Thing(noun=name, phrase=name, name=name) for name in (first, second)]
         said = f"{article(first)} next to {article(second)}"
         spots = list(enumerate(beside(rng, ground(rng, *GROUND.get(place, PLAIN_GROUND)))))
         return self._scene(rng, WideTaste(), place, [first, second], sprites, said, things, spots)
+
+    def _drawing(self, rng: random.Random, noun: str, favoured: float = 0.0) -> int:
+        """A pose of a drawing: each drawing as likely as any other, or one of the favourites."""
+        chosen = self.favourites[noun] if favoured and rng.random() < favoured else self.poses[noun]
+        return rng.choice(rng.choice(chosen or self.poses[noun]))
 
     def _choose(
         self,

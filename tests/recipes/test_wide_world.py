@@ -17,7 +17,7 @@ from recipes.pocket.layouts import Extent, ground, related
 from recipes.pocket.looks import PARTS, Coat, find_parts, paint
 from recipes.pocket.subjects import SUBJECTS, Subject, compose
 from recipes.pocket.tokenizer import build_tokenizer
-from recipes.pocket.wide_world import WideItem, WideScene, WideTaste, WideWorld
+from recipes.pocket.wide_world import FAVOURITES, WideItem, WideScene, WideTaste, WideWorld
 from recipes.pocket.withheld import is_withheld, withheld_noun_pairs, withheld_noun_places
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "subjects"
@@ -202,6 +202,25 @@ def test_patterns_that_no_word_names_are_as_rare_as_they_are_asked_to_be(world: 
     rarer = shares(0.7)
     assert 0.15 * unnamed < rarer[1] < 0.5 * unnamed
     assert 0.7 * named < rarer[0] < 1.4 * named
+
+
+def test_favourite_pictures_of_a_noun_are_as_frequent_as_they_are_asked_to_be(world: WideWorld) -> None:
+    drawings = wide_atlas().drawings
+
+    def share(favoured: float) -> float:
+        rng, taste = random.Random(1), WideTaste(favoured=favoured)
+        drawn = [world.sample(rng, taste, noun="rabbit").items[0].sprite for _ in range(400)]
+        return sum(drawings[sprite].endswith("/🐰") for sprite in drawn) / 400
+
+    plain = share(0.0)
+    assert 0.3 < plain < 0.5, "five of thirteen drawings"
+    assert share(1.0) == 1
+    assert share(0.6) == pytest.approx(0.6 + 0.4 * plain, abs=0.06)
+
+
+def test_every_noun_has_favourite_pictures(world: WideWorld) -> None:
+    assert set(world.favourites) == set(FAVOURITES) == set(world.nouns)
+    assert min(len(drawings) for drawings in world.favourites.values()) >= 3
 
 
 def test_sides_are_said_where_they_are_asked_for_and_said_right(world: WideWorld) -> None:
