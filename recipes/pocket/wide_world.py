@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from perfusion.pocket.vocabulary import (
     COLOURS,
     GROUND,
+    NOUNS,
     PLACES,
     PLAIN_GROUND,
     article,
@@ -37,7 +38,7 @@ from recipes.pocket.layouts import (
     row,
 )
 from recipes.pocket.looks import WHOLE, Coat, find_parts, paint, sample_look
-from recipes.pocket.sprites import NOUNS, Atlas
+from recipes.pocket.sprites import Atlas
 from recipes.pocket.withheld import allowed
 from recipes.pocket.world import OPENINGS, Item, Scene, Taste, World
 
