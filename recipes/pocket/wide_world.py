@@ -128,15 +128,17 @@ class WideWorld(World):
         self.parts = torch.from_numpy(find_parts(atlas.pixels)).to(self.device)
         self.extents = [_extent(tile[..., 3]) for tile in atlas.pixels]
         self.poses: dict[str, list[list[int]]] = {noun: [] for noun in self.nouns}
-        self.favourites: dict[str, list[list[int]]] = {noun: [] for noun in self.nouns}
         drawings: dict[str, list[int]] = {}
         for index, (noun, drawing) in enumerate(zip(atlas.nouns, atlas.drawings, strict=True)):
             if drawing not in drawings:
                 drawings[drawing] = []
                 self.poses[noun].append(drawings[drawing])
-                if drawing.endswith(f"/{FAVOURITES[noun]}"):
-                    self.favourites[noun].append(drawings[drawing])
             drawings[drawing].append(index)
+        self.favourites = {
+            noun: [pose for pose in poses if atlas.drawings[pose[0]].endswith(f"/{FAVOURITES[noun]}")]
+            or poses
+            for noun, poses in self.poses.items()
+        }
 
     def sample(
         self, rng: random.Random, taste: Taste = WideTaste(), *, noun: str | None = None, place: str | None = None
@@ -176,8 +178,8 @@ class WideWorld(World):
 
     def _drawing(self, rng: random.Random, noun: str, favoured: float = 0.0) -> int:
         """A pose of a drawing: each drawing as likely as any other, or one of the favourites."""
-        chosen = self.favourites[noun] if favoured and rng.random() < favoured else self.poses[noun]
-        return rng.choice(rng.choice(chosen or self.poses[noun]))
+        drawings = self.favourites if favoured and rng.random() < favoured else self.poses
+        return rng.choice(rng.choice(drawings[noun]))
 
     def _choose(
         self,

@@ -19,6 +19,7 @@ from recipes.pocket.subjects import SUBJECTS, Subject, compose
 from recipes.pocket.tokenizer import build_tokenizer
 from recipes.pocket.wide_world import FAVOURITES, WideItem, WideScene, WideTaste, WideWorld
 from recipes.pocket.withheld import is_withheld, withheld_noun_pairs, withheld_noun_places
+from tests.recipes.small import small_world
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "subjects"
 FIRST_PLACES = [("cat", "grass"), ("cat", "night"), ("cat", "mountains")]
@@ -28,7 +29,7 @@ EVERYTHING = WideTaste(pairs=0.35, triples=0.25, counts=0.15, recoloured=0.6)
 
 @pytest.fixture(scope="module")
 def world() -> WideWorld:
-    return WideWorld(wide_atlas(), size=32, backdrops=1)
+    return small_world()
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +222,9 @@ def test_favourite_pictures_of_a_noun_are_as_frequent_as_they_are_asked_to_be(wo
 def test_every_noun_has_favourite_pictures(world: WideWorld) -> None:
     assert set(world.favourites) == set(FAVOURITES) == set(world.nouns)
     assert min(len(drawings) for drawings in world.favourites.values()) >= 3
+    names = wide_atlas().drawings
+    for noun, drawings in world.favourites.items():
+        assert all(names[pose].endswith(f"/{FAVOURITES[noun]}") for poses in drawings for pose in poses), noun
 
 
 def test_sides_are_said_where_they_are_asked_for_and_said_right(world: WideWorld) -> None:
