@@ -127,12 +127,13 @@ def _saving(concept: Concept) -> Save:
     return lambda folder: concept.save(folder / "concept.safetensors")
 
 
-def as_kind(edit: RankOneEdit, kind: type[Kind]) -> Kind:
-    """The same edit as another class of it."""
+def as_kind(edit: RankOneEdit, kind: type[Kind], **other: torch.Tensor) -> Kind:
+    """The same edit as another class of it; `other` are target keys or values that it is to begin with instead."""
+    targets = {"target_keys": edit.target_keys, "target_values": edit.target_values.detach()}
     return kind(
-        embeddings=list(edit.embeddings), direction=edit.direction, target_keys=edit.target_keys,
-        target_values=edit.target_values.detach(), inverse_moment=edit.inverse_moment, bias=edit.bias,
-        temperature=edit.temperature, decay=edit.decay, gradient=edit.gradient,
+        embeddings=list(edit.embeddings), direction=edit.direction, inverse_moment=edit.inverse_moment,
+        bias=edit.bias, temperature=edit.temperature, decay=edit.decay, gradient=edit.gradient,
+        value_projections=edit.value_projections, **(targets | other),
     )  # fmt: skip
 
 

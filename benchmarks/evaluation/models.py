@@ -17,6 +17,7 @@ from perfusion.judging.pocket_scorer import PocketScorer
 from perfusion.judging.scorer import OnnxScorer
 from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig
+from perfusion.training.initial_edit import suited_to
 from perfusion.training.picture_folder import find_pictures
 from perfusion.training.placement import Placement
 from perfusion.training.samples import Samples, encode_pictures
@@ -89,9 +90,8 @@ def config_of(plan: Plan, subject: Subject, pictures: Path, **options: Any) -> T
     defaults: dict[str, Any] = {
         "superclass": subject.noun, "token": subject.token, "masks": pictures / "masks", "steps": plan.steps,
         "batch_size": plan.batch_size, "crops": plan.crops, "save_every": plan.save_every,
-        "lr_values": base_model().lr_values,
     }  # fmt: skip
-    return TrainingConfig(**(defaults | options))
+    return suited_to(base_model(), TrainingConfig(**(defaults | options)))
 
 
 def samples_of(plan: Plan, work: Path, subject: Subject) -> Samples:

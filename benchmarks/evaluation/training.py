@@ -91,7 +91,8 @@ def train_method(
         return
     options = dict(method.options) | ({} if masks else {"masks": "none"}) | {"steps": steps}
     config = config_of(plan, subject, pictures_of(context.work, subject), select="last", **options)
-    config = replace(config, lr_embedding=config.lr_embedding * rate, lr_values=base_model().lr_values * rate)
+    lr_values = base_model().lr_values * rate
+    config = replace(config, lr_embedding=config.lr_embedding * rate, lr_values=lr_values)
     train_variant(plan, context.work, subject, config, method.name, keep)
 
 

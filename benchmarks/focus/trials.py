@@ -152,13 +152,12 @@ def initial_edit_of(trial: Trial, plan: Plan, subject_name: str) -> tuple[OtherR
     config = config_of(plan, subject, Path())
     words = check_superclass(base_model(), config.superclass)
     edit, encoding = initial_edit(base_model(), words, config, lambda line: None)
-    edit = as_kind(edit, OtherReading)
-    edit.kind = trial.kind
+    targets = {}
     if trial.kind == "context-lock":
         # what is learned is a difference of values, and nothing is added to keys
-        with torch.no_grad():
-            edit.target_values.zero_()
-            edit.target_keys.zero_()
+        targets = {name: torch.zeros_like(getattr(edit, name)) for name in ("target_keys", "target_values")}
+    edit = as_kind(edit, OtherReading, **targets)
+    edit.kind = trial.kind
     return edit, encoding
 
 

@@ -40,6 +40,7 @@ from perfusion.base.usual_drawing import (
     DEFAULT_GUIDANCE_SCALE,
     DEFAULT_LR_VALUES,
     DEFAULT_STEPS,
+    LEARNED_VALUES,
     read_own,
     usual_drawing,
 )
@@ -91,6 +92,8 @@ class BaseModel:
     num_inference_steps: int = DEFAULT_STEPS
     lr_values: float = DEFAULT_LR_VALUES
     """The learning rate of a concept's values: the more attention a word's thing gets, the smaller."""
+    values: str = LEARNED_VALUES[0]
+    """What is learned of them: each layer's for itself, or one `encoding` for all layers."""
     scheduler_class: str = "DDIMScheduler"
     """What diffusers calls its scheduler."""
     skipped_layers: int = 0
@@ -349,6 +352,7 @@ def _assemble(
         guidance_scale=own.get("guidance_scale", scale),
         num_inference_steps=own.get("num_inference_steps", steps),
         lr_values=own.get("lr_values", DEFAULT_LR_VALUES),
+        values=own.get("values", LEARNED_VALUES[0]),
         skipped_layers=skipped,
         loras=options.loras,
     )

@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_LR_VALUES",
     "DEFAULT_STEPS",
     "FAMILY_FILE",
+    "LEARNED_VALUES",
     "read_own",
     "usual_drawing",
 ]
@@ -23,13 +24,15 @@ __all__ = [
 FAMILY_FILE = "perfusion.json"
 """Beside model_index.json, for models that are not Stable Diffusion's: those are told apart by their shapes.
 
-``{"family": "pocket2", "guidance_scale": 3.0, "num_inference_steps": 20, "lr_values": 0.003}``; all but the family may
-be missing.
+``{"family": "pocket2", "guidance_scale": 5.0, "num_inference_steps": 20, "lr_values": 0.02, "values": "encoding"}``;
+all but the family may be missing.
 """
 
 DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS = 5.0, 20
 DEFAULT_LR_VALUES = 0.03
 """The paper's, for Stable Diffusion (appendix of arXiv 2305.01644)."""
+LEARNED_VALUES = ("layers", "encoding")
+"""What a training learns of a concept's values, see `TrainingConfig.values`; the first is the paper's."""
 CONSISTENCY_GUIDANCE_SCALE, CONSISTENCY_STEPS = 8.5, 4
 """Of models that were distilled with their guidance (LCM): diffusers' own defaults, amid the scales they learned."""
 TURBO_GUIDANCE_SCALE, TURBO_STEPS = 1.0, 4
@@ -65,6 +68,8 @@ def read_own(folder: Path) -> dict[str, Any]:
         value = own[name]
         if not isinstance(value, kind) or not value or (not isinstance(value, str) and value < 0):
             raise ModelError(f"{path}: {name} is {value!r}, expected {expected}.")
+    if own.get("values", LEARNED_VALUES[0]) not in LEARNED_VALUES:
+        raise ModelError(f"{path}: values is {own['values']!r}, expected {' or '.join(LEARNED_VALUES)}.")
     if "family" not in own:
         raise ModelError(f'{path}: it names no family, expected {{"family": "<name>"}}.')
     return own

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from perfusion.base.usual_drawing import LEARNED_VALUES
 from perfusion.concept.words import hidden_character
 from perfusion.errors import TrainingError
 
@@ -33,6 +34,10 @@ class TrainingConfig:
     lr_embedding: float = 0.006
     lr_values: float | None = None
     """None: what suits the base model, 0.03 for Stable Diffusion."""
+    values: str = "auto"
+    """What is learned of the values: `layers`, each layer's for itself, as in the paper; `encoding`, one encoding that
+    every layer projects to its values, which keeps a small base within what it can draw; `auto`: what suits the base
+    model, `layers` for Stable Diffusion. Another choice than the model's needs an `lr_values` of its own."""
     direction_decay: float = 0.99
     """The direction follows the mean encoding of the concept's token, 1 % a step."""
     direction_gradient: str = "ema"
@@ -118,6 +123,7 @@ class TrainingConfig:
             ("precision", ("auto", "fp32", "bf16", "fp16")),
             ("weights", ("auto", "fp32", "half")),
             ("select", ("auto", "last")),
+            ("values", ("auto", *LEARNED_VALUES)),
         ):
             if getattr(self, name) not in known:
                 raise TrainingError(

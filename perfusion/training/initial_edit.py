@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from perfusion.base.attention import key_projections, value_projections
 from perfusion.base.base_model import BaseModel, token_embedding
+from perfusion.errors import TrainingError
 from perfusion.training.config import TrainingConfig
 from perfusion.training.covariance import cached_second_moment, inverse, load_captions
 from perfusion.training.rank_one import RankOneEdit
@@ -18,9 +20,25 @@ __all__ = [
     "concept_prompt",
     "initial_edit",
     "initial_embeddings",
+    "suited_to",
     "placeholder_encodings",
     "superclass_encoding",
 ]
+
+
+def suited_to(base: BaseModel, config: TrainingConfig) -> TrainingConfig:
+    """The config with what it leaves to the base model filled in: what is learned of the values, and how fast.
+
+    Raises:
+        TrainingError: the values are learned in another way than the base model's, at a rate that nobody gave.
+    """
+    values = base.values if config.values == "auto" else config.values
+    if config.lr_values is None and values != base.values:
+        raise TrainingError(
+            f"The option values is {values!r}, and the rate of this base model, {base.lr_values:g}, is for "
+            f"{base.values!r}; give lr_values too."
+        )
+    return replace(config, values=values, lr_values=config.lr_values or base.lr_values)
 
 
 @torch.no_grad()
@@ -45,22 +63,26 @@ def initial_edit(
     """The edit before the first step: the word, the direction and the targets are the superclass's.
 
     Args:
+        config: what it leaves to the base model is that model's, see `suited_to`.
         subject: the superclass's token ids for each text encoder, see `check_superclass`.
 
     Returns:
         The edit and ē_super, (rows, text_dim).
     """
     embeddings = initial_embeddings(base, subject, config)
+    together = suited_to(base, config).values == "encoding"
     encoding = superclass_encoding(base, subject).float()
     super_encoding = encoding.repeat(config.rows, 1)
     direction = encoding[None] if config.rows == 1 else placeholder_encodings(base, embeddings)
     captions = load_captions(base, config.captions)
     moment = cached_second_moment(base, captions, say, count_padding=config.count_padding)
+    to_values = value_projections(base.unet).float()
     edit = RankOneEdit(
         embeddings=embeddings,
         direction=direction,
         target_keys=super_encoding @ key_projections(base.unet).float().T,
-        target_values=super_encoding @ value_projections(base.unet).float().T,
+        target_values=super_encoding @ to_values.T,
+        value_projections=to_values if together else None,
         inverse_moment=inverse(moment),
         bias=config.bias,
         temperature=config.temperature,

@@ -25,18 +25,34 @@ class Edit:
 class RankOneEdit(nn.Module):
     """The trained part of a concept; everything else is frozen.
 
-    Trained: `embeddings`, (rows, hidden) v* of each text encoder, and `target_values` (rows, Σ d_V) o*_V. Buffers,
-    saved but not trained by gradient: `direction` (rows, text_dim) i*, `target_keys` (rows, Σ d_K) o*_K, locked to the
-    superclass, and `inverse_moment` (text_dim, text_dim) C⁻¹, float64.
+    Trained: `embeddings`, (rows, hidden) v* of each text encoder, and `learned_values`, which make `target_values`
+    (rows, Σ d_V) o*_V. Buffers, saved but not trained by gradient: `direction` (rows, text_dim) i*, `target_keys`
+    (rows, Σ d_K) o*_K, locked to the superclass, and `inverse_moment` (text_dim, text_dim) C⁻¹, float64.
     """
 
     def __init__(
         self, *, embeddings: Sequence[Tensor], direction: Tensor, target_keys: Tensor, target_values: Tensor,
         inverse_moment: Tensor, bias: float, temperature: float, decay: float = 0.99, gradient: str = "ema",
+        value_projections: Tensor | None = None,
     ) -> None:  # fmt: skip
+        """
+        Args:
+            target_values: o*_V to begin with.
+            value_projections: W_V of all layers, (Σ d_V, text_dim): one encoding is learned for all of them, and
+                o*_V = o*_V at the start + W_V d. None: o*_V itself is learned, each layer's for itself.
+        """
         super().__init__()
         self.embeddings = nn.ParameterList(nn.Parameter(table.float().clone()) for table in embeddings)
-        self.target_values = nn.Parameter(target_values.float().clone())
+        self.first_values: Tensor | None
+        self.value_projections: Tensor | None
+        start = target_values.detach().float().clone()
+        if value_projections is None:
+            self.learned_values = nn.Parameter(start)
+            self.first_values = self.value_projections = None
+        else:
+            self.learned_values = nn.Parameter(start.new_zeros(len(start), value_projections.shape[1]))
+            self.register_buffer("first_values", start)
+            self.register_buffer("value_projections", value_projections.detach().float().clone())
         self.direction: Tensor
         self.target_keys: Tensor
         self.inverse_moment: Tensor
@@ -49,6 +65,14 @@ class RankOneEdit(nn.Module):
     def rows(self) -> int:
         """Placeholder tokens of the concept."""
         return len(self.direction)
+
+    @property
+    def target_values(self) -> Tensor:
+        """o*_V, (rows, Σ d_V) in layer order, with the gradient of what is learned."""
+        if self.first_values is None or self.value_projections is None:
+            return self.learned_values
+        with torch.autocast(self.learned_values.device.type, enabled=False):
+            return self.first_values + self.learned_values @ self.value_projections.T
 
     def follow(self, concept: Tensor) -> Tensor:
         """Move the direction towards the batch's mean encoding of the concept's tokens, (rows, text_dim).

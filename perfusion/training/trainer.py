@@ -26,7 +26,7 @@ from perfusion.judging.selection import Selection
 from perfusion.training.config import TrainingConfig
 from perfusion.training.covariance import caption_file
 from perfusion.training.draw import draw
-from perfusion.training.initial_edit import initial_edit
+from perfusion.training.initial_edit import initial_edit, suited_to
 from perfusion.training.loss_log import LossLog
 from perfusion.training.object_boxes import locate_objects
 from perfusion.training.objective import Noising
@@ -140,7 +140,7 @@ def train(
             if isinstance(model, BaseModel)
             else open_base(model, model_config, config, placement, model_options)
         )
-        config = replace(config, lr_values=config.lr_values or base.lr_values)
+        config = suited_to(base, config)
         subject = _check(base, config)
         device = placement.device
         scorer = find_scorer(base, config, device, say) if world().main else None

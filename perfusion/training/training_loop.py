@@ -26,7 +26,7 @@ from perfusion.training.templates import TEMPLATES, Prompt, as_tensors
 
 __all__ = ["Run", "optimise", "predict"]
 
-FIXED = ("inverse_moment", "target_keys")
+FIXED = ("inverse_moment", "target_keys", "first_values", "value_projections")
 """Of the edit's tensors: made from the base model and the captions, never changed, and large."""
 
 SMALLEST_SCALE = 2.0**-10
@@ -55,7 +55,7 @@ class Run:
         optimiser = torch.optim.Adam(
             [
                 {"params": list(edit.embeddings), "lr": config.lr_embedding},
-                {"params": [edit.target_values], "lr": config.lr_values or DEFAULT_LR_VALUES},
+                {"params": [edit.learned_values], "lr": config.lr_values or DEFAULT_LR_VALUES},
             ]
         )
         scaled = placement.dtype is torch.float16

@@ -215,10 +215,11 @@ def test_a_model_may_say_how_it_is_best_drawn(copy, base):
     assert (own.family, own.guidance_scale, own.num_inference_steps) == ("pocket", 3.0, 12)
 
 
-def test_a_model_may_say_how_fast_its_concepts_learn(copy, base):
-    assert base.lr_values == 0.03
-    edit_json(copy / "perfusion.json", lr_values=0.004)
-    assert load_base(copy).lr_values == 0.004
+def test_a_model_may_say_what_its_concepts_learn_and_how_fast(copy, base):
+    assert (base.lr_values, base.values) == (0.03, "layers")
+    edit_json(copy / "perfusion.json", lr_values=0.004, values="encoding")
+    own = load_base(copy)
+    assert (own.lr_values, own.values) == (0.004, "encoding")
 
 
 def without(*names: str) -> Callable[[Path], None]:
@@ -301,6 +302,10 @@ BROKEN = {
     "a rate below zero": (
         own('{"family": "pocket", "lr_values": -0.1}'),
         "lr_values is -0.1, expected a number above 0",
+    ),
+    "values learned in no known way": (
+        own('{"family": "pocket", "values": "tokens"}'),
+        "values is 'tokens', expected layers or encoding",
     ),
 }
 

@@ -28,7 +28,7 @@ def train() -> dict[str, torch.Tensor]:
     ).train()  # fmt: skip
     (word,) = edit.embeddings
     optimiser = torch.optim.Adam(
-        [{"params": [word], "lr": 0.05}, {"params": [edit.target_values], "lr": 0.1}]
+        [{"params": [word], "lr": 0.05}, {"params": [edit.learned_values], "lr": 0.1}]
     )
     rng, generator = random.Random(1), torch.Generator().manual_seed(2)
     for _ in range(STEPS):

@@ -91,8 +91,29 @@ def test_detach_lets_no_gradient_through_the_direction() -> None:
 
 
 def test_only_the_word_and_the_values_are_trained() -> None:
-    names = {name for name, parameter in make_edit().named_parameters() if parameter.requires_grad}
-    assert names == {"embeddings.0", "target_values"}
+    for options in ({}, {"value_projections": torch.ones(VALUES, DIM)}):
+        parameters = make_edit(**options).named_parameters()
+        assert {name for name, parameter in parameters if parameter.requires_grad} == {
+            "embeddings.0", "learned_values",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_one_encoding_moves_the_values_of_all_layers_along_their_projections(rows: int) -> None:
+    start, projections = torch.randn(rows, VALUES), torch.randn(VALUES, DIM)
+    edit = make_edit(rows, target_values=start, value_projections=projections)
+    assert edit.learned_values.shape == (rows, DIM)
+    torch.testing.assert_close(edit.target_values, start)
+    learned = torch.randn(rows, DIM)
+    with torch.no_grad():
+        edit.learned_values.copy_(learned)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = edit.target_values
+    torch.testing.assert_close(found, start + learned @ projections.T)
+    found[0, 3].backward()
+    gradient = edit.learned_values.grad
+    assert gradient is not None
+    torch.testing.assert_close(gradient[0], projections[3])
 
 
 def test_edited_projection_is_affine_in_the_values_with_slope_gate() -> None:

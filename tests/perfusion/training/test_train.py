@@ -14,11 +14,12 @@ from perfusion.base.base_model import BaseModel, load_base, token_embedding
 from perfusion.commands import train as command
 from perfusion.concept.concept_file import Concept
 from perfusion.errors import DeviceError, TrainingError
-from perfusion.training import TrainingConfig, train_concept
+from perfusion.training import TrainingConfig, train, train_concept
 from perfusion.training.initial_edit import superclass_encoding
 from perfusion.training.objective import Noising, masked_error
 from perfusion.training.placement import Placement
 from perfusion.training.templates import check_superclass
+from perfusion.training.work_folder import WorkFolder
 
 
 def config(**options: Any) -> TrainingConfig:
@@ -173,6 +174,49 @@ def test_values_learn_at_the_rate_of_the_base_or_the_one_asked_for(
     assert float(np.median(moved)) == pytest.approx(used, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("own", "asked", "together"),
+    [
+        ("layers", "auto", False),
+        ("encoding", "auto", True),
+        ("encoding", "layers", False),
+        ("layers", "encoding", True),
+    ],
+)
+def test_values_are_learned_as_the_base_says_or_the_config(
+    tiny_base: BaseModel, pictures: Path, own: str, asked: str, together: bool
+) -> None:
+    """Learned together, they have moved along W_V alone; each for itself, the first step takes them elsewhere."""
+    base = replace(tiny_base, values=own)
+    concept = train_concept(pictures, config(steps=3, values=asked, lr_values=0.03), model=base)
+    projections = value_projections(base.unet).detach().double().numpy()
+    moved = concept.target_values[0] - projections @ concept.superclass_encoding[0]
+    along, *_ = np.linalg.lstsq(projections, moved)
+    left = np.linalg.norm(moved - projections @ along) / np.linalg.norm(moved)
+    assert np.linalg.norm(moved) > 0.01
+    assert left < 1e-4 if together else left > 0.3
+
+
+def test_values_learned_together_resume_as_if_nothing_had_come_between(
+    tiny_base: BaseModel, pictures: Path, tmp_path: Path
+) -> None:
+    settings = config(steps=4, values="encoding", lr_values=0.03, save_every=2)
+    whole = train_concept(pictures, settings, model=tiny_base)
+    work = WorkFolder(tmp_path / "cat.safetensors")
+    train(pictures, replace(settings, steps=2), model=tiny_base, work=work)
+    resumed = train(pictures, settings, model=tiny_base, work=work, resume=True).concept
+    assert np.array_equal(resumed.target_values, whole.target_values)
+
+
+def test_another_way_to_learn_the_values_needs_a_rate_of_its_own(
+    tiny_base: BaseModel, pictures: Path
+) -> None:
+    with pytest.raises(
+        TrainingError, match=r"values is 'encoding', .* 0\.03, is for 'layers'; give lr_values too"
+    ):
+        train_concept(pictures, config(values="encoding"), model=tiny_base)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_rows_of_a_concept_share_their_first_dimension(
     tiny_base: BaseModel, pictures: Path, rows: int
@@ -247,6 +291,7 @@ def test_unknown_superclass_is_refused_with_near_words(tiny_base: BaseModel, pic
         ({"token": "cat"}, "token is 'cat', expected a word in angle brackets"),
         ({"superclass": "cat>"}, "token is '<cat>>', expected a word in angle brackets"),
         ({"direction_gradient": "magic"}, "expected one of ema, detach, straight_through"),
+        ({"values": "tokens"}, "values is 'tokens', expected one of auto, layers, encoding"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
