@@ -86,7 +86,7 @@ def trajectories(pipeline: Any, count: int) -> tuple[Tensor, Tensor]:
 
         shape = (len(batch), pipeline.unet.config.in_channels, *[pipeline.unet.config.sample_size] * 2)
         noise = torch.randn(shape, generator=generator)
-        call = {"num_inference_steps": LONG, "guidance_scale": 3.0, "output_type": "latent"}
+        call = {"num_inference_steps": LONG, "guidance_scale": 5.0, "output_type": "latent"}
         pipeline(batch, latents=noise, callback_on_step_end=note, **call)
         latents.append(torch.stack([noise, *visited][:: LONG // SHORT], dim=1))
         encodings.append(pipeline.encode_prompt(batch, "cpu", 1, False)[0])

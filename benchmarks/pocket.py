@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.record import write_record
 from perfusion.base.base_model import load_base
-from recipes.pocket.editions import EDITIONS
+from recipes.pocket.editions import edition_of
 from recipes.pocket.gauge import wrong_noun_gap
 from recipes.pocket.train_vae import qualities
 from recipes.pocket.train_wide import attention_gauge
@@ -25,7 +25,7 @@ COUNT = 128
 def main() -> int:
     """Gauge, print, record."""
     base, rows = load_base(None), list[dict[str, Any]]()
-    (edition,) = (edition for edition in EDITIONS.values() if edition.family == base.family)
+    edition = edition_of(base.family)
     world = edition.world(backdrops=16, seed=1234)
     parts = (base.vae, base.text_encoder, base.unet, base.tokenizer)
 

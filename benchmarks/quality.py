@@ -2,10 +2,9 @@
 
 200 prompts are put together from a seed of their own: a noun in a place, a coloured noun in a place, two nouns in a
 relation. A second set asks what has to be composed: which of two things stands left, how many there are, and nouns in
-places and beside nouns that the second edition never saw together (`recipes/pocket/withheld.py`). The probes are
+places and beside nouns that the training never had together (`recipes/pocket/withheld.py`). The probes are
 classifiers trained on the world's scenes (`perfusion.judging.pocket_scorer`); their own accuracies are in the record,
-and they are the ceiling of what can be measured with them. A scorer that does not tell where things stand judges the
-first set only.
+and they are the ceiling of what can be measured with them.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
 from benchmarks.record import write_record
-from perfusion.judging.pocket_scorer import NOUN_NAMES, WHERE, PocketScorer, ProbeAnswers
+from perfusion.judging.pocket_scorer import NOUN_NAMES, PocketScorer, ProbeAnswers
 from perfusion.pocket.vocabulary import COLOURS, COUNTS, NOUNS, PLACES, article, plural
 from perfusion.runtime import Runtime
 from recipes.pocket.withheld import is_withheld, withheld_noun_pairs, withheld_noun_places
@@ -56,7 +55,7 @@ class Prompt:
 
     @property
     def withheld(self) -> bool:
-        """Whether the second edition's training never had these two things together, or the one in this place."""
+        """Whether the training never had these two things together, or the one in this place."""
         return is_withheld(*self.nouns) if len(self.nouns) == 2 else is_withheld(self.nouns[0], self.place)
 
     @property
@@ -136,7 +135,7 @@ def score_prompt(prompt: Prompt, answers: ProbeAnswers) -> dict[str, list[bool]]
         right["colour"] = [answers.colour[row] == prompt.colour for row in rows]
     if prompt.kind == "count":  # of the right things
         right["count"] = [right["noun"][row] and answers.count[row] == prompt.count for row in rows]
-    if prompt.kind == "side" and answers.where is not None:
+    if prompt.kind == "side":
         left, other = (answers.where[:, NOUN_NAMES.index(noun)] for noun in prompt.nouns)
         # things that are not both there stand in no order
         right["left and right"] = [bool(right["both nouns"][row] and left[row] < other[row]) for row in rows]
@@ -191,29 +190,25 @@ def composed(scored: Scored) -> list[dict[str, object]]:
 def main() -> int:
     """Draw, score, record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--bundle", type=Path, help="the folder of another edition (default: the embedded model)"
-    )
+    parser.add_argument("--bundle", type=Path, help="another bundle (default: the embedded model)")
     parser.add_argument("--scorer", type=Path, help="the folder of a scorer (default: the embedded one)")
     args = parser.parse_args()
     scorer, started = PocketScorer(args.scorer), time.perf_counter()
     with Runtime(args.bundle) if args.bundle else Runtime() as runtime:
         family = runtime.bundle.base
         first = score_all(runtime, scorer, make_prompts(), 0)
-        whole = WHERE in scorer.answers
-        second = score_all(runtime, scorer, make_compositions(), SEEDS * len(first)) if whole else []
+        second = score_all(runtime, scorer, make_compositions(), SEEDS * len(first))
     sides_and_counts = [pair for pair in second if pair[0].kind in ("side", "count")]
     found = shares(sides_and_counts) | shares(first)
     rows: list[dict[str, object]] = [
         {"what": f"{name} right", "percent": found[name][0], "bar": 100 * bar, "pictures": found[name][1]}
         for name, bar in BARS.items()
-        if name in found
     ]
     by_noun: dict[str, list[bool]] = {}
     for prompt, right in first:
         by_noun.setdefault(prompt.nouns[0], []).extend(right.get("noun", []))
     weakest = sorted((round(100 * sum(right) / len(right)), noun) for noun, right in by_noun.items())[:6]
-    rows += composed(first + second) if second else []
+    rows += composed(first + second)
     accuracies = {name: round(100 * share, 1) for name, share in scorer.accuracies.items()}
     rows.append({"what": "the probes' own accuracies, percent", **accuracies})
     rows.append({"what": "weakest nouns, percent", **{noun: share for share, noun in weakest}})

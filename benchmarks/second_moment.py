@@ -40,7 +40,7 @@ from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig, train_concept
 from perfusion.training.captions import generate_captions
 from perfusion.training.covariance import caption_ids, inverse, load_captions, real_tokens, second_moment
-from recipes.pocket.editions import EDITIONS
+from recipes.pocket.editions import edition_of
 from recipes.pocket.recipe import write_captions
 from recipes.pocket.subjects import SUBJECTS, Subject
 from recipes.pocket.tokenizer import build_tokenizer
@@ -73,7 +73,7 @@ def pocket_captions(base: BaseModel) -> tuple[list[str], list[str], list[str]]:
     """The shipped captions, as many others, and fresh ones."""
     shipped = load_captions(base, None)
     others = BUILD / "captions.txt"
-    write_captions(others, EDITIONS[1], len(shipped) + FRESH, seed=10)
+    write_captions(others, edition_of(base.family), len(shipped) + FRESH, seed=10)
     lines = others.read_text("utf-8").splitlines()
     return shipped, lines[FRESH:], lines[:FRESH]
 

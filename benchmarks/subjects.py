@@ -1,6 +1,6 @@
 """python benchmarks/subjects.py: which of the twelve held-out subjects can the embedded model learn?
 
-Each is trained as `perfusion-train --steps 300` does; then the same prompts and seeds are drawn with the concept and
+Each is trained as `perfusion-train --steps 100` does; then the same prompts and seeds are drawn with the concept and
 with the plain superclass. The scorer measures along the axis from the base's own drawings of the superclass (other
 seeds) to the subject's pictures: a subject *takes* when the concept's picture lies further along than the plain one in
 most of the pairs, the place that the prompt asked for is still there, and the probe still sees the noun in most of the
@@ -33,7 +33,7 @@ from perfusion.runtime import Runtime
 from perfusion.training import TrainingConfig, train_concept
 from recipes.pocket.subjects import SUBJECTS, Subject
 
-STEPS, SEEDS = 300, 2
+STEPS, SEEDS = 100, 2
 TAKES, KEEPS, IS_ONE = 0.8, 0.8, 0.5
 """Shares of pairs from which a subject takes, and of pictures in which the place and the noun must be right."""
 SCENES = {

@@ -16,7 +16,7 @@ SAMPLES = model_path() / "concepts"
 # or any Stable Diffusion 1.x, 2.x or XL of yours
 pipeline = StableDiffusionPipeline.from_pretrained(model_path(), dtype=torch.float32)
 pipeline.set_progress_bar_config(disable=True)
-call = {"num_inference_steps": 20, "guidance_scale": 3.0}
+call = {"num_inference_steps": 20, "guidance_scale": 5.0}
 prompts = ["a <school-bus> on a beach", "a <pink-cake> and a <school-bus>", "a bus on a beach"]
 
 with perfusion.diffusers.apply(

@@ -11,10 +11,10 @@ from perfusion.runtime import Region, Runtime
 
 HAT_LEFT = [Region("<gold-hat>", box=(0, 0, 0.5, 1))]  # left, top, right, bottom
 PICTURES = (
-    ("a photo of a <pink-cake> next to a <gold-hat> on grass", "auto", 2),
-    ("a photo of a {car} and a <pink-cake> on a street", "auto", 1),  # braces: a thing that is no concept
+    ("a photo of a <pink-cake> next to a <gold-hat> on grass", "auto", 3),
+    ("a photo of a {car} and a <pink-cake> on a street", "auto", 0),  # braces: a thing that is no concept
     ("a photo of a <gold-hat> next to a {tree} on grass", "auto", 2),
-    ("a photo of a <pink-cake> and a <gold-hat> in the snow", HAT_LEFT, 1),
+    ("a photo of a <pink-cake> and a <gold-hat> in the snow", HAT_LEFT, 0),
 )
 """Prompt, regions, and the seed, chosen by eye among three or four for the upper row."""
 

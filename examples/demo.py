@@ -22,7 +22,7 @@ def main() -> int:
     """Train, export and draw; everything goes to the folder given, or build/demo."""
     output = Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parent / "build" / "demo")
     started = time.monotonic()
-    config = TrainingConfig(superclass=SUPERCLASS, token=TOKEN, masks=SUBJECT / "masks", steps=300)
+    config = TrainingConfig(superclass=SUPERCLASS, token=TOKEN, masks=SUBJECT / "masks", steps=100)
     with Progress(config.steps, f"training {TOKEN}") as progress:
         concept = train_concept(
             SUBJECT, config, say=print, report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}")

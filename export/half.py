@@ -54,7 +54,7 @@ def _upcasts_attention(base: BaseModel) -> bool:
 KEPT = (
     Kept(place="vae_decoder", applies=_has_xl_vae, reason="activations of SDXL's VAE pass 65504"),
     Kept(place="vae_encoder", applies=_has_xl_vae, reason="activations of SDXL's VAE pass 65504"),
-    Kept(place="vae_encoder", applies=_is_pocket, reason="a convolution of pocket's encoder gives 400 000"),
+    Kept(place="vae_encoder", applies=_is_pocket, reason="a convolution of pocket's encoder gives 1 400 000"),
     Kept(
         place=f"unet.{ATTENTION}",
         applies=_upcasts_attention,

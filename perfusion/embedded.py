@@ -4,15 +4,16 @@ import json
 from functools import cache
 from pathlib import Path
 
-__all__ = ["bundle_path", "embedded_fingerprint", "is_embedded", "model_path", "scorer_path"]
+__all__ = ["EDITIONS", "bundle_path", "embedded_fingerprint", "is_embedded", "model_path", "scorer_path"]
 
 _POCKET = Path(__file__).parent / "pocket"
-_EDITIONS = ("pocket", "pocket2")
+EDITIONS = ("pocket", "pocket2")
+"""Families of the embedded model, the one that ships last."""
 
 
 def is_embedded(family: str) -> bool:
     """Whether a base model's family is an edition of the embedded model, whose words and probes are known."""
-    return family in _EDITIONS
+    return family in EDITIONS
 
 
 def model_path() -> Path:

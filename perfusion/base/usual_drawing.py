@@ -24,7 +24,7 @@ __all__ = [
 FAMILY_FILE = "perfusion.json"
 """Beside model_index.json, for models that are not Stable Diffusion's: those are told apart by their shapes.
 
-``{"family": "pocket2", "guidance_scale": 5.0, "num_inference_steps": 20, "lr_values": 0.02, "values": "encoding"}``;
+``{"family": "pocket2", "guidance_scale": 5.0, "num_inference_steps": 20, "lr_values": 0.004, "values": "encoding"}``;
 all but the family may be missing.
 """
 

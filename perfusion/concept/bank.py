@@ -20,7 +20,7 @@ from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import locked_keys
 from perfusion.concept.settings import SETTINGS, ConceptSettings, SettingChanges
 from perfusion.concept.words import Word
-from perfusion.embedded import is_embedded
+from perfusion.embedded import EDITIONS, is_embedded
 from perfusion.errors import ConceptError, RequestError
 
 if TYPE_CHECKING:
@@ -262,19 +262,26 @@ class ConceptBank:
         return self._projections
 
 
+def _remedy(concept: Concept, base: BaseTraits) -> str:
+    """What to do with a concept of another family."""
+    if not (is_embedded(concept.base) and is_embedded(base.family)):
+        return f"Use a {base.noun} of {concept.base}, or train the concept on this one's base model."
+    editions = "These are two editions of the embedded model, and a concept works with its own."
+    if base.family != EDITIONS[-1]:
+        return f"{editions} Export the bundle anew: perfusion-export --output DIR"
+    return (
+        f"{editions} Train it anew: perfusion-train --images DIR --superclass "
+        f'"{concept.superclass}" --token "{concept.token}" --output FILE'
+    )
+
+
 def _check_fits(concept: Concept, base: BaseTraits) -> None:
     """Refuse a concept of another family, or whose arrays are not as long as this base model's."""
     same = not base.family_is_certain and concept.base_fingerprint == base.fingerprint
     if concept.base != base.family and not same:
-        remedy = f"Use a {base.noun} of {concept.base}, or train the concept on this one's base model."
-        if is_embedded(concept.base) and is_embedded(base.family):
-            remedy = (
-                "These are two editions of the embedded model, and a concept works with its own. Train it anew: "
-                f'perfusion-train --images DIR --superclass "{concept.superclass}" --token "{concept.token}" '
-                "--output FILE"
-            )
         raise ConceptError(
-            f"{concept.token} was trained for {concept.base}, this {base.noun} is {base.family}. {remedy}"
+            f"{concept.token} was trained for {concept.base}, this {base.noun} is {base.family}. "
+            f"{_remedy(concept, base)}"
         )
     if len(concept.embeddings) != len(base.hidden_sizes):
         raise ConceptError(

@@ -1,4 +1,4 @@
-"""What is in pocket's pictures, without torch: which noun, which place, which colour, how many.
+"""What is in pocket's pictures, without torch: which noun and where it stands, which place, which colour, how many.
 
 The world is synthetic, so these questions have exact answers, and a small classifier trained on the world answers
 them. Its own accuracies are in `scorer.json`.
@@ -24,11 +24,9 @@ __all__ = [
     "AS_IT_IS",
     "COLOUR_NAMES",
     "FORMAT",
-    "MAX_COUNT",
     "NOUN_NAMES",
     "PLACE_NAMES",
     "SCORER_FILE",
-    "WHERE",
     "PocketScorer",
     "ProbeAnswers",
 ]
@@ -37,10 +35,7 @@ NOUN_NAMES = tuple(NOUNS)
 PLACE_NAMES = (*PLACES, *COLOURS)
 AS_IT_IS = "as it is"
 COLOUR_NAMES = (AS_IT_IS, *COLOURS)
-MAX_COUNT = 3
-OUTPUTS = ("embeddings", "nouns", "place", "colour", "count", "scene")
-WHERE = "where"
-"""An output that scorers of the first edition do not have."""
+OUTPUTS = ("embeddings", "nouns", "place", "colour", "count", "scene", "where")
 SCORER_FILE, FORMAT = "scorer.json", "perfusion-scorer"
 
 Array = NDArray[np.float32]
@@ -60,9 +55,8 @@ class ProbeAnswers:
     count: tuple[int, ...]
     scene: Array
     """(batch,): above zero for a scene, below for texture and noise."""
-    where: Array | None = None
-    """(batch, nouns): the middle of each noun's object, 0 the left end … 1 the right; None from a scorer that does not
-    tell."""
+    where: Array
+    """(batch, nouns): the middle of each noun's object, 0 the left end … 1 the right."""
 
     def best_nouns(self, row: int, how_many: int = 1) -> tuple[str, ...]:
         """The most likely nouns of one picture, the likeliest first."""
@@ -84,10 +78,7 @@ class PocketScorer:
             folder = scorer_path()
         self.facts = _read_facts(folder)
         self._session = open_session(folder / "image.onnx", threads)
-        given = {end.name for end in self._session.get_outputs()}
-        self.answers = (*OUTPUTS, WHERE) if WHERE in given else OUTPUTS
-        """What it tells, by the names in `ProbeAnswers`."""
-        missing = set(OUTPUTS) - given
+        missing = set(OUTPUTS) - {end.name for end in self._session.get_outputs()}
         if missing:
             raise ModelError(
                 f"{folder / 'image.onnx'} does not give {', '.join(sorted(missing))}: it is another scorer's. Train "
@@ -104,9 +95,9 @@ class PocketScorer:
         parts, size = list[dict[str, Array]](), int(self.facts["size"])
         for start in range(0, len(pictures), 32):
             batch = np.stack([picture_array(picture, size) for picture in pictures[start : start + 32]])
-            answers = self._session.run(self.answers, {"pictures": batch})
-            parts.append(dict(zip(self.answers, answers, strict=True)))
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in self.answers}
+            answers = self._session.run(OUTPUTS, {"pictures": batch})
+            parts.append(dict(zip(OUTPUTS, answers, strict=True)))
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in OUTPUTS}
         return ProbeAnswers(
             embeddings=joined["embeddings"],
             nouns=joined["nouns"],
@@ -114,7 +105,7 @@ class PocketScorer:
             colour=tuple(COLOUR_NAMES[index] for index in joined["colour"].argmax(1)),
             count=tuple(int(index) + 1 for index in joined["count"].argmax(1)),
             scene=joined["scene"],
-            where=joined.get(WHERE),
+            where=joined["where"],
         )
 
 

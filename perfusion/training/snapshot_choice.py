@@ -30,8 +30,8 @@ POCKET_PROMPTS = (
 """In the embedded model's own words: places that it can tell apart."""
 SEEDS = (0, 1)
 STEPS, POCKET_STEPS = 10, 5
-"""Of a validation picture. The embedded model's pictures after 5 and after 10 steps are scored alike (the cosines of
-192 pictures correlate by 0.96 and 0.95), and 5 steps take six tenths of the time."""
+"""Of a validation picture. Pictures of the embedded model's first edition after 5 and after 10 steps were scored alike
+(the cosines of 192 pictures correlated by 0.96 and 0.95), and 5 steps took six tenths of the time."""
 
 FADED = 0.85
 """How white a sheet shows what does not count."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from perfusion.commands import parser, run
 
 NAME = "python -m recipes.pocket"
+SHIPS = 2
+"""The edition that is the embedded model."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,7 +26,6 @@ def _parser() -> argparse.ArgumentParser:
         "sprites", help="fetch the openly licensed pictures and build the atlases anew"
     )
     sprites.add_argument("--sources", type=Path, default=Path("sprite-sources"), metavar="DIR")
-    sprites.add_argument("--edition", type=int, default=1, choices=(1, 2), help="the atlas of which edition")
     subjects = parts.add_parser("subjects", help="compose the held-out subjects of examples/subjects")
     subjects.add_argument("--output", type=Path, required=True, metavar="DIR")
     subject = parts.add_parser("subject", help="compose the pictures of one held-out noun and style")
@@ -64,20 +65,20 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
     for name in ("train", "vae", "unet", "scorer", "pack"):
         parts.choices[name].add_argument(
-            "--edition", type=int, default=1, choices=(1, 2), help="1 is what ships"
+            "--edition", type=int, default=SHIPS, choices=(1, 2), help=f"{SHIPS} is what ships"
         )
     for part in (parts.choices["train"], pack):
         part.add_argument(
             "--output",
             type=Path,
             metavar="DIR",
-            help="default: the embedded model's own folder, for edition 1",
+            help=f"default: the embedded model's own folder, for edition {SHIPS}",
         )
         part.add_argument(
             "--scorer-output",
             type=Path,
             metavar="DIR",
-            help="default: the scorer's own folder, for edition 1",
+            help=f"default: the scorer's own folder, for edition {SHIPS}",
         )
     samples = parts.add_parser("samples", help="train the sample concepts of a model that is packed")
     samples.add_argument("--model", type=Path, metavar="DIR", help="default: the embedded model")
@@ -99,7 +100,7 @@ def _body(args: argparse.Namespace) -> int:
         for name in ("perfusion", "recipes"):
             logging.getLogger(name).setLevel(logging.INFO)
     if args.part == "sprites":
-        _build_atlases(args)
+        _build_atlases(args.sources)
         return 0
     if args.part in ("subject", "subjects"):
         from recipes.pocket.subjects import save, save_all
@@ -127,7 +128,7 @@ def _body(args: argparse.Namespace) -> int:
 
 def _has_folder(args: argparse.Namespace) -> bool:
     """Whether it is known where the model goes; the log says so where it is not."""
-    known = args.edition == 1 or args.output is not None
+    known = args.edition == SHIPS or args.output is not None
     if not known:
         logging.getLogger("recipes").info(
             "trained; pack --edition %d --output DIR writes the model", args.edition
@@ -135,15 +136,13 @@ def _has_folder(args: argparse.Namespace) -> bool:
     return known
 
 
-def _build_atlases(args: argparse.Namespace) -> None:
+def _build_atlases(sources: Path) -> None:
     from recipes.pocket.drawings import QUALITY, build_drawings
     from recipes.pocket.sprites import DATA, HELD_OUT_STYLES, TRAINING_STYLES, build_atlas
 
-    if args.edition == 2:
-        build_drawings(args.sources).save(DATA / "sprites2.webp", quality=QUALITY)
-        return
-    build_atlas(TRAINING_STYLES, args.sources).save(DATA / "sprites.webp")
-    build_atlas(HELD_OUT_STYLES, args.sources).save(DATA / "held_out.webp")
+    build_atlas(TRAINING_STYLES, sources).save(DATA / "sprites.webp")
+    build_drawings(sources).save(DATA / "sprites2.webp", quality=QUALITY)
+    build_atlas(HELD_OUT_STYLES, sources).save(DATA / "held_out.webp")
 
 
 def _pack(args: argparse.Namespace) -> None:
@@ -152,13 +151,11 @@ def _pack(args: argparse.Namespace) -> None:
     from recipes.pocket.editions import EDITIONS
     from recipes.pocket.recipe import pack, pack_scorer
 
-    if args.edition != 1 and not args.output:
-        raise ModelError(
-            "Only the first edition has a folder of its own yet; name one for this with --output."
-        )
+    if args.edition != SHIPS and not args.output:
+        raise ModelError(f"Only edition {SHIPS} has a folder of its own; name one for this with --output.")
     edition = EDITIONS[args.edition]
     pack(args.work, edition, args.output or model_path())
-    if args.edition == 1 or args.scorer_output:
+    if args.edition == SHIPS or args.scorer_output:
         pack_scorer(args.work, edition, args.scorer_output or scorer_path())
 
 

@@ -58,7 +58,7 @@ SIZES = {
                   text_dim=32, text_layers=1, vae_channels=(8, 8, 16), latent_channels=12,
                   transformer_layers=(1, 2), words=language.words),
 }  # fmt: skip
-"""`pocket` is what ships, `pocket2` its second edition; `tiny` and `tiny2` have their structure, for tests.
+"""`pocket2` is what ships, `pocket` was the first edition; `tiny2` and `tiny` have their structure, for tests.
 
 Of one forward pass at 16 × 16 latents `pocket` takes 1.08 GFLOP and `pocket2` 1.34; two layers at the finest resolution
 as well would take 1.52, and two whole blocks a resolution 1.63."""
@@ -72,7 +72,7 @@ SCHEDULER = {
 spacing starts from pure noise, which a model of few steps needs."""
 
 
-def build_pipeline(size: str | Size = "pocket", seed: int = 0) -> StableDiffusionPipeline:
+def build_pipeline(size: str | Size, seed: int = 0) -> StableDiffusionPipeline:
     """A `StableDiffusionPipeline` of pocket's structure with random weights drawn from `seed`."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 

@@ -7,9 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from perfusion.embedded import model_path
 from recipes.pocket.drawings import wide_atlas
 from recipes.pocket.scorer import ScorerSize
 from recipes.pocket.sprites import training_atlas
@@ -17,11 +14,10 @@ from recipes.pocket.train_scorer import ScorerConfig
 from recipes.pocket.train_unet import Trainer, UnetConfig
 from recipes.pocket.train_vae import Pictures, VaeConfig, gauge_pictures
 from recipes.pocket.train_wide import WideConfig, WideTrainer, wide_taste_at
-from recipes.pocket.warm_start import start_text_encoder, start_unet, start_vae, weights_in
 from recipes.pocket.wide_world import WideScene, WideTaste, WideWorld
 from recipes.pocket.world import Taste, World
 
-__all__ = ["EDITIONS", "Edition"]
+__all__ = ["EDITIONS", "JUDGED", "Edition", "edition_of"]
 
 WIDE_SCENES = WideTaste(pairs=0.3, triples=0.15, counts=0.12, recoloured=0.6)
 """What the autoencoder sees."""
@@ -50,9 +46,8 @@ class Edition:
     """Of a picture."""
     lr_values: float = 0.03
     """At which its concepts' values learn."""
-    start_vae: Callable[[torch.nn.Module], None] | None = None
-    start_unet: Callable[[Any], None] | None = None
-    """Take over earlier weights: of the autoencoder, and, given the pipeline, of the UNet and the text encoder."""
+    values: str = "layers"
+    """What is learned of them, see `perfusion.training.TrainingConfig`."""
 
 
 def first_world(**options: Any) -> World:
@@ -76,25 +71,6 @@ def old_and_new_drawings(world: World, seed: int = 7, count: int = 24) -> Pictur
             scenes["old drawings" if known.pop() else "new drawings"].append(scene)
     with world.seeded(seed):
         return {name: world.render(some[:count])[0] * 2 - 1 for name, some in scenes.items()}
-
-
-def start_vae_from_first(vae: torch.nn.Module) -> None:
-    """Take over the first edition's autoencoder."""
-    start_vae(vae, weights_in(model_path() / "vae" / "diffusion_pytorch_model.safetensors"))
-
-
-def start_unet_from_first(pipeline: Any) -> None:
-    """Take over the first edition's UNet and text encoder."""
-    from transformers import CLIPTokenizer
-
-    folder = model_path()
-    start_unet(pipeline.unet, weights_in(folder / "unet" / "diffusion_pytorch_model.safetensors"))
-    start_text_encoder(
-        pipeline.text_encoder,
-        pipeline.tokenizer.get_vocab(),
-        weights_in(folder / "text_encoder" / "model.safetensors"),
-        CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab(),
-    )
 
 
 EDITIONS = {
@@ -122,15 +98,20 @@ EDITIONS = {
         ),
         unet=WideConfig(),
         scorer=ScorerConfig(
-            steps=8_000, taste=JUDGED, size=ScorerSize(channels=(48, 96, 192, 256), blocks=2, counts=5)
+            steps=10_000, taste=JUDGED, size=ScorerSize(channels=(48, 96, 192, 256), blocks=2, counts=5)
         ),
         trainer=WideTrainer,
         caption_taste=wide_taste_at(1.0),
         gauge=old_and_new_drawings,
         guidance_scale=5.0,
-        lr_values=0.002,
-        start_vae=start_vae_from_first,
-        start_unet=start_unet_from_first,
+        lr_values=0.004,
+        values="encoding",
     ),
 }
-"""By number; the first is what ships."""
+"""By number."""
+
+
+def edition_of(family: str) -> Edition:
+    """The edition that is this family."""
+    (edition,) = (edition for edition in EDITIONS.values() if edition.family == family)
+    return edition

@@ -57,12 +57,11 @@ def run_vae(
     """Train the autoencoder in `work`; True when its steps are done. Begins with a packed model's, where there is no
     checkpoint."""
     pipeline, world = build_pipeline(edition.family), edition.world(device=device)
-    start, begin = edition.start_vae, 0
-    if packed:
-        weights, begin = packed.weights["vae"], packed.steps["vae"]
-        start = lambda vae: vae.load_state_dict(weights)  # noqa: E731
+    weights, begin = (packed.weights["vae"], packed.steps["vae"]) if packed else (None, 0)
     checkpoint, gauge = work / "vae.safetensors", edition.gauge(world)
-    return train_vae(pipeline.vae, world, config, checkpoint, minutes, start=start, begin=begin, gauge=gauge)
+    return train_vae(
+        pipeline.vae, world, config, checkpoint, minutes, weights=weights, begin=begin, gauge=gauge
+    )
 
 
 def run_unet(
@@ -84,8 +83,6 @@ def run_unet(
     if known:
         pipeline.unet.load_state_dict(known.weights["unet"])
         pipeline.text_encoder.load_state_dict(known.weights["text"], strict=False)  # buffers are no weights
-    elif edition.start_unet and not checkpoint.exists():
-        edition.start_unet(pipeline)
     trainer = edition.trainer(pipeline, world, config)
     if known:
         trainer.begin(known.steps["unet"])
@@ -159,6 +156,7 @@ def pack(work: Path, edition: Edition, folder: Path) -> None:
         "guidance_scale": edition.guidance_scale,
         "num_inference_steps": edition.steps,
         "lr_values": edition.lr_values,
+        "values": edition.values,
         "steps": {part: steps_done(work / f"{part}.safetensors") for part in ("vae", "unet")},
     }
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from recipes.pocket.subjects import SUBJECTS
 __all__ = ["SAMPLES", "train_samples"]
 
 SAMPLES = ("pink-cake", "gold-hat", "school-bus")
-STEPS = 300
+STEPS = 100
 """Of each training; the best of its snapshots is kept."""
 PICTURES = Path(__file__).resolve().parents[2] / "examples" / "subjects"
 

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perfusion.judging.pocket_scorer import COLOUR_NAMES, MAX_COUNT, NOUN_NAMES, PLACE_NAMES
+from perfusion.judging.pocket_scorer import COLOUR_NAMES, NOUN_NAMES, PLACE_NAMES
 from recipes.pocket.tokenizer import CONTEXT_LENGTH
 
-__all__ = ["EMBEDDING", "Answers", "ImageTower", "Scorer", "ScorerSize", "build_scorer"]
+__all__ = ["EMBEDDING", "MAX_COUNT", "Answers", "ImageTower", "Scorer", "ScorerSize", "build_scorer"]
 
 EMBEDDING = 128
+MAX_COUNT = 3
+"""As many things as the first edition's scorer tells apart."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,7 @@ class Text(nn.Module):
 
 def graphs_of_scorer(scorer: Scorer) -> tuple[Graph, Graph]:
     """The image graph and the text graph."""
-    size = SIZES["pocket"].resolution
+    size = SIZES["pocket2"].resolution
     image = Graph(
         name="image",
         module=Image(scorer),
@@ -112,7 +112,7 @@ def save_scorer(scorer: Scorer, tokenizer: Any, folder: Path, accuracies: Mappin
     with writing(folder / "tokenizer.json", "w") as file:
         file.write(tokenizer.backend_tokenizer.to_str())
     facts = {
-        "format": FORMAT, "format_version": 1, "size": SIZES["pocket"].resolution,
+        "format": FORMAT, "format_version": 1, "size": SIZES["pocket2"].resolution,
         "context_length": CONTEXT_LENGTH, "nouns": NOUN_NAMES, "places": PLACE_NAMES, "colours": COLOUR_NAMES,
         "accuracies": {name: round(share, 4) for name, share in accuracies.items()},
     }  # fmt: skip

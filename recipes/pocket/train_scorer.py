@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perfusion.judging.pocket_scorer import AS_IT_IS, COLOUR_NAMES, MAX_COUNT, NOUN_NAMES, PLACE_NAMES
+from perfusion.judging.pocket_scorer import AS_IT_IS, COLOUR_NAMES, NOUN_NAMES, PLACE_NAMES
 from recipes.pocket.optim import (
     Average,
     Muon,
@@ -25,7 +25,7 @@ from recipes.pocket.optim import (
     set_rate,
 )
 from recipes.pocket.pool import tokenise
-from recipes.pocket.scorer import Answers, Scorer, ScorerSize
+from recipes.pocket.scorer import MAX_COUNT, Answers, Scorer, ScorerSize
 from recipes.pocket.wide_world import WideWorld
 from recipes.pocket.world import Scene, Taste, World
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,7 +146,7 @@ def _optimisers_for(vae: torch.nn.Module, config: VaeConfig) -> list[torch.optim
 
 def train_vae(
     vae: torch.nn.Module, world: World, config: VaeConfig, checkpoint: Path, minutes: float, *,
-    start: Callable[[torch.nn.Module], None] | None = None, begin: int = 0, gauge: Pictures | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None, begin: int = 0, gauge: Pictures | None = None,
     stop: int | None = None,
 ) -> bool:  # fmt: skip
     """Train until the steps are done (True) or the minutes are over (False); the module ends with averaged weights.
@@ -159,7 +159,7 @@ def train_vae(
         config: how.
         checkpoint: where the state is kept.
         minutes: how long at most.
-        start: gives the module its first weights, where there is no checkpoint yet.
+        weights: what to begin with, where there is no checkpoint yet.
         begin: the step that these weights have reached.
         gauge: pictures to read the quality from.
         stop: a step to stop at, before the last.
@@ -168,8 +168,8 @@ def train_vae(
     rng = random.Random(config.seed + begin)
     vae.train().to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimisers = _optimisers_for(vae, config)
-    if not checkpoint.exists() and start:
-        start(vae)
+    if not checkpoint.exists() and weights is not None:
+        vae.load_state_dict(weights)
     elif not checkpoint.exists():
         with torch.no_grad():
             channels = vae.config.latent_channels  # type: ignore[union-attr]

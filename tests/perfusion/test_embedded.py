@@ -7,6 +7,8 @@ import numpy as np
 
 from perfusion.embedded import model_path
 from perfusion.pocket.vocabulary import COLOURS, NOUNS, PLACES
+from recipes.pocket.language import COUNTS, PATTERNS, SIZES, relation_phrases
+from recipes.pocket.layouts import RELATIONS
 
 PAGE = Path(__file__).parents[2] / "docs" / "pocket.md"
 
@@ -21,8 +23,15 @@ def test_the_snippet_of_the_page_draws():
 
 def test_the_page_names_every_word_of_the_world():
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
-    for word in [*NOUNS, *COLOURS, *(phrase for phrases in PLACES.values() for phrase in phrases)]:
-        assert re.search(rf"[ :]{re.escape(word)}[,;.]", page), word
+    phrases = [phrase for phrases in PLACES.values() for phrase in phrases]
+    for word in [*NOUNS, *COLOURS, *phrases, *COUNTS.values(), *SIZES, *PATTERNS, *relations()]:
+        assert re.search(rf"[ :(]{re.escape(word)}[,;.)]", page), word
+
+
+def relations() -> set[str]:
+    """The words between two things."""
+    said = [phrase for relation in RELATIONS for phrase in relation_phrases(relation, "A", "B")]
+    return {phrase[2:-2] for phrase in said if phrase.endswith((" A", " B"))}
 
 
 def test_a_pipeline_opened_without_a_word_of_precision_draws():

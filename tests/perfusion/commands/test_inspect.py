@@ -331,7 +331,7 @@ def test_a_sample_is_shown_by_its_name(tmp_path, toy_bundle, monkeypatch, capsys
         assert main(["silver-hat", *more]) == 1
         assert "silver-hat is not there" in capsys.readouterr().err
     assert main(["gold-hat", "--bundle", str(toy_bundle)]) == 1  # which has no samples of its own
-    assert "Train it " in capsys.readouterr().err
+    assert "Export the bundle anew" in capsys.readouterr().err
 
 
 def test_a_folder_of_concepts_is_listed_and_what_is_broken_is_told(make_concept, tmp_path, capsys):

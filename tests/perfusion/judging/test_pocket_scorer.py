@@ -6,21 +6,21 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 
 from perfusion.embedded import scorer_path
 from perfusion.errors import ModelError
-from perfusion.judging.pocket_scorer import NOUN_NAMES, OUTPUTS, SCORER_FILE, PocketScorer
+from perfusion.judging.pocket_scorer import NOUN_NAMES, SCORER_FILE, PocketScorer
 from perfusion.pocket.vocabulary import words
+from recipes.pocket.editions import EDITIONS, JUDGED
 from recipes.pocket.scorer import Scorer, build_scorer
 from recipes.pocket.scorer_files import save_scorer
-from recipes.pocket.sprites import training_atlas
 from recipes.pocket.subjects import SUBJECTS, compose
 from recipes.pocket.tokenizer import build_tokenizer
-from recipes.pocket.train_scorer import TASTE
-from recipes.pocket.world import Scene, World
+from recipes.pocket.world import Scene
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "subjects"
 
@@ -36,9 +36,9 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scorer, Path]:
 
 @pytest.fixture(scope="module")
 def scenes() -> tuple[list[Scene], list[Image.Image]]:
-    """Sixty-four scenes that no training drew: their backgrounds have a seed of their own."""
-    rng, world = random.Random(99), World(training_atlas(), backdrops=4, seed=99)
-    described = [world.sample(rng, TASTE) for _ in range(64)]
+    """Ninety-six scenes that no training drew: their backgrounds have a seed of their own."""
+    rng, world = random.Random(99), EDITIONS[2].world(backdrops=4, seed=99)
+    described = [world.sample(rng, JUDGED) for _ in range(96)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(99)
         pictures = (world.render(described)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -57,7 +57,6 @@ def test_saved_scorer_says_what_the_trained_one_says(
     np.testing.assert_allclose(verdict.embeddings, answers.embeddings.numpy(), atol=1e-5)
     np.testing.assert_allclose(verdict.nouns, answers.nouns.numpy(), atol=1e-4)
     np.testing.assert_allclose(verdict.scene, answers.scene.numpy(), atol=1e-4)
-    assert verdict.where is not None
     np.testing.assert_allclose(verdict.where, answers.where.numpy(), atol=1e-5)
     assert verdict.best_nouns(0)[0] == NOUN_NAMES[int(answers.nouns[0].argmax())]
 
@@ -107,8 +106,7 @@ def test_damaged_or_foreign_scorer_is_refused(
 def test_shipped_scorer_is_small_and_reports_its_accuracies() -> None:
     scorer = PocketScorer()
     assert sum(path.stat().st_size for path in scorer_path().iterdir()) <= 6_000_000
-    assert set(scorer.accuracies) >= {"noun", "place", "colour", "count", "scene"}
-    assert set(OUTPUTS) >= {"embeddings", "nouns", "place", "colour", "count", "scene"}
+    assert set(scorer.accuracies) >= {"noun", "pair", "side", "place", "colour", "count", "scene"}
 
 
 def test_shipped_scorer_is_right_about_scenes_whose_truth_is_known(
@@ -119,15 +117,31 @@ def test_shipped_scorer_is_right_about_scenes_whose_truth_is_known(
     places = [found == scene.place for found, scene in zip(verdict.place, described, strict=True)]
     single = [row for row, scene in enumerate(described) if len(scene.nouns) == 1]
     nouns = [verdict.best_nouns(row)[0] == described[row].nouns[0] for row in single]
+    counts = [verdict.count[row] == len(described[row].items) for row in single]
+    middles = [(row, list(scene.middles().items())) for row, scene in enumerate(described)]
+    ordered = [
+        (told[0] < told[1]) == (first[1] < second[1])
+        for row, (first, second) in ((row, pair) for row, pair in middles if len(pair) == 2)
+        if abs(first[1] - second[1]) > 0.1
+        for told in [[verdict.where[row, NOUN_NAMES.index(noun)] for noun, _ in (first, second)]]
+    ]
+    assert len(single) > 40 and len(ordered) > 10
     assert np.mean(places) >= 0.95
-    assert np.mean(nouns) >= 0.8
+    assert np.mean(nouns) >= 0.9
+    assert np.mean(counts) >= 0.95
+    assert np.mean(ordered) >= 0.9
     assert (verdict.scene > 0).mean() >= 0.95
 
 
-def test_scorer_of_the_first_edition_does_not_tell_where_things_stand(
-    scenes: tuple[list[Scene], list[Image.Image]],
-) -> None:
-    assert PocketScorer()(scenes[1][:1]).where is None
+def test_scorer_that_leaves_an_answer_out_is_refused(untrained: tuple[Scorer, Path], tmp_path: Path) -> None:
+    """As that of the first edition, which did not tell where things stand."""
+    folder = shutil.copytree(untrained[1], tmp_path / "scorer")
+    graph = onnx.load(folder / "image.onnx")
+    (where,) = (output for output in graph.graph.output if output.name == "where")
+    graph.graph.output.remove(where)
+    onnx.save(graph, folder / "image.onnx")
+    with pytest.raises(ModelError, match=r"image\.onnx does not give where: it is another scorer's"):
+        PocketScorer(folder)
 
 
 def test_shipped_scorer_knows_noise_from_a_scene() -> None:

@@ -60,7 +60,7 @@ def test_the_gradients_of_a_training_step_are_the_slopes_of_its_loss(world, accu
     _, edit = step_once(world, accumulate=accumulate)
     for name, parameter in edit.named_parameters():
         slope, size = parameter.grad, float(parameter.grad.norm())
-        step = 0.1 if name == "target_values" else 0.01
+        step = 0.1 if name == "learned_values" else 0.01
         shifts = ({name.replace(".", "_"): sign * step / size * slope} for sign in (1, -1))
         up, down = (step_once(world, **shift)[0] for shift in shifts)
         assert (up - down) / (2 * step) == pytest.approx(size, rel=0.02), name

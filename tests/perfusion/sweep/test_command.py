@@ -44,7 +44,7 @@ def sweep(concept):
 def test_writes_the_grid_the_plot_and_the_table(sweep, tmp_path, capsys, cache, windows_text):
     grid, plot, table = tmp_path / "grid.png", tmp_path / "plot.png", tmp_path / "front.csv"
     wanted = ["--bias", "0.5:0.9:3", "--lock", "both", "--images", IMAGES, "--masks", IMAGES / "masks"]
-    assert sweep(*wanted, "--grid", grid, "--plot", plot, "--csv", table, "--json") == 0
+    assert sweep(*wanted, "--steps", "6", "--grid", grid, "--plot", plot, "--csv", table, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert b"\r" not in table.read_bytes()
     rows = list(csv.DictReader(table.read_text().splitlines()))
@@ -109,7 +109,8 @@ def test_things_get_regions_as_in_perfusion_generate(concept, tmp_path, monkeypa
 
 def test_the_recommended_settings_become_the_files_defaults(sweep, concept, capsys, held_files):
     before = Concept.load(concept)
-    assert sweep("--bias", "0.42,0.91", "--temperature", "0.2", "--images", IMAGES, "--choose", "--json") == 0
+    shown = ("--steps", "6", "--images", IMAGES)  # pictures in which the scorer finds a hat
+    assert sweep("--bias", "0.42,0.91", "--temperature", "0.2", *shown, "--choose", "--json") == 0
     facts, after = json.loads(capsys.readouterr().out), Concept.load(concept)
     (best,) = (point for point in facts["points"] if point["recommended"])
     assert (after.bias, after.temperature, after.lock) == (best["bias"], 0.2, best["lock"])
