@@ -15,9 +15,10 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from benchmarks.evaluation.models import base_model, samples_of
-from perfusion.base.attention import installed
+from perfusion.base.attention import installed, key_projections
 from perfusion.concept.concept_file import Concept
 from perfusion.training import TrainingConfig
 from perfusion.training import training_loop as loop
@@ -57,13 +58,41 @@ def edited(
 
 
 class TrainedKeys(RankOneEdit):
-    """The target keys are learned like the target values, from the same start."""
+    """The target keys are learned as the target values are, from the same start: each layer's for itself or, with
+    `key_projections`, (Σ d_K, text_dim), one encoding for all."""
 
-    def __init__(self, **parts: Any) -> None:
+    def __init__(self, *, key_projections: Tensor | None = None, **parts: Any) -> None:
         super().__init__(**parts)
         start = self.target_keys
         del self.target_keys
         self.target_keys = nn.Parameter(start)
+        if key_projections is not None:
+            parametrize.register_parametrization(self, "target_keys", Projected(start, key_projections))
+
+    @property
+    def learned_keys(self) -> nn.Parameter:
+        """What is trained: (rows, Σ d_K), or (rows, text_dim) of the one encoding."""
+        (learned,) = (value for name, value in self.named_parameters() if "target_keys" in name)
+        return learned
+
+
+class Projected(nn.Module):
+    """What is learned of a tensor is an encoding, whose projection is added to the start."""
+
+    start: Tensor
+    projections: Tensor
+
+    def __init__(self, start: Tensor, projections: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("start", start.detach().clone())
+        self.register_buffer("projections", projections.detach().float().clone())
+
+    def forward(self, encoding: Tensor) -> Tensor:
+        return self.start + encoding @ self.projections.T
+
+    def right_inverse(self, tensor: Tensor) -> Tensor:
+        """The encoding before the first step."""
+        return tensor.new_zeros(len(tensor), self.projections.shape[1])
 
 
 class OtherGate(RankOneEdit):
@@ -108,11 +137,13 @@ def train_variant(
         samples = replace(samples, masks=torch.ones_like(samples.masks))
     edit, encoding = initial_edit(base, check_superclass(base, config.superclass), config, lambda line: None)
     if variant in EDITS:
-        edit = as_kind(edit, EDITS[variant])
+        tied = variant == "trained-keys" and config.values == "encoding"
+        keys = {"key_projections": key_projections(base.unet)} if tied else {}
+        edit = as_kind(edit, EDITS[variant], **keys)
     run = Run.begin(edit.train(), config, Placement.pick("cpu"))
     if isinstance(edit, TrainedKeys):
         run.optimiser.add_param_group(
-            {"params": [edit.target_keys], "lr": run.optimiser.param_groups[1]["lr"]}
+            {"params": [edit.learned_keys], "lr": run.optimiser.param_groups[1]["lr"]}
         )
 
     def after(loss: float) -> None:
@@ -128,7 +159,8 @@ def _saving(concept: Concept) -> Save:
 
 
 def as_kind(edit: RankOneEdit, kind: type[Kind], **other: torch.Tensor) -> Kind:
-    """The same edit as another class of it; `other` are target keys or values that it is to begin with instead."""
+    """The same edit as another class of it; `other` are target keys or values that it is to begin with instead, and
+    what the class takes besides."""
     targets = {"target_keys": edit.target_keys, "target_values": edit.target_values.detach()}
     return kind(
         embeddings=list(edit.embeddings), direction=edit.direction, inverse_moment=edit.inverse_moment,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +51,7 @@ class Trial:
     kind: str = "product"
     """How prompts are read, one of `edits.KINDS`; in training, too, where it has one."""
     lr_values: float | None = None
-    """The product's own rate, unless it says otherwise."""
+    """Of values that each layer learns for itself; None: what is learned, and how fast, is the base model's own."""
     hides: int = 0
     """Every so many samples of the training do not see padding."""
     bias: float = 0.6
@@ -58,6 +59,11 @@ class Trial:
     @property
     def source(self) -> str:
         return self.training or self.name
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Options of the training."""
+        return {} if self.lr_values is None else {"lr_values": self.lr_values, "values": "layers"}
 
     @property
     def lock(self) -> str:
@@ -74,7 +80,7 @@ TRIALS = (
     Trial(name="padding-plain", title="padding of the superclass", kind="padding-plain"),
     Trial(name="padding-hidden", title="padding hidden from half of the samples", hides=2),
     Trial(name="context-lock", title="context lock, gates of all tokens", kind="context-lock", lr_values=0.1),
-    Trial(name="context-lock-slow", title="context lock, rate 0.03", kind="context-lock"),
+    Trial(name="context-lock-slow", title="context lock, rate 0.03", kind="context-lock", lr_values=0.03),
 )
 
 
@@ -135,8 +141,7 @@ def teach(context: Context) -> None:
 def train_trial(context: Context, trial: Trial, subject_name: str) -> None:
     """As `perfusion.training.train` does, with the trial's edit; the last step is taken."""
     base, plan, subject = base_model(), context.plan, subject_named(subject_name)
-    own_rate = {} if trial.lr_values is None else {"lr_values": trial.lr_values}
-    config = config_of(plan, subject, pictures_of(context.work, subject), select="last", **own_rate)
+    config = config_of(plan, subject, pictures_of(context.work, subject), select="last", **trial.values)
     edit, encoding = initial_edit_of(trial, plan, subject_name)
     samples = samples_of(plan, context.work, subject)
     run = Run.begin(edit.train(), config, Placement.pick("cpu"))
@@ -149,7 +154,7 @@ def train_trial(context: Context, trial: Trial, subject_name: str) -> None:
 def initial_edit_of(trial: Trial, plan: Plan, subject_name: str) -> tuple[OtherReading, torch.Tensor]:
     """The trial's edit before the first step, and the superclass's encoding."""
     subject = subject_named(subject_name)
-    config = config_of(plan, subject, Path())
+    config = config_of(plan, subject, Path(), **trial.values)
     words = check_superclass(base_model(), config.superclass)
     edit, encoding = initial_edit(base_model(), words, config, lambda line: None)
     targets = {}

@@ -51,7 +51,16 @@ class Run:
 
     @classmethod
     def begin(cls, edit: RankOneEdit, config: TrainingConfig, placement: Placement) -> Run:
-        """Before the first step. Adam at the paper's two rates; its weight decay would pull the values towards zero."""
+        """Before the first step. Adam at the paper's two rates; its weight decay would pull the values towards zero.
+
+        Raises:
+            TrainingError: one encoding is learned for all values, for which the paper has no rate, and none is given.
+        """
+        if config.lr_values is None and edit.value_projections is not None:
+            raise TrainingError(
+                "The config leaves lr_values to the base model, whose values are learned as one encoding; fill it in "
+                "with suited_to(base, config)."
+            )
         optimiser = torch.optim.Adam(
             [
                 {"params": list(edit.embeddings), "lr": config.lr_embedding},

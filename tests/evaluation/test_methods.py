@@ -75,12 +75,12 @@ def test_without_a_gate_only_the_concepts_own_token_is_edited_and_it_takes_the_w
         assert torch.equal(found[row, others], plain[row, others])
 
 
-def an_edit(kind):
+def an_edit(kind, **parts):
     random = torch.Generator().manual_seed(0)
     return kind(
         embeddings=[torch.randn(1, DIM, generator=random)], direction=torch.randn(1, DIM, generator=random),
         target_keys=torch.randn(1, OUT, generator=random), target_values=torch.randn(1, OUT, generator=random),
-        inverse_moment=torch.eye(DIM, dtype=torch.float64), bias=0.75, temperature=0.1,
+        inverse_moment=torch.eye(DIM, dtype=torch.float64), bias=0.75, temperature=0.1, **parts,
     )  # fmt: skip
 
 
@@ -88,6 +88,18 @@ def test_trained_keys_are_learned_and_locked_ones_are_not():
     assert an_edit(TrainedKeys).target_keys.requires_grad
     for kind in set(EDITS.values()) - {TrainedKeys}:
         assert "target_keys" not in dict(an_edit(kind).named_parameters())
+
+
+def test_trained_keys_are_tied_where_the_values_are():
+    """Else the ablation would differ from the product in more than what it names."""
+    projections = torch.randn(OUT, DIM, generator=torch.Generator().manual_seed(1))
+    edit, free = an_edit(TrainedKeys, key_projections=projections), an_edit(TrainedKeys)
+    torch.testing.assert_close(edit.target_keys, free.target_keys)
+    assert edit.learned_keys.shape == (1, DIM) and free.learned_keys.shape == (1, OUT)
+    edit.target_keys[0, 0].backward()
+    torch.testing.assert_close(edit.learned_keys.grad, projections[:1])
+    edit.learned_keys.data[0, 2] = 3.0
+    torch.testing.assert_close(edit.target_keys - free.target_keys, 3.0 * projections[None, :, 2])
 
 
 def test_another_gate_still_lets_the_loss_reach_the_word():

@@ -85,6 +85,16 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(tiny_base, parts) -> 
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_a_run_does_not_guess_the_rate_of_one_encoding(tiny_base) -> None:
+    """The paper's rate is for values that each layer learns for itself; here it would take the picture apart."""
+    settings = config(values="encoding", lr_values=0.004)
+    edit, _ = initial_edit(tiny_base, check_superclass(tiny_base, "cat"), settings, lambda _: None)
+    unknown = replace(settings, lr_values=None)
+    with pytest.raises(TrainingError, match="leaves lr_values to the base model"):
+        Run.begin(edit, unknown, placement(unknown))
+    Run.begin(edit, settings, placement(settings))
+
+
 @pytest.mark.parametrize("which", ["tiny_base", "tiny_xl_base"])
 def test_checkpointing_gives_the_same_gradient_and_is_off_afterwards(which, request) -> None:
     base = request.getfixturevalue(which)
