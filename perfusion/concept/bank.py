@@ -268,10 +268,14 @@ def _remedy(concept: Concept, base: BaseTraits) -> str:
         return f"Use a {base.noun} of {concept.base}, or train the concept on this one's base model."
     editions = "These are two editions of the embedded model, and a concept works with its own."
     if base.family != EDITIONS[-1]:
-        return f"{editions} Export the bundle anew: perfusion-export --output DIR"
+        if base.noun == "bundle":
+            return f"{editions} Export the bundle anew: perfusion-export --output DIR"
+        return (
+            f"{editions} Open the embedded model that this package brings, or use a concept of {base.family}."
+        )
     return (
         f"{editions} Train it anew: perfusion-train --images DIR --superclass "
-        f'"{concept.superclass}" --token "{concept.token}" --output FILE'
+        f'"{concept.superclass}" --token "{concept.token}" --steps 100 --output FILE'
     )
 
 

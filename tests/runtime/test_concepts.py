@@ -88,7 +88,7 @@ def test_a_concept_of_the_first_edition_is_refused_with_the_command_that_trains_
     command = shlex.split(message.partition("anew: ")[2])
     assert command == [
         "perfusion-train", "--images", "DIR", "--superclass", "teddy bear",
-        "--token", concept.token, "--output", "FILE",
+        "--token", concept.token, "--steps", "100", "--output", "FILE",
     ]  # fmt: skip
 
 
@@ -214,6 +214,16 @@ def test_where_the_family_is_a_guess_an_equal_fingerprint_settles_it(make_concep
     guess.load(fitting)
     with pytest.raises(ConceptError, match="trained for mine, this pipeline is unknown"):
         guess.load(make_concept(base="mine", token="<dog>", base_fingerprint=OTHER))
+
+
+def test_a_pipeline_of_the_first_edition_is_not_told_to_export(make_concept):
+    base = BaseTraits(
+        noun="pipeline", family="pocket", fingerprint=OTHER, text_dim=16, hidden_sizes=(16,), key_width=40,
+        value_width=40, key_projections=None,
+    )  # fmt: skip
+    with pytest.raises(ConceptError, match=r"this pipeline is pocket\. These are two editions") as caught:
+        ConceptBank(base).load(make_concept(base="pocket2"))
+    assert str(caught.value).endswith("this package brings, or use a concept of pocket.")
 
 
 def test_a_base_with_two_text_encoders_takes_a_word_for_each(make_concept):
