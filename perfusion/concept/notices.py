@@ -12,10 +12,11 @@ from perfusion.concept.concept_file import Concept
 from perfusion.concept.prompt_syntax import ParsedPrompt
 from perfusion.concept.words import named, pieces
 
-__all__ = ["PromptNotices", "foreign_syntax", "nearest", "unseen_words"]
+__all__ = ["WORD_END", "PromptNotices", "foreign_syntax", "nearest", "unseen_words"]
 
 _LETTER = r"[^\W_]"
-_WORD_END = "</w>"  # what a token that ends a word ends with, in tokenizers of CLIP's kind
+WORD_END = "</w>"
+"""What a token that ends a word ends with, in tokenizers of CLIP's kind."""
 _MOST_TOLD = 3  # concepts or words of which one line tells
 _MOST_STRANGE = 1000  # words that are remembered, and after which nothing more is told
 
@@ -93,10 +94,11 @@ def foreign_syntax(prompt: str) -> tuple[str, ...]:
 
 
 def unseen_words(prompt: str, tokens: Collection[str], knows: Callable[[str], bool]) -> tuple[str, ...]:
-    """The words of a prompt, concepts' own left out, that are no token of the base model; `knows` tells those."""
+    """The words of a prompt, concepts' own left out, that the base model does not know; `knows` is asked for the token
+    of a whole word."""
     plain = "".join(piece for _, piece in pieces(prompt, tokens) if piece not in tokens)
     words = re.findall(rf"(?<![<\w]){_LETTER}+(?![>\w])", plain)
-    return tuple(dict.fromkeys(word for word in words if not knows(f"{word.lower()}{_WORD_END}")))
+    return tuple(dict.fromkeys(word for word in words if not knows(f"{word.lower()}{WORD_END}")))
 
 
 def nearest(word: str, tokens: Collection[str]) -> str | None:

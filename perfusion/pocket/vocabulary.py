@@ -1,10 +1,8 @@
 """The words of pocket's world: what it can draw, where, and in which colours.
 
-Plain data. Every word below becomes one token of the embedded model's tokenizer; the emoji names the pictures
+Plain data. Every word below is one token of the embedded model's tokenizer; the emoji names the pictures
 of a noun in the openly licensed sets that `sprites.py` draws from.
 """
-
-import difflib
 
 NOUNS: dict[str, str] = {
     "cat": "🐈", "dog": "🐕", "rabbit": "🐇", "elephant": "🐘", "turtle": "🐢", "owl": "🦉",
@@ -69,6 +67,13 @@ PATTERNS = ("striped", "spotted", "two-tone")
 
 COUNTS = {1: "one", 2: "two", 3: "three"}
 
+UNUSED = frozenset(
+    "above angry back beside big body bright centre clean dark drawing eight eyes face facing flying happy head holding "
+    "huge inside is it light little middle new nine old over painting rendering running sad seven shiny six sleeping "
+    "sticker tall ten that this tiny wide zero".split()
+)
+"""Words that have a token of their own and were in no caption of the training: they mean nothing to the model."""
+
 
 def plural(noun: str) -> str:
     """The plural of one of NOUNS.
@@ -96,6 +101,8 @@ def near_nouns(word: str) -> tuple[str, ...]:
     >>> near_nouns("kitten"), near_nouns("boot")
     (('cat',), ('boat', 'robot'))
     """
+    import difflib  # only where a word is none of them
+
     kin = dict.fromkeys(KIN[part] for part in word.lower().split() if part in KIN)
     return tuple(kin) or tuple(difflib.get_close_matches(word.lower(), NOUNS, n=3, cutoff=0.5))
 

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from perfusion.bundle.description import Bundle
+from perfusion.concept.notices import WORD_END
 from perfusion.embedded import is_embedded
 from perfusion.runtime import Runtime
 from perfusion.serving.answers import StatusError
@@ -26,7 +27,6 @@ __all__ = ["SuperclassAnswer", "check_superclass", "look_up", "superclass_routes
 
 _MOST_LETTERS = 60
 _MOST_PIECES = 4  # a word of more pieces is none that a model has learned
-_WORD_END = "</w>"  # of tokens that end a word, in CLIP's vocabularies
 _NEAR, _LIKENESS = 3, 0.75  # words offered, and how alike they are at least
 
 
@@ -103,7 +103,7 @@ def _vocabulary(path: Path) -> tuple[functools.partial[int], tuple[str, ...]]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
-    words = [token.removesuffix(_WORD_END) for token in tokenizer.get_vocab() if token.endswith(_WORD_END)]
+    words = [token.removesuffix(WORD_END) for token in tokenizer.get_vocab() if token.endswith(WORD_END)]
     return functools.partial(_count, tokenizer), tuple(
         sorted(word for word in words if word.isalpha() and len(word) > 2)
     )

@@ -17,13 +17,14 @@ from perfusion.concept.conditioning import PromptState, conditioned, readings_jo
 from perfusion.concept.emphasis import weighted
 from perfusion.concept.layout import AUTO, Layout, Regions, lay_out
 from perfusion.concept.learned_words import LearnedWords
-from perfusion.concept.notices import PromptNotices, unseen_words
+from perfusion.concept.notices import WORD_END, PromptNotices, unseen_words
 from perfusion.concept.prompt_syntax import ParsedPrompt, parse_prompt
 from perfusion.concept.reading import Encoding, joined, read_parts, weights_of
 from perfusion.concept.weighted_text import WeightedText
 from perfusion.concept.words import Word, check_text, named
-from perfusion.embedded import is_embedded
+from perfusion.embedded import EDITIONS, is_embedded
 from perfusion.errors import RequestError
+from perfusion.pocket.vocabulary import UNUSED
 from perfusion.runtime.cache import Cache
 from perfusion.runtime.compute.graphs import Graphs
 from perfusion.runtime.concepts import Bank
@@ -104,6 +105,7 @@ class PromptEncoder:
         self._zeros = bundle.force_zeros_for_empty_prompt
         self._has_regions = bundle.has_regions
         self._has_few_words = is_embedded(bundle.base)
+        self._unused = UNUSED if bundle.base == EDITIONS[-1] else frozenset()
         self._downscale = bundle.decoder.downscale
         self._encoded: Cache[EncodedPrompt] = Cache(_MOST_BYTES, lambda prompt: _bytes(prompt.state))
         self._plain_rows: Cache[Row] = Cache(_MOST_PLAIN_BYTES, lambda row: _bytes(row.state))
@@ -112,6 +114,10 @@ class PromptEncoder:
     def knows(self, word: str) -> bool:
         """Whether `word` is a token of the base model's own."""
         return self._encoders.tokenizer.knows(word)
+
+    def _has_seen(self, token: str) -> bool:
+        """Whether the embedded model's training had this word, given as the token that ends with it."""
+        return self.knows(token) and token.removesuffix(WORD_END) not in self._unused
 
     def length(self, prompt: str, syntax: str) -> int:
         """How many tokens of a prompt are read, without start, end and padding.
@@ -277,7 +283,7 @@ class PromptEncoder:
                 named=tuple(dict.fromkeys(token for text in texts for token in named(text, words))),
                 unknown=tuple(word for text in texts for word in tokenizer.unknown(text, words, learned)),
                 unseen=tuple(
-                    word for text in texts for word in unseen_words(learned.plain(text), words, self.knows)
+                    word for text in texts for word in unseen_words(learned.plain(text), words, self._has_seen)
                 )
                 if self._has_few_words
                 else (),

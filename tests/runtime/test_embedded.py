@@ -1,5 +1,6 @@
 """The model that ships: drawn by our runtime, by diffusers, and with the sample concepts."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from PIL import Image
 from perfusion import Concept
 from perfusion.embedded import bundle_path, model_path
 from perfusion.errors import ConceptError
+from perfusion.pocket.vocabulary import UNUSED
 from perfusion.runtime import SCHEDULERS, Runtime, read_bundle
+from recipes.pocket.language import words
 
 PROMPT = "a photo of a bus on a beach"
 FIRST_EDITION = Path(__file__).parents[1] / "data" / "first-edition-school-bus.safetensors"
@@ -116,6 +119,20 @@ def test_sample_concept_looks_like_its_pictures_where_the_plain_word_does_not(ru
 
     assert yellowness(concept.token) > yellowness("bus") + 20
     runtime.unload_concept(concept.token)
+
+
+def test_words_of_no_meaning_are_those_that_no_caption_has() -> None:
+    captions = (model_path() / "captions.txt").read_text("utf-8").lower()
+    assert set(words()) - set(re.findall("[a-z]+", captions)) == UNUSED
+
+
+def test_a_word_that_the_training_never_had_is_told_of(runtime: Runtime, caplog) -> None:
+    """`tiny` has a token of its own, which is the noise that it began as."""
+    with caplog.at_level("WARNING", "perfusion"):
+        runtime.generate("a small cat on a beach", seed=0, num_inference_steps=1)
+        assert not caplog.text
+        runtime.generate("a tiny cat on a beach", seed=0, num_inference_steps=1)
+    assert "has never seen 'tiny'," in caplog.text
 
 
 @pytest.mark.parametrize("name", SAMPLES)
