@@ -61,7 +61,7 @@ class Size:
     drawings: int = 96
     steps: int = 400
     seeds: int = 2
-    training_steps: int = 300
+    training_steps: int = 100
     subjects: tuple[str, ...] = ("pink-cake", "gold-hat", "school-bus")
 
 

@@ -1,4 +1,5 @@
-"""What suits a model where a request leaves it open: guidance and steps in drawing, and the rate in training."""
+"""What suits a model where a request leaves it open: guidance and steps in drawing; in training what is learned, and how
+fast."""
 
 from __future__ import annotations
 
