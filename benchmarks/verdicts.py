@@ -1,6 +1,7 @@
 """python benchmarks/verdicts.py: does the verdict after a training agree with benchmarks/subjects.py?
 
-Each of the twelve held-out subjects is trained with three seeds, as `perfusion-train --steps 100 --select last --masks DIR` does. The verdict of
+Each of the twelve held-out subjects is trained with three seeds, as `perfusion-train --steps 100 --select last --masks
+DIR` does. The verdict of
 `perfusion.training.trial` comes from its own prompts and seeds in ten steps; whether the subject *takes* is measured as
 benchmarks/subjects.py does it, by the runtime in twenty. They agree where the verdict is "learned" for what takes and
 anything else for what does not. The aim: 11 of 12 subjects on each seed, and

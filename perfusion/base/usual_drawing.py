@@ -1,5 +1,4 @@
-"""What suits a model where a request leaves it open: guidance and steps in drawing; in training what is learned, and how
-fast."""
+"""What suits a model where a request leaves it open: guidance and steps in drawing, what is learned in training."""
 
 from __future__ import annotations
 

@@ -283,7 +283,9 @@ class PromptEncoder:
                 named=tuple(dict.fromkeys(token for text in texts for token in named(text, words))),
                 unknown=tuple(word for text in texts for word in tokenizer.unknown(text, words, learned)),
                 unseen=tuple(
-                    word for text in texts for word in unseen_words(learned.plain(text), words, self._has_seen)
+                    word
+                    for text in texts
+                    for word in unseen_words(learned.plain(text), words, self._has_seen)
                 )
                 if self._has_few_words
                 else (),
