@@ -23,14 +23,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
 
 from benchmarks.record import ROOT, write_record
-from perfusion import Concept
+from perfusion import Concept, training
 from perfusion.base.base_model import load_base
 from perfusion.contact_sheet import contact_sheet
 from perfusion.files import writing
 from perfusion.judging.pocket_scorer import PocketScorer
 from perfusion.pocket.vocabulary import PLACES, article
 from perfusion.runtime import Runtime
-from perfusion.training import TrainingConfig, train_concept
 from recipes.pocket.subjects import SUBJECTS, Subject
 
 STEPS, SEEDS = 100, 2
@@ -46,11 +45,11 @@ FOLDER = ROOT / "examples" / "subjects"
 def train(subject: Subject, base: Any) -> tuple[Concept, float]:
     """The concept and the seconds that it took."""
     pictures = FOLDER / subject.name
-    config = TrainingConfig(
+    config = training.TrainingConfig(
         superclass=subject.noun, token=subject.token, masks=pictures / "masks", steps=STEPS, select="last"
     )
     started = time.perf_counter()
-    return train_concept(pictures, config, model=base), time.perf_counter() - started
+    return training.train(pictures, config, model=base, trial=True).concept, time.perf_counter() - started
 
 
 def with_article(prompt: str, noun: str) -> str:

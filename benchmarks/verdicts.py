@@ -75,7 +75,7 @@ def compare(
     seconds = time.perf_counter() - began
     with writing(BUILD / f"{subject.name}-{seed}.sheet.png") as file:
         trial.sheet.save(file, "PNG")
-    runtime.load_concept(concept)
+    runtime.load_concept(concept, strength=trial.strength)
     measured, _ = score_subject(subject, runtime, scorer)
     runtime.unload_concept(subject.token)
     return {

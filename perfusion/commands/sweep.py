@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a number, some (0.5,0.7) or a range of N (default: 0.4:1:7)",
     )  # fmt: skip
     add("--temperature", type=_values, metavar="A:B:N", help="likewise (default: the first concept's own)")
-    add("--strength", type=_values, metavar="A:B:N", help="likewise (default: 1)")
+    add("--strength", type=_values, metavar="A:B:N", help="likewise (default: the concept's own)")
     add(
         "--start", type=_values, metavar="A:B:N",
         help="likewise, the share of the noise levels that the superclass draws first (default: 0)",

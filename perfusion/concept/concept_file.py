@@ -70,6 +70,7 @@ class Concept:
     lock: str = DEFAULT_LOCK  # the default at inference
     bias: float = ConceptSettings.bias  # β, default at inference
     temperature: float = ConceptSettings.temperature  # τ, default at inference
+    strength: float = ConceptSettings.strength  # 0 to 1, default at inference
     created_with: str = ""
     training: Mapping[str, str] = field(default_factory=dict)  # steps, seed, pictures, …
 
@@ -81,6 +82,8 @@ class Concept:
             raise ConceptError(
                 f"The temperature is {self.temperature}, expected a number above 0, such as 0.15."
             )
+        if not 0 <= self.strength <= 1:
+            raise ConceptError(f"The strength is {self.strength}, expected 0 (the superclass) to 1.")
         object.__setattr__(self, "training", MappingProxyType(dict(self.training)))
         if not isinstance(self.embeddings, (tuple, list)):
             raise ConceptError(
@@ -288,7 +291,10 @@ def _fields(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _metadata(concept: Concept) -> dict[str, str]:
-    """The strings that go into the file."""
+    """The strings that go into the file; the usual strength is left out, so that older readers see the same file."""
+    defaults = {name: repr(getattr(concept, name)) for name in FILE_SETTINGS}
+    if concept.strength == ConceptSettings.strength:
+        del defaults["strength"]
     return {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -297,7 +303,7 @@ def _metadata(concept: Concept) -> dict[str, str]:
         "base": concept.base,
         "base_fingerprint": concept.base_fingerprint,
         "lock": concept.lock,
-        **{name: repr(getattr(concept, name)) for name in FILE_SETTINGS},
+        **defaults,
         "created_with": concept.created_with,
         **{TRAINING + name: value for name, value in concept.training.items()},
     }

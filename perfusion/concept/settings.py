@@ -38,7 +38,7 @@ LOCKS = (DEFAULT_LOCK := "local", "global")
 GATES = (DEFAULT_GATES := "similarity", "coordinates")
 """What a gate reads: the similarity as it is (the paper's), or the concept's coordinate beside the others."""
 
-FILE_SETTINGS = ("bias", "temperature")
+FILE_SETTINGS = ("bias", "temperature", "strength")
 """The settings that a concept file has defaults of its own for."""
 
 

@@ -66,7 +66,11 @@ def _drawings_of(folder: Path, concept: Concept) -> list[Path]:
         used = settings.get("concepts", {}).get(concept.token)
         if used and used["strength"]:
             place = str(settings["prompt"]), int(settings["seed"])
-            distance = abs(used["bias"] - concept.bias) + abs(used["strength"] - 1) + abs(used["start"])
+            distance = (
+                abs(used["bias"] - concept.bias)
+                + abs(used["strength"] - concept.strength)
+                + abs(used["start"])
+            )
             nearest[place] = min(nearest.get(place, (distance, path)), (distance, path))
     if not nearest:
         raise RequestError(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.settings import FILE_SETTINGS
 from perfusion.embedded import embedded_fingerprint
 from perfusion.errors import HubError
 from perfusion.hub import parse_name
@@ -84,11 +85,15 @@ def _rows(facts: CardFacts) -> list[tuple[str, str]]:
         ("file", f"{_code(facts.file)}, {facts.size / 1000:.1f} kB"),
         ("the same in a picture", _code(facts.card)),
         ("base model", base),
-        ("settings", f"bias {concept.bias:g}, temperature {concept.temperature:g}, {concept.lock} lock"),
+        ("settings", ", ".join([*_defaults(concept), f"{concept.lock} lock"])),
         ("training", _code(training) if training else "not said"),
         ("made with", _code(concept.created_with) if concept.created_with else "not said"),
     ]
     return [(name, value.replace("|", "\\|")) for name, value in rows]
+
+
+def _defaults(concept: Concept) -> list[str]:
+    return [f"{name} {getattr(concept, name):g}" for name in FILE_SETTINGS]
 
 
 def _use(facts: CardFacts) -> list[str]:

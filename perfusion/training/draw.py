@@ -19,9 +19,11 @@ from torch import Tensor
 from perfusion.base.attention import installed, key_projections
 from perfusion.base.base_model import BaseModel
 from perfusion.bundle.guidance import is_guided
+from perfusion.concept.blending import blended, readings
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import condition, locked_keys
 from perfusion.errors import TrainingError
+from perfusion.training.initial_edit import concept_prompt
 from perfusion.training.placement import Placement, on_device
 from perfusion.training.templates import as_tensors, input_ids
 
@@ -52,9 +54,9 @@ def draw(
 ) -> list[Image.Image]:
     """Draw each prompt with the seed at the same place, under the local lock, in the base model's own size.
 
-    A prompt that names the concept is edited with the concept's own bias and temperature; one that does not is the
-    base model's. The picture is the runtime's with `ddim` for the same prompt, seed and steps, up to rounding; of
-    models that were distilled to consistency it is diffusers' own LCM sampler's.
+    A prompt that names the concept is edited with the concept's own bias, temperature and strength; one that does not
+    is the base model's. The picture is the runtime's with `ddim` for the same prompt, seed and steps, up to rounding;
+    of models that were distilled to consistency it is diffusers' own LCM sampler's.
 
     Args:
         guidance_scale: None: the base model's.
@@ -98,25 +100,39 @@ def _row(base: BaseModel, concept: Concept, prompt: str) -> _Row:
     """A prompt with the edit of the concept, if it names it."""
     if concept.token not in prompt:
         return _plain(base, prompt)
-    device = next(base.text_encoder.parameters()).device
-    words = [[size + row for row in range(concept.rows)] for size in base.vocab_sizes]
-    ids = as_tensors([input_ids(base, prompt.replace(concept.token, "{}", 1), words)], device)
-    tables = [torch.from_numpy(np.array(table)).to(device) for table in concept.embeddings]
-    encoded = base.encode(ids, tables)
+    ways = readings({concept.token: concept.strength})
+    rows = [
+        _named(base, concept, prompt)
+        if way.active
+        else _plain(base, prompt.replace(concept.token, concept.superclass, 1))
+        for way in ways
+    ]
+    weights = [way.weight for way in ways]
+    pooled = [row.pooled.float().numpy() for row in rows if row.pooled is not None]
     edited = condition(
-        encoded.hidden[0].float().cpu().numpy(),
+        blended([row.states.numpy() for row in rows], weights),
         direction=concept.direction,
         dual=concept.dual,
         energy=concept.energy,
         bias=concept.bias,
         temperature=concept.temperature,
-        strength=1.0,
+        strength=concept.strength,
     )
     return _Row(
         states=torch.from_numpy(edited.value_states),
         gate=torch.from_numpy(edited.value_gate),
-        pooled=None if encoded.pooled is None else encoded.pooled[0].cpu(),
+        pooled=torch.from_numpy(blended(pooled, weights)) if pooled else None,
     )
+
+
+def _named(base: BaseModel, concept: Concept, prompt: str) -> _Row:
+    """A prompt with the learned word in it, without the edit."""
+    device = next(base.text_encoder.parameters()).device
+    ids = as_tensors([concept_prompt(base, prompt.replace(concept.token, "{}", 1), concept.rows)], device)
+    tables = [torch.from_numpy(np.array(table)).to(device) for table in concept.embeddings]
+    encoded = base.encode(ids, tables)
+    pooled = None if encoded.pooled is None else encoded.pooled[0].cpu()
+    return _Row(states=encoded.hidden[0].float().cpu(), gate=None, pooled=pooled)
 
 
 def _plain(base: BaseModel, prompt: str) -> _Row:

@@ -115,7 +115,8 @@ def train(
             the same number of threads); begins at the beginning when there is nothing.
         picture: draw one with the concept, for its card.
         losses: told the loss of every step.
-        trial: try the concept out: draw with it and without it, judge, and make a sheet.
+        trial: try the concept out: draw with it and without it, judge, and make a sheet. Where the thing is seen too
+            seldom at full strength, the concept gets a strength of its own, see `Trial`.
 
     Returns:
         The concept and what goes with it, in memory. The base model is as it was, and so is torch's own random
@@ -163,13 +164,17 @@ def train(
                     optimise(
                         base, run, samples.latents, samples.masks, config, _after(keeper, run, report, losses)
                     )
-                result = _finished(base, keeper, run, samples, scorer, config, say, picture)
-                if not trial:
-                    return result
-                say("drawing with the concept and without it, to see what was learned")
-                names = [path.name for path in paths]
-                judged = try_out(base, result.concept, samples, names, config, placement, say)
-                return replace(result, trial=judged)
+                result = _finished(base, keeper, run, samples, scorer, config, say)
+                if trial:
+                    say("drawing with the concept and without it, to see what was learned")
+                    names = [path.name for path in paths]
+                    judged = try_out(base, result.concept, samples, names, config, placement, say)
+                    result = replace(
+                        result, trial=judged, concept=replace(result.concept, strength=judged.strength)
+                    )
+                if picture:
+                    result = replace(result, picture=_portrait(base, result.concept, config, placement))
+                return result
         except torch.OutOfMemoryError as error:
             raise TrainingError(_memory_advice(config)) from error
 
@@ -204,9 +209,9 @@ def _after(
 
 def _finished(
     base: BaseModel, keeper: _Keeper, run: Run, samples: Samples, scorer: Scorer | None, config: TrainingConfig,
-    say: Callable[[str], None], picture: bool,
+    say: Callable[[str], None],
 ) -> TrainingResult:  # fmt: skip
-    """The concept of the last step, or of the best one, with its picture."""
+    """The concept of the last step, or of the best one."""
     run.edit.eval()
     concept, selection = keeper.concept(run, config.steps), None
     if scorer is not None and len(keeper.snapshots) > 1:
@@ -216,13 +221,13 @@ def _finished(
         best = selection.best.step
         facts = {**concept.training, "chosen_step": str(best)}
         concept = replace(keeper.snapshots[best], training=facts)
-    portrait = None
-    if picture:
-        prompt, steps = f"a photo of a {concept.token}", base.num_inference_steps
-        portrait = draw(
-            base, concept, [prompt], [config.seed], num_inference_steps=steps, placement=run.placement
-        )[0]
-    return TrainingResult(concept=concept, loss=run.loss, selection=selection, picture=portrait)
+    return TrainingResult(concept=concept, loss=run.loss, selection=selection)
+
+
+def _portrait(base: BaseModel, concept: Concept, config: TrainingConfig, placement: Placement) -> Image.Image:
+    """One picture of the concept, for its card."""
+    prompt, steps = f"a photo of a {concept.token}", base.num_inference_steps
+    return draw(base, concept, [prompt], [config.seed], num_inference_steps=steps, placement=placement)[0]
 
 
 class _Keeper:

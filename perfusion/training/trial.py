@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from perfusion.embedded import is_embedded
 from perfusion.errors import DeviceError, ModelError, RequestError
 from perfusion.judging.probes import Probes, open_probes
 from perfusion.judging.scorer import Scorer
-from perfusion.judging.verdict import Remedy, TrainingVerdict, compare, gather, pass_verdict, tell
+from perfusion.judging.verdict import LEARNED, Remedy, TrainingVerdict, compare, gather, pass_verdict, tell
 from perfusion.pocket.vocabulary import article
 from perfusion.training.config import TrainingConfig
 from perfusion.training.draw import draw
@@ -33,6 +33,11 @@ FIRST_SEED, SEEDS = 1000, 4
 """Of a prompt. No seed of the choice among the snapshots: on those the chosen one looks better than it is."""
 STEPS = 10
 """Of a picture, where the model's own number is not smaller."""
+STRENGTHS = (1.0, 0.8, 0.6)
+"""That are tried, one after the other, while the thing is seen too seldom: what was learned may be more than the model
+can draw, and weaker it is still a thing."""
+SEEN = 0.9
+"""How often it is to be seen, as a share of how often the superclass is."""
 SIDE = 256
 """Of a picture on the sheet, at most."""
 COLUMNS, MOST_SHOWN = 6, 12
@@ -58,6 +63,8 @@ class Trial:
     """None where there is nobody to judge."""
     sheet: Image.Image
     """What was learned from, with its masks; the prompts with the concept, and the same seeds without."""
+    strength: float = 1.0
+    """Of `STRENGTHS`, the one that suits the concept; the verdict and the sheet are of pictures drawn with it."""
 
     def tell(self, switches: Mapping[str, str] | None = None) -> str:
         """The verdict in a sentence, or that there is none; `switches` as those of `perfusion.judging.verdict.tell`."""
@@ -66,7 +73,7 @@ class Trial:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the verdict with its evidence; the grade "not judged" where there is none."""
         if self.verdict:
-            return self.verdict.as_dict()
+            return {**self.verdict.as_dict(), "strength": self.strength}
         facts = {"grade": UNJUDGED, "sentence": self.tell(), "reason": NOBODY}
         return {**facts, "remedies": [asdict(remedy) for remedy in JUDGES]}
 
@@ -84,30 +91,85 @@ def try_out(
     judges = _judges(base, config, placement.device, say)
     seeds = SEEDS if judges else 1
     texts = [prompt for prompt in PROMPTS for _ in range(seeds)]
-    numbers = list(range(FIRST_SEED, FIRST_SEED + len(texts)))
     plain_prompts = [_plain(prompt, config.superclass) for prompt in texts]
-    own, plain = (
-        draw(
-            base, concept, prompts, numbers, placement=placement, batch_size=1 if config.checkpointing else 4,
+
+    def drawn(prompts: Sequence[str], strength: float = 1.0) -> list[Image.Image]:
+        return draw(
+            base, replace(concept, strength=strength), prompts, range(FIRST_SEED, FIRST_SEED + len(texts)),
+            placement=placement, batch_size=1 if config.checkpointing else 4,
             num_inference_steps=min(STEPS, base.num_inference_steps),
-        )
-        for prompts in ([prompt.replace("{}", concept.token) for prompt in texts], plain_prompts)
-    )  # fmt: skip
-    verdict = None
-    if judges:
-        whole, _ = variant_pictures(samples, config.crops)
-        subject = [*whole, *object_pictures(samples, config.crops)]
-        try:
+        )  # fmt: skip
+
+    def attempt(strength: float) -> _Attempt:
+        own = drawn([prompt.replace("{}", concept.token) for prompt in texts], strength)
+        verdict = None
+        if judges:
             scorer, probes = judges
-            measures = compare(own, plain, subject, plain_prompts, scorer)
-            evidence = gather(own, plain, plain_prompts, config.superclass, measures, probes)
-        except RequestError as error:  # the scorer sees no difference between the subject and the superclass
-            say(f"the concept cannot be judged: {error}")
-        else:
-            remedies = POCKET_REMEDIES if is_embedded(base.family) else REMEDIES
-            verdict = pass_verdict(evidence, concept.token, config.superclass, remedies)
-    sheet = _sheet(own[::seeds], plain[::seeds], samples, names, concept, config, _tell(verdict))
-    return Trial(verdict=verdict, sheet=sheet)
+            try:
+                measures = compare(own, plain, subject, plain_prompts, scorer)
+                evidence = gather(own, plain, plain_prompts, config.superclass, measures, probes)
+            except (
+                RequestError
+            ) as error:  # the scorer sees no difference between the subject and the superclass
+                say(f"the concept cannot be judged: {error}")
+            else:
+                verdict = pass_verdict(evidence, concept.token, config.superclass, remedies)
+        return _Attempt(strength=strength, pictures=own, verdict=verdict)
+
+    plain = drawn(plain_prompts)
+    whole, _ = variant_pictures(samples, config.crops)
+    subject = [*whole, *object_pictures(samples, config.crops)]
+    remedies = POCKET_REMEDIES if is_embedded(base.family) else REMEDIES
+    best = _strongest(attempt)
+    if best.strength != 1:
+        say(
+            f"at full strength {article(config.superclass)} is seen too seldom; the concept's own strength is "
+            f"{best.strength:g} from now on"
+        )
+    sheet = _sheet(best.pictures[::seeds], plain[::seeds], samples, names, concept, config, best.heading)
+    return Trial(verdict=best.verdict, sheet=sheet, strength=best.strength)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Attempt:
+    """Pictures of one strength, and what was said of them."""
+
+    strength: float
+    pictures: Sequence[Image.Image]
+    verdict: TrainingVerdict | None = None
+
+    @property
+    def seen(self) -> float:
+        """How often the thing is seen, as a share of what is asked for, at most 1."""
+        if self.verdict is None:
+            return 1.0
+        evidence = self.verdict.evidence
+        return min(1.0, evidence.noun / max(SEEN * evidence.plain_noun, 1e-9))
+
+    @property
+    def is_learned(self) -> bool:
+        return self.verdict is not None and self.verdict.grade == LEARNED
+
+    @property
+    def heading(self) -> str:
+        """For the sheet."""
+        return (
+            f"at strength {self.strength:g}, {_tell(self.verdict)}"
+            if self.strength != 1
+            else _tell(self.verdict)
+        )
+
+
+def _strongest(attempt: Callable[[float], _Attempt]) -> _Attempt:
+    """The strongest attempt that shows the thing often enough, or of those that are learned the one that shows it
+    oftenest; full strength where none is learned."""
+    attempts: list[_Attempt] = []
+    for strength in STRENGTHS:
+        attempts.append(attempt(strength))
+        if attempts[-1].seen == 1:
+            break
+    learned = [each for each in attempts if each.is_learned]
+    return max(learned, key=lambda each: each.seen) if learned else attempts[0]
 
 
 def _tell(verdict: TrainingVerdict | None, switches: Mapping[str, str] | None = None) -> str:

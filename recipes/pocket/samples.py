@@ -11,7 +11,7 @@ __all__ = ["SAMPLES", "train_samples"]
 
 SAMPLES = ("pink-cake", "gold-hat", "school-bus")
 STEPS = 100
-"""Of each training; the best of its snapshots is kept."""
+"""Of each training; the best of its snapshots is kept, with the strength that suits it."""
 PICTURES = Path(__file__).resolve().parents[2] / "examples" / "subjects"
 
 
@@ -27,7 +27,7 @@ def train_samples(model: Path, names: Sequence[str] = SAMPLES, steps: int = STEP
         The files.
     """
     from perfusion.base.base_model import load_base
-    from perfusion.training import TrainingConfig, train_concept
+    from perfusion.training import TrainingConfig, train
 
     base, files, known = load_base(model), [], {subject.name: subject for subject in SUBJECTS}
     for subject in (known[name] for name in names):
@@ -36,5 +36,5 @@ def train_samples(model: Path, names: Sequence[str] = SAMPLES, steps: int = STEP
             superclass=subject.noun, token=subject.token, masks=pictures / "masks", steps=steps
         )
         files.append(model / "concepts" / f"{subject.name}.safetensors")
-        train_concept(pictures, config, model=base).save(files[-1])
+        train(pictures, config, model=base, trial=True).concept.save(files[-1])
     return files

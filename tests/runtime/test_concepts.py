@@ -21,6 +21,10 @@ def test_a_concept_brings_its_own_settings_and_full_strength(bundle, make_concep
     bank = Bank(bundle)
     bank.load(make_concept(bias=0.6, temperature=0.2))
     assert bank.change("<cat>") == ConceptSettings(bias=0.6, temperature=0.2, strength=1.0)
+    bank.load(make_concept(token="<dog>", strength=0.8))
+    assert bank.change("<dog>").strength == 0.8
+    bank.load(make_concept(token="<cow>", strength=0.8), strength=1)
+    assert bank.change("<cow>").strength == 1
 
 
 def test_settings_change_one_at_a_time(bundle, make_concept):

@@ -81,6 +81,15 @@ def test_the_bytes_are_known():
     assert concept.to_bytes() == struct.pack("<Q", len(header)) + header + floats + halves
 
 
+def test_a_strength_of_its_own_stands_in_the_file_and_the_usual_one_does_not(make_concept):
+    """So files that have none keep their bytes, and older readers know every name in them."""
+    usual, weak = make_concept(), make_concept(strength=0.8)
+    assert b"strength" not in usual.to_bytes()
+    assert b'"strength":"0.8"' in weak.to_bytes()
+    assert Concept.from_bytes(weak.to_bytes()).strength == weak.settings.strength == 0.8
+    assert Concept.from_bytes(usual.to_bytes()).strength == 1
+
+
 def test_the_same_concept_gives_the_same_bytes_whatever_the_order_of_its_facts(make_concept):
     one = make_concept(training={"steps": "400", "seed": "1"})
     other = make_concept(training={"seed": "1", "steps": "400"})

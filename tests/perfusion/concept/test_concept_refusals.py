@@ -76,6 +76,7 @@ def test_defaults_may_be_left_out_of_the_metadata(make_concept):
     data = with_metadata(make_concept().to_bytes(), lock=None, bias=None, temperature=None, created_with=None)
     read = Concept.from_bytes(data)
     assert (read.lock, read.bias, read.temperature, read.created_with) == ("local", 0.75, 0.15, "")
+    assert read.strength == 1
 
 
 @pytest.mark.parametrize("length", [896, 1152, 1408])
@@ -174,6 +175,9 @@ def test_bytes_that_are_no_concept_are_refused_with_a_sentence(make_concept, mak
         ({"bias": "nan"}, "bias is nan, expected a finite number"),
         ({"temperature": "0"}, "temperature is 0.0, expected a number above 0"),
         ({"temperature": "-inf"}, "temperature is -inf"),
+        ({"strength": "1.5"}, "strength is 1.5, expected 0"),
+        ({"strength": "-0.1"}, "strength is -0.1, expected 0"),
+        ({"strength": "much"}, "strength is 'much', expected a number"),
         ({"training.note": "two\nlines"}, "expected one line"),
     ],
 )

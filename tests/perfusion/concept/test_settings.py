@@ -30,7 +30,6 @@ WHERE_SETTINGS_ACT = {
     "perfusion/training/initial_edit.py": "likewise",
     "perfusion/training/draw.py": "the rows of the edit, of a concept in training",
     "perfusion/sharing/gallery.py": "which drawing is nearest to a concept's own",
-    "perfusion/sharing/model_card.py": "told to a reader",
     "perfusion/training/interchange.py": "the gate of an import, found by search",
 }
 

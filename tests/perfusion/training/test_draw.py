@@ -1,5 +1,7 @@
 """Pictures drawn while training are those that the runtime draws."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,6 +35,35 @@ def test_pictures_are_the_runtimes_for_the_same_prompt_seed_and_steps() -> None:
     found = draw(base, concept, prompts, seeds, num_inference_steps=4)
     assert min(psnr(one, other) for one, other in zip(found, expected, strict=True)) > 40
     assert psnr(found[0], base_only) < 30, "the concept did something"
+
+
+@pytest.mark.parametrize("strength", [0.6, 0.0])
+def test_a_weaker_concept_is_drawn_as_the_runtime_draws_it(strength: float) -> None:
+    from perfusion.runtime import Runtime
+
+    base = load_base(None)
+    with Runtime() as runtime:
+        concept = runtime.load_concept("pink-cake", strength=strength)
+        prompt = f"a photo of a {concept.token} on a beach"
+        expected = runtime.generate(prompt, seed=3, num_inference_steps=4, lock="local")
+    weak, full = (
+        draw(base, replace(concept, strength=value), [prompt], [3], num_inference_steps=4)[0]
+        for value in (strength, 1.0)
+    )
+    assert psnr(weak, expected) > 40
+    assert psnr(full, expected) < 30
+
+
+def test_both_text_encoders_are_read_at_both_ends_of_a_strength(tiny_xl_base, pictures) -> None:
+    options = TrainingConfig(superclass="cat", steps=2, batch_size=2, crops=1, masks="none")
+    concept = train_concept(pictures, options, model=tiny_xl_base)
+    off, (plain,) = (
+        replace(concept, strength=0.0),
+        draw(tiny_xl_base, concept, ["a cat"], [0], num_inference_steps=2),
+    )
+    assert psnr(draw(tiny_xl_base, off, ["a <cat>"], [0], num_inference_steps=2)[0], plain) > 45
+    half = replace(concept, strength=0.5)
+    assert draw(tiny_xl_base, half, ["a <cat>"], [0], num_inference_steps=2)[0].size == plain.size
 
 
 @pytest.mark.parametrize("which", ["tiny_base", "tiny_xl_base"])

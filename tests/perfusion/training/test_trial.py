@@ -13,7 +13,9 @@ from PIL import Image
 from perfusion.commands import train as command
 from perfusion.embedded import scorer_path
 from perfusion.errors import ModelError
+from perfusion.judging.verdict import Evidence
 from perfusion.training import TrainingConfig, train, trial
+from perfusion.training.draw import draw
 from perfusion.training.samples import Samples
 from perfusion.training.snapshot_choice import variant_pictures
 from perfusion.training.trial import PROMPTS
@@ -36,6 +38,51 @@ def test_a_model_of_random_weights_has_learned_nothing_and_says_so(tiny_base, pi
     assert result.trial.verdict.grade == "not learned"
     assert result.trial.verdict.evidence.pictures == len(PROMPTS)
     assert result.trial.sheet.width >= 6 * tiny_base.resolution
+
+
+def evidence(noun: float, nearer: float = 1.0) -> Evidence:
+    """Of 24 pictures with the noun in such a share of them, by a model that draws it always."""
+    return Evidence(
+        pictures=24, nearer=nearer, scene=1.0, noun=noun, place=1.0, plain_noun=1.0, plain_place=1.0
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seen", "strength", "grade"),
+    [
+        ([evidence(0.92)], 1.0, "learned"),
+        ([evidence(0.08), evidence(0.95)], 0.8, "learned"),
+        ([evidence(0.75), evidence(1.0)], 0.8, "learned"),
+        ([evidence(0.08), evidence(0.42), evidence(0.58)], 0.6, "learned"),
+        ([evidence(0.7), evidence(0.8), evidence(0.8)], 0.8, "learned"),
+        ([evidence(0.7), evidence(0.8), evidence(1.0, nearer=0.5)], 0.8, "learned"),
+        ([evidence(0.08), evidence(0.3), evidence(0.4)], 1.0, "colours only"),
+        ([evidence(0.08), evidence(0.95, nearer=0.5)], 1.0, "colours only"),
+    ],
+    ids=["seen", "seen when weaker", "seen more when weaker", "learned only when weakest", "no better when weakest",
+         "weakest is another thing", "never", "weaker is another thing"],
+)  # fmt: skip
+def test_a_concept_is_as_strong_as_the_thing_is_still_seen(
+    tiny_base, pictures, monkeypatch, seen, strength, grade
+) -> None:
+    answers = iter(seen)
+    monkeypatch.setattr(trial, "gather", lambda *_: next(answers))
+    lines: list[str] = []
+    result = train(pictures, options(), model=tiny_base, trial=True, picture=True, say=lines.append)
+    assert result.trial is not None
+    assert result.concept.strength == result.trial.strength == strength
+    assert result.trial.as_dict()["grade"] == grade
+    assert next(answers, None) is None, "every strength up to the one that shows it, and no further"
+    assert any(f"strength is {strength:g} from now on" in line for line in lines) == (strength != 1)
+
+
+def test_the_picture_of_a_weaker_concept_is_drawn_at_its_strength(tiny_base, pictures, monkeypatch) -> None:
+    answers = iter([evidence(0.08), evidence(0.95)])
+    monkeypatch.setattr(trial, "gather", lambda *_: next(answers))
+    weak = train(pictures, options(precision="fp32"), model=tiny_base, trial=True, picture=True)
+    assert weak.picture is not None
+    (again,) = draw(tiny_base, weak.concept, ["a photo of a <cat>"], [0], num_inference_steps=20)
+    assert np.array_equal(np.asarray(weak.picture), np.asarray(again))
 
 
 def test_nobody_judges_a_base_without_probes_unless_a_scorer_is_given(tiny_base, pictures) -> None:
