@@ -108,9 +108,7 @@ def try_out(
             try:
                 measures = compare(own, plain, subject, plain_prompts, scorer)
                 evidence = gather(own, plain, plain_prompts, config.superclass, measures, probes)
-            except (
-                RequestError
-            ) as error:  # the scorer sees no difference between the subject and the superclass
+            except RequestError as error:  # the scorer sees no difference between the two
                 say(f"the concept cannot be judged: {error}")
             else:
                 verdict = pass_verdict(evidence, concept.token, config.superclass, remedies)
@@ -120,7 +118,7 @@ def try_out(
     whole, _ = variant_pictures(samples, config.crops)
     subject = [*whole, *object_pictures(samples, config.crops)]
     remedies = POCKET_REMEDIES if is_embedded(base.family) else REMEDIES
-    best = _strongest(attempt)
+    best = _best(attempt)
     if best.strength != 1:
         say(
             f"at full strength {article(config.superclass)} is seen too seldom; the concept's own strength is "
@@ -147,29 +145,29 @@ class _Attempt:
         return min(1.0, evidence.noun / max(SEEN * evidence.plain_noun, 1e-9))
 
     @property
-    def is_learned(self) -> bool:
-        return self.verdict is not None and self.verdict.grade == LEARNED
+    def worth(self) -> float:
+        """The share of the pictures that show the thing and are nearer to the subject, as far as one can tell from
+        the shares of each; 0 where it is not learned."""
+        if self.verdict is None or self.verdict.grade != LEARNED:
+            return 0.0
+        return self.seen * self.verdict.evidence.nearer
 
     @property
     def heading(self) -> str:
         """For the sheet."""
-        return (
-            f"at strength {self.strength:g}, {_tell(self.verdict)}"
-            if self.strength != 1
-            else _tell(self.verdict)
-        )
+        words = _tell(self.verdict)
+        return words if self.strength == 1 else f"at strength {self.strength:g}, {words}"
 
 
-def _strongest(attempt: Callable[[float], _Attempt]) -> _Attempt:
-    """The strongest attempt that shows the thing often enough, or of those that are learned the one that shows it
-    oftenest; full strength where none is learned."""
+def _best(attempt: Callable[[float], _Attempt]) -> _Attempt:
+    """Weaker and weaker until the thing is seen often enough; of these attempts the one of most worth, and full
+    strength where none is learned."""
     attempts: list[_Attempt] = []
     for strength in STRENGTHS:
         attempts.append(attempt(strength))
         if attempts[-1].seen == 1:
             break
-    learned = [each for each in attempts if each.is_learned]
-    return max(learned, key=lambda each: each.seen) if learned else attempts[0]
+    return max(attempts, key=lambda each: each.worth)  # of equals the first, which is the strongest
 
 
 def _tell(verdict: TrainingVerdict | None, switches: Mapping[str, str] | None = None) -> str:

@@ -56,11 +56,12 @@ def evidence(noun: float, nearer: float = 1.0) -> Evidence:
         ([evidence(0.08), evidence(0.42), evidence(0.58)], 0.6, "learned"),
         ([evidence(0.7), evidence(0.8), evidence(0.8)], 0.8, "learned"),
         ([evidence(0.7), evidence(0.8), evidence(1.0, nearer=0.5)], 0.8, "learned"),
+        ([evidence(0.79), evidence(0.83, nearer=0.96), evidence(0.85, nearer=0.75)], 0.8, "learned"),
         ([evidence(0.08), evidence(0.3), evidence(0.4)], 1.0, "colours only"),
         ([evidence(0.08), evidence(0.95, nearer=0.5)], 1.0, "colours only"),
     ],
     ids=["seen", "seen when weaker", "seen more when weaker", "learned only when weakest", "no better when weakest",
-         "weakest is another thing", "never", "weaker is another thing"],
+         "weakest is another thing", "weakest is less the subject's", "never", "weaker is another thing"],
 )  # fmt: skip
 def test_a_concept_is_as_strong_as_the_thing_is_still_seen(
     tiny_base, pictures, monkeypatch, seen, strength, grade
