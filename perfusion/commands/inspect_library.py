@@ -13,7 +13,7 @@ from perfusion.errors import ConceptError
 
 __all__ = ["concept_files", "library_facts", "library_table"]
 
-_COLUMNS = ("file", "token", "superclass", "base", "bias", "kB")
+_COLUMNS = ("file", "token", "superclass", "base", "bias", "strength", "kB")
 
 
 def concept_files(folder: Path) -> list[Path]:
@@ -47,6 +47,7 @@ def library_facts(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
                 "base": concept.base,
                 "base_fingerprint": concept.base_fingerprint,
                 "bias": concept.bias,
+                "strength": concept.strength,
             }
         )  # fmt: skip
     return {"kind": "library", "path": str(folder), "concepts": concepts, "broken": broken}
@@ -77,5 +78,6 @@ def _row(concept: dict[str, Any]) -> tuple[str, ...]:
         concept["superclass"],
         concept["base"],
         f"{concept['bias']:g}",
+        f"{concept['strength']:g}",
         f"{size:.1f}",
     )

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a number, some (0.5,0.7) or a range of N (default: 0.4:1:7)",
     )  # fmt: skip
     add("--temperature", type=_values, metavar="A:B:N", help="likewise (default: the first concept's own)")
-    add("--strength", type=_values, metavar="A:B:N", help="likewise (default: the concept's own)")
+    add("--strength", type=_values, metavar="A:B:N", help="likewise (default: the first concept's own)")
     add(
         "--start", type=_values, metavar="A:B:N",
         help="likewise, the share of the noise levels that the superclass draws first (default: 0)",
@@ -344,7 +344,7 @@ def _write_defaults(path: Path, chosen: dict[str, Any]) -> None:
 
 
 def _chosen(text: str | None) -> dict[str, Any] | None:
-    """BIAS[,TEMPERATURE] as settings; None for the recommended ones, or none at all."""
+    """BIAS[,TEMPERATURE[,STRENGTH]] as settings; None for the recommended ones, or none at all."""
     if text in (None, "recommended"):
         return None
     try:

@@ -91,7 +91,9 @@ def parse_prompt(prompt: str, tokens: Collection[str], syntax: str = DEFAULT_SYN
         for match in _COMMA.finditer(prompt)
     ]
     remarks += [
-        f"{tag.text} is more than all of a concept, so its strength is 1" for tag in tags if tag.strength > 1
+        f"{tag.text} is more than all of a concept, so its strength is 1"
+        for tag in tags
+        if (tag.strength or 0) > 1
     ]
     return ParsedPrompt(
         text=text, strengths=_strengths(tags, text.text, tokens), remarks=tuple(dict.fromkeys(remarks))
@@ -124,7 +126,8 @@ class _Tag:
 
     text: str
     name: str
-    strength: float
+    strength: float | None
+    """None: the concept's own."""
 
 
 def _symbols(tokens: Collection[str]) -> re.Pattern[str]:
@@ -196,10 +199,10 @@ def _tag_of(match: re.Match[str]) -> _Tag:
     text = match["tag"] if "tag" in match.re.groupindex else match.group()
     numbers = match["numbers"].split(":")[1:]
     try:
-        strength = float(*numbers) if numbers else 1.0
+        strength = float(*numbers) if numbers else None
     except (TypeError, ValueError):
         strength = math.nan
-    if not 0 <= strength < math.inf:
+    if strength is not None and not 0 <= strength < math.inf:
         raise RequestError(
             f"The prompt has {text}, expected a strength from 0 to 1, such as <lora:{match['name']}:0.8>."
         )
@@ -226,6 +229,8 @@ def _strengths(tags: Iterable[_Tag], text: str, tokens: Collection[str]) -> dict
                 f"The prompt has {tag.text} and nowhere the word {token}, whose strength that is. Write {token} where "
                 "the concept is to be seen."
             )
+        if tag.strength is None:
+            continue
         strength = min(tag.strength, 1.0)
         if strengths.setdefault(token, strength) != strength:
             raise RequestError(f"The prompt gives {token} two strengths. Leave one <lora:{tag.name}:…>.")

@@ -154,7 +154,8 @@ def _loras(library: WordLibrary) -> list[dict[str, Any]]:
     """The concepts, as these clients know adapters."""
     return [
         {"name": known.name, "alias": known.name, "path": known.path.name,
-         "metadata": {"trigger": known.word, "superclass": known.concept.superclass if known.concept else ""}}
+         "metadata": {"trigger": known.word, "superclass": known.concept.superclass if known.concept else "",
+                      "preferred weight": known.settings["strength"]}}
         for known in library.concepts if known.why_not is None
     ]  # fmt: skip
 

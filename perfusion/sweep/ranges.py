@@ -45,7 +45,7 @@ FIELDS = tuple(field.name for field in fields(Setting))
 def all_settings(**ranges: Sequence[Any]) -> tuple[Setting, ...]:
     """Every combination once, the first field running fastest: `all_settings(bias=(0.4, 0.6), lock=LOCKS)`.
 
-    A field that is left out has its default.
+    A field that is left out has its default, which is not a concept's own: a strength of 1.
 
     Raises:
         RequestError: a number out of its range, or an unknown lock.

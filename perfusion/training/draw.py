@@ -18,14 +18,15 @@ from torch import Tensor
 
 from perfusion.base.attention import installed, key_projections
 from perfusion.base.base_model import BaseModel
+from perfusion.base.encoding import Encodings
 from perfusion.bundle.guidance import is_guided
 from perfusion.concept.blending import blended, readings
 from perfusion.concept.concept_file import Concept
 from perfusion.concept.edit import condition, locked_keys
+from perfusion.concept.words import Frame, TokenizedPrompt, Word, aligned, tokenize
 from perfusion.errors import TrainingError
-from perfusion.training.initial_edit import concept_prompt
 from perfusion.training.placement import Placement, on_device
-from perfusion.training.templates import as_tensors, input_ids
+from perfusion.training.templates import as_tensors, input_ids, word_ids
 
 __all__ = ["draw"]
 
@@ -101,23 +102,20 @@ def _row(base: BaseModel, concept: Concept, prompt: str) -> _Row:
     if concept.token not in prompt:
         return _plain(base, prompt)
     ways = readings({concept.token: concept.strength})
-    rows = [
-        _named(base, concept, prompt)
-        if way.active
-        else _plain(base, prompt.replace(concept.token, concept.superclass, 1))
-        for way in ways
-    ]
     weights = [way.weight for way in ways]
-    pooled = [row.pooled.float().numpy() for row in rows if row.pooled is not None]
+    whole = _tokenized(base, concept, prompt, active=True)
+    states, pooled = [], []
+    for way in ways:
+        tokens = _tokenized(base, concept, prompt, active=bool(way.active))
+        encoded = _encode(base, concept, tokens)
+        # a superclass of several words has other places than the learned word
+        states.append(encoded.hidden[0].float().cpu().numpy()[aligned(whole[0], tokens[0])])
+        if encoded.pooled is not None:
+            pooled.append(encoded.pooled[0].float().cpu().numpy())
     edited = condition(
-        blended([row.states.numpy() for row in rows], weights),
-        direction=concept.direction,
-        dual=concept.dual,
-        energy=concept.energy,
-        bias=concept.bias,
-        temperature=concept.temperature,
-        strength=concept.strength,
-    )
+        blended(states, weights), direction=concept.direction, dual=concept.dual, energy=concept.energy,
+        bias=concept.bias, temperature=concept.temperature, strength=concept.strength,
+    )  # fmt: skip
     return _Row(
         states=torch.from_numpy(edited.value_states),
         gate=torch.from_numpy(edited.value_gate),
@@ -125,14 +123,31 @@ def _row(base: BaseModel, concept: Concept, prompt: str) -> _Row:
     )
 
 
-def _named(base: BaseModel, concept: Concept, prompt: str) -> _Row:
-    """A prompt with the learned word in it, without the edit."""
+def _tokenized(base: BaseModel, concept: Concept, prompt: str, *, active: bool) -> list[TokenizedPrompt]:
+    """A prompt for each text encoder, with the learned word in it or with its superclass."""
+    word = Word(rows=concept.rows, superclass=concept.superclass, active=active)
+
+    def tokenized(tokenizer: Any, vocab_size: int) -> TokenizedPrompt:
+        def encode(text: str) -> tuple[list[int], list[int]]:
+            ids = word_ids(tokenizer, text)
+            return ids, [0] * len(ids)  # where they begin only weights would ask
+
+        frame = Frame(
+            vocab_size=vocab_size, context_length=base.context_length, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        return tokenize(prompt, {concept.token: word}, encode, frame, lambda _: True)
+
+    return [
+        tokenized(tokenizer, size) for tokenizer, size in zip(base.tokenizers, base.vocab_sizes, strict=True)
+    ]
+
+
+def _encode(base: BaseModel, concept: Concept, prompt: Sequence[TokenizedPrompt]) -> Encodings:
+    """What the text encoders say of one prompt, without the edit."""
     device = next(base.text_encoder.parameters()).device
-    ids = as_tensors([concept_prompt(base, prompt.replace(concept.token, "{}", 1), concept.rows)], device)
     tables = [torch.from_numpy(np.array(table)).to(device) for table in concept.embeddings]
-    encoded = base.encode(ids, tables)
-    pooled = None if encoded.pooled is None else encoded.pooled[0].cpu()
-    return _Row(states=encoded.hidden[0].float().cpu(), gate=None, pooled=pooled)
+    return base.encode([torch.from_numpy(tokens.input_ids[None]).to(device) for tokens in prompt], tables)
 
 
 def _plain(base: BaseModel, prompt: str) -> _Row:

@@ -193,16 +193,16 @@ def _report(job: TrainingJob, result: TrainingResult, seconds: float) -> Trainin
     concept, steps, size = result.concept, job.config.steps, job.output.stat().st_size
     facts: dict[str, Any] = {
         "output": str(job.output), "bytes": size, "token": concept.token, "superclass": concept.superclass,
-        "base": concept.base, "steps": steps, "seconds": round(seconds, 2), "loss": round(result.loss, 5),
+        "base": concept.base, "strength": concept.strength, "steps": steps, "seconds": round(seconds, 2),
+        "loss": round(result.loss, 5),
     }  # fmt: skip
     chosen, table = "", ""
     if result.selection:
         facts |= {"chosen_step": result.selection.best.step, "choice": result.selection.why}
         facts["snapshots"] = json.loads(result.selection.to_json())
         chosen, table = f"step {result.selection.best.step} of {steps}, ", result.selection.table()
-    summary = (
-        f"{concept.token} is {article(concept.superclass)}; {chosen}{size / 1000:.1f} kB, {seconds:.0f} s"
-    )
+    weaker = "" if concept.strength == 1 else f"strength {concept.strength:g}, "
+    summary = f"{concept.token} is {article(concept.superclass)}; {chosen}{weaker}{size / 1000:.1f} kB, {seconds:.0f} s"
     lines = [f"{job.output}: {summary}"]
     if job.losses_path is not None:
         facts["losses"] = str(job.losses_path)

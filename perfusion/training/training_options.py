@@ -139,5 +139,6 @@ def _add_kept(group: Any) -> None:
         "--sheet",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="try the concept out: a verdict, and FILE.sheet.png with what was learned from and what is drawn",
+        help="try the concept out: a verdict, the strength that suits it, and FILE.sheet.png with what was "
+        "learned from and what is drawn",
     )

@@ -15,7 +15,7 @@ from perfusion.concept.concept_file import Concept
 from perfusion.contact_sheet import contact_sheet
 from perfusion.embedded import is_embedded
 from perfusion.errors import DeviceError, ModelError, RequestError
-from perfusion.judging.probes import Probes, open_probes
+from perfusion.judging.probes import MOSTLY, Probes, open_probes
 from perfusion.judging.scorer import Scorer
 from perfusion.judging.verdict import LEARNED, Remedy, TrainingVerdict, compare, gather, pass_verdict, tell
 from perfusion.pocket.vocabulary import article
@@ -75,7 +75,7 @@ class Trial:
         if self.verdict:
             return {**self.verdict.as_dict(), "strength": self.strength}
         facts = {"grade": UNJUDGED, "sentence": self.tell(), "reason": NOBODY}
-        return {**facts, "remedies": [asdict(remedy) for remedy in JUDGES]}
+        return {**facts, "remedies": [asdict(remedy) for remedy in JUDGES], "strength": self.strength}
 
 
 def try_out(
@@ -139,8 +139,8 @@ class _Attempt:
     @property
     def seen(self) -> float:
         """How often the thing is seen, as a share of what is asked for, at most 1."""
-        if self.verdict is None:
-            return 1.0
+        if self.verdict is None or self.verdict.evidence.plain_noun < MOSTLY:
+            return 1.0  # nobody looks, or even the superclass is not seen: no strength would help
         evidence = self.verdict.evidence
         return min(1.0, evidence.noun / max(SEEN * evidence.plain_noun, 1e-9))
 

@@ -62,6 +62,10 @@ def test_a_concept_gets_another_word_and_other_defaults_and_keeps_its_numbers_an
     assert after.to_bytes(storage) == path.read_bytes()
     assert main(["--concept", str(path), "--temperature", "0.3", "--output", str(path)]) == 0
     assert (Concept.load(path).bias, Concept.load(path).temperature) == (-0.5, 0.3)
+    assert main(["--concept", str(path), "--strength", "0.6", "--output", str(path)]) == 0
+    assert (Concept.load(path).bias, Concept.load(path).strength) == (-0.5, 0.6)
+    assert main(["--concept", str(path), "--strength", "1", "--output", str(path)]) == 0
+    assert b'"strength"' not in path.read_bytes(), "older readers see the same file"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +74,7 @@ def test_a_concept_gets_another_word_and_other_defaults_and_keeps_its_numbers_an
         (["--token", "two words"], "The token is 'two words', expected a word in angle brackets"),
         (["--temperature", "0"], "The temperature is 0.0, expected a number above 0"),
         (["--bias", "nan"], "The bias is nan, expected a finite number"),
+        (["--strength", "1.5"], "The strength is 1.5, expected 0 (the superclass) to 1"),
     ],
 )
 def test_a_word_or_a_default_that_no_concept_can_have_is_refused(card, capsys, arguments, message):

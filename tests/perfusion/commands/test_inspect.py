@@ -308,7 +308,8 @@ def test_the_gates_of_a_prompt_are_shown_and_drawn(tmp_path, capsys):
     sample, heatmap = bundle_path() / "concepts" / "gold-hat.safetensors", tmp_path / "gates.png"
     assert main([str(sample), "--prompt", "a <gold-hat> at night", "--heatmap", str(heatmap)]) == 0
     (line,) = (row for row in capsys.readouterr().out.splitlines() if row.startswith("<gold-hat>"))
-    assert float(line.split()[2]) > 0.5 and line.count("#") > 10
+    open_by, strength = float(line.split()[2]), Concept.load(sample).strength
+    assert 0.5 * strength < open_by <= strength and line.count("#") > 10 * strength
     with Image.open(heatmap) as picture:
         assert picture.height > 100
 
@@ -338,12 +339,14 @@ def test_a_folder_of_concepts_is_listed_and_what_is_broken_is_told(make_concept,
     from PIL import Image
 
     make_concept(token="<tom>").save(tmp_path / "tom.safetensors")
-    make_concept(token="<kitty>", superclass="lion", bias=0.6).save(tmp_path / "kitty.safetensors")
+    make_concept(token="<kitty>", superclass="lion", bias=0.6, strength=0.8).save(
+        tmp_path / "kitty.safetensors"
+    )
     Image.new("RGB", (8, 8)).save(tmp_path / "tom.sheet.png")  # lies beside every training, and is no concept
     assert main([str(tmp_path)]) == 0
     head, names, kitty, tom = capsys.readouterr().out.splitlines()
     assert head.endswith("2 concepts, 0 broken") and names.split()[:2] == ["file", "token"]
-    assert kitty.split()[:5] == ["kitty.safetensors", "<kitty>", "lion", "pocket", "0.6"]
+    assert kitty.split()[:6] == ["kitty.safetensors", "<kitty>", "lion", "pocket", "0.6", "0.8"]
     assert tom.split()[1] == "<tom>"
     data = (tmp_path / "tom.safetensors").read_bytes()
     (tmp_path / "copy.safetensors").write_bytes(data)

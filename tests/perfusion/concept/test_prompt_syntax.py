@@ -105,7 +105,7 @@ def test_weights_out_of_their_range_are_refused(prompt, sentence):
 
 def test_a_tag_is_taken_out_and_is_the_strength_of_its_concept():
     prompt = parsed("a (<cat>:1.2) <lora:cat:0.5> and a <dog><lora:dog>")
-    assert prompt.strengths == {"<cat>": 0.5, "<dog>": 1.0}
+    assert prompt.strengths == {"<cat>": 0.5}, "without a number it is the concept's own"
     assert str(prompt.text).split() == ["a", "<cat>", "and", "a", "<dog>"]
     prompt = parsed("a [V] <lora:[V]:0.25> <lora:cat:1.5> <cat>")
     assert prompt.strengths == {"[V]": 0.25, "<cat>": 1.0}

@@ -52,6 +52,7 @@ def test_writes_the_grid_the_plot_and_the_table(sweep, tmp_path, capsys, cache, 
     assert [float(row["image"]) for row in rows] == [point["image"] for point in facts["points"]]
     assert sum(point["recommended"] for point in facts["points"]) == 1
     assert {(row["bias"], row["lock"]) for row in rows} >= {("0.5", "local"), ("0.9", "global")}
+    assert {row["strength"] for row in rows} == {"0.6"}, "the concept's own"
     with Image.open(grid) as sheet:
         assert sheet.width > 7 * 128 and sheet.height > 128
     assert plot.is_file()

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from perfusion.base.base_model import load_base
 from perfusion.concept.concept_file import Concept
 from perfusion.training import TrainingConfig, train_concept
-from perfusion.training.draw import draw
+from perfusion.training.draw import _row, draw
 
 
 def psnr(first: Image.Image, second: Image.Image) -> float:
@@ -37,13 +38,17 @@ def test_pictures_are_the_runtimes_for_the_same_prompt_seed_and_steps() -> None:
     assert psnr(found[0], base_only) < 30, "the concept did something"
 
 
+@pytest.mark.parametrize("superclass", ["cake", "teddy bear"], ids=["one word", "two words"])
 @pytest.mark.parametrize("strength", [0.6, 0.0])
-def test_a_weaker_concept_is_drawn_as_the_runtime_draws_it(strength: float) -> None:
+def test_a_weaker_concept_is_drawn_as_the_runtime_draws_it(strength: float, superclass: str) -> None:
     from perfusion.runtime import Runtime
 
     base = load_base(None)
     with Runtime() as runtime:
-        concept = runtime.load_concept("pink-cake", strength=strength)
+        sample = runtime.load_concept("pink-cake")
+        runtime.unload_concept(sample.token)
+        concept = replace(sample, superclass=superclass)
+        runtime.load_concept(concept, strength=strength)
         prompt = f"a photo of a {concept.token} on a beach"
         expected = runtime.generate(prompt, seed=3, num_inference_steps=4, lock="local")
     weak, full = (
@@ -57,13 +62,20 @@ def test_a_weaker_concept_is_drawn_as_the_runtime_draws_it(strength: float) -> N
 def test_both_text_encoders_are_read_at_both_ends_of_a_strength(tiny_xl_base, pictures) -> None:
     options = TrainingConfig(superclass="cat", steps=2, batch_size=2, crops=1, masks="none")
     concept = train_concept(pictures, options, model=tiny_xl_base)
-    off, (plain,) = (
-        replace(concept, strength=0.0),
-        draw(tiny_xl_base, concept, ["a cat"], [0], num_inference_steps=2),
+    (plain,) = draw(tiny_xl_base, concept, ["a cat"], [0], num_inference_steps=2)
+    none, half, full = (
+        np.asarray(
+            draw(tiny_xl_base, replace(concept, strength=value), ["a <cat>"], [0], num_inference_steps=2)[0]
+        )
+        for value in (0.0, 0.5, 1.0)
     )
-    assert psnr(draw(tiny_xl_base, off, ["a <cat>"], [0], num_inference_steps=2)[0], plain) > 45
-    half = replace(concept, strength=0.5)
-    assert draw(tiny_xl_base, half, ["a <cat>"], [0], num_inference_steps=2)[0].size == plain.size
+    assert np.array_equal(none, np.asarray(plain))
+    assert not np.array_equal(half, none) and not np.array_equal(half, full)
+    rows = [
+        _row(tiny_xl_base, replace(concept, strength=value), "a <cat>").pooled for value in (0.0, 0.5, 1.0)
+    ]
+    off, middle, on = [pooled for pooled in rows if pooled is not None]
+    assert torch.allclose(middle, (off + on) / 2, atol=1e-6) and not torch.allclose(off, on, atol=1e-4)
 
 
 @pytest.mark.parametrize("which", ["tiny_base", "tiny_xl_base"])

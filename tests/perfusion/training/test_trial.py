@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from perfusion.commands import train as command
+from perfusion.concept.concept_file import Concept
 from perfusion.embedded import scorer_path
 from perfusion.errors import ModelError
 from perfusion.judging.verdict import Evidence
@@ -75,6 +76,38 @@ def test_a_concept_is_as_strong_as_the_thing_is_still_seen(
     assert result.trial.as_dict()["grade"] == grade
     assert next(answers, None) is None, "every strength up to the one that shows it, and no further"
     assert any(f"strength is {strength:g} from now on" in line for line in lines) == (strength != 1)
+
+
+def test_each_strength_is_drawn_and_the_file_and_the_words_say_the_chosen_one(
+    tiny_model, pictures, tmp_path, monkeypatch, capsys
+) -> None:
+    answers, drawn = iter([evidence(0.08), evidence(0.95)]), []
+
+    def recorded(base, concept, prompts, *args, **options):
+        drawn.append((concept.token in prompts[0], concept.strength))
+        return draw(base, concept, prompts, *args, **options)
+
+    monkeypatch.setattr(trial, "gather", lambda *_: next(answers))
+    monkeypatch.setattr(trial, "draw", recorded)
+    output = tmp_path / "cat.safetensors"
+    arguments = ["--images", str(pictures), "--superclass", "cat", "--model", str(tiny_model), "--steps", "1"]
+    arguments += ["--batch-size", "1", "--masks", "none", "--output", str(output)]
+    assert command.main([*arguments, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["strength"] == facts["verdict"]["strength"] == Concept.load(output).strength == 0.8
+    assert drawn == [(False, 1.0), (True, 1.0), (True, 0.8)]
+    answers = iter([evidence(0.08), evidence(0.95)])
+    assert command.main([*arguments, "--start-over"]) == 0
+    assert "; strength 0.8, " in capsys.readouterr().out
+
+
+def test_no_weaker_one_is_tried_where_the_base_does_not_draw_its_own_word(
+    tiny_base, pictures, monkeypatch
+) -> None:
+    answers = iter([replace(evidence(0.2), plain_noun=0.3)])
+    monkeypatch.setattr(trial, "gather", lambda *_: next(answers))
+    result = train(pictures, options(), model=tiny_base, trial=True)
+    assert result.concept.strength == 1 and next(answers, None) is None
 
 
 def test_the_picture_of_a_weaker_concept_is_drawn_at_its_strength(tiny_base, pictures, monkeypatch) -> None:
