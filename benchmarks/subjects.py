@@ -1,12 +1,12 @@
 """python benchmarks/subjects.py: which of the twelve held-out subjects can the embedded model learn?
 
-Each is trained as `perfusion-train --steps 100 --select last --masks DIR` does; then the same prompts and seeds are
-drawn with the concept and with the plain superclass. The scorer measures along the axis from the base's own drawings of
-the superclass (other seeds) to the subject's pictures: a subject *takes* when the concept's picture lies further along
-than the plain one in most of the pairs, the place that the prompt asked for is still there, and the probe still sees
-the noun in most of the pictures: what has become texture has not been learned. Nearness to the subject's pictures alone
-is also recorded, and is a worse measure: it counts how surely a hat is a hat, not which hat it is. The sheet, failures
-included, goes to docs/pictures/subjects.png: the eye has the last word.
+Each is trained as `perfusion-train --steps 100 --select last --masks DIR` does, which chooses a strength too; then the
+same prompts and seeds are drawn with the concept and with the plain superclass. The scorer measures along the axis from
+the base's own drawings of the superclass (other seeds) to the subject's pictures: a subject *takes* when the concept's
+picture lies further along than the plain one in most of the pairs, the place that the prompt asked for is still there,
+and the probe still sees the noun in most of the pictures: what has become texture has not been learned. Nearness to the
+subject's pictures alone is also recorded, and is a worse measure: it counts how surely a hat is a hat, not which hat it
+is. The sheet, failures included, goes to docs/pictures/subjects.png: the eye has the last word.
 
 With --trained it scores the concepts that the last run left in build/subjects.
 """
@@ -109,7 +109,7 @@ def main() -> int:
             runtime.load_concept(concept)
             row, subject_pictures = score_subject(subject, runtime, scorer)
             runtime.unload_concept(subject.token)
-            rows.append({**row, "seconds": round(seconds, 1)})
+            rows.append({**row, "strength": concept.strength, "seconds": round(seconds, 1)})
             print(rows[-1], flush=True)
             pictures += subject_pictures
             scenes = [text.format(subject.token) for text in SCENES.values()]

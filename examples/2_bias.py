@@ -2,8 +2,8 @@
 """One file, several settings: the gate's bias trades the training pictures' look for the prompt's.
 
 On the embedded model only the concept's own word opens the gate, so the way is short: up to a bias of 0.75 the pictures
-hardly differ, then more of the scene comes back (the moon), and above 1 the cake loses its parts. `strength` leads from
-the concept to the plain cake.
+hardly differ, then the moon comes back, and at 1.1 the cake is almost a plain one. `strength` leads there too, more
+evenly.
 """
 
 from pathlib import Path

@@ -11,7 +11,7 @@ from perfusion.commands import Progress, run
 from perfusion.contact_sheet import contact_sheet
 from perfusion.export import export_bundle
 from perfusion.runtime import Runtime
-from perfusion.training import TrainingConfig, train_concept
+from perfusion.training import TrainingConfig, train
 
 HERE = Path(__file__).parent
 SUBJECT, SUPERCLASS, TOKEN = HERE / "subjects" / "pink-cake", "cake", "<pink-cake>"
@@ -24,9 +24,11 @@ def main() -> int:
     started = time.monotonic()
     config = TrainingConfig(superclass=SUPERCLASS, token=TOKEN, masks=SUBJECT / "masks", steps=100)
     with Progress(config.steps, f"training {TOKEN}") as progress:
-        concept = train_concept(
-            SUBJECT, config, say=print, report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}")
-        )
+        result = train(
+            SUBJECT, config, trial=True, say=print,
+            report=lambda step, loss: progress.update(step, loss=f"{loss:.4f}"),
+        )  # fmt: skip
+    concept = result.concept  # with the strength that suits it
     concept.save(output / "pink-cake.safetensors")
     export_bundle(None, output / "bundle", progress=lambda stage, done, total: print(f"exporting: {stage}"))
     with Runtime(output / "bundle") as runtime:

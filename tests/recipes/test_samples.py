@@ -6,7 +6,7 @@ from pathlib import Path
 from perfusion import Concept
 from perfusion.embedded import model_path
 from perfusion.runtime import read_bundle
-from recipes.pocket.samples import SAMPLES, train_samples
+from recipes.pocket.samples import BY_EYE, SAMPLES, train_samples
 from recipes.pocket.subjects import SUBJECTS
 
 
@@ -20,4 +20,6 @@ def test_samples_are_trained_into_their_models_folder(tmp_path: Path) -> None:
 
 
 def test_samples_are_subjects_that_come_with_the_repository() -> None:
-    assert {subject.name for subject in SUBJECTS} >= set(SAMPLES) == set(read_bundle(model_path()).samples)
+    samples = read_bundle(model_path()).samples
+    assert {subject.name for subject in SUBJECTS} >= set(SAMPLES) == set(samples)
+    assert {name: Concept.load(samples[name]).strength for name in BY_EYE} == BY_EYE

@@ -12,13 +12,11 @@ SCENES = (
     "a photo of a {} on a beach", "a {} in the snow", "a photo of a {} in a forest", "a {} in front of a brick wall",
     "a {} at night", "a photo of the {} on grass",
 )  # fmt: skip
-BIASES = (0.6, 0.7, 0.8, 0.9, 1.0)
-"""The shipped model's words are told apart so well that below 0.6 the concept's own token is edited whole, and no
-other at all."""
+BIASES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @pytest.mark.property(number=15)
-@pytest.mark.slow  # 108 pictures
+@pytest.mark.slow  # 144 pictures
 def test_likeness_falls_and_faith_to_the_prompt_rises_with_the_bias_on_average():
     """Likeness along the axis from the base's own drawings to the subject: plain nearness counts how surely a bus is a
     bus. The mean over the shipped samples; one of them alone may disagree (docs/method.md has the numbers)."""
