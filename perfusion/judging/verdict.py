@@ -23,10 +23,11 @@ __all__ = ["Evidence", "Remedy", "TrainingVerdict", "compare", "gather", "pass_v
 
 NEARER, KEEPS = 0.7, 0.8
 """Shares of the pairs in which the concept must be nearer to the subject, and of the places that must be kept. Of 24
-pairs, chance alone brings 0.7 nearer in one training of thirty."""
+pairs, chance alone brings 0.7 nearer in one training of thirty; in more of them where several strengths are tried."""
 SURE = 0.53
 """The share of pictures with the noun from which a concept is called learned, a little more than the half that
-`benchmarks/subjects.py` asks for. Of 36 trainings none lay between 0.34 and 0.53 (`benchmarks/verdicts.py`)."""
+`benchmarks/subjects.py` asks for. Of 36 trainings on the first edition of the embedded model none lay between 0.34
+and 0.53 (`benchmarks/verdicts.py`)."""
 
 LEARNED, COLOURS, NOT_LEARNED = "learned", "colours only", "not learned"
 

@@ -76,7 +76,8 @@ def test_the_webuiapi_package_draws_and_lists(server):
     )
     assert np.abs(np.asarray(answer.image, int) - np.asarray(expected, int)).max() <= 1
     assert answer.info["all_seeds"] == [3]
-    assert [lora["name"] for lora in api.get_loras()] == ["cat"]
+    (lora,) = api.get_loras()
+    assert (lora["name"], lora["metadata"]["preferred weight"]) == ("cat", 1)
     assert "Euler a" in [sampler["name"] for sampler in api.get_samplers()]
     assert api.get_progress()["state"]["job_count"] == 0
     api.interrupt()
