@@ -9,11 +9,12 @@ from typing import Any
 
 from perfusion.concept.card import extract
 from perfusion.concept.concept_file import Concept
+from perfusion.concept.settings import FILE_SETTINGS
 from perfusion.errors import ConceptError
 
 __all__ = ["concept_files", "library_facts", "library_table"]
 
-_COLUMNS = ("file", "token", "superclass", "base", "bias", "strength", "kB")
+_COLUMNS = ("file", "token", "superclass", "base", *FILE_SETTINGS, "kB")
 
 
 def concept_files(folder: Path) -> list[Path]:
@@ -46,8 +47,7 @@ def library_facts(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
                 "superclass": concept.superclass,
                 "base": concept.base,
                 "base_fingerprint": concept.base_fingerprint,
-                "bias": concept.bias,
-                "strength": concept.strength,
+                **{setting: getattr(concept, setting) for setting in FILE_SETTINGS},
             }
         )  # fmt: skip
     return {"kind": "library", "path": str(folder), "concepts": concepts, "broken": broken}
@@ -77,7 +77,6 @@ def _row(concept: dict[str, Any]) -> tuple[str, ...]:
         concept["token"],
         concept["superclass"],
         concept["base"],
-        f"{concept['bias']:g}",
-        f"{concept['strength']:g}",
+        *(f"{concept[setting]:g}" for setting in FILE_SETTINGS),
         f"{size:.1f}",
     )

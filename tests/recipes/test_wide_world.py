@@ -179,8 +179,9 @@ def test_builds_and_bends_keep_the_object_on_its_ground(world: WideWorld) -> Non
 def test_first_edition_composes_its_subjects_as_ever(subject: Subject) -> None:
     pictures, _ = compose(subject.noun, subject.style)
     for number, picture in enumerate(pictures, 1):
-        stored = np.asarray(Image.open(EXAMPLES / subject.name / f"{number}.png"))
-        assert np.array_equal(np.asarray(picture), stored)
+        stored = np.asarray(Image.open(EXAMPLES / subject.name / f"{number}.png"), int)
+        difference = np.abs(np.asarray(picture, int) - stored)
+        assert difference.max() <= 1 and difference.sum() <= 5, "more than another processor's rounding"
 
 
 def test_patterns_that_no_word_names_are_as_rare_as_they_are_asked_to_be(world: WideWorld) -> None:

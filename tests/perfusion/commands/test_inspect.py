@@ -346,7 +346,7 @@ def test_a_folder_of_concepts_is_listed_and_what_is_broken_is_told(make_concept,
     assert main([str(tmp_path)]) == 0
     head, names, kitty, tom = capsys.readouterr().out.splitlines()
     assert head.endswith("2 concepts, 0 broken") and names.split()[:2] == ["file", "token"]
-    assert kitty.split()[:6] == ["kitty.safetensors", "<kitty>", "lion", "pocket", "0.6", "0.8"]
+    assert kitty.split()[:7] == ["kitty.safetensors", "<kitty>", "lion", "pocket", "0.6", "0.15", "0.8"]
     assert tom.split()[1] == "<tom>"
     data = (tmp_path / "tom.safetensors").read_bytes()
     (tmp_path / "copy.safetensors").write_bytes(data)
